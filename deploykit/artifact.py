@@ -1,0 +1,184 @@
+"""Open an artifact, a directory or the same packed into one file, and prove that it is whole.
+
+``Artifact.open`` checks the size and the SHA-256 of every file that the manifest lists before anything is loaded.
+"""
+
+import contextlib
+import json
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from deploykit.errors import ArtifactError
+from deploykit.files import sha256_of
+from deploykit.manifest import Manifest
+from deploykit.packed import is_plain_name, pack_files, unpack
+
+__all__ = ["MANIFEST_NAME", "Artifact", "Golden", "pack"]
+
+MANIFEST_NAME = "manifest.json"
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Golden:
+    """Inputs and the outputs that the eager module gave for them, with the controls that were used."""
+
+    inputs: Arrays
+    outputs: Arrays
+    sample_ids: np.ndarray[Any, Any]
+    seed: int
+
+
+class Artifact:
+    """An opened, verified artifact. Use it as a context manager: a packed one is unpacked to a temporary folder.
+
+    Attributes:
+        path: what the user named.
+        directory: where the files are.
+        manifest: the manifest.
+        digest: the manifest's own digest, which covers those of all other files and leaves out the date.
+    """
+
+    def __init__(self, path: Path, directory: Path, manifest: Manifest, cleanup: contextlib.ExitStack) -> None:
+        self.path, self.directory, self.manifest = path, directory, manifest
+        self.digest = manifest.digest
+        self._cleanup = cleanup
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Artifact":
+        """Open and verify.
+
+        Raises:
+            ArtifactError: nothing there, not an artifact, or a file that differs from the manifest.
+        """
+        path = Path(path)
+        with contextlib.ExitStack() as stack:
+            directory = _directory(path, stack)
+            manifest = _read_manifest(path, directory)
+            _check_files(path, directory, manifest)
+            return cls(path, directory, manifest, stack.pop_all())
+
+    def close(self) -> None:
+        """Remove the temporary folder of a packed artifact; harmless otherwise."""
+        self._cleanup.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def file(self, format_name: str) -> Path:
+        """The entry file of one format.
+
+        Raises:
+            ArtifactError: the artifact does not hold that format.
+        """
+        if format_name not in self.manifest.formats:
+            raise ArtifactError(
+                f"artifact {self.path}: holds {', '.join(self.manifest.formats)}, not {format_name}; "
+                f"export it again with --format {format_name}"
+            )
+        return self.directory / self.manifest.formats[format_name].file
+
+    def golden(self) -> Golden:
+        """The golden inputs and outputs that travel with the artifact.
+
+        Raises:
+            ArtifactError: the golden file does not hold what it should.
+        """
+        try:
+            with np.load(self.directory / self.manifest.golden, allow_pickle=False) as data:
+                return _golden({key: data[key] for key in data.files})
+        except (KeyError, ValueError, TypeError, AttributeError, OSError, zipfile.BadZipFile) as error:
+            raise ArtifactError(
+                f"artifact {self.path}: {self.manifest.golden} holds no golden inputs and outputs ({error}); "
+                "export it again"
+            ) from error
+
+
+def _golden(named: Arrays) -> Golden:
+    return Golden(
+        inputs={key.removeprefix("input."): value for key, value in named.items() if key.startswith("input.")},
+        outputs={key.removeprefix("output."): value for key, value in named.items() if key.startswith("output.")},
+        sample_ids=named["sample_ids"],
+        seed=int(named["seed"]),
+    )
+
+
+def _directory(path: Path, stack: contextlib.ExitStack) -> Path:
+    if path.is_dir():
+        return path
+    if not path.exists():
+        raise ArtifactError(f"artifact {path}: no such file or directory; create one with deploykit export")
+    # A pipe or a device would never end.
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        raise ArtifactError(
+            f"artifact {path}: neither a directory nor a packed artifact; create one with deploykit export"
+        )
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deploykit-")))
+    unpack(path, directory)
+    return directory
+
+
+def _read_manifest(path: Path, directory: Path) -> Manifest:
+    try:
+        data = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"artifact {path}: holds no {MANIFEST_NAME}; create an artifact with deploykit export"
+        ) from None
+    except OSError as error:
+        raise ArtifactError(f"artifact {path}: {MANIFEST_NAME} cannot be read ({error.strerror}); check it") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"artifact {path}: {MANIFEST_NAME} is not JSON ({error}); copy the artifact again"
+        ) from error
+    if not isinstance(data, dict):
+        raise ArtifactError(f"artifact {path}: {MANIFEST_NAME} is not a JSON object; copy the artifact again")
+    try:
+        return Manifest.from_json(data)
+    except ArtifactError as error:
+        raise ArtifactError(f"artifact {path}: {error}") from error
+
+
+def _check_files(path: Path, directory: Path, manifest: Manifest) -> None:
+    for name, record in manifest.files.items():
+        if not is_plain_name(name):
+            raise ArtifactError(
+                f"artifact {path}: the manifest lists a file named {name!r}; names are relative paths that stay inside "
+                "the artifact; do not use this artifact, get it from its source"
+            )
+        file = directory / name
+        if not file.is_file():
+            raise ArtifactError(f"artifact {path}: the file {name} is missing; copy the artifact again")
+        size = file.stat().st_size
+        if size != record.size_bytes:
+            raise ArtifactError(
+                f"artifact {path}: {name} has {size} bytes, the manifest says {record.size_bytes}; copy it again"
+            )
+        digest = sha256_of(file)
+        if digest != record.sha256:
+            raise ArtifactError(
+                f"artifact {path}: {name} is damaged: SHA-256 {digest[:12]}..., "
+                f"the manifest says {record.sha256[:12]}...; copy the artifact again"
+            )
+
+
+def pack(artifact: Artifact, destination: Path, *, overwrite: bool = False) -> Path:
+    """Write the artifact into one uncompressed zip file, the same bytes for the same artifact.
+
+    Raises:
+        UsageError: the destination exists and ``overwrite`` is not given.
+    """
+    names = [MANIFEST_NAME, *artifact.manifest.files]
+    return pack_files(artifact.directory, names, destination, overwrite=overwrite)

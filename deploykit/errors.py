@@ -1,0 +1,100 @@
+"""Every error that deploykit raises on purpose.
+
+::
+
+    DeploykitError                 exit code 1
+    ├── UsageError                 impossible or malformed request (exit code 2)
+    │   └── UnknownNameError       a name that no table knows; lists the known ones
+    ├── MissingExtraError          a package of an extra is not installed; names the pip command
+    ├── CheckpointError            the checkpoint cannot be read, or does not fit the module
+    ├── ExportError                the module cannot be exported faithfully
+    │   └── ParityError            an exported file does not compute what the module computes
+    ├── ArtifactError              the artifact is missing, malformed or damaged
+    ├── DeviceError                a device or provider was asked for and not obtained
+    ├── DataError                  the data does not fit the model, with the row where it does not
+    └── RunError                   the run directory or a rank is in a state that stops the job
+        └── IncompleteRunError     shards are missing; says which and how to resume
+
+A message has four parts: the subject, what came, what is allowed, and what to do.
+"""
+
+from collections.abc import Iterable
+
+__all__ = [
+    "ArtifactError",
+    "CheckpointError",
+    "DataError",
+    "DeploykitError",
+    "DeviceError",
+    "ExportError",
+    "IncompleteRunError",
+    "MissingExtraError",
+    "ParityError",
+    "RunError",
+    "UnknownNameError",
+    "UsageError",
+]
+
+
+class DeploykitError(Exception):
+    """Base of all errors raised on purpose; the command line prints its text and exits."""
+
+    exit_code = 1
+
+
+class UsageError(DeploykitError):
+    """The request itself cannot be carried out, whatever the files hold."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A reader, writer, runner, format ... was named that nothing provides."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, sorted(known)
+        super().__init__(f"unknown {kind} {name!r}: known are {', '.join(self.known)}")
+
+
+class MissingExtraError(DeploykitError):
+    """A package that this feature needs is not installed.
+
+    >>> str(MissingExtraError("onnxruntime", "cpu", "running an ONNX artifact"))
+    "running an ONNX artifact needs the package 'onnxruntime': pip install 'deploykit[cpu]'"
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        self.package, self.extra = package, extra
+        super().__init__(f"{purpose} needs the package {package!r}: pip install 'deploykit[{extra}]'")
+
+
+class CheckpointError(DeploykitError):
+    """The checkpoint cannot be read safely, or its tensors do not fit the module."""
+
+
+class ExportError(DeploykitError):
+    """The module cannot be exported without changing what it means."""
+
+
+class ParityError(ExportError):
+    """The exported file and the eager module disagree; nothing was written."""
+
+
+class ArtifactError(DeploykitError):
+    """The artifact is missing, malformed or damaged."""
+
+
+class DeviceError(DeploykitError):
+    """A device or execution provider was asked for and is not there."""
+
+
+class DataError(DeploykitError):
+    """The data does not fit the model's inputs."""
+
+
+class RunError(DeploykitError):
+    """The run directory, or a rank, is in a state that stops the job."""
+
+
+class IncompleteRunError(RunError):
+    """Some shards of the run are not committed."""

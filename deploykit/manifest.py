@@ -1,0 +1,225 @@
+"""What an artifact says about itself: ``manifest.json`` as typed, frozen records.
+
+The JSON schema that other programs can check a manifest against is ``deploykit/schema/manifest.schema.json``.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any, Literal
+
+from deploykit.errors import ArtifactError
+from deploykit.schema import load_schema, violations
+from deploykit.tensors import TensorSpec
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "FileRecord",
+    "FormatRecord",
+    "Manifest",
+    "MonteCarlo",
+    "OutputSpec",
+    "ParityRecord",
+    "Site",
+    "Statistic",
+]
+
+SCHEMA_VERSION = 1
+
+_SHOWN = 3
+"""How many problems a message names."""
+
+Statistic = Literal["value", "mean", "std", "probs", "entropy", "mutual_information", "draws"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputSpec:
+    """One named output: ``source`` is the module's own name for it, ``statistic`` what was made of it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    source: str
+    statistic: Statistic
+
+    @property
+    def tensor(self) -> TensorSpec:
+        return TensorSpec(name=self.name, dtype=self.dtype, shape=self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """One place where randomness enters.
+
+    ``index`` is the number that the mask function takes; ``kind`` the operation (``dropout``,
+    ``feature_dropout``); ``shape`` the shape of the mask, the batch dimension by its name.
+    """
+
+    index: int
+    module: str
+    kind: str
+    p: float
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonteCarlo:
+    """The Monte Carlo section: what is drawn, how often, and what is computed once.
+
+    ``nodes_once`` of ``nodes_total`` graph operations run once per batch; the rest run for every draw.
+    """
+
+    draws: int
+    mask_mode: Literal["independent", "shared"]
+    mask_algorithm: int
+    seed: int
+    sites: tuple[Site, ...]
+    nodes_once: int
+    nodes_total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormatRecord:
+    """One exported format: its entry file, and what a runtime must support to load it."""
+
+    file: str
+    opset: int | None = None
+    minimum_runtime: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityRecord:
+    """The largest error of one output of one format at one batch size, relative to the output's scale."""
+
+    format: str
+    batch: int
+    output: str
+    max_error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The whole manifest. Field by field it is documented in ``docs/artifact.md``."""
+
+    name: str
+    created: str
+    method: str
+    task: Literal["classification", "regression", "raw"]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    tested: Mapping[str, tuple[int, ...]]
+    monte_carlo: MonteCarlo | None
+    formats: Mapping[str, FormatRecord]
+    files: Mapping[str, FileRecord]
+    golden: str
+    tolerance: float
+    parity: tuple[ParityRecord, ...]
+    checkpoint: Mapping[str, Any] | None
+    versions: Mapping[str, str]
+    preprocessing: Mapping[str, Any] | None = None
+    user: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA_VERSION
+
+    @property
+    def batch_dimension(self) -> str:
+        """The name of the batch dimension, the first of every input."""
+        return str(self.inputs[0].shape[0])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all fields but the date: what was built again from the same inputs has the same digest."""
+        return _digest(self._fields())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, in the order of the fields with ``schema`` first and ``digest`` last.
+
+        Raises:
+            ArtifactError: ``user``, ``checkpoint`` or ``preprocessing`` holds what JSON cannot.
+        """
+        data = self._fields()
+        return {"schema": data.pop("schema"), **data, "digest": self.digest}
+
+    def _fields(self) -> dict[str, Any]:
+        try:
+            plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"manifest of {self.name}: a value cannot be kept as JSON ({error}); expected texts, finite numbers, "
+                "true, false, null, lists and dicts of these; convert it"
+            ) from error
+        return plain
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Manifest":
+        """Read the parsed JSON.
+
+        Raises:
+            ArtifactError: another schema version, a field that is missing, unknown or of another type or range, a file
+                that is used and not listed, or a digest that is not that of the fields.
+        """
+        if data.get("schema") != SCHEMA_VERSION or data["schema"] is True:
+            raise ArtifactError(
+                f"manifest: schema version {data.get('schema')!r}, this deploykit reads {SCHEMA_VERSION}; "
+                "install the deploykit that wrote it, or export again"
+            )
+        problems = list(islice(violations(data, load_schema("manifest")), _SHOWN))
+        if problems:
+            raise ArtifactError(f"manifest: {'; '.join(problems)}; copy the artifact again, or export it again")
+        fields = {key: value for key, value in data.items() if key != "digest"}
+        if data["digest"] != _digest(fields):
+            raise ArtifactError(
+                "manifest: its fields are not those that its digest was made of: it was changed or damaged; "
+                "copy the artifact again, or export it again"
+            )
+        manifest = cls(**{key: _READ.get(key, _same)(value) for key, value in fields.items()})
+        _check_listed(manifest)
+        return manifest
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    kept = {key: value for key, value in fields.items() if key != "created"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _check_listed(manifest: Manifest) -> None:
+    used = [manifest.golden, *(record.file for record in manifest.formats.values())]
+    unlisted = sorted({name for name in used if name not in manifest.files})
+    if unlisted:
+        raise ArtifactError(
+            f"manifest: uses {', '.join(unlisted)}, but lists only {', '.join(sorted(manifest.files))}; export it again"
+        )
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _site(data: Mapping[str, Any]) -> Site:
+    return Site(**{**data, "shape": tuple(data["shape"])})
+
+
+def _monte_carlo(data: Mapping[str, Any] | None) -> MonteCarlo | None:
+    return None if data is None else MonteCarlo(**{**data, "sites": tuple(map(_site, data["sites"]))})
+
+
+def _output(data: Mapping[str, Any]) -> OutputSpec:
+    return OutputSpec(**{**data, "shape": tuple(data["shape"])})
+
+
+_READ: Mapping[str, Any] = {
+    "inputs": lambda rows: tuple(map(TensorSpec.from_json, rows)),
+    "outputs": lambda rows: tuple(map(_output, rows)),
+    "tested": lambda rows: {name: tuple(sizes) for name, sizes in rows.items()},
+    "monte_carlo": _monte_carlo,
+    "formats": lambda rows: {name: FormatRecord(**row) for name, row in rows.items()},
+    "files": lambda rows: {name: FileRecord(**row) for name, row in rows.items()},
+    "parity": lambda rows: tuple(ParityRecord(**row) for row in rows),
+}

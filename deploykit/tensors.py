@@ -1,0 +1,128 @@
+"""The shape and dtype of one named tensor, as users write it and as the manifest keeps it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deploykit.errors import DataError, UsageError
+
+__all__ = ["DTYPES", "TensorSpec", "check_inputs", "parse_spec"]
+
+DTYPES = (
+    "float16", "float32", "float64",
+    "int8", "int16", "int32", "int64", "uint8", "bool",
+)  # fmt: skip
+"""The dtypes that numpy, torch and ONNX Runtime all hold."""
+
+_SPEC = re.compile(r"^(?P<name>[A-Za-z_]\w*):(?P<dtype>\w+)\[(?P<shape>[^\]]*)\]$")
+_DIMENSION = re.compile(r"^[A-Za-z_]\w*$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One tensor of a model.
+
+    ``shape`` holds an int for a fixed dimension and a name for a dynamic one; the first dimension is the batch.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.dtype}[{','.join(map(str, self.shape))}]"
+
+    @property
+    def row_shape(self) -> tuple[int | str, ...]:
+        """The shape of one row: everything after the batch dimension."""
+        return self.shape[1:]
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.dtype)
+
+    def with_sizes(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The concrete shape when each dynamic dimension has the size given for its name."""
+        return tuple(d if isinstance(d, int) else sizes[d] for d in self.shape)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "TensorSpec":
+        return cls(name=data["name"], dtype=data["dtype"], shape=tuple(data["shape"]))
+
+
+def parse_spec(text: str) -> TensorSpec:
+    """Read ``name:dtype[batch,64]``.
+
+    Raises:
+        UsageError: the text has another form, an unknown dtype, or a dimension that is neither a positive
+            number nor a name.
+
+    >>> parse_spec("tokens:int64[batch,seq]").shape
+    ('batch', 'seq')
+    """
+    match = _SPEC.match(text.replace(" ", ""))
+    if match is None:
+        raise UsageError(f"input {text!r}: expected NAME:DTYPE[DIM,DIM,...], for example x:float32[batch,64]")
+    if match["dtype"] not in DTYPES:
+        raise UsageError(f"input {text!r}: unknown dtype {match['dtype']!r}; known are {', '.join(DTYPES)}")
+    shape = tuple(_dimension(text, part) for part in match["shape"].split(",") if part)
+    if not shape or isinstance(shape[0], int):
+        raise UsageError(
+            f"input {text!r}: the first dimension is the batch and must be a name, "
+            f"for example {match['name']}:{match['dtype']}[batch,...]"
+        )
+    return TensorSpec(name=match["name"], dtype=match["dtype"], shape=shape)
+
+
+def _dimension(text: str, part: str) -> int | str:
+    if part.isdigit() and int(part) > 0:
+        return int(part)
+    if _DIMENSION.match(part):
+        return part
+    raise UsageError(f"input {text!r}: dimension {part!r} is neither a positive number nor a name")
+
+
+def check_inputs(
+    specs: Sequence[TensorSpec], inputs: Mapping[str, np.ndarray[Any, Any]], *, first_row: int = 0
+) -> dict[str, int]:
+    """Check one batch against the model's inputs; return the size of every dynamic dimension.
+
+    ``first_row`` is the global number of the batch's first row and is used in messages only.
+
+    Raises:
+        DataError: a missing or unexpected name, a wrong dtype, a wrong number of dimensions, a wrong or
+            inconsistent size.
+    """
+    names = [spec.name for spec in specs]
+    if set(inputs) != set(names):
+        raise DataError(
+            f"the model takes the inputs {names}, got {sorted(inputs)}: "
+            f"missing {sorted(set(names) - set(inputs))}, unexpected {sorted(set(inputs) - set(names))}"
+        )
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        _check_one(spec, inputs[spec.name], sizes, first_row)
+    return sizes
+
+
+def _check_one(spec: TensorSpec, array: np.ndarray[Any, Any], sizes: dict[str, int], first_row: int) -> None:
+    where = f"input {spec.name!r} (rows from {first_row})"
+    if array.dtype != spec.numpy_dtype:
+        raise DataError(
+            f"{where}: dtype {array.dtype}, the model takes {spec}; "
+            f"convert it, for example array.astype({spec.dtype!r})"
+        )
+    if array.ndim != len(spec.shape):
+        raise DataError(f"{where}: {array.ndim} dimensions {list(array.shape)}, the model takes {spec}")
+    for size, dimension in zip(array.shape, spec.shape, strict=True):
+        wanted = sizes.setdefault(dimension, size) if isinstance(dimension, str) else dimension
+        if size != wanted:
+            raise DataError(
+                f"{where}: dimension {dimension!r} is {size}, expected {wanted}; got {list(array.shape)} for {spec}"
+            )

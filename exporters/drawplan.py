@@ -1,0 +1,178 @@
+"""What the Monte Carlo rewrite will do with a captured graph: which nodes draws reach, and where the batch lies."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+
+from deploykit.errors import ExportError
+from deploykit.manifest import Site
+from exporters.capture import Captured
+from exporters.layout import BatchAxis, find_axis, symbolic_shape
+from exporters.sites import Draw
+
+__all__ = ["MonteCarloPlan", "Placed", "SitesOff", "plan_monte_carlo", "refuse_unsupported"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A site with its node and the place of the batch in its mask."""
+
+    site: Site
+    node: fx.Node
+    axis: BatchAxis
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonteCarloPlan:
+    """What the rewrite will do with a captured graph.
+
+    ``reached`` holds the nodes that some site reaches; ``axes`` where the batch lies in each tensor.
+    """
+
+    captured: Captured
+    sites: tuple[Placed, ...]
+    reached: frozenset[fx.Node]
+    axes: Mapping[fx.Node, BatchAxis | None]
+
+    @property
+    def nodes_total(self) -> int:
+        return sum(node.op == "call_function" for node in self.captured.graph.nodes)
+
+    @property
+    def nodes_once(self) -> int:
+        return self.nodes_total - len(self.reached)
+
+
+def plan_monte_carlo(
+    captured: Captured, draws: Sequence[Draw], batch_name: str, example: Sequence[Tensor]
+) -> MonteCarloPlan:
+    """Find what runs once, where the batch lies, and give the sites their numbers.
+
+    Raises:
+        ExportError: a kind of randomness that cannot be kept, a mask that belongs to no row, or rows that mix.
+    """
+    refuse_unsupported(draws)
+    symbol = captured.symbols[batch_name]
+    reached = _reached(captured.graph, [draw.node for draw in draws])
+    moved = _Movement(captured, draws, example)
+    axes = {node: _axis_of(node, symbol, moved, node in reached) for node in captured.graph.nodes}
+    placed = tuple(_place(index, draw, axes, captured.symbols) for index, draw in enumerate(draws))
+    return MonteCarloPlan(captured=captured, sites=placed, reached=reached, axes=axes)
+
+
+def refuse_unsupported(draws: Sequence[Draw]) -> None:
+    """Refuse every random operation that has no rewrite, by the name of its module.
+
+    Raises:
+        ExportError: lists all of them.
+    """
+    unsupported = [f"{draw.module}: {draw.operation}" for draw in draws if draw.kind is None]
+    if unsupported:
+        raise ExportError(
+            "random operations that cannot be exported faithfully yet: "
+            + "; ".join(unsupported)
+            + ". Supported are nn.Dropout, nn.Dropout1d/2d/3d and F.dropout in any form. Replace these operations, "
+            "set their probability to 0, or export without --mc-draws if they are off in evaluation"
+        )
+
+
+def _reached(graph: fx.Graph, sites: Sequence[fx.Node]) -> frozenset[fx.Node]:
+    found: set[fx.Node] = set(sites)
+    for node in graph.nodes:
+        if node.op != "output" and any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return frozenset(found)
+
+
+def _axis_of(node: fx.Node, symbol: Any, moved: "_Movement", reached: bool) -> BatchAxis | None:
+    try:
+        axis = find_axis(node, symbol, moved)
+    except ExportError:
+        # A tensor such as a matrix of distances between rows is of no concern unless draws reach it.
+        if reached or any(user in moved.reached for user in node.users):
+            raise
+        return None
+    if axis is None and reached and isinstance(node.meta.get("val"), Tensor) and node not in moved.sites:
+        raise ExportError(
+            f"{node.name} ({node.target}): has no batch dimension but depends on a dropout, so the rows of a batch "
+            "would influence each other; export without --mc-draws, or keep the batch dimension"
+        )
+    return axis
+
+
+def _place(index: int, draw: Draw, axes: Mapping[fx.Node, BatchAxis | None], symbols: Mapping[str, Any]) -> Placed:
+    axis = axes[draw.node]
+    shape = symbolic_shape(draw.node)
+    if draw.kind == "feature_dropout":
+        shape = (*shape[:2], *(1 for _ in shape[2:]))
+    if axis is None or axis.dimension >= len(shape) or (draw.kind == "feature_dropout" and axis.dimension > 1):
+        raise ExportError(
+            f"{draw.module}: {draw.operation} acts on a tensor of shape "
+            f"{list(map(str, symbolic_shape(draw.node)))} "
+            "without a batch dimension (a weight or a constant), so its mask belongs to no row; not supported yet. "
+            "Apply the dropout to activations, or set its probability to 0"
+        )
+    names = tuple(_size_name(size, symbols) for size in shape)
+    site = Site(index=index, module=draw.module, kind=str(draw.kind), p=draw.p, shape=names)
+    return Placed(site=site, node=draw.node, axis=axis)
+
+
+def _size_name(size: Any, symbols: Mapping[str, Any]) -> int | str:
+    expression = sympy.sympify(size)
+    return int(expression) if expression.is_Integer else str(expression.subs({s: name for name, s in symbols.items()}))
+
+
+class _Movement(Mapping[fx.Node, Tensor]):
+    """Which elements of each node change when row 0 of the inputs does; computed when first asked for."""
+
+    def __init__(self, captured: Captured, draws: Sequence[Draw], example: Sequence[Tensor]) -> None:
+        self.sites = frozenset(draw.node for draw in draws)
+        self.reached = _reached(captured.graph, list(self.sites))
+        self._captured, self._example = captured, example
+        self._changed: dict[fx.Node, Tensor] | None = None
+        for node in captured.graph.nodes:
+            node.meta["probe_batch"] = example[0].shape[0]
+
+    def __getitem__(self, node: fx.Node) -> Tensor:
+        if self._changed is None:
+            self._changed = self._probe()
+        return self._changed[node]
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        return iter(self._changed or {})
+
+    def __len__(self) -> int:
+        return len(self._changed or {})
+
+    def _probe(self) -> dict[fx.Node, Tensor]:
+        # Another row's values are always valid ones, whatever the inputs mean.
+        before = self._record([tensor.clone() for tensor in self._example])
+        after = self._record([torch.cat([tensor[1:2], tensor[1:]]) for tensor in self._example])
+        return {node: before[node] != after[node] for node in before if before[node].shape == after[node].shape}
+
+    def _record(self, inputs: Sequence[Tensor]) -> dict[fx.Node, Tensor]:
+        runner = SitesOff(self._captured.module, self.sites)
+        runner.run(*inputs)
+        return runner.seen
+
+
+class SitesOff(fx.Interpreter):
+    """Run a captured graph with its random operations replaced by the identity.
+
+    ``seen`` keeps a copy of every tensor.
+    """
+
+    def __init__(self, module: fx.GraphModule, sites: Iterable[fx.Node]) -> None:
+        super().__init__(module)
+        self._sites = frozenset(sites)
+        self.seen: dict[fx.Node, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = self.env[n.args[0]] if n in self._sites else super().run_node(n)  # type: ignore[index]
+        if isinstance(value, Tensor):
+            self.seen[n] = value.detach().clone()
+        return value

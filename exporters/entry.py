@@ -1,0 +1,145 @@
+"""One flat doorway to a module: named tensors in, named tensors out, whatever structure lies between.
+
+``Entry`` calls a method of the user's module with the inputs arranged as that method expects them and flattens what
+comes back into dotted names: ``aux.norm``, ``0``, ``1.hidden``; a single bare tensor is ``output``.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from deploykit.errors import ExportError, UsageError
+
+__all__ = ["BARE_OUTPUT", "STEP_METHODS", "Arrangement", "Entry", "arrangement_for", "flatten_outputs"]
+
+BARE_OUTPUT = "output"
+
+STEP_METHODS = ("predict_step", "test_step", "validation_step")
+"""LightningModule methods that take ``(batch, batch_idx)``."""
+
+Arrangement = Literal["keywords", "positional", "batch", "batch_list", "batch_dict"]
+
+
+class Entry(nn.Module):
+    """Wrap ``module`` so that ``forward(*tensors)`` gives a tuple of tensors, and ``named`` the same by name."""
+
+    def __init__(self, module: nn.Module, method: str, names: Sequence[str], arrangement: Arrangement) -> None:
+        super().__init__()
+        self.module = module
+        self.method = method
+        self.names = tuple(names)
+        self.arrangement = arrangement
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.named(*tensors).values())
+
+    def named(self, *tensors: Tensor) -> dict[str, Tensor]:
+        """The outputs by their dotted names.
+
+        Raises:
+            ExportError: the method returned no tensor, or something that is none.
+        """
+        # The method is called through the module itself where possible, so that hooks run.
+        call = self.module if self.method == "forward" else getattr(self.module, self.method)
+        flat = dict(flatten_outputs(self._call(call, tensors)))
+        if not flat:
+            raise ExportError(f"{self.method}: returned no tensor; a model must return at least one")
+        return flat
+
+    def _call(self, call: Any, tensors: tuple[Tensor, ...]) -> Any:
+        named = dict(zip(self.names, tensors, strict=True))
+        match self.arrangement:
+            case "keywords":
+                return call(**named)
+            case "positional":
+                return call(*tensors)
+            case "batch":
+                return call(tensors[0], 0)
+            case "batch_list":
+                return call(list(tensors), 0)
+            case "batch_dict":
+                return call(named, 0)
+
+
+def arrangement_for(
+    module: nn.Module, method: str, names: Sequence[str], batch: Literal["auto", "list", "dict"] = "auto"
+) -> Arrangement:
+    """How ``method`` takes its inputs.
+
+    A step method takes ``(batch, batch_idx)``: one input is the bare tensor and several are a list, as a
+    DataLoader gives them, unless ``batch`` says otherwise. Any other method gets keywords when the names are its
+    parameters, and positions when none is.
+
+    Raises:
+        UsageError: the module has no such method, or only some of the names are parameters.
+    """
+    function = getattr(module, method, None)
+    if not callable(function):
+        raise UsageError(
+            f"method {method!r}: {type(module).__name__} has none; give a method that it has, such as forward"
+        )
+    if method in STEP_METHODS:
+        if batch == "auto":
+            return "batch" if len(names) == 1 else "batch_list"
+        return "batch_dict" if batch == "dict" else "batch_list"
+    parameters = inspect.signature(function).parameters
+    known = [name for name in names if name in parameters]
+    if len(known) == len(names):
+        return "keywords"
+    if known and len(names) > 1:
+        raise UsageError(
+            f"inputs {list(names)}: {method} of {type(module).__name__} takes {list(parameters)}; "
+            "name the inputs after its parameters"
+        )
+    return "positional"
+
+
+def flatten_outputs(value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield (dotted name, tensor) for every tensor in ``value``; ``None`` is skipped.
+
+    Raises:
+        ExportError: something that is neither a tensor nor a structure of tensors.
+    """
+    if isinstance(value, Tensor):
+        yield BARE_OUTPUT, value
+    else:
+        yield from _walk(value, "")
+
+
+def _walk(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if value is None:
+        return
+    if isinstance(value, Tensor):
+        yield name, value
+        return
+    for key, child in _children(value, name):
+        if "." in key or not key:
+            raise ExportError(
+                f"output {name}[{key!r}]: a key must not be empty or hold a dot, which separates the levels"
+            )
+        yield from _walk(child, f"{name}.{key}" if name else key)
+
+
+def _children(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        yield from ((str(key), child) for key, child in value.items())
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        yield from zip(value._fields, value, strict=True)
+    elif isinstance(value, (tuple, list)):
+        yield from ((str(index), child) for index, child in enumerate(value))
+    else:
+        raise ExportError(
+            f"output {name or 'of the method'!r}: is a {type(value).__name__}; only tensors and dicts, tuples, "
+            "lists, dataclasses of tensors can be exported; return tensors, or export another --method"
+        )
+
+
+def detached(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Copies that no in-place operation of the module can reach."""
+    return tuple(torch.clone(tensor.detach()) for tensor in tensors)

@@ -1,0 +1,220 @@
+"""Export: a module in, a verified artifact out, or nothing at all."""
+
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from deploykit.artifact import MANIFEST_NAME
+from deploykit.compare import default_tolerance
+from deploykit.errors import ExportError, UsageError
+from deploykit.files import sha256_of, sync_directory, write_json
+from deploykit.manifest import FileRecord, Manifest, ParityRecord
+from deploykit.tensors import TensorSpec
+from exporters.entry import Entry, arrangement_for
+from exporters.formats import FORMATS, Format
+from exporters.inputs import ModelInputs, find_inputs
+from exporters.parity import check_parity, tested_sizes
+from exporters.subject import DrawOptions, Subject, prepare
+
+__all__ = ["DEFAULT_FORMATS", "ExportResult", "export_module"]
+
+DEFAULT_FORMATS = ("torchscript", "onnx")
+GOLDEN_NAME = "golden.npz"
+GOLDEN_ROWS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportResult:
+    """Where the artifact is, what it says, and what the user should know."""
+
+    path: Path
+    manifest: Manifest
+    notes: tuple[str, ...]
+
+    @property
+    def max_error(self) -> float:
+        """The largest parity error over all formats, batch sizes and outputs."""
+        return max((record.max_error for record in self.manifest.parity), default=0.0)
+
+
+def export_module(
+    module: nn.Module,
+    destination: str | Path,
+    *,
+    inputs: Sequence[str | TensorSpec] = (),
+    example: Mapping[str, NDArray[Any]] | None = None,
+    ranges: Mapping[str, tuple[int, int]] | None = None,
+    method: str = "forward",
+    batch: Literal["auto", "list", "dict"] = "auto",
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    mc_draws: int | None = None,
+    mask_mode: Literal["independent", "shared"] = "independent",
+    seed: int = 0,
+    task: Literal["classification", "regression", "raw"] = "raw",
+    class_outputs: Sequence[str] = (),
+    keep_draws: bool = False,
+    tolerance: float | None = None,
+    overwrite: bool = False,
+    user: Mapping[str, Any] | None = None,
+    checkpoint: Mapping[str, Any] | None = None,
+) -> ExportResult:
+    """Export a module to an artifact at ``destination`` (a new directory).
+
+    The module is left exactly as it was. Every format is compared with the module before anything is published.
+
+    Args:
+        module: any ``nn.Module`` on the CPU.
+        destination: the directory to create.
+        inputs: specs such as ``"x:float32[batch,64]"``; the first dimension is the batch.
+        example: arrays by input name, instead of or beside ``inputs``.
+        ranges: half-open ranges of integer inputs.
+        method: the method to export; ``predict_step`` gets ``(batch, 0)``.
+        batch: how a step method gets several inputs.
+        formats: names from ``exporters.formats.FORMATS``.
+        mc_draws: number of Monte Carlo draws; None exports evaluation mode.
+        mask_mode: each row its own masks, or one mask per draw for all rows.
+        seed: the default of the file's ``seed`` input.
+        task: what the outputs are, which decides their statistics.
+        class_outputs: the outputs that hold class scores, when there are several.
+        keep_draws: also give every draw as ``NAME.draws`` (batch, draws, ...).
+        tolerance: largest error relative to the scale of an output; by default 1e-4, and 1e-2 with float16.
+        overwrite: replace an artifact that is there.
+        user: JSON values to keep in the manifest.
+        checkpoint: what is known of the checkpoint, for the manifest.
+
+    Raises:
+        UsageError: the request does not fit the module.
+        ExportError: the module cannot be exported faithfully.
+        ParityError: an exported file differs from the module.
+    """
+    path = Path(destination)
+    writers = _check_request(path, formats, mc_draws, overwrite)
+    _check_device(module)
+    model_inputs = find_inputs(module, specs=inputs, example=example, ranges=ranges)
+    entry = Entry(module, method, model_inputs.names, arrangement_for(module, method, model_inputs.names, batch))
+    options = DrawOptions(
+        draws=mc_draws, mode=mask_mode, seed=seed, task=task, class_outputs=tuple(class_outputs), keep_draws=keep_draws
+    )
+    subject = prepare(entry, model_inputs, options)
+    limit = default_tolerance(model_inputs.specs[0].dtype) if tolerance is None else tolerance
+    with _Workshop(path) as workshop:
+        records = {name: writer.write(subject, model_inputs.names, workshop.path) for name, writer in writers.items()}
+        names = [output.name for output in subject.outputs]
+        clients = {name: writers[name].open_client(workshop.path / records[name].file, names) for name in writers}
+        parity = check_parity(clients, subject, model_inputs, limit)
+        _write_golden(workshop.path / GOLDEN_NAME, subject, model_inputs)
+        manifest = Manifest(
+            name=path.name, created=datetime.now(UTC).isoformat(timespec="seconds"), method=method, task=task,
+            inputs=model_inputs.specs, outputs=subject.outputs, tested=tested_sizes(model_inputs, subject),
+            monte_carlo=subject.monte_carlo, formats=records, files=_digests(workshop.path), golden=GOLDEN_NAME,
+            tolerance=limit, parity=tuple(_worst_per_output(parity)), checkpoint=checkpoint, versions=_versions(),
+            user=dict(user or {}),
+        )  # fmt: skip
+        write_json(workshop.path / MANIFEST_NAME, manifest.to_json())
+        workshop.publish()
+    return ExportResult(path=path, manifest=manifest, notes=tuple(model_inputs.notes()))
+
+
+def _check_request(path: Path, formats: Sequence[str], draws: int | None, overwrite: bool) -> dict[str, Format]:
+    if not formats:
+        raise UsageError(f"no format given; known are {', '.join(FORMATS.names())}")
+    if draws is not None and draws < 2:
+        raise UsageError(f"--mc-draws {draws}: at least 2 draws are needed for a standard deviation")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists; choose another name, or replace it with --overwrite")
+    if path.exists() and not (path / MANIFEST_NAME).is_file():
+        raise UsageError(f"{path} exists and is no artifact, so it is not replaced; choose another name")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: the directory {path.parent} does not exist; create it first")
+    return {name: FORMATS.load(name)() for name in dict.fromkeys(formats)}
+
+
+def _check_device(module: nn.Module) -> None:
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    elsewhere = sorted({f"{name} on {tensor.device}" for name, tensor in tensors if tensor.device.type != "cpu"})
+    if elsewhere:
+        raise ExportError(
+            f"the module is not on the CPU ({elsewhere[0]}); export module.cpu(), the artifact runs on any device"
+        )
+
+
+def _write_golden(path: Path, subject: Subject, inputs: ModelInputs) -> None:
+    sizes = {inputs.batch_name: GOLDEN_ROWS, **inputs.default_sizes()}
+    arrays = inputs.random(sizes, seed=2024)
+    ids, seed = np.arange(GOLDEN_ROWS, dtype=np.int64), subject.controls.seed if subject.controls else 0
+    draws = range(subject.controls.draws) if subject.controls else [0]
+    outputs = subject.reference.outputs(arrays, sample_ids=ids, seed=seed, draws=draws)
+    dtypes = {output.name: output.dtype for output in subject.outputs}
+    named: dict[str, Any] = {f"input.{name}": array for name, array in arrays.items()}
+    named |= {f"output.{name}": outputs[name].astype(_numpy_dtype(dtype)) for name, dtype in dtypes.items()}
+    np.savez(path, sample_ids=ids, seed=np.int64(seed), **named)
+
+
+def _numpy_dtype(dtype: str) -> str:
+    return "float32" if dtype == "bfloat16" else dtype
+
+
+def _digests(directory: Path) -> dict[str, FileRecord]:
+    files = sorted(file for file in directory.iterdir() if file.is_file())
+    return {file.name: FileRecord(sha256=sha256_of(file), size_bytes=file.stat().st_size) for file in files}
+
+
+def _worst_per_output(records: Sequence[ParityRecord]) -> list[ParityRecord]:
+    """One record for each format and output: that of its worst trial."""
+    worst: dict[tuple[str, str], ParityRecord] = {}
+    for record in records:
+        key = record.format, record.output
+        if key not in worst or record.max_error > worst[key].max_error:
+            worst[key] = record
+    return list(worst.values())
+
+
+def _versions() -> dict[str, str]:
+    from deploykit.version import __version__
+
+    found = {"deploykit": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    for package in ("numpy", "onnx", "onnxscript", "onnxruntime"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class _Workshop:
+    """A directory beside the destination that becomes it, or vanishes."""
+
+    def __init__(self, destination: Path) -> None:
+        self.destination = destination
+        self.path = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> "_Workshop":
+        self.path.mkdir()
+        return self
+
+    def publish(self) -> None:
+        for file in self.path.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        if self.destination.exists():
+            old = self.path.with_suffix(".old")
+            self.destination.rename(old)
+            self.path.rename(self.destination)
+            shutil.rmtree(old)
+        else:
+            self.path.rename(self.destination)
+        sync_directory(self.destination.parent)
+
+    def __exit__(self, *_error: object) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)

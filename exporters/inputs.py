@@ -1,0 +1,205 @@
+"""The inputs of a model: their specs, and examples to capture and check with."""
+
+import inspect
+import keyword
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from deploykit.errors import UsageError
+from deploykit.tensors import DTYPES, TensorSpec, check_inputs, parse_spec
+
+__all__ = ["BATCH", "ModelInputs", "find_inputs", "parse_range", "read_example"]
+
+BATCH = "batch"
+DEFAULT_SIZE = 12
+"""The size of a dynamic dimension that no example shows."""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInputs:
+    """What a model takes.
+
+    ``example`` holds the user's own rows, if any; random inputs take their mean, spread and range from it. ``ranges``
+    holds the half-open range of integer inputs.
+    """
+
+    specs: tuple[TensorSpec, ...]
+    example: Arrays | None = None
+    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self.specs)
+
+    @property
+    def batch_name(self) -> str:
+        return str(self.specs[0].shape[0])
+
+    def default_sizes(self) -> dict[str, int]:
+        """The size of each dynamic dimension other than the batch: that of the example, where there is one."""
+        names = {size for spec in self.specs for size in spec.shape if isinstance(size, str)} - {self.batch_name}
+        shown = {} if self.example is None else check_inputs(self.specs, self.example)
+        return {name: shown.get(name, DEFAULT_SIZE) for name in sorted(names)}
+
+    def random(self, sizes: Mapping[str, int], seed: int) -> Arrays:
+        """Fresh random inputs with these sizes of the dynamic dimensions."""
+        generator = np.random.default_rng(seed)
+        return {spec.name: self._random(spec, spec.with_sizes(sizes), generator) for spec in self.specs}
+
+    def _random(self, spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[Any]:
+        shown = None if self.example is None else self.example[spec.name]
+        if spec.dtype == "bool":
+            return generator.random(shape) < 0.5
+        if not spec.dtype.startswith("float"):
+            low, high = self._range(spec, shown)
+            return generator.integers(low, high, shape).astype(spec.dtype)
+        mean, spread = (0.0, 1.0) if shown is None else (float(np.mean(shown)), float(np.std(shown)) or 1.0)
+        return (mean + spread * generator.standard_normal(shape)).astype(spec.dtype)
+
+    def _range(self, spec: TensorSpec, shown: NDArray[Any] | None) -> tuple[int, int]:
+        if spec.name in self.ranges:
+            return self.ranges[spec.name]
+        if shown is not None and shown.size:
+            return int(shown.min()), int(shown.max()) + 1
+        return 0, 2
+
+    def notes(self) -> list[str]:
+        """What the user should know about how the checks were fed."""
+        blind = [
+            spec.name
+            for spec in self.specs
+            if "int" in spec.dtype and self.example is None and spec.name not in self.ranges
+        ]
+        return [
+            f"input {name}: no range known, so only 0 and 1 were tried; give --range {name}=LOW:HIGH" for name in blind
+        ]
+
+
+def find_inputs(
+    module: nn.Module,
+    *,
+    specs: Sequence[str | TensorSpec] = (),
+    example: Mapping[str, NDArray[Any]] | None = None,
+    ranges: Mapping[str, tuple[int, int]] | None = None,
+) -> ModelInputs:
+    """The inputs from ``specs``, from ``example``, or from the module's ``example_input_array``, in this order.
+
+    Specs and an example may be given together: the specs name the dimensions and the example gives values. From an
+    example alone, the first dimension is the batch and all others are fixed.
+
+    Raises:
+        UsageError: nothing is given, or what is given does not agree.
+    """
+    parsed = tuple(parse_spec(spec) if isinstance(spec, str) else spec for spec in specs)
+    arrays = _as_arrays(example) if example is not None else None
+    if not parsed and arrays is None:
+        arrays = _own_example(module)
+    if not parsed and arrays is not None:
+        parsed = tuple(_spec_of(name, array) for name, array in arrays.items())
+    _check_specs(parsed)
+    unknown = sorted(set(ranges or {}) - {spec.name for spec in parsed})
+    if unknown:
+        raise UsageError(
+            f"--range {', '.join(unknown)}: no such input; the inputs are {', '.join(s.name for s in parsed)}"
+        )
+    found = ModelInputs(specs=parsed, example=arrays, ranges=dict(ranges or {}))
+    found.default_sizes()  # Checks the example against the specs.
+    return found
+
+
+def _own_example(module: nn.Module) -> Arrays:
+    shown = getattr(module, "example_input_array", None)
+    if shown is None:
+        raise UsageError(
+            f"{type(module).__name__}: its inputs are not known; give --input NAME:DTYPE[batch,...] for each, or "
+            "--example FILE.npz, or set example_input_array on the module"
+        )
+    return _as_arrays(_named(module, shown))
+
+
+def _named(module: nn.Module, shown: Any) -> dict[str, Any]:
+    """An ``example_input_array`` is a tensor, a tuple of tensors, or a dict of keyword arguments."""
+    if isinstance(shown, Mapping):
+        return dict(shown)
+    values = tuple(shown) if isinstance(shown, (tuple, list)) else (shown,)
+    parameters = [
+        p.name for p in inspect.signature(module.forward).parameters.values() if p.kind is not p.VAR_POSITIONAL
+    ]
+    names = parameters[: len(values)] if len(parameters) >= len(values) else [f"x{i}" for i in range(len(values))]
+    return dict(zip(names, values, strict=True))
+
+
+def _as_arrays(values: Mapping[str, Any]) -> Arrays:
+    found: Arrays = {}
+    for name, value in values.items():
+        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+        if array.ndim == 0 or str(array.dtype) not in DTYPES:
+            raise UsageError(
+                f"example input {name!r}: is {array.dtype} with shape {list(array.shape)}; "
+                f"needed is an array with a batch dimension and a dtype of {', '.join(DTYPES)}"
+            )
+        found[name] = np.ascontiguousarray(array)
+    return found
+
+
+def _spec_of(name: str, array: NDArray[Any]) -> TensorSpec:
+    if not name.isidentifier():
+        raise UsageError(f"example input {name!r}: the name must be a Python identifier; rename it in the file")
+    return TensorSpec(name=name, dtype=str(array.dtype), shape=(BATCH, *array.shape[1:]))
+
+
+_TAKEN = frozenset({"sample_ids", "draw_ids", "row_ids", "seed", "first_draw", "draws", "self", "torch", "math"})
+"""Names that the exported files use themselves."""
+
+
+def _check_specs(specs: Sequence[TensorSpec]) -> None:
+    names = [spec.name for spec in specs]
+    taken = sorted(name for name in names if name in _TAKEN or keyword.iskeyword(name) or name.startswith("control_"))
+    if len(set(names)) != len(names) or taken:
+        raise UsageError(f"inputs {names}: every name must be a different one, and free: {taken or 'one'} is taken")
+    firsts = {spec.shape[0] for spec in specs}
+    if len(firsts) > 1:
+        raise UsageError(
+            f"inputs {', '.join(map(str, specs))}: the first dimension of all must be the same batch dimension"
+        )
+
+
+def read_example(path: Path) -> Arrays:
+    """Arrays by name from an ``.npz`` file.
+
+    Raises:
+        UsageError: no such file, or not an ``.npz`` of plain arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            if not isinstance(data, np.lib.npyio.NpzFile):
+                raise UsageError(f"example {path}: is a single array; save it by name with numpy.savez(path, x=array)")
+            return {name: data[name] for name in data.files}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"example {path}: cannot be read as an .npz of plain arrays: {error}") from error
+
+
+def parse_range(text: str) -> tuple[str, tuple[int, int]]:
+    """Read ``ids=0:30522`` (the end is not included).
+
+    Raises:
+        UsageError: another form, or an empty range.
+    """
+    name, _, bounds = text.partition("=")
+    low, _, high = bounds.partition(":")
+    try:
+        found = int(low), int(high)
+    except ValueError:
+        raise UsageError(f"--range {text!r}: expected NAME=LOW:HIGH, for example ids=0:30522") from None
+    if found[0] >= found[1]:
+        raise UsageError(f"--range {text!r}: is empty; HIGH is not included and must be larger than LOW")
+    return name, found

@@ -1,0 +1,94 @@
+"""Where the rows of the batch lie in a tensor of the graph.
+
+Seen flat and row-major, every tensor that carries the batch is ``(outer, batch, inner)``: the batch may be the first
+dimension (outer is 1), a later one (sequence-first), or folded with another, as attention folds heads into it.
+"""
+
+import functools
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+
+from deploykit.errors import ExportError
+
+__all__ = ["BatchAxis", "find_axis", "symbolic_shape"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchAxis:
+    """``dimension`` holds the batch; ``folded_outer`` tells that the rest of a folded dimension varies slower."""
+
+    dimension: int
+    folded_outer: bool = False
+
+    def split(self, shape: Sequence[int], batch: int) -> tuple[int, int, int]:
+        """(outer, batch, inner) of a tensor with this shape."""
+        outer, inner = _product(shape[: self.dimension]), _product(shape[self.dimension + 1 :])
+        rest = shape[self.dimension] // batch
+        return (outer * rest, batch, inner) if self.folded_outer else (outer, batch, rest * inner)
+
+    def tile(self, tensor: Tensor, batch: int, times: int) -> Tensor:
+        """Repeat the rows ``times`` times, the repetition varying slower than the row."""
+        shape = list(tensor.shape)
+        outer, _, inner = self.split(shape, batch)
+        shape[self.dimension] = shape[self.dimension] * times
+        return tensor.reshape(outer, 1, batch, inner).expand(outer, times, batch, inner).reshape(shape)
+
+    def place(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
+        """Lay ``rows`` (batch, units) out as a tensor of ``shape``, units in row-major order within a row."""
+        if self.dimension == 0 and not self.folded_outer:
+            return rows.reshape(shape)
+        outer, batch, inner = self.split(shape, rows.shape[0])
+        return rows.reshape(batch, outer, inner).transpose(0, 1).reshape(shape)
+
+
+def _product(sizes: Sequence[int]) -> int:
+    # Symbolic sizes multiply like numbers, which math.prod does not promise.
+    product: int = functools.reduce(operator.mul, sizes, 1)
+    return product
+
+
+def symbolic_shape(node: fx.Node) -> tuple[Any, ...]:
+    """The node's sizes as sympy expressions; empty for what is no tensor."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return ()
+    sizes: list[int | torch.SymInt] = list(value.shape)
+    return tuple(sympy.Integer(size) if isinstance(size, int) else size.node.expr for size in sizes)
+
+
+def find_axis(node: fx.Node, symbol: Any, moved: Mapping[fx.Node, Tensor]) -> BatchAxis | None:
+    """Where the batch lies in ``node``; None when its shape does not depend on the batch.
+
+    ``moved`` tells, for a node, which of its elements changed when only row 0 of the inputs changed; it decides the
+    order within a folded dimension.
+
+    Raises:
+        ExportError: the batch appears in two dimensions, so that rows mix.
+    """
+    shape = symbolic_shape(node)
+    carrying = [axis for axis, size in enumerate(shape) if symbol in size.free_symbols]
+    if not carrying:
+        return None
+    if len(carrying) > 1:
+        raise ExportError(f"{node.name}: {list(map(str, shape))} carries the batch twice, so that its rows mix")
+    (axis,) = carrying
+    factor = sympy.simplify(shape[axis] / symbol)
+    if symbol in factor.free_symbols:
+        raise ExportError(f"{node.name}: dimension {axis} is {shape[axis]}, which is not a multiple of the batch")
+    if factor == 1:
+        return BatchAxis(dimension=axis)
+    return BatchAxis(dimension=axis, folded_outer=_is_outer(moved.get(node), axis, int(node.meta["probe_batch"])))
+
+
+def _is_outer(changed: Tensor | None, axis: int, batch: int) -> bool:
+    """With the batch inner, the elements of row 0 are every ``batch``-th; with the batch outer, the first ones."""
+    if changed is None or not bool(changed.any()):
+        return False
+    lines = changed.movedim(axis, 0).flatten(1).any(dim=1)
+    return bool(lines[::batch].any()) and not bool(lines.reshape(-1, batch)[:, 1:].any())

@@ -1,0 +1,71 @@
+"""The mask function of ``deploykit.masks`` as torch operations that every exported format carries unchanged.
+
+Shapes: B rows in the batch, T draws, U units of a site. Words are int32 and wrap; keys are made in int64.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deploykit import masks
+
+__all__ = ["SHIFT_RIGHT", "apply_mask", "keep", "row_keys", "unit_keys"]
+
+
+@torch.library.custom_op("deploykit::shift_right", mutates_args=())
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    # An operation of our own, because the stock exporter writes every integer division and shift of torch in a form
+    # that ONNX Runtime runs on the CPU only, or in a dozen nodes. For values that are not negative it is one Div.
+    return value >> bits
+
+
+@_shift_right.register_fake
+def _(value: Tensor, bits: int) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(value)
+
+
+SHIFT_RIGHT: Any = torch.ops.deploykit.shift_right.default
+"""``shift_right(value, bits)`` for int64 values that are not negative."""
+
+Keys = tuple[Tensor, Tensor]
+
+
+def row_keys(seed: Tensor, sample_ids: Tensor, draws: Tensor, *, shared: bool) -> Keys:
+    """Two words for each row of each draw, (T*B, 1) int32, from seed (), sample ids (B), draws (T) int64."""
+    start = seed * _signed(masks.SEED) + _signed(masks.ROW_START)
+    ids = torch.zeros_like(sample_ids) if shared else sample_ids
+    counter = (start + ids * _signed(masks.SAMPLE)).unsqueeze(0) + (draws * _signed(masks.DRAW)).unsqueeze(1)
+    first, second = _scramble(counter.reshape(-1, 1))
+    return first, second
+
+
+def unit_keys(site: int, units: int, device: torch.device) -> Keys:
+    """Two words for each unit of a site: (U) int32."""
+    start = _signed(site * masks.SITE + masks.UNIT_START)
+    return _scramble(torch.arange(units, dtype=torch.int64, device=device) * _signed(masks.UNIT) + start)
+
+
+def _signed(value: int) -> int:
+    """``value`` modulo 2**64 as a signed number."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+def _scramble(counter: Tensor) -> Keys:
+    counter = counter % (1 << 62)
+    left, right = counter % masks.WORD, SHIFT_RIGHT(counter, 31)
+    for constant in masks.ROUNDS:
+        left, right = right, (left + SHIFT_RIGHT(right * (right + constant), 15)) % masks.WORD
+    return left.to(torch.int32), right.to(torch.int32)
+
+
+def keep(rows: Keys, units: Keys, p: float) -> Tensor:
+    """Which units are kept: (T*B, U) bool."""
+    product = (rows[0] + units[0]) * (rows[1] + units[1])
+    return product * (product + rows[0]) >= masks.threshold(p)
+
+
+def apply_mask(values: Tensor, kept: Tensor, p: float) -> Tensor:
+    """Zero what is not kept and scale the rest by 1 / (1 - p)."""
+    # A product, not a selection: branching on an unpredictable mask costs ten times as much on a CPU.
+    return values * kept.to(values.dtype) * masks.scale(p)

@@ -1,0 +1,171 @@
+"""The Monte Carlo rewrite: one graph that draws T times, with everything before the first site run once.
+
+``MonteCarloModule`` runs a captured graph node by node. A node that no site reaches runs once on the B rows. What it
+hands to a node that a site does reach is tiled T times along the batch, draw-major, and that part runs once on T*B
+rows. At a site the values are multiplied by a keyed mask. Capturing this module again gives the graph to export.
+
+The rewrite assumes that rows do not mix after the first site. That is not taken on trust: ``exporters.parity`` compares
+every export with the user's own module run draw by draw, and refuses where they differ.
+"""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from deploykit.errors import ExportError
+from deploykit.manifest import Statistic
+from exporters.drawplan import MonteCarloPlan, Placed
+from exporters.layout import BatchAxis, symbolic_shape
+from exporters.mask_ops import apply_mask, keep, row_keys, unit_keys
+from exporters.statistics import summarize
+
+__all__ = ["MonteCarloModule", "Report"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One output: its name, the module's output that it was made from, and what was made of it."""
+
+    name: str
+    source: str
+    statistic: Statistic
+    value: Tensor
+
+
+class MonteCarloModule(nn.Module):
+    """``forward(*inputs, sample_ids, draw_ids, seed)`` gives the statistics of the draws, which ``reports`` names.
+
+    ``sample_ids`` (B) int64, ``draw_ids`` (T) int64, ``seed`` () int64.
+    """
+
+    def __init__(
+        self,
+        plan: MonteCarloPlan,
+        names: Sequence[str],
+        *,
+        mode: Literal["independent", "shared"],
+        summary: Literal["statistics", "first_draw"],
+        class_outputs: Sequence[str],
+        keep_draws: bool,
+    ) -> None:
+        super().__init__()
+        self.body = plan.captured.module
+        self.plan = plan
+        self.names = tuple(names)
+        self.shared = mode == "shared"
+        self.summary = summary
+        self.class_outputs = frozenset(class_outputs)
+        self.keep_draws = keep_draws
+        self.sites = {placed.node: placed for placed in plan.sites}
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(report.value for report in self.reports(*tensors))
+
+    def reports(self, *tensors: Tensor) -> list["Report"]:
+        """The outputs with what they are."""
+        *inputs, sample_ids, draw_ids, seed = tensors
+        keys = row_keys(seed, sample_ids, draw_ids, shared=self.shared)
+        run = _Run(self, inputs, sample_ids.shape[0], draw_ids.shape[0], keys)
+        nodes = zip(self.names, run.output_nodes(), strict=True)
+        return [report for name, node in nodes for report in self._report(name, node, run)]
+
+    def _report(self, name: str, node: fx.Node, run: "_Run") -> list["Report"]:
+        if node not in self.plan.reached:
+            return [Report(name=name, source=name, statistic="value", value=run.once[node])]
+        if self.plan.axes[node] != BatchAxis(dimension=0):
+            raise ExportError(
+                f"output {name!r}: has shape {list(map(str, symbolic_shape(node)))}; "
+                "its first dimension must be the batch"
+            )
+        value = run.tiled[node]
+        draws = value.reshape(run.draws, run.batch, *value.shape[1:])
+        if self.summary == "first_draw":
+            return [Report(name=name, source=name, statistic="value", value=draws[0])]
+        if not value.is_floating_point():
+            raise ExportError(
+                f"output {name!r}: is {str(value.dtype).removeprefix('torch.')} and depends on a dropout; the mean "
+                "of such values over draws means nothing. Return the scores that it was made from instead"
+            )
+        found = summarize(draws, classification=name in self.class_outputs, keep_draws=self.keep_draws)
+        return [
+            Report(name=f"{name}.{statistic}", source=name, statistic=cast(Statistic, statistic), value=value)
+            for statistic, value in found.items()
+        ]
+
+
+class _Run:
+    """One pass: values of nodes on the B rows (``once``), on the T*B rows (``tiled``)."""
+
+    def __init__(self, owner: MonteCarloModule, inputs: Sequence[Tensor], batch: int, draws: int, keys: Any) -> None:
+        self.owner, self.plan, self.batch, self.draws, self.keys = owner, owner.plan, batch, draws, keys
+        self.once: dict[fx.Node, Any] = {}
+        self.tiled: dict[fx.Node, Any] = {}
+        self._inputs = iter(inputs)
+        for node in self.plan.captured.graph.nodes:
+            if node.op != "output":
+                self._step(node)
+
+    def output_nodes(self) -> list[fx.Node]:
+        (output,) = (node for node in self.plan.captured.graph.nodes if node.op == "output")
+        found: list[fx.Node] = []
+        fx.map_arg(output.args[0], found.append)
+        return found
+
+    def _step(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            self.once[node] = next(self._inputs)
+        elif node.op == "get_attr":
+            self.once[node] = operator.attrgetter(str(node.target))(self.owner.body)
+        elif node in self.owner.sites:
+            self.tiled[node] = self._site(self.owner.sites[node])
+        elif node in self.plan.reached:
+            self.tiled[node] = _call(node, self._on_tiled_rows)
+        else:
+            self.once[node] = _call(node, self.once.__getitem__)
+            if not isinstance(node.meta.get("val"), Tensor):
+                self._size_on_tiled_rows(node)
+
+    def _size_on_tiled_rows(self, node: fx.Node) -> None:
+        """Sizes that are computed from the batch are needed twice: of B rows and of T*B."""
+        if node.target is torch.ops.aten.sym_size.int:
+            source, axis = cast(tuple[fx.Node, int], node.args)
+            value = self.once[node]
+            place = self.plan.axes[source]
+            self.tiled[node] = value * self.draws if place is not None and place.dimension == axis else value
+        elif isinstance(node.meta.get("val"), (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)):
+            self.tiled[node] = _call(node, self._on_tiled_rows)
+
+    def _on_tiled_rows(self, node: fx.Node) -> Any:
+        if node in self.tiled:
+            return self.tiled[node]
+        value, axis = self.once[node], self.plan.axes[node]
+        return value if axis is None else axis.tile(value, self.batch, self.draws)
+
+    def _site(self, placed: Placed) -> Tensor:
+        values = self._on_tiled_rows(cast(fx.Node, placed.node.args[0]))
+        shape = list(values.shape)
+        if placed.site.kind == "feature_dropout":
+            shape = [*shape[:2], *(1 for _ in shape[2:])]
+        outer, _, inner = placed.axis.split(shape, self.batch * self.draws)
+        p = placed.site.p
+        if p == 1:
+            return cast(Tensor, values * 0)
+        kept = keep(self.keys, unit_keys(placed.site.index, outer * inner, values.device), p)
+        return apply_mask(values, placed.axis.place(kept, shape), p)
+
+
+def _call(node: fx.Node, value_of: Any) -> Any:
+    if node.op != "call_function":
+        raise ExportError(f"{node.name}: the graph holds a {node.op}, which cannot be rewritten")
+    args, kwargs = cast(Any, fx.map_arg((node.args, node.kwargs), value_of))
+    # The size is asked of the tensor in the way that a capture can follow.
+    function = _size if node.target is torch.ops.aten.sym_size.int else cast(Any, node.target)
+    return function(*args, **kwargs)
+
+
+def _size(tensor: Tensor, axis: int) -> Any:
+    return tensor.shape[axis]

@@ -1,0 +1,209 @@
+"""Write a captured graph as an ONNX file, with control inputs that have defaults.
+
+torch's exporter translates the graph. Then the inputs that the graph needs (``sample_ids`` for every row, ``draw_ids``)
+are computed in a few nodes in front of it from what a client may or may not give.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploykit.errors import ExportError, MissingExtraError
+from exporters.capture import Captured, own_name, quiet
+from exporters.mask_ops import SHIFT_RIGHT
+from exporters.torchscript import Controls
+
+__all__ = ["OPSET", "require_packages", "write_onnx"]
+
+OPSET = 18
+"""Old enough for every onnxruntime since 1.14, new enough for all that the masks need."""
+
+# Protocol buffers cannot hold more than 2 GiB; weights above this go to a file of their own.
+_INLINE_LIMIT_BYTES = 1_500_000_000
+
+
+def write_onnx(
+    captured: Captured, path: Path, inputs: Sequence[str], outputs: Sequence[str], controls: Controls | None
+) -> None:
+    """Translate and save at ``path`` (and ``path.data`` for large models).
+
+    Raises:
+        MissingExtraError: onnx or onnxscript is not installed.
+        ExportError: an operation that has no ONNX form.
+    """
+    require_packages()
+    import onnx_ir as ir
+    import torch
+
+    names = [*inputs, *(("sample_ids", "draw_ids", "seed") if controls else ())]
+    try:
+        with quiet(), _silent_logs(), torch.no_grad():
+            program: Any = torch.onnx.export(
+                captured.program,
+                dynamo=True,
+                input_names=names,
+                output_names=list(outputs),
+                opset_version=OPSET,
+                custom_translation_table={SHIFT_RIGHT: _shift_right()},
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(f"ONNX cannot express the captured graph: {_reason(error)}") from error
+    model: ir.Model = program.model
+    if controls is not None:
+        _add_controls(model, controls)
+    _forget_origin(model)
+    _save(model, path)
+
+
+def require_packages() -> None:
+    """Raises:
+    MissingExtraError: onnx or onnxscript is not installed.
+    """
+    for package in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "onnx", "exporting to ONNX")
+
+
+def _shift_right() -> Any:
+    from onnxscript import opset18 as op
+
+    def shift_right(value: Any, bits: int) -> Any:
+        return op.Div(value, op.Constant(value_int=2**bits))
+
+    return shift_right
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause says which operation failed; the outer text lists steps of the exporter."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@contextmanager
+def _silent_logs() -> Iterator[None]:
+    """torch.onnx warns through logging that torchvision is absent, which is no concern of the user's."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _add_controls(model: Any, controls: Controls) -> None:
+    """Put the nodes in front that make ``sample_ids`` and ``draw_ids`` out of optional inputs."""
+    import onnx_ir as ir
+
+    graph = model.graph
+    by_name = {value.name: value for value in graph.inputs}
+    batch_input, ids, draw_ids, seed = graph.inputs[0], by_name["sample_ids"], by_name["draw_ids"], by_name["seed"]
+    ids.name, draw_ids.name = "row_ids", "draw_ids"
+    given = _optional(graph, "sample_ids", np.zeros(0, np.int64), ("sample_ids_given",))
+    first = _optional(graph, "first_draw", np.asarray(0, np.int64))
+    draws = _optional(graph, "draws", np.asarray(controls.draws, np.int64))
+    seed_default = _optional(graph, "seed", np.asarray(controls.seed, np.int64))
+    front = _Front(graph)
+    # An empty sample_ids means 0, 1, 2 ...; any other length than the batch's fails at the Reshape.
+    rows, count = front("Shape", batch_input, start=0, end=1), front("Shape", given)
+    numbered = front("Range", front.number(0), front("Squeeze", rows), front.number(1))
+    length = front("Where", front("Equal", count, front.vector(0)), rows, count)
+    chosen = front("Slice", front("Concat", given, numbered, axis=0), front.vector(0), length, front.vector(0))
+    row_ids = front("Reshape", chosen, rows)
+    numbers = front("Range", first, front("Add", first, draws), front.number(1))
+    for old, new in ((ids, row_ids), (draw_ids, numbers), (seed, seed_default)):
+        new.shape = new.shape or old.shape
+        ir.convenience.replace_all_uses_with(old, new)
+        graph.inputs.remove(old)
+    graph.inputs.extend([given, seed_default, first, draws])
+    front.insert()
+
+
+def _optional(graph: Any, name: str, default: Any, shape: Sequence[str] = ()) -> Any:
+    """An input that has a default: a graph input and an initializer of one name."""
+    import onnx_ir as ir
+
+    value = ir.Value(
+        name=name,
+        type=ir.TensorType(ir.DataType.INT64),
+        shape=ir.Shape(shape),
+        const_value=ir.tensor(default, name=name),
+    )
+    graph.initializers.pop(name, None)
+    graph.initializers[name] = value
+    return value
+
+
+class _Front:
+    """Nodes to be put before all others."""
+
+    def __init__(self, graph: Any) -> None:
+        self._graph = graph
+        self._nodes: list[Any] = []
+
+    def __call__(self, operation: str, *inputs: Any, **attributes: Any) -> Any:
+        import onnx_ir as ir
+
+        node = ir.node(operation, list(inputs), attributes or None, name=f"control_{len(self._nodes)}")
+        node.outputs[0].name = f"control_{len(self._nodes)}"
+        node.outputs[0].type = ir.TensorType(ir.DataType.BOOL if operation == "Equal" else ir.DataType.INT64)
+        self._nodes.append(node)
+        return node.outputs[0]
+
+    def number(self, value: int) -> Any:
+        return self._constant(f"control_number_{value}", np.asarray(value, np.int64))
+
+    def vector(self, value: int) -> Any:
+        return self._constant(f"control_vector_{value}", np.asarray([value], np.int64))
+
+    def _constant(self, name: str, value: Any) -> Any:
+        import onnx_ir as ir
+
+        if name not in self._graph.initializers:
+            tensor = ir.tensor(value, name=name)
+            self._graph.initializers[name] = ir.Value(
+                name=name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(value.shape), const_value=tensor
+            )
+        return self._graph.initializers[name]
+
+    def insert(self) -> None:
+        self._graph.insert_before(self._graph[0], self._nodes)
+
+
+def _forget_origin(model: Any) -> None:
+    """Remove stack traces and the like: they hold paths of the exporting machine, and change from build to build."""
+    model.producer_name, model.producer_version = "deploykit", None
+    model.metadata_props.clear()
+    graphs = [model.graph, *model.functions.values()]
+    for graph in graphs:
+        graph.metadata_props.clear()
+        graph.doc_string = None
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            node.doc_string = None
+            for value in node.outputs:
+                value.metadata_props.clear()
+    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+    for value in list(model.graph.initializers.values()):
+        value.name = own_name(value.name)
+
+
+def _save(model: Any, path: Path) -> None:
+    import onnx_ir as ir
+
+    size_bytes = sum(
+        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
+    )
+    model.ir_version = 8  # The version of opset 18's time; a newer one would shut out older runtimes for nothing.
+    if size_bytes > _INLINE_LIMIT_BYTES:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    else:
+        ir.save(model, path)

@@ -1,0 +1,43 @@
+"""The ONNX format of the table."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploykit.errors import MissingExtraError
+from deploykit.manifest import FormatRecord
+from exporters.formats import Arrays, Client
+from exporters.onnx_file import OPSET, require_packages, write_onnx
+from exporters.subject import Subject
+
+__all__ = ["OnnxFormat"]
+
+
+class OnnxFormat:
+    """``model.onnx``, checked with onnxruntime on the CPU."""
+
+    def __init__(self) -> None:
+        require_packages()
+        if importlib.util.find_spec("onnxruntime") is None:
+            raise MissingExtraError("onnxruntime", "cpu", "checking the exported ONNX file")
+
+    def write(self, subject: Subject, inputs: Sequence[str], directory: Path) -> FormatRecord:
+        outputs = [output.name for output in subject.outputs]
+        write_onnx(subject.captured, directory / "model.onnx", inputs, outputs, subject.controls)
+        return FormatRecord(file="model.onnx", opset=OPSET, minimum_runtime="onnxruntime 1.14")
+
+    def open_client(self, file: Path, outputs: Sequence[str]) -> Client:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+        def client(inputs: Arrays, controls: dict[str, Any]) -> Arrays:
+            feeds = inputs | {name: np.asarray(value, np.int64) for name, value in controls.items()}
+            return dict(zip(outputs, session.run(list(outputs), feeds), strict=True))
+
+        return client

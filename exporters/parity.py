@@ -1,0 +1,132 @@
+"""The gate before an artifact is written: an exported file must compute what the module computes.
+
+The file is loaded as a client loads it and fed fresh random inputs at several batch sizes; the oracle is the eager
+module with numpy masks (``exporters.reference``).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit.compare import worst_of
+from deploykit.errors import ExportError, ParityError
+from deploykit.manifest import ParityRecord
+from exporters.formats import Client
+from exporters.inputs import ModelInputs
+from exporters.subject import Subject
+
+__all__ = ["BATCHES", "check_parity", "tested_sizes"]
+
+BATCHES = (1, 2, 7, 64)
+"""One, two, an odd size, and one much larger than the example's."""
+
+_DRAWS = 3
+"""Draws in a trial: the oracle runs the module once for each, and every draw goes through the same graph."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One comparison: the sizes of all dynamic dimensions, the random seed of the inputs, and the controls."""
+
+    sizes: Mapping[str, int]
+    seed: int
+    controls: Mapping[str, Any]
+    draws: range
+
+
+def _trials(inputs: ModelInputs, subject: Subject) -> Iterator[Trial]:
+    other = inputs.default_sizes()
+    sizes = [{inputs.batch_name: batch, **other} for batch in BATCHES]
+    if other:
+        sizes.append({inputs.batch_name: 3, **{name: size + 5 for name, size in other.items()}})
+        sizes.append({inputs.batch_name: 2, **{name: max(1, size - 3) for name, size in other.items()}})
+    for index, each in enumerate(sizes):
+        yield _trial(each, index, subject, inputs.batch_name)
+    if subject.controls is not None:
+        # Once without any control, as a client that knows only the model's own inputs calls it.
+        yield Trial(sizes={inputs.batch_name: 2, **other}, seed=99, controls={}, draws=range(subject.controls.draws))
+
+
+def _trial(sizes: dict[str, int], index: int, subject: Subject, batch_name: str) -> Trial:
+    if subject.controls is None:
+        return Trial(sizes=sizes, seed=100 + index, controls={}, draws=range(0))
+    draws = _DRAWS if subject.reference.summary == "statistics" else 1
+    first = 11 * index
+    controls = {
+        # Far apart and large, as the rows of a long table are.
+        "sample_ids": (np.arange(sizes[batch_name], dtype=np.int64) * 1_000_003 + index * 2**40)[::-1].copy(),
+        "seed": 7 + index,
+        "first_draw": first,
+        "draws": draws,
+    }
+    return Trial(sizes=sizes, seed=100 + index, controls=controls, draws=range(first, first + draws))
+
+
+def tested_sizes(inputs: ModelInputs, subject: Subject) -> dict[str, tuple[int, ...]]:
+    """Every dynamic dimension with the sizes at which the formats are compared."""
+    sizes = [trial.sizes for trial in _trials(inputs, subject)]
+    return {name: tuple(sorted({each[name] for each in sizes})) for name in sizes[0]}
+
+
+def check_parity(
+    clients: Mapping[str, Client], subject: Subject, inputs: ModelInputs, tolerance: float
+) -> list[ParityRecord]:
+    """Compare every format with the oracle in every trial.
+
+    Raises:
+        ParityError: names the format, the batch size, and the worst element.
+    """
+    found: list[ParityRecord] = []
+    for trial in _trials(inputs, subject):
+        arrays = inputs.random(trial.sizes, trial.seed)
+        wanted = _wanted(subject, arrays, trial, trial.sizes[inputs.batch_name])
+        for name, client in clients.items():
+            found += _compare(name, client, subject, arrays, wanted, trial, trial.sizes[inputs.batch_name], tolerance)
+    return found
+
+
+def _wanted(subject: Subject, arrays: dict[str, NDArray[Any]], trial: Trial, batch: int) -> dict[str, NDArray[Any]]:
+    ids = trial.controls.get("sample_ids", np.arange(batch, dtype=np.int64))
+    seed = trial.controls.get("seed", subject.controls.seed if subject.controls else 0)
+    try:
+        return subject.reference.outputs(arrays, sample_ids=ids, seed=seed, draws=trial.draws or [0])
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise ExportError(
+            f"the module itself fails on random inputs with {dict(trial.sizes)}: {type(error).__name__}: {error}; "
+            "give a real --example, a --range for integer inputs, or fix the dimension that must not change"
+        ) from error
+
+
+def _compare(
+    name: str,
+    client: Client,
+    subject: Subject,
+    arrays: dict[str, NDArray[Any]],
+    wanted: dict[str, NDArray[Any]],
+    trial: Trial,
+    batch: int,
+    tolerance: float,
+) -> list[ParityRecord]:
+    try:
+        got = client(dict(arrays), dict(trial.controls))
+    except Exception as error:
+        raise ParityError(f"format {name}: the exported file fails with {dict(trial.sizes)}: {error}") from error
+    statistics = {output.name: output.statistic for output in subject.outputs}
+    worst = worst_of(statistics, got, wanted)
+    for difference in worst:
+        if not difference.error <= tolerance:
+            raise ParityError(
+                f"format {name}, {dict(trial.sizes)}: {difference}; allowed is {tolerance:g}. Nothing was written. "
+                "If this is rounding, raise --tolerance; otherwise the model does something that this export changes"
+                + _mixing_hint(subject)
+            )
+    return [ParityRecord(format=name, batch=batch, output=each.output, max_error=each.error) for each in worst]
+
+
+def _mixing_hint(subject: Subject) -> str:
+    if subject.monte_carlo is None:
+        return ""
+    return ", such as mixing the rows of a batch after a dropout"

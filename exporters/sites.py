@@ -1,0 +1,85 @@
+"""Find every place in a captured graph where randomness enters; refuse the kinds that are not supported.
+
+What counts is what the graph does, not the class of a module: an operation that torch tags as drawing random numbers
+is a site when its arguments make it draw.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+__all__ = ["SUPPORTED", "Draw", "find_draws", "module_of"]
+
+aten = torch.ops.aten
+
+SUPPORTED: dict[Any, str] = {
+    aten.dropout.default: "dropout",
+    aten.dropout_.default: "dropout",
+    aten.feature_dropout.default: "feature_dropout",
+    aten.feature_dropout_.default: "feature_dropout",
+}
+"""The operations that the rewrite turns into keyed masks, all called as ``(input, p, train)``."""
+
+_P_AND_TRAIN = {
+    "dropout", "dropout_", "feature_dropout", "feature_dropout_",
+    "alpha_dropout", "alpha_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_",
+}  # fmt: skip
+_RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """A node that draws random numbers. ``kind`` is None where no rewrite exists."""
+
+    node: fx.Node
+    module: str
+    operation: str
+    kind: str | None
+    p: float
+
+
+def find_draws(graph: fx.Graph) -> list[Draw]:
+    """Every node that really draws, in the order of execution."""
+    return [_describe(node) for node in graph.nodes if _draws(node)]
+
+
+def _describe(node: fx.Node) -> Draw:
+    operation = node.target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]
+    kind = SUPPORTED.get(node.target)
+    p = float(arguments(node)["p"]) if kind is not None else float("nan")
+    return Draw(node=node, module=module_of(node), operation=operation, kind=kind, p=p)
+
+
+def _draws(node: fx.Node) -> bool:
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    given, name = arguments(node), node.target._schema.name.removeprefix("aten::")
+    if name in _P_AND_TRAIN:
+        return bool(given["train"]) and given["p"] != 0
+    if name in _RECURRENT:
+        return bool(given["train"]) and given["dropout"] != 0
+    if name.startswith("rrelu"):
+        return bool(given["training"])
+    return bool(given.get("dropout_p", 1) != 0)
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The node's arguments by the names of the operation's schema, defaults included."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given = dict(zip((argument.name for argument in schema), node.args, strict=False))
+    defaults = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+    return {**defaults, **given, **node.kwargs}
+
+
+def module_of(node: fx.Node) -> str:
+    """The qualified name of the innermost module whose code made this node; the root is ``(root)``."""
+    stack = node.meta.get("nn_module_stack") or {}
+    names = [str(path) for path, _ in stack.values() if not str(path).startswith("_empty_nn_module_stack")]
+    name = names[-1] if names else ""
+    # The user's module is a child of the entry wrapper.
+    name = name.removeprefix("module").removeprefix(".")
+    return name or "(root)"

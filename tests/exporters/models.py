@@ -1,0 +1,234 @@
+"""Small modules, each with one way of using dropout, and the ones that must be refused."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """Two dropouts behind linear layers, as everybody writes it."""
+
+    def __init__(self, features: int = 6, classes: int = 3, p: float = 0.4) -> None:
+        super().__init__()
+        self.first = nn.Linear(features, 16)
+        self.drop = nn.Dropout(p)
+        self.second = nn.Linear(16, 16)
+        self.drop_again = nn.Dropout(p)
+        self.head = nn.Linear(16, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.drop(F.relu(self.first(x)))
+        return self.head(self.drop_again(F.relu(self.second(hidden))))
+
+
+class Shared(nn.Module):
+    """One Dropout module called three times, twice on the same tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.drop = nn.Linear(6, 8), nn.Linear(8, 3), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.body(x))
+        return self.head(self.drop(self.drop(hidden) + self.drop(hidden)))
+
+
+class Functional(nn.Module):
+    """No Dropout module at all: the flag is this module's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.dropout(F.relu(self.body(x)), 0.3, training=self.training))
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Dropout(0.5, inplace=True), nn.Linear(8, 3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class ConvNet(nn.Module):
+    """Batch norm, channel dropout, flattening by the batch size, a residual branch, an upstream output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.channels = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout2d(0.3)
+        self.again, self.drop, self.head = nn.Conv2d(4, 4, 3, padding=1), nn.Dropout(0.2), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = F.relu(self.norm(self.conv(x)))
+        dropped = self.channels(features)
+        mixed = features + self.again(dropped)
+        return {"logits": self.head(self.drop(mixed.view(x.size(0), -1))), "energy": features.mean((1, 2, 3))}
+
+
+class Feature1d(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.drop, self.head = nn.Conv1d(6, 4, 1), nn.Dropout1d(0.4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(self.conv(x.unsqueeze(-1).expand(-1, -1, 5))).mean(-1))
+
+
+class Feature3d(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.head = nn.Dropout3d(0.4), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(x[..., None, None, None].expand(-1, -1, 2, 2, 2)).sum((2, 3, 4)))
+
+
+class SequenceFirst(nn.Module):
+    """The batch is the second dimension where the dropout acts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.drop, self.head = nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = torch.stack([self.body(x), self.body(x * 2), self.body(x + 1)])
+        return self.head(self.drop(steps)).mean(0)
+
+
+class FoldedHeads(nn.Module):
+    """Attention written by hand: heads folded behind the batch, and dropout on the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.drop, self.head = nn.Linear(6, 24), nn.Dropout(0.3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.shape[0]
+        tokens = self.body(x).view(batch, 3, 2, 4).transpose(1, 2).reshape(batch * 2, 3, 4)
+        weights = self.drop(torch.softmax(tokens @ tokens.transpose(1, 2), -1))
+        return self.head((weights @ tokens).view(batch, 2, 3, 4).mean(2).reshape(batch, 8))
+
+
+class FoldedInner(nn.Module):
+    """Steps folded before the batch, so that the rows of one sample lie far apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.drop, self.head = nn.Linear(6, 8), nn.Dropout(0.3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.shape[0]
+        steps = torch.stack([x, x * 2, x + 1]).reshape(3 * batch, 6)
+        return self.head(self.drop(self.body(steps))).view(3, batch, 3).mean(0)
+
+
+class Head(NamedTuple):
+    scores: Tensor
+    embedding: Tensor
+
+
+@dataclass
+class Everything:
+    head: Head
+    aux: dict[str, Tensor]
+    nothing: None = None
+
+
+class Nested(nn.Module):
+    """Two inputs, nested outputs, one of them an integer that no dropout reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.body, self.drop = nn.Embedding(11, 6), nn.Linear(6, 3), nn.Dropout(0.5)
+
+    def forward(self, ids: Tensor, x: Tensor) -> Everything:
+        embedding = self.table(ids).mean(1) + x
+        return Everything(Head(self.body(self.drop(embedding)), embedding), {"longest": ids.argmax(1)})
+
+
+class TrainingAux(nn.Module):
+    """In training mode it returns more; only the owners of dropouts may be put in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.drop, self.head = nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        out = self.head(self.drop(self.body(x)))
+        return (out, out * 2) if self.training else out
+
+
+class AlwaysOn(nn.Module):
+    """A Monte Carlo loop that the user wrote: on in evaluation mode too."""
+
+    def __init__(self, repeats: int = 4) -> None:
+        super().__init__()
+        self.body, self.drop, self.repeats = nn.Linear(6, 3), nn.Dropout(0.5), repeats
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.drop.train()
+        return torch.stack([self.drop(self.body(x)) for _ in range(self.repeats)]).mean(0)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, dropout=0.1, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x[:, None].expand(-1, 4, -1)
+        return self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: str = "LSTM") -> None:
+        super().__init__()
+        self.cells = getattr(nn, kind)(6, 3, num_layers=2, dropout=0.2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cells(x[:, None].expand(-1, 4, -1))[0].mean(1)
+
+
+class Wrapped(nn.Module):
+    """Any function between two linear layers, as the child ``inner``."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body, self.inner, self.head = nn.Linear(6, 8), Inner(function), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(self.body(x)))
+
+
+class Inner(nn.Module):
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def skip_at_random(owner: nn.Module, x: Tensor) -> Tensor:
+    """Layer drop decided by Python."""
+    return x if owner.training and random.random() < 0.5 else F.dropout(x, 0.5, owner.training)
+
+
+def mixed_rows(owner: nn.Module, x: Tensor) -> Tensor:
+    """Centre by the batch after a dropout."""
+    return F.dropout(x, 0.5, owner.training) - F.dropout(x, 0.5, owner.training).mean(0)
+
+
+def neighbours(owner: nn.Module, x: Tensor) -> Tensor:
+    """Rows look at the row before, which no shape gives away."""
+    return F.dropout(x, 0.5, owner.training) + F.dropout(x, 0.5, owner.training).flip(0)

@@ -1,0 +1,260 @@
+"""What an export leaves behind, what it leaves alone, and what it refuses."""
+
+import hashlib
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from deploykit.artifact import Artifact
+from deploykit.errors import ExportError, ParityError, UnknownNameError, UsageError
+from exporters.export import export_module
+from exporters.inputs import parse_range, read_example
+from tests.exporters import models
+
+SPEC = "x:float32[batch,6]"
+
+
+def digests(artifact: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in artifact.iterdir()}
+
+
+def test_the_artifact_opens_and_holds_what_the_manifest_says(tmp_path: Path) -> None:
+    result = export_module(models.Mlp(), tmp_path / "a", inputs=[SPEC], mc_draws=4, user={"owner": "me"})
+    with Artifact.open(tmp_path / "a") as artifact:
+        assert artifact.manifest == result.manifest
+        assert set(artifact.manifest.files) == {"golden.npz", "model.onnx", "model.torchscript.pt"}
+        assert artifact.manifest.user == {"owner": "me"}
+        assert artifact.manifest.tested == {"batch": (1, 2, 7, 64)}
+        golden = artifact.golden()
+    assert set(golden.outputs) == {"output.mean", "output.std"}
+    assert result.max_error < 1e-5
+
+
+def test_building_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = models.ConvNet()
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        export_module(module, tmp_path / place / "a", inputs=["x:float32[batch,1,4,4]"], mc_draws=4)
+    one, two = (digests(tmp_path / place / "a") for place in ("one", "two"))
+    one.pop("manifest.json"), two.pop("manifest.json")
+    assert one == two
+    with Artifact.open(tmp_path / "one" / "a") as first, Artifact.open(tmp_path / "two" / "a") as second:
+        assert first.digest == second.digest
+
+
+def test_no_path_of_this_machine_is_in_the_files(tmp_path: Path) -> None:
+    result = export_module(models.Mlp(), tmp_path / "a", inputs=[SPEC], mc_draws=4)
+    model = onnx.load(result.path / "model.onnx")
+    assert not model.metadata_props
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    with zipfile.ZipFile(result.path / "model.torchscript.pt") as archive:
+        content = b"".join(archive.read(name) for name in archive.namelist())
+    for text in (str(Path(__file__).parent), str(Path(torch.__file__).parent), str(Path.home())):
+        assert text.encode() not in content
+        assert text.encode() not in model.SerializeToString()
+
+
+def test_the_module_is_left_exactly_as_it_was(tmp_path: Path) -> None:
+    class Counter(nn.Module):
+        """Changes itself whenever it is called."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.calls = models.ConvNet(), 0
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            self.calls += 1
+            return self.net(x)
+
+    module = Counter()
+    module.net.drop.eval()
+    module.net.norm.train()
+    hook = module.net.head.register_forward_hook(lambda *_: None)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    modes = [child.training for child in module.modules()]
+    attributes = [set(vars(child)) for child in module.modules()]
+    hooks = [len(child._forward_hooks) for child in module.modules()]
+    states = random.getstate(), np.random.get_state()[1].sum(), torch.get_rng_state().clone()
+    export_module(module, tmp_path / "a", inputs=["x:float32[batch,1,4,4]"], mc_draws=4)
+    assert [child.training for child in module.modules()] == modes
+    assert [set(vars(child)) for child in module.modules()] == attributes
+    assert [len(child._forward_hooks) for child in module.modules()] == hooks
+    assert module.calls == 0
+    after = module.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    assert states[0] == random.getstate()
+    assert states[1] == np.random.get_state()[1].sum()
+    assert torch.equal(states[2], torch.get_rng_state())
+    hook.remove()
+
+
+def test_nested_outputs_and_several_inputs(tmp_path: Path) -> None:
+    result = export_module(
+        models.Nested(), tmp_path / "a", inputs=["ids:int64[batch,5]", SPEC], ranges={"ids": (0, 11)}, mc_draws=4
+    )
+    names = [(output.name, output.dtype, output.shape) for output in result.manifest.outputs]
+    assert names == [
+        ("head.scores.mean", "float32", ("batch", 3)),
+        ("head.scores.std", "float32", ("batch", 3)),
+        ("head.embedding", "float32", ("batch", 6)),
+        ("aux.longest", "int64", ("batch",)),
+    ]
+
+
+def test_a_dynamic_dimension_besides_the_batch(tmp_path: Path) -> None:
+    class Pool(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.drop, self.head = nn.Embedding(50, 8), nn.Dropout(0.5), nn.Linear(8, 3)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.head(self.drop(self.table(ids)).mean(1))
+
+    result = export_module(Pool(), tmp_path / "a", inputs=["ids:int64[batch,seq]"], ranges={"ids": (0, 50)}, mc_draws=4)
+    assert result.manifest.tested["seq"] == (9, 12, 17)
+    assert result.manifest.monte_carlo is not None
+    assert result.manifest.monte_carlo.sites[0].shape == ("batch", "seq", 8)
+
+
+def test_deterministic_export_needs_no_controls(tmp_path: Path) -> None:
+    module = models.Mlp()
+    result = export_module(module, tmp_path / "a", inputs=[SPEC])
+    assert result.manifest.monte_carlo is None
+    session = onnxruntime.InferenceSession(result.path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [value.name for value in session.get_inputs()] == ["x"]
+    assert session.get_overridable_initializers() == []
+    x = np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32)
+    with torch.no_grad():
+        wanted = module.eval()(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], wanted, atol=1e-6)
+
+
+def test_the_weights_of_the_torchscript_file_move_with_the_module(tmp_path: Path) -> None:
+    result = export_module(models.Mlp(), tmp_path / "a", inputs=[SPEC], formats=["torchscript"], mc_draws=4)
+    with pytest.warns(DeprecationWarning):
+        module = torch.jit.load(result.path / "model.torchscript.pt")
+    assert len(list(module.buffers())) == 6
+    assert {buffer.dtype for buffer in module.to(torch.float64).buffers()} == {torch.float64}
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    result = export_module(models.Mlp().half(), tmp_path / "a", inputs=["x:float16[batch,6]"], mc_draws=4)
+    assert result.manifest.tolerance == 1e-2
+    assert {output.dtype for output in result.manifest.outputs} == {"float16"}
+
+
+def test_inputs_from_an_example_and_from_the_module(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", x=rows)
+    result = export_module(models.Mlp(), tmp_path / "a", example=read_example(tmp_path / "rows.npz"))
+    assert str(result.manifest.inputs[0]) == SPEC
+    module = models.Mlp()
+    module.example_input_array = torch.zeros(2, 6)
+    assert str(export_module(module, tmp_path / "b").manifest.inputs[0]) == SPEC
+    with pytest.raises(UsageError, match=r"Mlp: its inputs are not known; give --input"):
+        export_module(models.Mlp(), tmp_path / "c")
+
+
+def test_a_step_method_gets_the_batch(tmp_path: Path) -> None:
+    class Step(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = models.Mlp()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise AssertionError
+
+        def predict_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return self.net(batch[0] * 2 + batch[1]).softmax(-1)
+
+    result = export_module(Step(), tmp_path / "a", inputs=[SPEC, "y:float32[batch,6]"], method="predict_step")
+    assert result.manifest.method == "predict_step"
+    assert [spec.name for spec in result.manifest.inputs] == ["x", "y"]
+
+
+def test_two_builds_do_not_overwrite_each_other_silently(tmp_path: Path) -> None:
+    export_module(models.Mlp(), tmp_path / "a", inputs=[SPEC], formats=["torchscript"])
+    with pytest.raises(UsageError, match="exists; choose another name, or replace it with --overwrite"):
+        export_module(models.Mlp(), tmp_path / "a", inputs=[SPEC])
+    export_module(models.Mlp(), tmp_path / "a", inputs=[SPEC], formats=["torchscript"], mc_draws=3, overwrite=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "keep.txt").touch()
+    with pytest.raises(UsageError, match="is no artifact, so it is not replaced"):
+        export_module(models.Mlp(), tmp_path / "data", inputs=[SPEC], overwrite=True)
+
+
+def test_a_failing_export_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match=r"format torchscript.*logits\.mean\[.*allowed is 0\."):
+        # No arithmetic of two runtimes agrees to the last bit on all of this.
+        export_module(models.ConvNet(), tmp_path / "a", inputs=["x:float32[batch,1,4,4]"], mc_draws=3, tolerance=0.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"formats": ["pmml"]}, UnknownNameError, "unknown format 'pmml': known are onnx, torchscript"),
+        ({"formats": []}, UsageError, "no format given"),
+        ({"mc_draws": 1}, UsageError, "at least 2 draws"),
+        ({"method": "predict"}, UsageError, "Mlp has none"),
+        ({"inputs": ["x:float32[64]"]}, UsageError, "the first dimension is the batch and must be a name"),
+        ({"inputs": ["x:complex[batch]"]}, UsageError, "unknown dtype 'complex'"),
+        ({"inputs": ["seed:float32[batch,6]"]}, UsageError, "every name must be a different one"),
+        ({"inputs": [SPEC, "x:float32[batch,6]"]}, UsageError, "every name must be a different one"),
+        ({"inputs": [SPEC, "y:float32[rows,6]"]}, UsageError, "must be the same batch dimension"),
+        ({"inputs": ["x:float32[batch,7]"]}, ExportError, "could not be captured"),
+        ({"ranges": {"q": (0, 4)}}, UsageError, "no such input"),
+    ],
+)
+def test_impossible_requests_are_refused(
+    change: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        export_module(models.Mlp(), tmp_path / "a", **({"inputs": [SPEC]} | change))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_modules_that_cannot_be_captured_are_explained(tmp_path: Path) -> None:
+    class Branch(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    class Fixed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.zeros(5, 6)
+
+    class Text(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return {"value": x, "label": "cat"}
+
+    class Mean(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean()
+
+    for module, message in (
+        (Branch(), "depends on the values of its tensors"),
+        (Fixed(), "fixes a dimension that was declared dynamic"),
+        (Text(), "output 'label': is a str"),
+        (Mean(), "the first dimension of every output must be 'batch'"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            export_module(module, tmp_path / "a", inputs=[SPEC])
+
+
+def test_ranges_are_read_as_they_are_written() -> None:
+    assert parse_range("ids=0:30522") == ("ids", (0, 30522))
+    for text in ("ids", "ids=5", "ids=a:b", "ids=3:3"):
+        with pytest.raises(UsageError, match="--range"):
+            parse_range(text)

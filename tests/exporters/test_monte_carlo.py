@@ -1,0 +1,337 @@
+"""Every supported way of using dropout, in both formats, against the eager module with numpy masks.
+
+``export_module`` refuses to write a file that differs from the oracle, so an export that succeeds has been compared; these
+tests call the files once more as a plain client and compare with an oracle of their own, which shares nothing with the
+rewrite: the module run draw by draw, each dropout answered from ``deploykit.masks``.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from deploykit import masks
+from deploykit.errors import ExportError, ParityError
+from deploykit.statistics import summarize
+from exporters.export import ExportResult, export_module
+from exporters.reference import answered_dropouts
+from tests.exporters import models
+
+SPEC = "x:float32[batch,6]"
+
+
+def clients(artifact: Path, outputs: list[str]) -> dict[str, Any]:
+    """The two files called as somebody without deploykit calls them."""
+    session = onnxruntime.InferenceSession(artifact / "model.onnx", providers=["CPUExecutionProvider"])
+    with pytest.warns(DeprecationWarning):
+        module = torch.jit.load(artifact / "model.torchscript.pt")
+
+    def onnx(inputs: dict[str, np.ndarray], **controls: Any) -> dict[str, np.ndarray]:
+        feeds = inputs | {name: np.asarray(value) for name, value in controls.items()}
+        return dict(zip(outputs, session.run(outputs, feeds), strict=True))
+
+    def torchscript(inputs: dict[str, np.ndarray], **controls: Any) -> dict[str, np.ndarray]:
+        if "sample_ids" in controls:
+            controls["sample_ids"] = torch.from_numpy(controls["sample_ids"])
+        found = module(**{name: torch.from_numpy(array) for name, array in inputs.items()}, **controls)
+        return {name: value.numpy() for name, value in found.items()}
+
+    return {"onnx": onnx, "torchscript": torchscript}
+
+
+def names_of(result: ExportResult) -> list[str]:
+    return [output.name for output in result.manifest.outputs]
+
+
+def oracle(module: nn.Module, x: np.ndarray, ids: np.ndarray, seed: int, draws: range) -> np.ndarray:
+    """(draws, batch, ...) of a module whose dropouts all act on (batch, units) or (batch, channels, ...)."""
+    found = []
+    for draw in draws:
+        site = iter(range(100))
+
+        def answer(kind: str, values: torch.Tensor, p: float, draw: int = draw, site: Any = site) -> torch.Tensor:
+            shape = (*values.shape[:2], *[1] * (values.ndim - 2)) if kind == "feature_dropout" else values.shape
+            units = int(np.prod(shape[1:]))
+            kept = masks.keep_mask(seed, next(site), ids, [draw], units, p)[0].reshape(shape)
+            return values * torch.from_numpy(kept) / (1 - p)
+
+        with torch.no_grad(), answered_dropouts(answer):
+            found.append(module(torch.from_numpy(x)).numpy())
+    return np.stack(found)
+
+
+SIMPLE = [models.Mlp, models.Shared, models.Functional, models.InPlace, models.Feature1d, models.Feature3d]
+
+
+@pytest.mark.parametrize("kind", SIMPLE, ids=lambda kind: kind.__name__)
+def test_both_formats_equal_the_module_with_numpy_masks(kind: type[nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = kind()
+    result = export_module(module.eval(), tmp_path / "a", inputs=[SPEC], mc_draws=5, keep_draws=True)
+    ids = np.array([3, 2**40, 0, 77, -5, 12, 13, 14, 15], dtype=np.int64)
+    x = np.random.default_rng(1).standard_normal((len(ids), 6)).astype(np.float32)
+    module.train()
+    wanted = oracle(module, x, ids, 9, range(2, 9))
+    assert wanted.std(0).max() > 1e-3, "the oracle itself must be random"
+    for client in clients(result.path, names_of(result)).values():
+        got = client({"x": x}, sample_ids=ids, seed=9, first_draw=2, draws=7)
+        np.testing.assert_allclose(
+            np.swapaxes(got["output.draws"], 0, 1), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max()
+        )
+        for name, value in summarize(wanted, classification=False).items():
+            np.testing.assert_allclose(got[f"output.{name}"], value, rtol=0, atol=1e-5 * max(1, np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [models.SequenceFirst, models.FoldedHeads, models.FoldedInner, models.TrainingAux],
+    ids=lambda kind: kind.__name__,
+)
+def test_the_batch_is_found_wherever_it_lies(kind: type[nn.Module], tmp_path: Path) -> None:
+    """The parity gate compares at four batch sizes; a row's result must also be the same alone and in company."""
+    torch.manual_seed(0)
+    result = export_module(kind(), tmp_path / "a", inputs=[SPEC], mc_draws=6, keep_draws=True)
+    ids = np.arange(40, 46, dtype=np.int64)
+    x = np.random.default_rng(1).standard_normal((6, 6)).astype(np.float32)
+    for client in clients(result.path, names_of(result)).values():
+        together = client({"x": x}, sample_ids=ids)["output.draws"]
+        assert together.std(1).min() > 0
+        for row in (0, 3, 5):
+            alone = client({"x": x[row : row + 1]}, sample_ids=ids[row : row + 1])["output.draws"]
+            np.testing.assert_allclose(alone[0], together[row], rtol=0, atol=1e-5)
+
+
+def test_a_mask_is_bit_for_bit_the_numpy_reference_in_both_formats(tmp_path: Path) -> None:
+    """Dropout of ones behind an identity: what comes out is the mask itself."""
+
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.channels = nn.Dropout(0.1), nn.Dropout2d(0.7)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"plain": self.drop(x), "channels": self.channels(x[:, :, None, None].expand(-1, -1, 2, 3))}
+
+    result = export_module(Bare(), tmp_path / "a", inputs=["x:float32[batch,257]"], mc_draws=3, keep_draws=True)
+    ids = np.array([0, 1, 2**62, -1, 999_999_999_999], dtype=np.int64)
+    x = np.ones((5, 257), np.float32)
+    for client in clients(result.path, names_of(result)).values():
+        got = client({"x": x}, sample_ids=ids, seed=-(2**62), first_draw=1000, draws=4)
+        draws = np.arange(1000, 1004)
+        plain = masks.keep_mask(-(2**62), 0, ids, draws, 257, 0.1)
+        np.testing.assert_array_equal(np.swapaxes(got["plain.draws"], 0, 1) != 0, plain)
+        channels = masks.keep_mask(-(2**62), 1, ids, draws, 257, 0.7)
+        kept = np.swapaxes(got["channels.draws"], 0, 1) != 0
+        np.testing.assert_array_equal(kept, np.broadcast_to(channels[..., None, None], kept.shape))
+
+
+def test_shared_masks_are_the_same_for_all_rows(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Dropout(0.5))
+    result = export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=4, mask_mode="shared", keep_draws=True)
+    x = np.ones((5, 6), np.float32)
+    wanted = masks.keep_mask(0, 0, [0], np.arange(4), 6, 0.5, mode="shared")
+    for client in clients(result.path, names_of(result)).values():
+        kept = client({"x": x}, sample_ids=np.arange(100, 105))["output.draws"] != 0
+        np.testing.assert_array_equal(kept, np.broadcast_to(np.swapaxes(wanted, 0, 1), kept.shape))
+
+
+def test_classification_outputs_and_once_only_work(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = models.ConvNet()
+    result = export_module(
+        module, tmp_path / "a", inputs=["x:float32[batch,1,4,4]"], mc_draws=8, task="classification",
+        class_outputs=["logits"], keep_draws=True,
+    )  # fmt: skip
+    assert names_of(result) == [
+        "logits.mean", "logits.std", "logits.probs", "logits.entropy", "logits.mutual_information", "logits.draws", "energy",
+    ]  # fmt: skip
+    monte_carlo = result.manifest.monte_carlo
+    assert monte_carlo is not None
+    assert [(site.module, site.kind, site.p) for site in monte_carlo.sites] == [
+        ("channels", "feature_dropout", 0.3), ("drop", "dropout", 0.2),
+    ]  # fmt: skip
+    assert monte_carlo.sites[0].shape == ("batch", 4, 1, 1)
+    assert 0 < monte_carlo.nodes_once < monte_carlo.nodes_total
+    x = np.random.default_rng(0).standard_normal((3, 1, 4, 4)).astype(np.float32)
+    for client in clients(result.path, names_of(result)).values():
+        got = client({"x": x})
+        for name, value in summarize(np.swapaxes(got["logits.draws"], 0, 1), classification=True).items():
+            np.testing.assert_allclose(got[f"logits.{name}"], value, rtol=0, atol=2e-6)
+
+
+def test_the_upstream_part_runs_once_whatever_the_draws(tmp_path: Path) -> None:
+    """Counted in the file: the first convolution sees the batch, the one behind the site draws times the batch."""
+    result = export_module(
+        models.ConvNet(), tmp_path / "a", inputs=["x:float32[batch,1,4,4]"], mc_draws=8, formats=["onnx"]
+    )
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    session = onnxruntime.InferenceSession(result.path / "model.onnx", options, providers=["CPUExecutionProvider"])
+    session.run(None, {"x": np.zeros((3, 1, 4, 4), np.float32)})
+    import json
+
+    events = json.loads(Path(session.end_profiling()).read_text())
+    shapes = [
+        event["args"]["input_type_shape"][0]["float"]
+        for event in events
+        if event["name"].endswith("kernel_time") and "Conv" in event["args"]["op_name"]
+    ]
+    assert sorted(shape[0] for shape in shapes) == [3, 24]
+
+
+def test_binary_classification_is_a_coin(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 1))
+    result = export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=8, task="classification", keep_draws=True)
+    x = np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32)
+    for client in clients(result.path, names_of(result)).values():
+        got = client({"x": x})
+        assert got["output.entropy"].shape == (3,)
+        for name, value in summarize(np.swapaxes(got["output.draws"], 0, 1), classification=True).items():
+            np.testing.assert_allclose(got[f"output.{name}"], value, rtol=0, atol=2e-6)
+
+
+def test_a_loop_that_the_user_wrote_keeps_its_meaning(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = models.AlwaysOn(repeats=4).eval()
+    result = export_module(module, tmp_path / "a", inputs=[SPEC])
+    assert module.drop.training is False, "the module is given back as it was"
+    assert names_of(result) == ["output"]
+    assert result.manifest.monte_carlo is not None
+    assert len(result.manifest.monte_carlo.sites) == 4
+    ids, x = np.arange(5, dtype=np.int64), np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
+    wanted = oracle(module, x, ids, 3, range(1))[0]
+    found = clients(result.path, names_of(result))
+    for client in found.values():
+        np.testing.assert_allclose(client({"x": x}, sample_ids=ids, seed=3)["output"], wanted, rtol=0, atol=1e-5)
+        assert np.abs(client({"x": x}, seed=4)["output"] - wanted).max() > 1e-3
+
+
+def test_pieces_of_draws_have_the_same_statistics_as_one_call(tmp_path: Path) -> None:
+    from deploykit.statistics import combine
+
+    result = export_module(models.Mlp(), tmp_path / "a", inputs=[SPEC], mc_draws=9, task="classification")
+    x = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+    for client in clients(result.path, names_of(result)).values():
+        whole = client({"x": x})
+        pieces = [client({"x": x}, first_draw=first, draws=count) for first, count in ((0, 4), (4, 1), (5, 4))]
+        short = [{name.removeprefix("output."): value for name, value in piece.items()} for piece in pieces]
+        for name, value in combine(short, [4, 1, 4]).items():
+            np.testing.assert_allclose(value, whole[f"output.{name}"], rtol=0, atol=3e-6)
+
+
+def test_the_average_over_many_draws_is_torch_s_own_dropout(tmp_path: Path) -> None:
+    """Mean and standard deviation over draws against torch's generator: within five standard errors."""
+    torch.manual_seed(0)
+    module = models.Mlp()
+    count = 4000
+    result = export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=count)
+    x = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32)
+    module.train()
+    with torch.no_grad():
+        native = torch.stack([module(torch.from_numpy(x)) for _ in range(count)]).numpy()
+    error = native.std(0) * np.sqrt(2 / count)
+    for client in clients(result.path, names_of(result)).values():
+        got = client({"x": x})
+        assert (np.abs(got["output.mean"] - native.mean(0)) < 5 * error).all()
+        assert (np.abs(got["output.std"] - native.std(0)) < 5 * error).all()
+
+
+def random_cases() -> dict[str, Any]:
+    return {
+        "alpha_dropout": lambda m, x: F.alpha_dropout(x, 0.2, m.training),
+        "feature_alpha_dropout": lambda m, x: F.feature_alpha_dropout(x, 0.2, m.training),
+        "bernoulli": lambda m, x: x * torch.bernoulli(torch.full_like(x, 0.5)) if m.training else x,
+        "bernoulli_": lambda m, x: x * torch.empty_like(x).bernoulli_(0.5) if m.training else x,
+        "rand_like": lambda m, x: x + torch.rand_like(x) if m.training else x,
+        "randn": lambda m, x: x + torch.randn(x.shape) if m.training else x,
+        "uniform_": lambda m, x: x + torch.empty_like(x).uniform_() if m.training else x,
+        "rrelu": lambda m, x: F.rrelu(x, training=m.training),
+        "scaled_dot_product_attention": lambda m, x: F.scaled_dot_product_attention(
+            x[:, None], x[:, None], x[:, None], dropout_p=0.1 if m.training else 0.0
+        )[:, 0],
+    }
+
+
+@pytest.mark.parametrize("operation", random_cases())
+def test_other_randomness_is_refused_by_name(operation: str, tmp_path: Path) -> None:
+    module = models.Wrapped(random_cases()[operation])
+    with pytest.raises(ExportError, match=rf"inner: {operation}\b"):
+        export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=4)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_recurrent_dropout_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"cells: (lstm|gru|rnn_tanh)"):
+        export_module(models.Recurrent(kind), tmp_path / "a", inputs=[SPEC], mc_draws=4)
+
+
+def test_attention_dropout_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="attention: scaled_dot_product_attention"):
+        export_module(models.Attention(), tmp_path / "a", inputs=[SPEC], mc_draws=4)
+
+
+def test_randomness_of_python_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="inner: draws from Python's"):
+        export_module(models.Wrapped(models.skip_at_random), tmp_path / "a", inputs=[SPEC], mc_draws=4)
+
+
+def test_rows_that_mix_after_a_dropout_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="rows of a batch would influence each other"):
+        export_module(models.Wrapped(models.mixed_rows), tmp_path / "a", inputs=[SPEC], mc_draws=4)
+
+
+def test_mixing_that_no_shape_shows_is_caught_by_the_parity_gate(tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match=r"output\.\w+\[.*mixing the rows"):
+        export_module(models.Wrapped(models.neighbours), tmp_path / "a", inputs=[SPEC], mc_draws=4)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dropout_of_a_weight_is_refused(tmp_path: Path) -> None:
+    def weight(owner: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return x * F.dropout(torch.ones(8), 0.5, owner.training)
+
+    with pytest.raises(ExportError, match=r"inner: dropout acts on a tensor of shape \['8'\]"):
+        export_module(models.Wrapped(weight), tmp_path / "a", inputs=[SPEC], mc_draws=4)
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_the_extreme_probabilities(p: float, tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.extreme = nn.Dropout(0.5), nn.Dropout(p)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([self.drop(x), self.extreme(x)], 1)
+
+    result = export_module(Two(), tmp_path / "a", inputs=[SPEC], mc_draws=3, keep_draws=True)
+    x = np.ones((2, 6), np.float32)
+    for client in clients(result.path, names_of(result)).values():
+        np.testing.assert_array_equal(client({"x": x})["output.draws"][..., 6:], 1 - p)
+
+
+def test_no_dropout_and_no_effect_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="no dropout found"):
+        export_module(nn.Linear(6, 3), tmp_path / "a", inputs=["input:float32[batch,6]"], mc_draws=4)
+
+    def unused(owner: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        F.dropout(x, 0.5, owner.training)
+        return x
+
+    with pytest.raises(ExportError, match="nothing to draw"):
+        export_module(models.Wrapped(unused), tmp_path / "a", inputs=[SPEC], mc_draws=4)
+
+
+def test_a_wrong_number_of_sample_ids_fails_in_both_formats(tmp_path: Path) -> None:
+    result = export_module(models.Mlp(), tmp_path / "a", inputs=[SPEC], mc_draws=4)
+    x = np.zeros((4, 6), np.float32)
+    for client in clients(result.path, names_of(result)).values():
+        for count in (1, 3, 5, 8):
+            with pytest.raises(Exception, match=r"sample_ids|reshape"):
+                client({"x": x}, sample_ids=np.arange(count))
