@@ -20,14 +20,14 @@ from deploykit.compare import default_tolerance
 from deploykit.errors import ExportError, UsageError
 from deploykit.files import sha256_of, sync_directory, write_json
 from deploykit.manifest import FileRecord, Manifest, ParityRecord
-from deploykit.tensors import TensorSpec
+from deploykit.tensors import TensorSpec, parse_spec
 from exporters.entry import Entry, arrangement_for
 from exporters.formats import FORMATS, Format
 from exporters.inputs import ModelInputs, find_inputs
 from exporters.parity import check_parity, tested_sizes
 from exporters.subject import DrawOptions, Subject, prepare
 
-__all__ = ["DEFAULT_FORMATS", "ExportResult", "export_module"]
+__all__ = ["DEFAULT_FORMATS", "ExportResult", "check_request", "export_module"]
 
 DEFAULT_FORMATS = ("torchscript", "onnx")
 GOLDEN_NAME = "golden.npz"
@@ -68,6 +68,7 @@ def export_module(
     overwrite: bool = False,
     user: Mapping[str, Any] | None = None,
     checkpoint: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> ExportResult:
     """Export a module to an artifact at ``destination`` (a new directory).
 
@@ -92,6 +93,7 @@ def export_module(
         overwrite: replace an artifact that is there.
         user: JSON values to keep in the manifest.
         checkpoint: what is known of the checkpoint, for the manifest.
+        notes: what the user should know already; put before the notes of the export.
 
     Raises:
         UsageError: the request does not fit the module.
@@ -123,7 +125,16 @@ def export_module(
         )  # fmt: skip
         write_json(workshop.path / MANIFEST_NAME, manifest.to_json())
         workshop.publish()
-    return ExportResult(path=path, manifest=manifest, notes=tuple(model_inputs.notes()))
+    return ExportResult(path=path, manifest=manifest, notes=(*notes, *model_inputs.notes()))
+
+
+def check_request(destination: str | Path, options: Mapping[str, Any]) -> None:
+    """Refuse, before any work, what ``export_module`` would refuse whatever the module is."""
+    formats = options.get("formats", DEFAULT_FORMATS)
+    _check_request(Path(destination), formats, options.get("mc_draws"), options.get("overwrite", False))
+    for spec in options.get("inputs", ()):
+        if isinstance(spec, str):
+            parse_spec(spec)
 
 
 def _check_request(path: Path, formats: Sequence[str], draws: int | None, overwrite: bool) -> dict[str, Format]:

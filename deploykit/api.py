@@ -1,0 +1,101 @@
+"""The Python interface: everything that the command line does, as functions."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit.artifact import MANIFEST_NAME, Artifact
+from deploykit.artifact import pack as pack_artifact
+from deploykit.errors import RunError, UsageError
+from deploykit.merge import merge_run
+from deploykit.verify_run import RunCheck, verify_run
+from runners.job import RunResult, run
+from runners.predict import Predictor, Verified, load, verify_artifact
+
+if TYPE_CHECKING:
+    from exporters.export import ExportResult
+
+__all__ = [
+    "ExportResult", "Predictor", "RunCheck", "RunResult", "Verified",
+    "export", "load", "merge", "open_artifact", "pack", "run", "verify",
+]  # fmt: skip
+
+merge = merge_run
+open_artifact = Artifact.open
+
+
+def export(
+    source: Any,
+    destination: str | Path,
+    *,
+    module: str | Callable[..., Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    unsafe_load: bool = False,
+    **options: Any,
+) -> "ExportResult":
+    """Export a checkpoint file, or a module in memory, to an artifact.
+
+    Args:
+        source: the path of a checkpoint, or an ``nn.Module``, which is left as it was.
+        destination: the directory to create.
+        module: for a checkpoint, the class: ``package.module:Class``, ``path/to/file.py:Class``, or the class itself.
+        arguments: constructor arguments that add to the checkpoint's hyperparameters or replace them.
+        unsafe_load: run the code that a pickled checkpoint holds; only for files that you trust.
+        options: as for ``exporters.export.export_module``: ``inputs``, ``mc_draws``, ``formats``, ``task`` ...
+
+    Raises:
+        MissingExtraError: torch is not installed.
+        CheckpointError: the checkpoint cannot be read, or does not fit the class.
+        ExportError: the module cannot be exported faithfully.
+        UsageError: the request does not fit the module.
+    """
+    _require_torch()
+    from exporters.export import check_request, export_module
+    from exporters.load import load_module
+
+    if not isinstance(source, (str, Path)):
+        if module is not None or arguments:
+            raise UsageError("export: the source is a module already; module and arguments go with a checkpoint only")
+        return export_module(source, destination, **options)
+    # Reading a large checkpoint takes long; what can be refused without it is refused first.
+    check_request(destination, options)
+    loaded = load_module(source, module, arguments=arguments, unsafe=unsafe_load)
+    return export_module(loaded.module, destination, **options, checkpoint=loaded.record, notes=loaded.notes)
+
+
+def _require_torch() -> None:
+    import importlib.util
+
+    from deploykit.errors import MissingExtraError
+
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtraError("torch", "torch", "exporting a model")
+
+
+def pack(path: str | Path, destination: str | Path, *, overwrite: bool = False) -> Path:
+    """Pack an artifact into one file that every command accepts.
+
+    Raises:
+        UsageError: the destination exists.
+        ArtifactError: the artifact is not whole.
+    """
+    destination = Path(destination)
+    if destination.exists() and not overwrite:
+        raise UsageError(f"{destination} exists; choose another name, or replace it with --overwrite")
+    with Artifact.open(path) as artifact:
+        return pack_artifact(artifact, destination)
+
+
+def verify(path: str | Path, *, format: str | None = None, device: str = "cpu") -> RunCheck | list[Verified]:  # noqa: A002
+    """Verify a run directory (every row once, every digest) or an artifact (digests, golden inputs replayed).
+
+    Raises:
+        ArtifactError: a file differs from the manifest, or an output from the golden one.
+        RunError: rows are missing, doubled or damaged.
+    """
+    path = Path(path)
+    if (path / "run.json").is_file():
+        return verify_run(path)
+    if path.is_dir() and not (path / MANIFEST_NAME).is_file():
+        raise RunError(f"{path}: holds neither {MANIFEST_NAME} (an artifact) nor run.json (a run); name one of these")
+    return verify_artifact(path, format=format, device=device)

@@ -1,0 +1,82 @@
+"""The command line: each command parses, calls one library function and prints.
+
+Commands are imported when they are called, so that ``deploykit --help`` starts at once.
+"""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from deploykit.errors import DeploykitError
+from deploykit.version import __version__
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "demo": ("demo:demo", "Train, export, run and check a digits classifier."),
+    "export": ("export:export", "Turn a checkpoint into a verified artifact."),
+    "inspect": ("artifact:inspect", "Show what an artifact holds."),
+    "merge": ("runs:merge", "Put a run's predictions into one file, in the order of the data."),
+    "pack": ("artifact:pack", "Pack an artifact into one file."),
+    "run": ("runs:run", "Predict every row of a data set."),
+    "verify": ("verify:verify", "Prove that an artifact or a run is whole and right."),
+}
+
+
+class _Lazy(click.Group):
+    """A group that imports a command when it is called; the list of commands needs no import."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute = _COMMANDS[cmd_name][0].split(":")
+        command: click.Command = getattr(importlib.import_module(f"deploykit.cli.{module}"), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in sorted(_COMMANDS.items())])
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="deploykit")
+@click.option("--traceback", is_flag=True, help="Show where in the code an error arose.")
+@click.pass_context
+def _deploykit(ctx: click.Context, traceback: bool) -> None:
+    """Export trained PyTorch models with Monte Carlo dropout baked in, and run them without losing a row."""
+    ctx.obj = {"traceback": traceback}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 or 143 stopped by a signal."""
+    words = sys.argv[1:] if arguments is None else arguments
+    sys.exit(_run(words))
+
+
+def _run(words: list[str]) -> int:
+    try:
+        result: Any = _deploykit.main(words, prog_name="deploykit", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.exceptions.Abort:
+        click.echo("Stopped.", err=True)
+        return 130
+    except DeploykitError as error:
+        return _report(error, words, error.exit_code)
+    except OSError as error:
+        return _report(error, words, 1)
+    return result if isinstance(result, int) else 0
+
+
+def _report(error: Exception, words: list[str], code: int) -> int:
+    if "--traceback" in words:
+        raise error
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    click.echo(f"{click.style('Error:', fg='red')} {text}", err=True)
+    return code

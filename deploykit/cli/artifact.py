@@ -1,0 +1,103 @@
+"""``deploykit inspect`` and ``deploykit pack``."""
+
+import json
+from pathlib import Path
+
+import click
+
+from deploykit.artifact import Artifact
+from deploykit.cli.text import size, table
+from deploykit.manifest import Manifest
+
+__all__ = ["inspect", "pack"]
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest and the artifact's digest as JSON.")
+def inspect(artifact: Path, as_json: bool) -> None:
+    """Show what ARTIFACT holds, after checking that every file is whole."""
+    with Artifact.open(artifact) as opened:
+        if as_json:
+            click.echo(json.dumps({"digest": opened.digest, **opened.manifest.to_json()}, indent=2))
+        else:
+            click.echo(_describe(opened))
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to create.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+def pack(artifact: Path, output: Path, overwrite: bool) -> None:
+    """Pack ARTIFACT into one file, which every command accepts in its place."""
+    from deploykit.api import pack as pack_artifact
+
+    click.echo(f"{pack_artifact(artifact, output, overwrite=overwrite)} ({size(output.stat().st_size)})")
+
+
+def _describe(artifact: Artifact) -> str:
+    manifest = artifact.manifest
+    source = manifest.checkpoint or {}
+    lines = [
+        f"{manifest.name}  (digest {artifact.digest[:12]}, created {manifest.created})",
+        f"  method     {manifest.method}, task {manifest.task}",
+        f"  checkpoint {source.get('file', 'a module in memory')}"
+        + (f", SHA-256 {source['sha256'][:12]}" if "sha256" in source else ""),
+        "  versions   " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
+        "",
+        "inputs",
+        table(["name", "dtype", "shape"], [_row(spec.name, spec.dtype, spec.shape) for spec in manifest.inputs]),
+        "",
+        "outputs",
+        table(
+            ["name", "dtype", "shape", "what"],
+            [[*_row(o.name, o.dtype, o.shape), _meaning(o.statistic, o.source)] for o in manifest.outputs],
+        ),
+        "",
+        "formats",
+        table(
+            ["name", "file", "size", "needs"],
+            [
+                [name, r.file, size(manifest.files[r.file].size_bytes), _needs(r.minimum_runtime, r.opset)]
+                for name, r in manifest.formats.items()
+            ],
+        ),
+        *_monte_carlo(manifest),
+        "",
+        "parity with the module",
+        table(
+            ["format", "output", "largest error", "at batch"],
+            [[p.format, p.output, f"{p.max_error:.1e}", str(p.batch)] for p in manifest.parity],
+        ),
+        f"  allowed {manifest.tolerance:g} of an output's scale; tested "
+        + "; ".join(f"{name} {', '.join(map(str, sizes))}" for name, sizes in manifest.tested.items()),
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, dtype: str, shape: tuple[int | str, ...]) -> list[str]:
+    return [name, dtype, "[" + ", ".join(map(str, shape)) + "]"]
+
+
+def _meaning(statistic: str, source: str) -> str:
+    return "the model's own" if statistic == "value" else f"{statistic.replace('_', ' ')} of {source}"
+
+
+def _needs(runtime: str, opset: int | None) -> str:
+    return f"{runtime} or newer" + (f", opset {opset}" if opset else "")
+
+
+def _monte_carlo(manifest: Manifest) -> list[str]:
+    section = manifest.monte_carlo
+    if section is None:
+        return ["", "deterministic: no dropout is active"]
+    sites = [
+        [str(site.index), site.module, site.kind, f"{site.p:g}", "[" + ", ".join(map(str, site.shape)) + "]"]
+        for site in section.sites
+    ]
+    return [
+        "",
+        f"Monte Carlo dropout: {section.draws} draws, {section.mask_mode} masks (algorithm {section.mask_algorithm}), "
+        f"seed {section.seed}; {section.nodes_once} of {section.nodes_total} operations run once per batch",
+        table(["site", "module", "kind", "p", "mask"], sites),
+    ]

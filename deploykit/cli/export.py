@@ -1,0 +1,109 @@
+"""``deploykit export``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deploykit.cli.text import pairs, size
+
+if TYPE_CHECKING:
+    from exporters.export import ExportResult
+
+__all__ = ["export"]
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  deploykit export last.ckpt -o model --module my.models:Net --input x:float32[batch,64]
+  deploykit export net.pt -o model --module net.py:Net --arg classes=10 \\
+      --input ids:int64[batch,seq] --range ids=0:30522 --mc-draws 50 --task classification
+"""
+)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The artifact to create.")
+@click.option("--module", help="The model's class: package.module:Class or path/to/file.py:Class.")
+@click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="Constructor argument; adds or replaces.")
+@click.option("--unsafe-load", is_flag=True, help="Unpickle the file, which runs any code in it. For files you trust.")
+@click.option(
+    "--input", "inputs", multiple=True, metavar="NAME:DTYPE[DIMS]", help="An input; a named dimension is dynamic."
+)
+@click.option("--example", type=click.Path(path_type=Path), help="An .npz with example rows by input name.")
+@click.option("--range", "ranges", multiple=True, metavar="NAME=LOW:HIGH", help="Values of an integer input.")
+@click.option("--method", default="forward", show_default=True, help="The method to export, such as predict_step.")
+@click.option(
+    "--batch", type=click.Choice(["auto", "list", "dict"]), default="auto", show_default=True,
+    help="How a step method gets several inputs.",
+)  # fmt: skip
+@click.option("--format", "formats", default="torchscript,onnx", show_default=True, help="Formats, with commas.")
+@click.option("--mc-draws", type=int, help="Monte Carlo draws; without it the model is exported as in evaluation.")
+@click.option(
+    "--mask-mode", type=click.Choice(["independent", "shared"]), default="independent", show_default=True,
+    help="Masks of its own for each row, or one mask per draw for all rows.",
+)  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="The artifact's default seed.")
+@click.option(
+    "--task", type=click.Choice(["classification", "regression", "raw"]), default="raw", show_default=True,
+    help="What the outputs are; classification adds probabilities, entropy and mutual information.",
+)  # fmt: skip
+@click.option("--class-output", "class_outputs", multiple=True, help="The output with class scores, if several.")
+@click.option("--keep-draws", is_flag=True, help="Also give every single draw.")
+@click.option("--tolerance", type=float, help="Largest error, relative to an output's scale; 1e-4 by default.")
+@click.option("--overwrite", is_flag=True, help="Replace an artifact that is there.")
+@click.option("--user", multiple=True, metavar="NAME=VALUE", help="Something of your own to keep in the manifest.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+def export(checkpoint: Path, output: Path, module: str | None, unsafe_load: bool, quiet: bool, **options: Any) -> None:
+    """Turn CHECKPOINT into an artifact: exported, compared with the model, ready to ship.
+
+    Reads Lightning checkpoints, state dicts (.pt, .pth, .bin) and safetensors; nothing in the file is run. Every format
+    is loaded back and compared with the model on random inputs at several batch sizes; a file that differs is not
+    written.
+    """
+    if not quiet:
+        click.echo(f"exporting {checkpoint} ... (some seconds)", err=True)
+    from deploykit.api import export as export_checkpoint
+    from exporters.arguments import parse_arguments
+
+    result = export_checkpoint(
+        checkpoint, output, module=module, arguments=parse_arguments(options.pop("arguments")),
+        unsafe_load=unsafe_load, **_library_options(options),
+    )  # fmt: skip
+    if not quiet:
+        _describe(result)
+
+
+def _library_options(options: dict[str, Any]) -> dict[str, Any]:
+    from exporters.inputs import parse_range, read_example
+
+    example = options.pop("example")
+    return {
+        **options,
+        "formats": [name.strip() for name in options["formats"].split(",") if name.strip()],
+        "ranges": dict(parse_range(text) for text in options["ranges"]),
+        "example": None if example is None else read_example(example),
+        "user": pairs(options["user"], "--user"),
+    }
+
+
+def _describe(result: "ExportResult") -> None:
+    manifest = result.manifest
+    for note in result.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(f"{result.path}")
+    for name, record in manifest.formats.items():
+        click.echo(f"  {name:12} {record.file} ({size(manifest.files[record.file].size_bytes)})")
+    click.echo(f"  inputs       {', '.join(map(str, manifest.inputs))}")
+    click.echo(f"  outputs      {', '.join(output.name for output in manifest.outputs)}")
+    monte_carlo = manifest.monte_carlo
+    if monte_carlo is not None:
+        click.echo(
+            f"  dropout      {len(monte_carlo.sites)} sites, {monte_carlo.draws} draws; "
+            f"{monte_carlo.nodes_once} of {monte_carlo.nodes_total} operations run once per batch"
+        )
+    sizes = ", ".join(map(str, manifest.tested[manifest.batch_dimension]))
+    click.echo(
+        f"  checked      batches of {sizes}: largest error {result.max_error:.1e} of an output's scale "
+        f"(allowed {manifest.tolerance:g})"
+    )
+    click.echo(f"next: deploykit run {result.path} --data rows.npy -o predictions")

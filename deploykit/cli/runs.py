@@ -1,0 +1,65 @@
+"""``deploykit run`` and ``deploykit merge``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deploykit.cli.text import number
+
+__all__ = ["merge", "run"]
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  deploykit run model --data rows.npy -o predictions
+  deploykit run model --data my.data:make_dataset -o predictions --devices cpu:2 --writer pt
+"""
+)
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--data", required=True, help="A .npy or .npz file, or package.module:factory (or file.py:factory).")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The run directory.")
+@click.option("--runner", default="auto", show_default=True, help="onnx, torch, or auto: ONNX where there is a choice.")
+@click.option("--devices", default="auto", show_default=True, help="cpu, cpu:4 (four ranks), cuda, cuda:0,2 or auto.")
+@click.option("--batch-size", default=256, show_default=True, help="Rows per call of the model.")
+@click.option("--seed", type=int, help="Seed of the Monte Carlo masks; the artifact's by default.")
+@click.option("--draws", type=int, help="Monte Carlo draws; the artifact's number by default.")
+@click.option("--writer", default="npy", show_default=True, help="npy, pt, or package.module:Class.")
+@click.option(
+    "--write-interval", default="batch", show_default=True,
+    help="batch (a file per shard), epoch (a file per rank) or batch_and_epoch.",
+)  # fmt: skip
+@click.option("--shard-rows", type=int, help="Rows per part, a multiple of the batch size; chosen by default.")
+@click.option("--nan", default="error", show_default=True, help="What a NaN in the inputs does: error or allow.")
+@click.option("--threads", type=int, help="CPU threads per rank; a fair share by default.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+def run(artifact: Path, data: str, output: Path, quiet: bool, **options: Any) -> None:
+    """Predict every row of a data set with ARTIFACT.
+
+    The same command again resumes a run that was stopped; it computes only what is missing.
+    """
+    from runners.job import run as run_job
+
+    result = run_job(artifact, data, output, **options, progress="none" if quiet else "auto")
+    if quiet:
+        return
+    for note in result.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(
+        f"{result.path}: {number(result.rows)} rows; {number(result.computed_rows)} computed now "
+        f"in {result.seconds:.1f} s ({number(result.rows_per_s)} rows/s); {result.skipped_shards} shards were there"
+    )
+    click.echo(f"next: deploykit verify {result.path}; deploykit merge {result.path} -o predictions.npz")
+
+
+@click.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="A .npz, .npy or .pt file.")
+@click.option("--allow-partial", is_flag=True, help="Merge what is there of an unfinished run.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+def merge(run_directory: Path, output: Path, allow_partial: bool, overwrite: bool) -> None:
+    """Put the predictions of RUN into one file, in the order of the data, with their sample ids."""
+    from deploykit.merge import merge_run
+
+    click.echo(f"{merge_run(run_directory, output, overwrite=overwrite, allow_partial=allow_partial)}")

@@ -1,0 +1,52 @@
+"""Small pieces of text that several commands print."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from deploykit.errors import UsageError
+
+__all__ = ["number", "pairs", "size", "table"]
+
+
+def size(size_bytes: int) -> str:
+    """``1.2 MB``, in powers of 1000."""
+    value = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError("unreachable")
+
+
+def number(value: float) -> str:
+    """A count with separators: ``1,234,567``."""
+    return f"{value:,.0f}"
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, indent: str = "  ") -> str:
+    """Columns as wide as their widest cell."""
+    widths = [max(len(row[column]) for row in [headings, *rows]) for column in range(len(headings))]
+    lines = [
+        indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [headings, *rows]
+    ]
+    return "\n".join([click.style(lines[0], dim=True), *lines[1:]])
+
+
+def pairs(values: Sequence[str], option: str) -> Mapping[str, Any]:
+    """``NAME=VALUE`` texts as a dict.
+
+    Raises:
+        UsageError: a text without a name or an equals sign, or one name twice.
+    """
+    found: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{option} {text!r}: expected NAME=VALUE")
+        if name in found:
+            raise UsageError(f"{option} {name}: given twice; give each name once")
+        found[name] = value
+    return found

@@ -1,0 +1,33 @@
+"""``deploykit verify``."""
+
+from pathlib import Path
+
+import click
+
+from deploykit.cli.text import number
+
+__all__ = ["verify"]
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--format", "format_name", help="For an artifact, only this format; all that it holds by default.")
+@click.option("--device", default="cpu", show_default=True, help="For an artifact, where to replay: cpu, cuda:0 ...")
+def verify(path: Path, format_name: str | None, device: str) -> None:
+    """Prove that PATH, an artifact or a run directory, is whole and right.
+
+    An artifact: every file's digest, and its golden inputs replayed on this machine against the outputs that the
+    original model gave. A run: every row exactly once, and every digest.
+    """
+    from deploykit.api import RunCheck
+    from deploykit.api import verify as verify_path
+
+    found = verify_path(path, format=format_name, device=device)
+    if isinstance(found, RunCheck):
+        click.echo(f"{path}: all {number(found.rows)} rows are there, each once; every digest holds")
+        for note in found.notes:
+            click.echo(f"note: {note}", err=True)
+        return
+    for each in found:
+        worst = max(each.errors.values(), default=0.0)
+        click.echo(f"{path}: {each.format} on {each.device} gives the golden outputs (largest error {worst:.1e})")

@@ -1,0 +1,104 @@
+"""The commands as a person uses them: what they print, what they leave behind, their exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploykit.cli import _COMMANDS, main
+from tests.cli.conftest import Call
+
+EXPORT = ["--module", "net.py:Net", "--input", "x:float32[batch,4]"]
+
+
+def test_the_main_job_from_checkpoint_to_merged_predictions(
+    call: Call, place: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("export", "net.ckpt", "-o", "mc", *EXPORT, "--mc-draws", "5", "--task", "classification") == 0
+    printed = capsys.readouterr()
+    assert "dropout      1 sites, 5 draws" in printed.out
+    assert "checked      batches of 1, 2, 7, 64" in printed.out
+    assert "the prefix 'model.' was taken off" in printed.err
+    assert call("inspect", "mc") == 0
+    assert "body.2  dropout  0.5  [batch, 6]" in capsys.readouterr().out
+    assert call("inspect", "mc", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["checkpoint"]["file"] == "net.ckpt"
+    assert len(shown["digest"]) == 64
+    assert call("verify", "mc") == 0
+    assert capsys.readouterr().out.count("gives the golden outputs") == 2
+    for runner in ("onnx", "torch"):
+        assert call("run", "mc", "--data", "rows.npy", "-o", runner, "--runner", runner, "--devices", "cpu") == 0
+        assert call("verify", runner) == 0
+        assert call("merge", runner, "-o", f"{runner}.npz") == 0
+    with np.load("onnx.npz") as onnx, np.load("torch.npz") as torch:
+        assert onnx["sample_id"].tolist() == list(range(40))
+        assert sorted(onnx.files) == sorted(
+            ["sample_id", *(f"logits.{name}" for name in ("mean", "std", "probs", "entropy", "mutual_information"))]
+        )
+        for name in onnx.files:
+            np.testing.assert_allclose(onnx[name], torch[name], rtol=0, atol=2e-6)
+        np.testing.assert_allclose(onnx["logits.probs"].sum(1), 1, atol=1e-5)
+
+
+def test_a_packed_artifact_is_accepted_in_place_of_the_directory(call: Call, place: Path) -> None:
+    assert call("pack", "model", "-o", "model.dk") == 0
+    assert call("pack", "model", "-o", "model.dk") == 2
+    run = ["--data", "rows.npy", "-o", "out", "-q"]
+    for words in (["inspect", "model.dk"], ["verify", "model.dk"], ["run", "model.dk", *run]):
+        assert call(*words) == 0
+    assert call("run", "model", *run) == 0, "the same artifact, so the same job"
+
+
+def test_the_second_run_says_that_nothing_was_left_to_do(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", "model", "--data", "rows.npy", "-o", "out", "--devices", "cpu") == 0
+    assert "40 computed now" in capsys.readouterr().out
+    assert call("run", "model", "--data", "rows.npy", "-o", "out", "--devices", "cpu") == 0
+    assert "the job is complete" in capsys.readouterr().err
+
+
+def test_quiet_is_quiet(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", "model", "--data", "rows.npy", "-o", "out", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_every_command_has_help_without_heavy_imports(place: Path) -> None:
+    """Of all the commands, none loads a framework to print its help."""
+    code = (
+        "import sys\nfrom deploykit.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit as stop: assert not stop.code\n"
+        "assert not {'torch', 'onnx', 'onnxruntime'} & set(sys.modules)"
+    )
+    for name in ("", *_COMMANDS):
+        words = [name, "--help"] if name else ["--help"]
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("Usage: deploykit")
+
+
+def test_the_onnx_path_never_imports_torch(place: Path) -> None:
+    code = (
+        "import sys\nfrom deploykit.cli import main\n"
+        "try: main(['run', 'model', '--data', 'rows.npy', '-o', 'out', '--runner', 'onnx', '-q'])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert 'onnxruntime' in sys.modules and 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_module_and_script_start_the_same_program(place: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "deploykit", "--version"], capture_output=True, text=True, check=True)
+    from deploykit import __version__
+
+    assert done.stdout.strip() == f"deploykit, version {__version__}"
+
+
+def test_an_error_can_be_traced(place: Path) -> None:
+    from deploykit.errors import ArtifactError
+
+    with pytest.raises(ArtifactError, match="no such file or directory"):
+        main(["--traceback", "inspect", "nothing"])
