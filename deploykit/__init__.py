@@ -21,12 +21,25 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "export", "load", "merge", "open_artifact", "pack", "run", "verify"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'deploykit' has no attribute {name!r}")
-    import deploykit.api
+# Straight to where each is at home: prediction does not wait for the import of what merges and exports.
+_HOMES = {
+    "export": "deploykit.api:export",
+    "load": "runners.predict:load",
+    "merge": "deploykit.merge:merge_run",
+    "open_artifact": "deploykit.api:open_artifact",
+    "pack": "deploykit.api:pack",
+    "run": "runners.job:run",
+    "verify": "deploykit.api:verify",
+}
 
-    return getattr(deploykit.api, name)
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'deploykit' has no attribute {name!r}")
+    import importlib
+
+    module, attribute = _HOMES[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

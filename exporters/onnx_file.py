@@ -21,7 +21,7 @@ from exporters.torchscript import Controls
 __all__ = ["OPSET", "require_packages", "write_onnx"]
 
 OPSET = 18
-"""Old enough for every onnxruntime since 1.14, new enough for all that the masks need."""
+"""Old enough for onnxruntime 1.15 of 2023, new enough for all that the masks need."""
 
 # Protocol buffers cannot hold more than 2 GiB; weights above this go to a file of their own.
 _INLINE_LIMIT_BYTES = 1_500_000_000

@@ -27,7 +27,7 @@ class OnnxFormat:
     def write(self, subject: Subject, inputs: Sequence[str], directory: Path) -> FormatRecord:
         outputs = [output.name for output in subject.outputs]
         write_onnx(subject.captured, directory / "model.onnx", inputs, outputs, subject.controls)
-        return FormatRecord(file="model.onnx", opset=OPSET, minimum_runtime="onnxruntime 1.14")
+        return FormatRecord(file="model.onnx", opset=OPSET, minimum_runtime="onnxruntime 1.15")
 
     def open_client(self, file: Path, outputs: Sequence[str]) -> Client:
         import onnxruntime
