@@ -11,15 +11,16 @@ from torch import Tensor, fx
 from deploykit.errors import ExportError
 from deploykit.manifest import Site
 from exporters.capture import Captured
+from exporters.kinds import KINDS, mask_shape, site_count, switched_off
 from exporters.layout import BatchAxis, find_axis, symbolic_shape
-from exporters.sites import Draw
+from exporters.sites import Draw, arguments, call_with
 
 __all__ = ["MonteCarloPlan", "Placed", "SitesOff", "plan_monte_carlo", "refuse_unsupported"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """A site with its node and the place of the batch in its mask."""
+    """A site with its node, the operation's kind, and the place of the batch in its mask."""
 
     site: Site
     node: fx.Node
@@ -60,7 +61,8 @@ def plan_monte_carlo(
     reached = _reached(captured.graph, [draw.node for draw in draws])
     moved = _Movement(captured, draws, example)
     axes = {node: _axis_of(node, symbol, moved, node in reached) for node in captured.graph.nodes}
-    placed = tuple(_place(index, draw, axes, captured.symbols) for index, draw in enumerate(draws))
+    each = [draw for draw in draws for _ in range(site_count(str(draw.kind), arguments(draw.node)))]
+    placed = tuple(_place(index, draw, axes, captured.symbols) for index, draw in enumerate(each))
     return MonteCarloPlan(captured=captured, sites=placed, reached=reached, axes=axes)
 
 
@@ -75,8 +77,8 @@ def refuse_unsupported(draws: Sequence[Draw]) -> None:
         raise ExportError(
             "random operations that cannot be exported faithfully yet: "
             + "; ".join(unsupported)
-            + ". Supported are nn.Dropout, nn.Dropout1d/2d/3d and F.dropout in any form. Replace these operations, "
-            "set their probability to 0, or export without --mc-draws if they are off in evaluation"
+            + ". Supported are dropout, feature and alpha dropout in any form, and the dropout inside attention, LSTM, "
+            "GRU and RNN. Replace these operations, or export without --mc-draws if they are off in evaluation"
         )
 
 
@@ -105,20 +107,25 @@ def _axis_of(node: fx.Node, symbol: Any, moved: "_Movement", reached: bool) -> B
 
 
 def _place(index: int, draw: Draw, axes: Mapping[fx.Node, BatchAxis | None], symbols: Mapping[str, Any]) -> Placed:
-    axis = axes[draw.node]
-    shape = symbolic_shape(draw.node)
-    if draw.kind == "feature_dropout":
-        shape = (*shape[:2], *(1 for _ in shape[2:]))
-    if axis is None or axis.dimension >= len(shape) or (draw.kind == "feature_dropout" and axis.dimension > 1):
+    given = arguments(draw.node)
+    source = next(iter(given.values()))
+    axis = axes[source]
+    shape = mask_shape(str(draw.kind), given, _shape_of)
+    # A mask that is the same along the batch would be shared by rows that must not share it.
+    if axis is None or axis.dimension >= len(shape) or shape[axis.dimension] == 1:
         raise ExportError(
-            f"{draw.module}: {draw.operation} acts on a tensor of shape "
-            f"{list(map(str, symbolic_shape(draw.node)))} "
+            f"{draw.module}: {draw.operation} acts on a tensor of shape {list(map(str, symbolic_shape(source)))} "
             "without a batch dimension (a weight or a constant), so its mask belongs to no row; not supported yet. "
             "Apply the dropout to activations, or set its probability to 0"
         )
     names = tuple(_size_name(size, symbols) for size in shape)
     site = Site(index=index, module=draw.module, kind=str(draw.kind), p=draw.p, shape=names)
     return Placed(site=site, node=draw.node, axis=axis)
+
+
+def _shape_of(value: Any) -> tuple[Any, ...]:
+    """The symbolic shape of a node, or of the first of several."""
+    return symbolic_shape(value[0] if isinstance(value, (list, tuple)) else value)
 
 
 def _size_name(size: Any, symbols: Mapping[str, Any]) -> int | str:
@@ -172,7 +179,11 @@ class SitesOff(fx.Interpreter):
         self.seen: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        value = self.env[n.args[0]] if n in self._sites else super().run_node(n)  # type: ignore[index]
+        value = self._without_drawing(n) if n in self._sites else super().run_node(n)
         if isinstance(value, Tensor):
             self.seen[n] = value.detach().clone()
         return value
+
+    def _without_drawing(self, node: fx.Node) -> Any:
+        given = fx.map_arg(arguments(node), self.env.__getitem__)
+        return call_with(node.target, switched_off(KINDS[node.target], given))

@@ -60,7 +60,7 @@ def _scramble(counter: Tensor) -> Keys:
 
 
 def keep(rows: Keys, units: Keys, p: float) -> Tensor:
-    """Which units are kept: (T*B, U) bool."""
+    """Which units are kept: (T*B, U) bool. For p = 1 one of 2**32 words is kept, and ``apply_mask`` drops it too."""
     product = (rows[0] + units[0]) * (rows[1] + units[1])
     return product * (product + rows[0]) >= masks.threshold(p)
 

@@ -19,8 +19,10 @@ from torch import Tensor, fx, nn
 from deploykit.errors import ExportError
 from deploykit.manifest import Statistic
 from exporters.drawplan import MonteCarloPlan, Placed
+from exporters.kinds import KINDS, mask_shape, perform
 from exporters.layout import BatchAxis, symbolic_shape
-from exporters.mask_ops import apply_mask, keep, row_keys, unit_keys
+from exporters.mask_ops import keep, row_keys, unit_keys
+from exporters.sites import arguments
 from exporters.statistics import summarize
 
 __all__ = ["MonteCarloModule", "Report"]
@@ -60,7 +62,9 @@ class MonteCarloModule(nn.Module):
         self.summary = summary
         self.class_outputs = frozenset(class_outputs)
         self.keep_draws = keep_draws
-        self.sites = {placed.node: placed for placed in plan.sites}
+        self.sites: dict[fx.Node, list[Placed]] = {}
+        for placed in plan.sites:
+            self.sites.setdefault(placed.node, []).append(placed)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(report.value for report in self.reports(*tensors))
@@ -121,7 +125,7 @@ class _Run:
         elif node.op == "get_attr":
             self.once[node] = operator.attrgetter(str(node.target))(self.owner.body)
         elif node in self.owner.sites:
-            self.tiled[node] = self._site(self.owner.sites[node])
+            self.tiled[node] = self._site(node)
         elif node in self.plan.reached:
             self.tiled[node] = _call(node, self._on_tiled_rows)
         else:
@@ -135,7 +139,8 @@ class _Run:
             source, axis = cast(tuple[fx.Node, int], node.args)
             value = self.once[node]
             place = self.plan.axes[source]
-            self.tiled[node] = value * self.draws if place is not None and place.dimension == axis else value
+            carries = place is not None and place.dimension == axis % source.meta["val"].ndim
+            self.tiled[node] = value * self.draws if carries else value
         elif isinstance(node.meta.get("val"), (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)):
             self.tiled[node] = _call(node, self._on_tiled_rows)
 
@@ -145,17 +150,24 @@ class _Run:
         value, axis = self.once[node], self.plan.axes[node]
         return value if axis is None else axis.tile(value, self.batch, self.draws)
 
-    def _site(self, placed: Placed) -> Tensor:
-        values = self._on_tiled_rows(cast(fx.Node, placed.node.args[0]))
-        shape = list(values.shape)
-        if placed.site.kind == "feature_dropout":
-            shape = [*shape[:2], *(1 for _ in shape[2:])]
+    def _site(self, node: fx.Node) -> Any:
+        kind = KINDS[node.target]
+        given = fx.map_arg(arguments(node), self._on_tiled_rows)
+        shape = mask_shape(kind, given, _shape_of)
+        sites = iter(self.owner.sites[node])
+        return perform(
+            node.target, kind, given, self.owner.sites[node][0].site.p, lambda: self._kept(next(sites), shape)
+        )
+
+    def _kept(self, placed: Placed, shape: Sequence[int]) -> Tensor:
+        """Which units of a site are kept, in a shape that its operation can use."""
         outer, _, inner = placed.axis.split(shape, self.batch * self.draws)
-        p = placed.site.p
-        if p == 1:
-            return cast(Tensor, values * 0)
-        kept = keep(self.keys, unit_keys(placed.site.index, outer * inner, values.device), p)
-        return apply_mask(values, placed.axis.place(kept, shape), p)
+        units = unit_keys(placed.site.index, outer * inner, self.keys[0].device)
+        return placed.axis.place(keep(self.keys, units, placed.site.p), shape)
+
+
+def _shape_of(value: Any) -> tuple[int, ...]:
+    return tuple((value[0] if isinstance(value, (list, tuple)) else value).shape)
 
 
 def _call(node: fx.Node, value_of: Any) -> Any:

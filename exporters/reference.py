@@ -4,12 +4,9 @@ Nothing of the rewrite is used here: the module's Python code runs as it stands,
 from ``deploykit.masks``, and the statistics come from ``deploykit.statistics``.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from unittest import mock
 
 import numpy as np
 import torch
@@ -20,54 +17,13 @@ from deploykit import masks
 from deploykit.errors import ExportError
 from deploykit.statistics import summarize
 from exporters.drawplan import Placed
+from exporters.eager import answered_dropouts
 from exporters.entry import Entry
 from exporters.modes import borrowed, set_modes
 
-__all__ = ["Reference", "answered_dropouts", "to_numpy", "without_dropout"]
+__all__ = ["Reference", "to_numpy"]
 
 Arrays = dict[str, NDArray[Any]]
-
-Answer = Callable[[str, Tensor, float], Tensor]
-
-_KINDS: Mapping[str, tuple[str, bool]] = {
-    "dropout": ("dropout", False),
-    "dropout_": ("dropout", True),
-    "feature_dropout": ("feature_dropout", False),
-    "feature_dropout_": ("feature_dropout", True),
-}
-"""torch function name -> (kind, whether it writes in place)."""
-
-
-@contextmanager
-def answered_dropouts(answer: Answer) -> Iterator[None]:
-    """Let ``answer(kind, values, p)`` give the result of every dropout that is on.
-
-    All of torch's dropout functions and modules end in four functions, looked up on ``torch`` or ``torch._VF`` at each
-    call; these are replaced for the time being. (A ``TorchFunctionMode`` would not do: it is off inside a function that
-    it has been asked about, so it misses the dropout inside of attention.) Not for several threads at once.
-    """
-    with contextlib.ExitStack() as stack:
-        for name, (kind, in_place) in _KINDS.items():
-            function = _answering(answer, kind, in_place)
-            for owner in (torch, torch._VF):
-                stack.enter_context(mock.patch.object(owner, name, function, create=True))
-        yield
-
-
-def _answering(answer: Answer, kind: str, in_place: bool) -> Callable[[Tensor, float, bool], Tensor]:
-    def function(input: Tensor, p: float, train: bool) -> Tensor:  # noqa: A002 - torch's own names
-        if not train or p == 0:
-            return input
-        result = answer(kind, input, p)
-        return input.copy_(result) if in_place else result
-
-    return function
-
-
-def without_dropout(call: Callable[[], Any]) -> Any:
-    """Run ``call`` with every dropout replaced by the identity."""
-    with answered_dropouts(lambda _kind, values, _p: values):
-        return call()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,28 +63,24 @@ class Reference:
         """The module's own outputs for one draw."""
         sites = iter(self.sites)
 
-        def answer(kind: str, values: Tensor, p: float) -> Tensor:
+        def kept(kind: str, shape: Sequence[int], p: float) -> Tensor:
             placed = next(sites, None)
             if placed is None or (placed.site.kind, placed.site.p) != (kind, p):
                 raise ExportError(
                     f"the module calls its dropouts in another order than when it was captured ({kind}, p={p})"
                 )
-            return values * self._factor(placed, values, sample_ids, seed, draw)
+            return self._kept(placed, shape, sample_ids, seed, draw)
 
         tensors = [torch.from_numpy(inputs[name].copy()) for name in self.entry.names]
-        with borrowed(self.entry), answered_dropouts(answer):
+        with borrowed(self.entry), answered_dropouts(kept):
             set_modes(self.entry, self.training)
             found = self.entry.named(*tensors)
             return {name: to_numpy(value) for name, value in found.items()}
 
-    def _factor(self, placed: Placed, values: Tensor, ids: NDArray[np.int64], seed: int, draw: int) -> Tensor:
-        shape = list(values.shape)
-        if placed.site.kind == "feature_dropout":
-            shape = [*shape[:2], *(1 for _ in shape[2:])]
+    def _kept(self, placed: Placed, shape: Sequence[int], ids: NDArray[np.int64], seed: int, draw: int) -> Tensor:
         outer, _, inner = placed.axis.split(shape, len(ids))
         kept = masks.keep_mask(seed, placed.site.index, ids, [draw], outer * inner, placed.site.p, mode=self.mode)[0]
-        factor = torch.from_numpy(kept).to(values.dtype) * masks.scale(placed.site.p)
-        return placed.axis.place(factor, shape)
+        return placed.axis.place(torch.from_numpy(kept), shape)
 
 
 def to_numpy(value: Tensor) -> NDArray[Any]:

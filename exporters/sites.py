@@ -4,23 +4,16 @@ What counts is what the graph does, not the class of a module: an operation that
 is a site when its arguments make it draw.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-__all__ = ["SUPPORTED", "Draw", "find_draws", "module_of"]
+from exporters.kinds import KINDS, PROBABILITY
 
-aten = torch.ops.aten
-
-SUPPORTED: dict[Any, str] = {
-    aten.dropout.default: "dropout",
-    aten.dropout_.default: "dropout",
-    aten.feature_dropout.default: "feature_dropout",
-    aten.feature_dropout_.default: "feature_dropout",
-}
-"""The operations that the rewrite turns into keyed masks, all called as ``(input, p, train)``."""
+__all__ = ["Draw", "arguments", "call_with", "find_draws", "module_of"]
 
 _P_AND_TRAIN = {
     "dropout", "dropout_", "feature_dropout", "feature_dropout_",
@@ -47,8 +40,8 @@ def find_draws(graph: fx.Graph) -> list[Draw]:
 
 def _describe(node: fx.Node) -> Draw:
     operation = node.target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]
-    kind = SUPPORTED.get(node.target)
-    p = float(arguments(node)["p"]) if kind is not None else float("nan")
+    kind = KINDS.get(node.target)
+    p = float(arguments(node)[PROBABILITY.get(kind, "p")]) if kind is not None else float("nan")
     return Draw(node=node, module=module_of(node), operation=operation, kind=kind, p=p)
 
 
@@ -68,11 +61,27 @@ def _draws(node: fx.Node) -> bool:
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
-    """The node's arguments by the names of the operation's schema, defaults included."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    given = dict(zip((argument.name for argument in schema), node.args, strict=False))
-    defaults = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
-    return {**defaults, **given, **node.kwargs}
+    """The node's arguments by name, in the order of the operation's schema, defaults included.
+
+    The first argument of dropouts is called ``input`` throughout, although those that write in place call it ``self``.
+    """
+    schema = _schema(node.target)
+    given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
+    values = {argument.name: given.get(argument.name, argument.default_value) for argument in schema}
+    return {"input" if name == "self" else name: value for name, value in values.items()}
+
+
+def call_with(operation: Any, given: Mapping[str, Any]) -> Any:
+    """Call an operation with arguments as ``arguments`` gives them."""
+    schema = _schema(operation)
+    values = list(given.values())
+    positional = [value for value, argument in zip(values, schema, strict=True) if not argument.kwarg_only]
+    named = {argument.name: value for value, argument in zip(values, schema, strict=True) if argument.kwarg_only}
+    return operation(*positional, **named)
+
+
+def _schema(operation: Any) -> Any:
+    return operation._schema.arguments
 
 
 def module_of(node: fx.Node) -> str:

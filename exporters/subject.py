@@ -13,11 +13,12 @@ from deploykit.manifest import MonteCarlo, OutputSpec, Statistic
 from deploykit.tensors import TensorSpec
 from exporters.capture import Captured, capture
 from exporters.drawplan import MonteCarloPlan, SitesOff, plan_monte_carlo, refuse_unsupported
+from exporters.eager import without_dropout
 from exporters.entry import Entry
 from exporters.inputs import ModelInputs
 from exporters.modes import borrowed, python_random_state, set_modes, tracks_statistics
 from exporters.montecarlo import MonteCarloModule
-from exporters.reference import Reference, without_dropout
+from exporters.reference import Reference
 from exporters.sites import Draw, find_draws
 from exporters.torchscript import Controls
 

@@ -181,22 +181,37 @@ class AlwaysOn(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self) -> None:
+    """``nn.MultiheadAttention``, which drops attention weights in two ways."""
+
+    def __init__(self, need_weights: bool) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(6, 2, dropout=0.1, batch_first=True)
+        self.attention = nn.MultiheadAttention(6, 2, dropout=0.3, batch_first=True)
+        self.need_weights = need_weights
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x[:, None].expand(-1, 4, -1)
-        return self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1)
+        tokens = torch.stack([x, x * 2, x + 1, -x], 1)
+        return self.attention(tokens, tokens, tokens, need_weights=self.need_weights)[0].mean(1)
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 12, dropout=0.2, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(torch.stack([x, x * 2, x + 1], 1)).mean(1)
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind: str = "LSTM") -> None:
+    def __init__(self, kind: str, **options: Any) -> None:
         super().__init__()
-        self.cells = getattr(nn, kind)(6, 3, num_layers=2, dropout=0.2, batch_first=True)
+        self.cells = getattr(nn, kind)(6, 3, num_layers=3, dropout=0.4, batch_first=True, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.cells(x[:, None].expand(-1, 4, -1))[0].mean(1)
+        values, final = self.cells(torch.stack([x, x * 2, x + 1, -x], 1))
+        last = final[0] if isinstance(final, tuple) else final
+        return torch.cat([values.mean(1), last.transpose(0, 1).flatten(1)], 1)
 
 
 class Wrapped(nn.Module):
@@ -232,3 +247,43 @@ def mixed_rows(owner: nn.Module, x: Tensor) -> Tensor:
 def neighbours(owner: nn.Module, x: Tensor) -> Tensor:
     """Rows look at the row before, which no shape gives away."""
     return F.dropout(x, 0.5, owner.training) + F.dropout(x, 0.5, owner.training).flip(0)
+
+
+def _causal(owner: nn.Module, x: Tensor) -> Tensor:
+    heads = torch.stack([x, x * 2, x + 1], 1).unflatten(-1, (2, 4)).transpose(1, 2)
+    return (
+        F.scaled_dot_product_attention(heads, heads, heads, dropout_p=0.3 if owner.training else 0.0, is_causal=True)
+        .mean((1, 2))
+        .repeat(1, 2)
+    )
+
+
+def _masked(owner: nn.Module, x: Tensor) -> Tensor:
+    tokens = torch.stack([x, x * 2, x + 1], 1)
+    mask = torch.tensor([[True, True, False], [True, True, True], [False, True, True]])
+    return F.scaled_dot_product_attention(
+        tokens, tokens, tokens, attn_mask=mask, dropout_p=0.3 if owner.training else 0.0, scale=0.2
+    ).mean(1)
+
+
+CONSTRUCTS: dict[str, Callable[[], nn.Module]] = {
+    "nn.Dropout": Mlp,
+    "nn.Dropout, one module called three times": Shared,
+    "nn.Dropout(inplace=True)": InPlace,
+    "F.dropout in a parent": Functional,
+    "nn.Dropout1d": Feature1d,
+    "nn.Dropout3d": Feature3d,
+    "F.alpha_dropout": lambda: Wrapped(lambda m, x: F.alpha_dropout(x, 0.2, m.training)),
+    "F.feature_alpha_dropout": lambda: Wrapped(
+        lambda m, x: F.feature_alpha_dropout(x[..., None].expand(-1, -1, 3), 0.2, m.training).mean(-1)
+    ),
+    "nn.MultiheadAttention(need_weights=False)": lambda: Attention(False),
+    "F.scaled_dot_product_attention(is_causal)": lambda: Wrapped(_causal),
+    "F.scaled_dot_product_attention(attn_mask)": lambda: Wrapped(_masked),
+    "nn.TransformerEncoder": Encoder,
+    "nn.LSTM": lambda: Recurrent("LSTM"),
+    "nn.LSTM(bidirectional)": lambda: Recurrent("LSTM", bidirectional=True),
+    "nn.GRU": lambda: Recurrent("GRU"),
+    "nn.RNN": lambda: Recurrent("RNN"),
+}
+"""Name of the construct -> a module that uses it; every mask has the batch as its first dimension."""

@@ -142,7 +142,7 @@ def test_deterministic_export_needs_no_controls(tmp_path: Path) -> None:
 
 def test_the_weights_of_the_torchscript_file_move_with_the_module(tmp_path: Path) -> None:
     result = export_module(models.Mlp(), tmp_path / "a", inputs=[SPEC], formats=["torchscript"], mc_draws=4)
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit.load"):
         module = torch.jit.load(result.path / "model.torchscript.pt")
     assert len(list(module.buffers())) == 6
     assert {buffer.dtype for buffer in module.to(torch.float64).buffers()} == {torch.float64}

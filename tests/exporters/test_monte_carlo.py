@@ -1,8 +1,8 @@
 """Every supported way of using dropout, in both formats, against the eager module with numpy masks.
 
-``export_module`` refuses to write a file that differs from the oracle, so an export that succeeds has been compared; these
-tests call the files once more as a plain client and compare with an oracle of their own, which shares nothing with the
-rewrite: the module run draw by draw, each dropout answered from ``deploykit.masks``.
+``export_module`` refuses to write a file that differs from the oracle, so an export that succeeds has been compared;
+these tests call the files once more as a plain client and compare with an oracle of their own, which shares nothing
+with the rewrite: the module run draw by draw, each dropout answered from ``deploykit.masks``.
 """
 
 from pathlib import Path
@@ -12,14 +12,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from deploykit import masks
 from deploykit.errors import ExportError, ParityError
 from deploykit.statistics import summarize
+from exporters.eager import answered_dropouts
 from exporters.export import ExportResult, export_module
-from exporters.reference import answered_dropouts
 from tests.exporters import models
 
 SPEC = "x:float32[batch,6]"
@@ -28,7 +28,7 @@ SPEC = "x:float32[batch,6]"
 def clients(artifact: Path, outputs: list[str]) -> dict[str, Any]:
     """The two files called as somebody without deploykit calls them."""
     session = onnxruntime.InferenceSession(artifact / "model.onnx", providers=["CPUExecutionProvider"])
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit.load"):
         module = torch.jit.load(artifact / "model.torchscript.pt")
 
     def onnx(inputs: dict[str, np.ndarray], **controls: Any) -> dict[str, np.ndarray]:
@@ -49,29 +49,24 @@ def names_of(result: ExportResult) -> list[str]:
 
 
 def oracle(module: nn.Module, x: np.ndarray, ids: np.ndarray, seed: int, draws: range) -> np.ndarray:
-    """(draws, batch, ...) of a module whose dropouts all act on (batch, units) or (batch, channels, ...)."""
+    """(draws, batch, ...) of a module whose masks all have the batch as their first dimension."""
     found = []
     for draw in draws:
         site = iter(range(100))
 
-        def answer(kind: str, values: torch.Tensor, p: float, draw: int = draw, site: Any = site) -> torch.Tensor:
-            shape = (*values.shape[:2], *[1] * (values.ndim - 2)) if kind == "feature_dropout" else values.shape
+        def keep(kind: str, shape: Any, p: float, draw: int = draw, site: Any = site) -> torch.Tensor:
             units = int(np.prod(shape[1:]))
-            kept = masks.keep_mask(seed, next(site), ids, [draw], units, p)[0].reshape(shape)
-            return values * torch.from_numpy(kept) / (1 - p)
+            return torch.from_numpy(masks.keep_mask(seed, next(site), ids, [draw], units, p)[0].reshape(shape))
 
-        with torch.no_grad(), answered_dropouts(answer):
+        with torch.no_grad(), answered_dropouts(keep):
             found.append(module(torch.from_numpy(x)).numpy())
     return np.stack(found)
 
 
-SIMPLE = [models.Mlp, models.Shared, models.Functional, models.InPlace, models.Feature1d, models.Feature3d]
-
-
-@pytest.mark.parametrize("kind", SIMPLE, ids=lambda kind: kind.__name__)
-def test_both_formats_equal_the_module_with_numpy_masks(kind: type[nn.Module], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", models.CONSTRUCTS)
+def test_both_formats_equal_the_module_with_numpy_masks(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    module = kind()
+    module = models.CONSTRUCTS[name]()
     result = export_module(module.eval(), tmp_path / "a", inputs=[SPEC], mc_draws=5, keep_draws=True)
     ids = np.array([3, 2**40, 0, 77, -5, 12, 13, 14, 15], dtype=np.int64)
     x = np.random.default_rng(1).standard_normal((len(ids), 6)).astype(np.float32)
@@ -147,9 +142,8 @@ def test_classification_outputs_and_once_only_work(tmp_path: Path) -> None:
         module, tmp_path / "a", inputs=["x:float32[batch,1,4,4]"], mc_draws=8, task="classification",
         class_outputs=["logits"], keep_draws=True,
     )  # fmt: skip
-    assert names_of(result) == [
-        "logits.mean", "logits.std", "logits.probs", "logits.entropy", "logits.mutual_information", "logits.draws", "energy",
-    ]  # fmt: skip
+    statistics = ("mean", "std", "probs", "entropy", "mutual_information", "draws")
+    assert names_of(result) == [*(f"logits.{name}" for name in statistics), "energy"]
     monte_carlo = result.manifest.monte_carlo
     assert monte_carlo is not None
     assert [(site.module, site.kind, site.p) for site in monte_carlo.sites] == [
@@ -243,17 +237,12 @@ def test_the_average_over_many_draws_is_torch_s_own_dropout(tmp_path: Path) -> N
 
 def random_cases() -> dict[str, Any]:
     return {
-        "alpha_dropout": lambda m, x: F.alpha_dropout(x, 0.2, m.training),
-        "feature_alpha_dropout": lambda m, x: F.feature_alpha_dropout(x, 0.2, m.training),
         "bernoulli": lambda m, x: x * torch.bernoulli(torch.full_like(x, 0.5)) if m.training else x,
         "bernoulli_": lambda m, x: x * torch.empty_like(x).bernoulli_(0.5) if m.training else x,
         "rand_like": lambda m, x: x + torch.rand_like(x) if m.training else x,
         "randn": lambda m, x: x + torch.randn(x.shape) if m.training else x,
         "uniform_": lambda m, x: x + torch.empty_like(x).uniform_() if m.training else x,
         "rrelu": lambda m, x: F.rrelu(x, training=m.training),
-        "scaled_dot_product_attention": lambda m, x: F.scaled_dot_product_attention(
-            x[:, None], x[:, None], x[:, None], dropout_p=0.1 if m.training else 0.0
-        )[:, 0],
     }
 
 
@@ -263,17 +252,6 @@ def test_other_randomness_is_refused_by_name(operation: str, tmp_path: Path) -> 
     with pytest.raises(ExportError, match=rf"inner: {operation}\b"):
         export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=4)
     assert not (tmp_path / "a").exists()
-
-
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-def test_recurrent_dropout_is_refused_by_name(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"cells: (lstm|gru|rnn_tanh)"):
-        export_module(models.Recurrent(kind), tmp_path / "a", inputs=[SPEC], mc_draws=4)
-
-
-def test_attention_dropout_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="attention: scaled_dot_product_attention"):
-        export_module(models.Attention(), tmp_path / "a", inputs=[SPEC], mc_draws=4)
 
 
 def test_randomness_of_python_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,134 @@
+"""Run a module in eager PyTorch with dropout masks of our own choosing.
+
+This is the oracle's side: written against torch's documentation, sharing nothing with the rewrite in
+``exporters.kinds``.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that everybody knows
+from torch import Tensor
+
+__all__ = ["Keep", "answered_dropouts", "without_dropout"]
+
+Keep = Callable[[str, Sequence[int], float], Tensor | None]
+"""Asked with (kind, shape of the mask, p); gives which units are kept, or None to leave the values alone."""
+
+_IN_PLACE = ("dropout_", "feature_dropout_", "alpha_dropout_", "feature_alpha_dropout_")
+
+
+@contextmanager
+def answered_dropouts(keep: Keep) -> Iterator[None]:
+    """Let ``keep`` decide the mask of every dropout that is on.
+
+    All of torch's dropout functions and modules end in a few functions, looked up on ``torch``, ``torch._VF`` or
+    ``torch.nn.functional`` at each call; these are replaced for the time being. (A ``TorchFunctionMode`` would not do:
+    it is off inside a function that it has been asked about, so it misses the dropout inside of attention.) Not for
+    several threads at once.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def replace(name: str, function: Callable[..., Any], *owners: Any) -> None:
+            for owner in owners:
+                stack.enter_context(mock.patch.object(owner, name, function, create=True))
+
+        for kind in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
+            replace(kind, _dropout(keep, kind), torch, torch._VF)
+            replace(f"{kind}_", _in_place(_dropout(keep, kind)), torch, torch._VF)
+        attention = _attention(keep, F.scaled_dot_product_attention)
+        replace("scaled_dot_product_attention", attention, F)
+        for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            replace(name, _recurrent(keep, getattr(torch, name)), torch, torch._VF)
+        yield
+
+
+def without_dropout(call: Callable[[], Any]) -> Any:
+    """Run ``call`` with every dropout replaced by the identity."""
+    with answered_dropouts(lambda _kind, _shape, _p: None):
+        return call()
+
+
+def _dropout(keep: Keep, kind: str) -> Callable[[Tensor, float, bool], Tensor]:
+    def function(input: Tensor, p: float, train: bool) -> Tensor:  # noqa: A002 - torch's own names
+        if not train or p == 0:
+            return input
+        shape = [*input.shape[:2], *[1] * (input.ndim - 2)] if kind.startswith("feature") else list(input.shape)
+        kept = keep(kind, shape, p)
+        if kept is None:
+            return input
+        if p == 1:
+            return torch.zeros_like(input)
+        if "alpha" in kind:
+            return _alpha(input, kept, p)
+        return torch.where(kept, input / (1 - p), 0.0)
+
+    return function
+
+
+def _in_place(function: Callable[[Tensor, float, bool], Tensor]) -> Callable[[Tensor, float, bool], Tensor]:
+    return lambda input, p, train: input.copy_(function(input, p, train))  # noqa: A006 - torch's own names
+
+
+def _alpha(values: Tensor, kept: Tensor, p: float) -> Tensor:
+    """Dropped units become -scale * alpha of SELU; then an affine map restores mean 0 and variance 1."""
+    saturated = -1.0507009873554805 * 1.6732632423543772
+    a = ((1 - p) * (1 + p * saturated**2)) ** -0.5
+    mixed: Tensor = a * torch.where(kept, values, saturated) - a * p * saturated
+    return mixed
+
+
+def _attention(keep: Keep, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def function(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        options = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+        kept = keep("attention_dropout", [*query.shape[:-1], key.shape[-2]], dropout_p) if dropout_p else None
+        if kept is None:
+            return original(query, key, value, attn_mask, 0.0, **options)
+        # Attention is linear in its values: with the identity as values, it gives its own weights.
+        identity = torch.eye(key.shape[-2], dtype=query.dtype).expand(*key.shape[:-1], -1)
+        weights = original(query, key, identity, attn_mask, 0.0, **options)
+        if enable_gqa:
+            value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+        scaled = torch.zeros_like(weights) if dropout_p == 1 else weights / (1 - dropout_p)
+        return torch.where(kept, scaled, 0.0) @ value
+
+    return function
+
+
+def _recurrent(keep: Keep, original: Callable[..., Any]) -> Callable[..., Any]:
+    def function(*given: Any) -> Any:
+        packed = isinstance(given[2], Tensor)
+        if packed or not given[6] or not given[5]:
+            return original(*given)
+        values, states, weights, biases, layers, p, _, both, batch_first = given
+        several = isinstance(states, (tuple, list))
+        ways, each = 1 + both, len(weights) // layers
+        ends = []
+        for layer in range(layers):
+            place = slice(layer * ways, (layer + 1) * ways)
+            own = tuple(state[place] for state in states) if several else states[place]
+            result = original(
+                values, own, weights[layer * each : (layer + 1) * each], biases, 1, 0.0, False, both, batch_first
+            )
+            values, end = result[0], result[1:]
+            ends.append(end)
+            kept = keep("recurrent_dropout", list(values.shape), p) if layer + 1 < layers else None
+            if kept is not None:
+                values = torch.zeros_like(values) if math.isclose(p, 1) else torch.where(kept, values / (1 - p), 0.0)
+        return (values, *(torch.cat(parts) for parts in zip(*ends, strict=True)))
+
+    return function
