@@ -18,7 +18,8 @@ DTYPES = (
 """The dtypes that numpy, torch and ONNX Runtime all hold."""
 
 _SPEC = re.compile(r"^(?P<name>[A-Za-z_]\w*):(?P<dtype>\w+)\[(?P<shape>[^\]]*)\]$")
-_DIMENSION = re.compile(r"^[A-Za-z_]\w*$")
+_DIMENSION = re.compile(r"[A-Za-z_]\w*")
+_SIZE = re.compile(r"0*[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +82,9 @@ def parse_spec(text: str) -> TensorSpec:
 
 
 def _dimension(text: str, part: str) -> int | str:
-    if part.isdigit() and int(part) > 0:
+    if _SIZE.fullmatch(part):
         return int(part)
-    if _DIMENSION.match(part):
+    if _DIMENSION.fullmatch(part):
         return part
     raise UsageError(f"input {text!r}: dimension {part!r} is neither a positive number nor a name")
 

@@ -1,0 +1,91 @@
+"""Devices as users write them: ``cpu``, ``cpu:4``, ``cuda``, ``cuda:0,2`` and ``auto``.
+
+Nothing here loads a runtime: how many CUDA devices there are is asked of the runtime that will use them.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from deploykit.errors import DeviceError, UsageError
+
+__all__ = ["Device", "available_cores", "parse_devices"]
+
+_FORMS = "cpu, cpu:4 (four CPU ranks), cuda (every CUDA device), cuda:0,2 (these CUDA devices) or auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One place where a rank runs. The ``index`` of a CPU is only the number of its rank."""
+
+    kind: Literal["cpu", "cuda"] = "cpu"
+    index: int = 0
+
+    def __str__(self) -> str:
+        return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"
+
+
+def available_cores() -> int:
+    """How many CPU cores this process may use; fewer than the machine has when it is pinned."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def parse_devices(text: str, cuda_count: Callable[[], int], *, runtime: str = "the runtime") -> tuple[Device, ...]:
+    """The devices that ``text`` names, one rank each.
+
+    Args:
+        text: one of the forms above.
+        cuda_count: asks the runtime how many CUDA devices it can use; called only where the answer matters.
+        runtime: the name of that runtime, for messages.
+
+    Raises:
+        UsageError: another form, no rank at all, or one CUDA device twice.
+        DeviceError: a device that is not there; the message lists what is there.
+
+    >>> [str(device) for device in parse_devices("cuda:2,0", lambda: 4)]
+    ['cuda:2', 'cuda:0']
+    """
+    kind, colon, rest = text.strip().partition(":")
+    if kind == "auto" and not colon:
+        return _cuda(range(cuda_count())) or (Device(),)
+    if kind == "cpu":
+        return _cpu(text, rest if colon else "1")
+    if kind == "cuda":
+        there = cuda_count()
+        wanted = _indices(text, rest) if colon else list(range(max(there, 1)))
+        if any(index >= there for index in wanted):
+            raise DeviceError(_not_there(text, wanted, there, runtime))
+        return _cuda(wanted)
+    raise UsageError(f"devices {text!r}: expected {_FORMS}")
+
+
+def _cuda(indices: "range | list[int]") -> tuple[Device, ...]:
+    return tuple(Device(kind="cuda", index=index) for index in indices)
+
+
+def _cpu(text: str, count: str) -> tuple[Device, ...]:
+    if not (count.isascii() and count.isdigit()) or int(count) < 1:
+        raise UsageError(f"devices {text!r}: {count!r} is not a number of CPU ranks; at least 1, for example cpu:4")
+    return tuple(Device(kind="cpu", index=index) for index in range(int(count)))
+
+
+def _indices(text: str, rest: str) -> list[int]:
+    parts = [part.strip() for part in rest.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise UsageError(f"devices {text!r}: {rest!r} is not a list of device numbers; expected {_FORMS}")
+    indices = [int(part) for part in parts]
+    if len(set(indices)) < len(indices):
+        raise UsageError(f"devices {text!r}: a device is named twice; one rank runs on each, name it once")
+    return indices
+
+
+def _not_there(text: str, wanted: list[int], there: int, runtime: str) -> str:
+    names = ", ".join(f"cuda:{index}" for index in range(there))
+    cpu = f"cpu ({available_cores()} cores)"
+    if not there:
+        return f"devices {text!r}: {runtime} sees no CUDA device here, only {cpu}; use --devices cpu"
+    missing = ", ".join(f"cuda:{index}" for index in wanted if index >= there)
+    return f"devices {text!r}: {missing} is not there; {runtime} sees {names} and {cpu}; choose among these"

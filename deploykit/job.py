@@ -1,0 +1,134 @@
+"""What a run directory was made for: ``run.json`` as a frozen record, and how two jobs differ."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast, get_args
+
+from deploykit.errors import RunError, UnknownNameError
+from deploykit.plan import Plan
+from deploykit.tensors import TensorSpec
+
+__all__ = ["NAN_POLICIES", "RUN_SCHEMA_VERSION", "WRITE_INTERVALS", "Job", "NanPolicy", "WriteInterval"]
+
+RUN_SCHEMA_VERSION = 1
+
+WriteInterval = Literal["batch", "epoch", "batch_and_epoch"]
+NanPolicy = Literal["error", "allow"]
+
+WRITE_INTERVALS: tuple[str, ...] = get_args(WriteInterval)
+NAN_POLICIES: tuple[str, ...] = get_args(NanPolicy)
+
+# What does not change a single predicted byte may change between a run and its resume.
+_FREE = ("artifact_path", "data_source", "created", "version", "outputs")
+_ABSENT = "nothing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One job.
+
+    Ranks, devices and threads are no part of it: they change who computes a part, never what is in it.
+
+    Attributes:
+        artifact: the artifact's digest.
+        artifact_path: where it was, for people.
+        format: the format that is run, ``onnx`` or ``torchscript``.
+        data: the data's fingerprint.
+        data_source: the data as the user named it, for people.
+        seed: the seed of the masks; None for a deterministic model.
+        draws: Monte Carlo draws; None for a deterministic model.
+        plan: the shards.
+        outputs: the predictions of one row; follows from the artifact.
+        writer: the writer's name.
+        write_interval: ``batch``, ``epoch`` or ``batch_and_epoch``.
+        nan: what a NaN in the inputs does, ``error`` or ``allow``.
+        version: the deploykit that made the directory.
+        created: when, ISO 8601 with time zone.
+    """
+
+    artifact: str
+    artifact_path: str
+    format: str
+    data: Mapping[str, Any]
+    data_source: str
+    seed: int | None
+    draws: int | None
+    plan: Plan
+    outputs: tuple[TensorSpec, ...]
+    writer: str
+    write_interval: WriteInterval
+    nan: NanPolicy
+    version: str
+    created: str
+
+    def __post_init__(self) -> None:
+        if self.write_interval not in WRITE_INTERVALS:
+            raise UnknownNameError("write interval", self.write_interval, WRITE_INTERVALS)
+        if self.nan not in NAN_POLICIES:
+            raise UnknownNameError("NaN policy", self.nan, NAN_POLICIES)
+
+    @property
+    def keeps_parts(self) -> bool:
+        """Whether the parts stay when the run is finished."""
+        return self.write_interval != "epoch"
+
+    @property
+    def has_epoch_files(self) -> bool:
+        """Whether each rank gets one file at the end."""
+        return self.write_interval != "batch"
+
+    def differences(self, other: "Job") -> list[str]:
+        """What makes ``other`` another job, as ``field: mine, asked for theirs``; empty for the same job."""
+        mine, theirs = dict(_flat(self._identity())), dict(_flat(other._identity()))
+        return [
+            f"{name}: {mine.get(name, _ABSENT)!r}, asked for {theirs.get(name, _ABSENT)!r}"
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name, _ABSENT) != theirs.get(name, _ABSENT)
+        ]
+
+    def _identity(self) -> dict[str, Any]:
+        return {name: value for name, value in self.to_json().items() if name not in _FREE}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, ``schema`` first."""
+        data = asdict(self)
+        data["outputs"] = [spec.to_json() for spec in self.outputs]
+        data["data"] = _plain(self.data)
+        return {"schema": RUN_SCHEMA_VERSION, **data}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Job":
+        """Read the parsed ``run.json``.
+
+        Raises:
+            RunError: another schema version, or a field that is missing, unknown or of another type.
+        """
+        if data.get("schema") != RUN_SCHEMA_VERSION:
+            raise RunError(
+                f"run.json: schema version {data.get('schema')!r}, this deploykit reads {RUN_SCHEMA_VERSION}; "
+                "use the deploykit that wrote it, or another output directory"
+            )
+        fields = {name: value for name, value in data.items() if name != "schema"}
+        try:
+            fields["plan"] = Plan.from_json(fields["plan"])
+            fields["outputs"] = tuple(map(TensorSpec.from_json, fields["outputs"]))
+            return cls(**fields)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise RunError(
+                f"run.json: a field is missing, unknown or of another type ({error!r}); use another output directory"
+            ) from error
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON gives it back: tuples become lists, keys become text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flat(cast("Mapping[str, Any]", value), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,89 @@
+"""An artifact packed into one file: a zip archive whose members are stored as they are."""
+
+import shutil
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from deploykit.errors import ArtifactError, UsageError
+from deploykit.files import appears_whole
+
+__all__ = ["is_plain_name", "pack_files", "unpack"]
+
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a file's name is a relative path, with ``/`` between its parts, that cannot lead out of its directory."""
+    parts = name.split("/")
+    return name.isprintable() and not set(name) & set("\\:") and not {"", ".", ".."} & set(parts)
+
+
+def pack_files(directory: Path, names: Iterable[str], destination: Path, *, overwrite: bool = False) -> Path:
+    """Write files of a directory into one zip file, the same bytes for the same content.
+
+    Raises:
+        UsageError: the destination exists and ``overwrite`` is not given.
+    """
+    if destination.exists() and not overwrite:
+        raise UsageError(f"{destination} exists; choose another name or remove it")
+    with appears_whole(destination) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(names):
+            _add(archive, directory / name, name)
+    return destination
+
+
+def _add(archive: zipfile.ZipFile, file: Path, name: str) -> None:
+    # A fixed date, system and mode: the packed file depends on the content alone.
+    info = zipfile.ZipInfo(name, _DATE)
+    info.create_system, info.external_attr, info.file_size = 3, 0o644 << 16, file.stat().st_size
+    with file.open("rb") as source, archive.open(info, "w") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+
+
+def unpack(path: Path, directory: Path) -> None:
+    """Unpack a packed artifact into an empty directory.
+
+    Raises:
+        ArtifactError: it is no zip file, is damaged, or holds what a packed artifact cannot hold: a name that leads out
+            of the directory, a name twice, or a member that is compressed, encrypted or larger than the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            _refuse_strangers(path, members)
+            for member in members:
+                _extract(archive, member, directory / member.filename)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise ArtifactError(
+            f"artifact {path}: the packed file is damaged ({error}); copy the artifact again"
+        ) from error
+
+
+def _refuse_strangers(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    names = [member.filename for member in members]
+    for member in members:
+        # orig_filename still has what zipfile cuts off or translates.
+        if not (is_plain_name(member.filename) and member.orig_filename == member.filename):
+            raise ArtifactError(
+                f"artifact {path}: holds a file named {member.orig_filename!r}; names are relative paths that stay "
+                "inside the artifact; do not use this file, get the artifact from its source"
+            )
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 0x1:
+            raise ArtifactError(
+                f"artifact {path}: {member.filename} is compressed or encrypted; a packed artifact holds files "
+                "as they are; pack the directory with deploykit, or give the directory itself"
+            )
+    if len(set(names)) != len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ArtifactError(
+            f"artifact {path}: holds {', '.join(twice)} more than once; get the artifact from its source"
+        )
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise ArtifactError(f"artifact {path}: its files claim more bytes than it has; copy the artifact again")
+
+
+def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(member) as source, target.open("xb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)

@@ -1,0 +1,130 @@
+"""How the rows of a job are cut into shards: the same for the same job, however many ranks share the work."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deploykit.errors import UsageError
+
+__all__ = ["Plan", "Shard", "describe_ranges", "make_plan", "merge_ranges"]
+
+TARGET_BYTES = 64 * 2**20
+MOST_ROWS = 65_536
+FEWEST_SHARDS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """The rows ``[start, stop)``: the unit of work, of commit and of resume."""
+
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The shards of ``rows`` rows: all have ``shard_rows`` rows, the last one what is left.
+
+    ``shard_rows`` is a multiple of ``batch_size``, so a batch never crosses a shard.
+
+    Raises:
+        UsageError: a number that is too small, or a shard size that is not a multiple of the batch size.
+    """
+
+    rows: int
+    shard_rows: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.rows < 0:
+            raise UsageError(f"plan: {self.rows} rows; the number of rows cannot be negative")
+        if self.batch_size < 1:
+            raise UsageError(f"batch size {self.batch_size}: must be 1 or more")
+        if self.shard_rows < 1 or self.shard_rows % self.batch_size:
+            nearest = max(1, round(self.shard_rows / self.batch_size)) * self.batch_size
+            raise UsageError(
+                f"shard rows {self.shard_rows}: must be a multiple of the batch size {self.batch_size}; use {nearest}"
+            )
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.shard_rows)
+
+    def shard(self, index: int) -> Shard:
+        """The shard with that number.
+
+        Raises:
+            IndexError: there is no such shard.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"shard {index}: the plan has {len(self)} shards")
+        start = index * self.shard_rows
+        return Shard(index=index, start=start, stop=min(start + self.shard_rows, self.rows))
+
+    def shards(self) -> Iterator[Shard]:
+        """All shards, in the order of the rows."""
+        return map(self.shard, range(len(self)))
+
+    def batches(self, shard: Shard) -> Iterator[tuple[int, int]]:
+        """The ``(start, stop)`` rows of the batches of one shard."""
+        for start in range(shard.start, shard.stop, self.batch_size):
+            yield start, min(start + self.batch_size, shard.stop)
+
+    def to_json(self) -> dict[str, int]:
+        return {"rows": self.rows, "shard_rows": self.shard_rows, "batch_size": self.batch_size}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Plan":
+        return cls(rows=data["rows"], shard_rows=data["shard_rows"], batch_size=data["batch_size"])
+
+
+def make_plan(rows: int, batch_size: int, row_bytes: int, shard_rows: int | None = None) -> Plan:
+    """Cut ``rows`` rows into shards whose files have about 64 MiB and at most 65,536 rows.
+
+    Small data gives smaller shards, at least eight where there are eight batches, so that several ranks share the
+    work. ``row_bytes`` is the size of one row of predictions; ``shard_rows`` overrides the choice.
+
+    Raises:
+        UsageError: a number that is too small, or ``shard_rows`` is not a multiple of ``batch_size``.
+    """
+    if shard_rows is None:
+        shard_rows = batch_size * _batches_per_shard(rows, max(batch_size, 1), row_bytes)
+    return Plan(rows=rows, shard_rows=shard_rows, batch_size=batch_size)
+
+
+def _batches_per_shard(rows: int, batch_size: int, row_bytes: int) -> int:
+    by_size = min(TARGET_BYTES // max(row_bytes, 1), MOST_ROWS) // batch_size
+    by_share = -(-rows // batch_size) // FEWEST_SHARDS
+    return max(1, min(by_size, by_share))
+
+
+def merge_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join half-open ranges that touch or overlap; the result is sorted.
+
+    >>> merge_ranges([(4, 6), (0, 2), (2, 4), (9, 10)])
+    [(0, 6), (9, 10)]
+    """
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+        else:
+            joined.append((start, stop))
+    return joined
+
+
+def describe_ranges(ranges: Iterable[tuple[int, int]], *, most: int = 8) -> str:
+    """Ranges of rows as people read them, both ends included, cut after ``most`` of them.
+
+    >>> describe_ranges([(0, 256), (512, 513)])
+    'rows 0 to 255, row 512'
+    """
+    joined = merge_ranges(ranges)
+    texts = [f"rows {start} to {stop - 1}" if stop - start > 1 else f"row {start}" for start, stop in joined[:most]]
+    if len(joined) > most:
+        texts.append(f"and {len(joined) - most} more ranges")
+    return ", ".join(texts)

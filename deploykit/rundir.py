@@ -1,0 +1,178 @@
+"""The run directory: how a part is added so that a crash at any moment costs that part and nothing else.
+
+::
+
+    run.json                      the job
+    parts/part-000012.npy         predictions of one shard
+    commits/part-000012.json      written last; without it the part does not count
+    predictions_0.npy             one file per rank (write interval epoch or batch_and_epoch), see epoch.py
+    commits/rank-0000.json        the same for the files of a rank
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from deploykit.commit import Commit, Digests, RankCommit, part_name
+from deploykit.errors import RunError
+from deploykit.feed import Feed, writing
+from deploykit.files import TEMPORARY_PREFIX, appears_whole, write_json
+from deploykit.job import Job
+from deploykit.plan import Shard
+from deploykit.runstate import State, read_state
+from deploykit.writers.base import Batch, Writer
+
+__all__ = ["LOCK_NAME", "RUN_NAME", "RunDirectory"]
+
+RUN_NAME = "run.json"
+LOCK_NAME = ".lock"
+
+
+class RunDirectory:
+    """A run directory and its job. Any number of processes may add parts to one at the same time."""
+
+    def __init__(self, path: Path, job: Job) -> None:
+        self.path, self.job = path, job
+        self.parts, self.commits = path / "parts", path / "commits"
+        self.digests = Digests()
+
+    @classmethod
+    def prepare(cls, path: str | Path, job: Job) -> "RunDirectory":
+        """Create the directory for the job, or take it up again where the same job was interrupted.
+
+        What an interrupted process left half-written is removed.
+
+        Raises:
+            RunError: the directory holds something else, or another job; the message names what differs.
+        """
+        path = Path(path)
+        if (path / RUN_NAME).exists():
+            directory = cls.open(path)
+            directory._refuse_other(job)
+        else:
+            _refuse_foreign(path)
+            directory = cls(path, job)
+        with writing(path):
+            directory._set_up()
+        return directory
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunDirectory":
+        """Open an existing run directory; nothing in it is changed.
+
+        Raises:
+            RunError: no run directory, or its ``run.json`` cannot be read.
+        """
+        path = Path(path)
+        try:
+            data = json.loads((path / RUN_NAME).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunError(
+                f"run directory {path}: holds no {RUN_NAME}; name a directory that deploykit run made"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"run directory {path}: {RUN_NAME} cannot be read ({error}); name another directory"
+            ) from error
+        if not isinstance(data, dict):
+            raise RunError(f"run directory {path}: {RUN_NAME} is not a JSON object; name another directory")
+        return cls(path, Job.from_json(data))
+
+    def state(self, *, check_digests: bool = True) -> State:
+        """All commits, those that count and those that do not."""
+        return read_state(self.path, self.job.plan, self.digests, check_digests=check_digests)
+
+    def committed(self, *, check_digests: bool = True) -> dict[int, Commit]:
+        """Shard number to the valid commit of its part; empty again once an epoch run is finished."""
+        return dict(self.state(check_digests=check_digests).parts)
+
+    def missing(self, *, check_digests: bool = True) -> list[Shard]:
+        """The shards that are still to be computed, in order."""
+        state = self.state(check_digests=check_digests)
+        return state.missing(self.job.plan, from_parts=self.job.keeps_parts)
+
+    def write_part(
+        self, shard: Shard, writer: Writer, batches: Iterable[Batch], *, rank: int, timings: Mapping[str, float]
+    ) -> Commit:
+        """Write the predictions of one shard, then its commit.
+
+        ``timings`` in seconds is read after the last batch. On any error there is no commit and nothing half-written.
+
+        Raises:
+            RunError: the disk is full or not writable, or the batches are not the rows of the shard.
+        """
+        part = self.parts / f"{part_name(shard.index)}.{writer.extension}"
+        feed = Feed(batches, writer.outputs, shard.start, shard.stop)
+        with writing(part, feed):
+            with appears_whole(part) as temporary:
+                writer.write(temporary, feed, shard.rows)
+                feed.require_all()
+                _require_written(writer, temporary)
+                record = self.digests.record(temporary, f"parts/{part.name}")
+            commit = Commit(
+                shard=shard.index, start=shard.start, stop=shard.stop, part=record, rank=rank, timings=dict(timings)
+            )
+            commit.save(self.commits)
+        return commit
+
+    def finish_epoch(self, writer: Writer) -> list[RankCommit]:
+        """Join the parts of each rank into its epoch files, see ``deploykit.epoch.finish_epoch``."""
+        from deploykit.epoch import finish_epoch  # it builds on this module
+
+        return finish_epoch(self, writer)
+
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do: every shard is there, and every rank file if the job has them."""
+        state, plan = self.state(), self.job.plan
+        if not self.job.has_epoch_files:
+            return not state.missing(plan, from_parts=True)
+        held = len(state.rank_of()) == sum(len(commit.shards) for commit in state.ranks.values()) == len(plan)
+        return held and (not state.missing(plan, from_parts=True) if self.job.keeps_parts else not state.parts)
+
+    def _refuse_other(self, job: Job) -> None:
+        differences = self.job.differences(job)
+        if differences:
+            raise RunError(
+                f"run directory {self.path}: holds another job: {'; '.join(differences)}. "
+                "Use the old values to resume it, or name a new directory"
+            )
+
+    def _set_up(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        for folder in (self.path, self.parts, self.commits):
+            for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+                _remove(leftover)
+        if not (self.path / RUN_NAME).exists():
+            write_json(self.path / RUN_NAME, self.job.to_json())
+        self.parts.mkdir(exist_ok=True)
+        self.commits.mkdir(exist_ok=True)
+
+
+def _refuse_foreign(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise RunError(f"run directory {path}: is a file; name a new directory")
+    if not path.is_dir():
+        return
+    # A process that died right after it made the directory leaves no more than these.
+    ours = (name == LOCK_NAME or name.startswith(TEMPORARY_PREFIX) for name in (entry.name for entry in path.iterdir()))
+    if not all(ours):
+        raise RunError(
+            f"run directory {path}: is not empty and holds no {RUN_NAME}; name a new or empty directory, "
+            "or one that deploykit run made"
+        )
+
+
+def _require_written(writer: Writer, path: Path) -> None:
+    if not path.is_file():
+        raise RunError(
+            f"writer {type(writer).__name__}: wrote no file {path.name}; write(path, batches, rows) must create "
+            "exactly the path that it is given"
+        )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,7 @@
+"""Reading rows: one module per kind of data, named in ``table.SOURCES``."""
+
+from deploykit.sources.base import Arrays, Source
+from deploykit.sources.finite import check_finite, count_nan_rows
+from deploykit.sources.table import SOURCES, open_source
+
+__all__ = ["SOURCES", "Arrays", "Source", "check_finite", "count_nan_rows", "open_source"]

@@ -1,0 +1,46 @@
+"""NaN in the inputs: found on every batch, so it must cost next to nothing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from deploykit.errors import DataError
+
+__all__ = ["check_finite", "count_nan_rows"]
+
+Array = np.ndarray[Any, Any]
+
+_HALF_MAGNITUDE, _HALF_INFINITY = np.uint16(0x7FFF), np.uint16(0x7C00)
+
+
+def check_finite(inputs: Mapping[str, Array], first_row: int) -> None:
+    """Refuse NaN; infinities pass. ``first_row`` is the global number of the batch's first row.
+
+    Raises:
+        DataError: names the input, the first row with a NaN, and the place in it.
+    """
+    for name, array in inputs.items():
+        if _has_nan(array):
+            place = [int(index) for index in np.argwhere(np.isnan(array))[0]]
+            where = f" at {place[1:]}" if place[1:] else ""
+            raise DataError(
+                f"input {name!r}, row {first_row + place[0]}{where}: NaN; "
+                "clean the data, or let NaN through with --nan allow"
+            )
+
+
+def count_nan_rows(inputs: Mapping[str, Array]) -> int:
+    """How many rows of the batch have a NaN in any input."""
+    bad = [np.isnan(array.reshape(len(array), -1)).any(axis=1) for array in inputs.values() if _has_nan(array)]
+    return int(np.logical_or.reduce(bad).sum()) if bad else 0
+
+
+def _has_nan(array: Array) -> bool:
+    if array.dtype.kind != "f" or not array.size:
+        return False
+    if array.dtype == np.float16:
+        # As integers: numpy has no fast arithmetic on float16, see benchmarks.
+        return bool((np.ascontiguousarray(array).view(np.uint16) & _HALF_MAGNITUDE).max() > _HALF_INFINITY)
+    # The minimum is NaN if any value is: half the time of isnan().any(), and nothing is allocated.
+    return bool(np.isnan(array.min()))

@@ -1,0 +1,148 @@
+"""Turning what a dataset or a ``collate_fn`` returns into arrays, without importing torch and without silent casts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from deploykit.errors import DataError
+from deploykit.sources.base import Arrays
+from deploykit.tensors import TensorSpec
+
+__all__ = ["Items"]
+
+_PLAIN = (bool, int, float, list)
+
+
+class Items:
+    """Splits items by the model's inputs.
+
+    An item is an array or tensor (one input), a mapping by input name, or a tuple or list in the order of the inputs.
+    What it holds beyond the inputs, labels for example, is ignored and noted in ``notes``.
+    """
+
+    def __init__(self, inputs: Sequence[TensorSpec], what: str, notes: list[str]) -> None:
+        self._inputs, self._what, self._notes = tuple(inputs), what, notes
+
+    def row(self, item: Any, row: int) -> Arrays:
+        """One row: by input name, arrays of the row's shape.
+
+        Raises:
+            DataError: something is missing, of another dtype, or of another shape.
+        """
+        where = f"{self._what}, row {row}"
+        is_value = isinstance(item, list) and _depth(item) == len(self._inputs[0].row_shape)
+        arrays = self._arrays(item, where, is_value=is_value)
+        for spec in self._inputs:
+            _require_row(spec, arrays[spec.name], where)
+        return arrays
+
+    def batch(self, collated: Any, start: int, stop: int) -> Arrays:
+        """What a ``collate_fn`` made of rows ``[start, stop)``: arrays with the rows as first dimension.
+
+        Raises:
+            DataError: as for a row, or another number of rows.
+        """
+        where = f"{self._what}, rows {start} to {stop - 1}"
+        arrays = self._arrays(collated, where, is_value=False)
+        for spec in self._inputs:
+            array = arrays[spec.name]
+            if array.shape[:1] != (stop - start,):
+                raise DataError(
+                    f"{where}: the collate_fn made {list(array.shape)} of {stop - start} rows for input {spec.name!r}; "
+                    "the first dimension must be the rows"
+                )
+            _require_row(spec, array[0], f"{self._what}, row {start}")
+        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+    def _arrays(self, item: Any, where: str, *, is_value: bool) -> Arrays:
+        values = self._split(item, where, is_value=is_value)
+        return {spec.name: _array(values[spec.name], spec, where) for spec in self._inputs}
+
+    def _split(self, item: Any, where: str, *, is_value: bool) -> dict[str, Any]:
+        names = [spec.name for spec in self._inputs]
+        if isinstance(item, Mapping):
+            return self._by_name(item, names, where)
+        if isinstance(item, tuple | list) and not is_value:
+            return self._by_order(item, names, where)
+        if len(names) > 1:
+            raise DataError(
+                f"{where}: a single {type(item).__name__}, the model takes {names}; "
+                "return a dict by these names or a tuple in this order"
+            )
+        return {names[0]: item}
+
+    def _by_name(self, item: Mapping[Any, Any], names: list[str], where: str) -> dict[str, Any]:
+        missing = [name for name in names if name not in item]
+        if missing:
+            raise DataError(f"{where}: holds {list(item)}, the model takes {names}: missing {missing}")
+        ignored = [str(key) for key in item if key not in names]
+        if ignored:
+            self._note(f"what the model does not take is ignored: {', '.join(sorted(ignored))}")
+        return {name: item[name] for name in names}
+
+    def _by_order(self, item: Sequence[Any], names: list[str], where: str) -> dict[str, Any]:
+        if len(item) < len(names):
+            raise DataError(f"{where}: {len(item)} values, the model takes {names}; return one for each, in this order")
+        if len(item) > len(names):
+            self._note(f"values after the first {len(names)} of a row (labels?) are ignored: {len(item) - len(names)}")
+        return dict(zip(names, item, strict=False))
+
+    def _note(self, text: str) -> None:
+        if text not in self._notes:
+            self._notes.append(text)
+
+
+def _array(value: Any, spec: TensorSpec, where: str) -> np.ndarray[Any, Any]:
+    where = f"{where}: input {spec.name!r}"
+    if isinstance(value, _PLAIN):
+        return _exact(value, spec, where)
+    try:
+        # A tensor converts itself: torch need not be imported here to read what the dataset made with it.
+        array = np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{where}: a {type(value).__name__} that is no array ({error}); return {spec.dtype}") from error
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _exact(value: Any, spec: TensorSpec, where: str) -> np.ndarray[Any, Any]:
+    """Plain Python numbers have no dtype of their own: they take the input's, if it holds each value exactly."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{where}: a list that is no array ({error}); make its rows equally long") from error
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{where}: a {type(value).__name__} of {array.dtype}, not of numbers; return {spec.dtype}")
+    with np.errstate(all="ignore"):
+        cast = array.astype(spec.numpy_dtype)
+        same = np.array_equal(cast.astype(array.dtype), array, equal_nan=array.dtype.kind == "f")
+    if not same:
+        raise DataError(
+            f"{where}: Python numbers that {spec.dtype} does not hold exactly; "
+            f"round them yourself: np.asarray(value, {spec.dtype!r})"
+        )
+    return cast
+
+
+def _require_row(spec: TensorSpec, array: np.ndarray[Any, Any], where: str) -> None:
+    if array.dtype != spec.numpy_dtype:
+        raise DataError(
+            f"{where}: input {spec.name!r} has dtype {array.dtype}, the model takes {spec}; "
+            f"convert it in the dataset, for example value.astype({spec.dtype!r})"
+        )
+    fits = array.ndim == len(spec.row_shape)
+    if not fits or any(isinstance(d, int) and d != n for d, n in zip(spec.row_shape, array.shape, strict=True)):
+        raise DataError(
+            f"{where}: input {spec.name!r} has the shape {list(array.shape)}, the model takes "
+            f"{list(spec.row_shape)} per row"
+        )
+
+
+def _depth(value: Any) -> int | None:
+    """How deep lists of plain numbers are nested; None if something else is in them."""
+    depth = 0
+    while isinstance(value, list):
+        if not value or any(isinstance(item, list) != isinstance(value[0], list) for item in value):
+            return None
+        value, depth = value[0], depth + 1
+    return depth if isinstance(value, bool | int | float) else None

@@ -1,0 +1,155 @@
+"""Proof that a run is complete: every sample id is there once, and every digest holds."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deploykit.errors import IncompleteRunError, RunError
+from deploykit.plan import Shard, describe_ranges, merge_ranges
+from deploykit.rundir import RunDirectory
+from deploykit.runstate import State
+from deploykit.writers import Batch, Writer, make_writer
+
+__all__ = ["RunCheck", "check_run", "verify_run"]
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCheck:
+    """What a check found. Ranges are half-open rows.
+
+    Attributes:
+        rows: rows of the job.
+        committed_rows: of these, how many are there.
+        missing: rows that no valid file holds.
+        duplicates: rows that more than one file of the ranks holds.
+        damaged: one text per commit or file that is not what it should be.
+        pending: what is left to do although no row is missing.
+        notes: what was not checked, and why.
+    """
+
+    rows: int
+    committed_rows: int
+    missing: Ranges
+    duplicates: Ranges
+    damaged: tuple[str, ...]
+    pending: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run is complete and sound."""
+        return not (self.missing or self.duplicates or self.damaged or self.pending)
+
+    def problems(self) -> list[str]:
+        """One text per kind of problem."""
+        texts = [f"missing: {describe_ranges(self.missing)}"] if self.missing else []
+        if self.duplicates:
+            texts.append(f"more than once: {describe_ranges(self.duplicates)}")
+        return [*texts, *(f"damaged: {text}" for text in self.damaged), *self.pending]
+
+
+def verify_run(path: str | Path) -> RunCheck:
+    """Check a run directory; return the proof.
+
+    Raises:
+        IncompleteRunError: rows are missing, or the last step was not reached; running again completes it.
+        RunError: no run directory, or rows that are there more than once, or files that hold other rows.
+    """
+    check = check_run(path)
+    if not check.ok:
+        kind = IncompleteRunError if check.missing or check.pending else RunError
+        again = kind is IncompleteRunError or bool(check.duplicates)
+        advice = "Run the same command again to resume" if again else "Run again into a new directory"
+        raise kind(
+            f"run directory {path}: {check.committed_rows} of {check.rows} rows are there; "
+            f"{'; '.join(check.problems())}. {advice}"
+        )
+    return check
+
+
+def check_run(path: str | Path) -> RunCheck:
+    """The same check, without an error for what it finds.
+
+    Raises:
+        RunError: no run directory.
+    """
+    directory = RunDirectory.open(path)
+    job, state = directory.job, directory.state()
+    missing = state.missing(job.plan, from_parts=job.keeps_parts)
+    wrong, notes = _contents(directory, state)
+    return RunCheck(
+        rows=job.plan.rows,
+        committed_rows=job.plan.rows - sum(shard.rows for shard in missing),
+        missing=_ranges(missing),
+        duplicates=_ranges(_held_twice(directory, state)),
+        damaged=(*state.damage, *wrong),
+        pending=() if missing else tuple(_pending(directory, state)),
+        notes=tuple(notes),
+    )
+
+
+def _ranges(shards: Iterable[Shard]) -> Ranges:
+    return tuple(merge_ranges((shard.start, shard.stop) for shard in shards))
+
+
+def _held_twice(directory: RunDirectory, state: State) -> list[Shard]:
+    counts = Counter(index for commit in state.ranks.values() for index in commit.shards)
+    return [directory.job.plan.shard(index) for index, count in counts.items() if count > 1]
+
+
+def _pending(directory: RunDirectory, state: State) -> Iterator[str]:
+    job = directory.job
+    if not job.has_epoch_files:
+        return
+    if len(state.rank_of()) < len(job.plan):
+        yield "the files of the ranks are not written yet"
+    elif state.parts and not job.keeps_parts:
+        yield "the parts are not removed yet"
+
+
+def _contents(directory: RunDirectory, state: State) -> tuple[list[str], list[str]]:
+    """Hold the sample ids in every file against its commit; what is wrong, and what could not be read."""
+    writer = make_writer(directory.job.writer, directory.job.outputs)
+    if not writer.can_read():
+        return [], [f"the writer {directory.job.writer!r} cannot read its files: their sample ids were not read"]
+    files = [*_part_files(directory, state, writer), *_rank_files(directory, state, writer)]
+    found = (_wrong_ids(name, shards, batches) for name, shards, batches in files)
+    return [text for text in found if text is not None], []
+
+
+_File = tuple[str, list[Shard], Iterator[Batch]]
+
+
+def _part_files(directory: RunDirectory, state: State, writer: Writer) -> Iterator[_File]:
+    for commit in state.parts.values():
+        shards = [directory.job.plan.shard(commit.shard)]
+        yield commit.part.file, shards, writer.read(directory.path / commit.part.file)
+
+
+def _rank_files(directory: RunDirectory, state: State, writer: Writer) -> Iterator[_File]:
+    for commit in state.ranks.values():
+        shards = [directory.job.plan.shard(index) for index in commit.shards]
+        yield commit.files[0].file, shards, writer.read_epoch(directory.path, commit.rank)
+
+
+def _wrong_ids(name: str, shards: list[Shard], batches: Iterator[Batch]) -> str | None:
+    """What is wrong with the sample ids of one file, or None."""
+    starts = np.array([shard.start for shard in shards])
+    ends = np.cumsum([shard.rows for shard in shards])
+    firsts = ends - [shard.rows for shard in shards]
+    read = 0
+    for batch in batches:
+        places = np.arange(read, read + len(batch))
+        read += len(batch)
+        if read > ends[-1]:
+            return f"{name}: more rows than the {ends[-1]} of its commit"
+        shard = np.searchsorted(ends, places, side="right")
+        wrong = np.flatnonzero(batch.sample_ids != starts[shard] + places - firsts[shard])
+        if len(wrong):
+            return f"{name}: place {places[wrong[0]]} holds the sample id {batch.sample_ids[wrong[0]]}, not its own"
+    return None if read == ends[-1] else f"{name}: {read} rows, its commit says {ends[-1]}"

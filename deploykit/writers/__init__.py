@@ -1,0 +1,6 @@
+"""Files of predictions: one module per format, named in ``table.WRITERS``."""
+
+from deploykit.writers.base import Batch, Writer, rebatch
+from deploykit.writers.table import WRITERS, make_writer
+
+__all__ = ["WRITERS", "Batch", "Writer", "make_writer", "rebatch"]

@@ -1,0 +1,24 @@
+"""What all tests share: fixed examples, and a visible skip of GPU tests where there is no GPU."""
+
+import shutil
+import subprocess
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples each time, and no time limit per example: a slow machine must not look like a broken product.
+settings.register_profile("deploykit", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("deploykit")
+
+
+def has_gpu() -> bool:
+    """Whether the driver lists a CUDA device; asked without importing a framework."""
+    command = shutil.which("nvidia-smi")
+    return command is not None and b"GPU" in subprocess.run([command, "-L"], capture_output=True, check=False).stdout
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not has_gpu():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

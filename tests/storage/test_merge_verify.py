@@ -1,0 +1,214 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploykit.errors import IncompleteRunError, RunError, UsageError
+from deploykit.files import sha256_of
+from deploykit.merge import merge_run
+from deploykit.rundir import RunDirectory
+from deploykit.tensors import TensorSpec
+from deploykit.verify_run import check_run, verify_run
+from deploykit.writers import Batch
+
+from .helpers import MEAN, batch_of, files_of, make_job, run_all, writer_of
+from .test_writers import CSV, RAGGED, ragged
+
+
+def load(path: Path) -> dict[str, Any]:
+    if path.suffix == ".pt":
+        import torch
+
+        return {name: tensor.numpy() for name, tensor in torch.load(path, weights_only=True).items()}
+    with np.load(path, allow_pickle=False) if path.suffix == ".npz" else open(path, "rb") as file:  # noqa: PTH123
+        table = file if path.suffix == ".npz" else np.load(file)
+        return {name: table[name] for name in (table.files if path.suffix == ".npz" else table.dtype.names)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(0, 19),
+    size=st.integers(1, 4),
+    extension=st.sampled_from(["npy", "npz", "pt"]),
+    writer=st.sampled_from(["npy", "pt"]),
+    interval=st.sampled_from(["batch", "epoch", "batch_and_epoch"]),
+    ranks=st.integers(1, 3),
+)
+def test_merge_restores_the_order(
+    tmp_path_factory: Any, rows: int, size: int, extension: str, writer: str, interval: str, ranks: int
+) -> None:
+    folder = tmp_path_factory.mktemp("m")
+    run_all(folder / "run", make_job(rows, size, size * 2, writer=writer, write_interval=interval), ranks=ranks)
+    merged = load(merge_run(folder / "run", folder / f"all.{extension}"))
+    expected = batch_of(0, rows)
+    assert sorted(merged) == ["label", "logits.mean", "sample_id"]
+    np.testing.assert_array_equal(merged["sample_id"], expected.sample_ids, strict=True)
+    for name, array in expected.outputs.items():
+        np.testing.assert_array_equal(merged[name], array, strict=True)
+    assert verify_run(folder / "run").ok
+
+
+def test_merging_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    run_all(tmp_path / "run", make_job())
+    for extension in ("npy", "npz", "pt"):
+        digests = {sha256_of(merge_run(tmp_path / "run", tmp_path / f"{name}.{extension}")) for name in "ab"}
+        assert len(digests) == 1
+
+
+def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
+    run_all(tmp_path / "run", make_job())
+    path = tmp_path / "all.npz"
+    path.write_text("precious")
+    with pytest.raises(UsageError, match=r"all\.npz exists; allow overwriting it"):
+        merge_run(tmp_path / "run", path)
+    assert path.read_text() == "precious"
+    merge_run(tmp_path / "run", path, overwrite=True)
+    assert len(load(path)["label"]) == 20
+
+
+@pytest.mark.parametrize("name", ["all.csv", "all", "none/all.npz", "dir.npz"])
+def test_impossible_destinations(tmp_path: Path, name: str) -> None:
+    run_all(tmp_path / "run", make_job())
+    (tmp_path / "dir.npz").mkdir()
+    with pytest.raises(UsageError, match=r"\.npz, \.npy, \.pt|existing directory"):
+        merge_run(tmp_path / "run", tmp_path / name)
+
+
+def test_an_incomplete_run_is_merged_only_on_request(tmp_path: Path) -> None:
+    run_all(tmp_path / "run", make_job())
+    (tmp_path / "run/parts/part-000001.npy").write_text("")
+    (tmp_path / "run/commits/part-000003.json").unlink()
+    with pytest.raises(
+        IncompleteRunError, match=r"lacks rows 4 to 7, rows 12 to 15 \(parts/part-000001.npy: 0 bytes.*resume"
+    ):
+        merge_run(tmp_path / "run", tmp_path / "all.npz")
+    assert not (tmp_path / "all.npz").exists()
+    merged = load(merge_run(tmp_path / "run", tmp_path / "all.npz", allow_partial=True))
+    assert merged["sample_id"].tolist() == [*range(4), *range(8, 12), *range(16, 20)]
+    assert merged["label"].tolist() == [10 * row for row in merged["sample_id"]]
+
+
+def test_a_failed_merge_leaves_nothing(tmp_path: Path) -> None:
+    job = make_job(rows=4, shard_rows=2, writer="pt", outputs=(RAGGED,))
+    directory = RunDirectory.prepare(tmp_path / "run", job)
+    for shard in job.plan.shards():
+        batches = [ragged(shard.start, shard.stop, 3 + shard.index)]
+        directory.write_part(shard, writer_of(job), batches, rank=0, timings={})
+    for extension in ("npy", "npz"):
+        with pytest.raises(RunError, match=r"'tokens' has rows of shape \[4\] from row 2 on, and \[3\] before.*pt"):
+            merge_run(tmp_path / "run", tmp_path / f"all.{extension}")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    import torch
+
+    table = torch.load(merge_run(tmp_path / "run", tmp_path / "all.pt"), weights_only=True)
+    assert [t.shape for t in table["tokens"]] == [(2, 3), (2, 4)]
+
+
+def test_a_writer_without_read_runs_but_does_not_merge(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(CSV)
+    run_all(tmp_path / "run", make_job(writer=f"{tmp_path / 'own.py'}:CsvWriter"))
+    with pytest.raises(RunError, match=r"no method read\(path\), so its files cannot be merged"):
+        merge_run(tmp_path / "run", tmp_path / "all.npz")
+    check = verify_run(tmp_path / "run")
+    assert "were not read" in check.notes[0]
+
+
+class TestVerify:
+    def test_a_good_run(self, tmp_path: Path) -> None:
+        for interval in ("batch", "epoch", "batch_and_epoch"):
+            run_all(tmp_path / interval, make_job(write_interval=interval))
+            check = verify_run(tmp_path / interval)
+            assert (check.rows, check.committed_rows, check.problems(), check.notes) == (20, 20, [], ())
+
+    def test_not_a_run(self, tmp_path: Path) -> None:
+        with pytest.raises(RunError, match=r"holds no run\.json"):
+            verify_run(tmp_path)
+
+    def test_missing_and_damaged_are_listed(self, tmp_path: Path) -> None:
+        run_all(tmp_path, make_job())
+        path = tmp_path / "parts/part-000002.npy"
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+        (tmp_path / "commits/part-000004.json").unlink()
+        before = files_of(tmp_path)
+        check = check_run(tmp_path)
+        assert check.missing == ((8, 12), (16, 20))
+        assert check.committed_rows == 12
+        said = r"12 of 20 rows are there; missing: rows 8 to 11, rows 16 to 19; damaged: parts/part-000002.npy: SHA-256"
+        with pytest.raises(IncompleteRunError, match=rf"{said}.*Run the same command again to resume"):
+            verify_run(tmp_path)
+        assert files_of(tmp_path) == before
+
+    def test_rows_in_two_rank_files(self, tmp_path: Path) -> None:
+        directory = run_all(tmp_path, make_job(write_interval="epoch"))
+        data = (tmp_path / "predictions_1.npy").read_bytes()
+        (tmp_path / "predictions_2.npy").write_bytes(data)
+        commit = json.loads((directory.commits / "rank-0001.json").read_text())
+        commit["files"][0]["file"] = "predictions_2.npy"
+        (directory.commits / "rank-0002.json").write_text(json.dumps({**commit, "rank": 2}))
+        with pytest.raises(RunError, match=r"more than once: rows 4 to 7, rows 12 to 15.*Run the same command again"):
+            verify_run(tmp_path)
+        assert not directory.is_finished()
+        directory.finish_epoch(writer_of(directory.job))
+        assert verify_run(tmp_path).ok
+
+    @pytest.mark.parametrize("interval", ["batch", "epoch"])
+    @pytest.mark.parametrize("writer", ["npy", "pt"])
+    def test_ids_are_read_not_believed(self, tmp_path: Path, interval: str, writer: str) -> None:
+        """A file whose digest holds, with another row in it."""
+        directory = run_all(tmp_path, make_job(write_interval=interval, writer=writer), ranks=1)
+        rows = [batch_of(0, 2), batch_of(3, 4), batch_of(3, 20 if interval == "epoch" else 4)]
+        kind = writer_of(directory.job)
+        if interval == "epoch":
+            files = kind.write_epoch(tmp_path, 0, iter(rows), 20)
+            path = directory.commits / "rank-0000.json"
+            commit = json.loads(path.read_text())
+            for file, record in zip(files, commit["files"], strict=True):
+                record.update(sha256=sha256_of(file), size_bytes=file.stat().st_size)
+        else:
+            file = directory.parts / f"part-000000.{writer}"
+            kind.write(file, iter(rows), 4)
+            path = directory.commits / "part-000000.json"
+            commit = json.loads(path.read_text())
+            commit.update(sha256=sha256_of(file), size_bytes=file.stat().st_size)
+        path.write_text(json.dumps(commit))
+        with pytest.raises(RunError, match=r"place 2 holds the sample id 3, not its own.*into a new directory"):
+            verify_run(tmp_path)
+        with pytest.raises(RunError, match="expected the sample ids from"):
+            merge_run(tmp_path, tmp_path / "all.npz")
+        assert not (tmp_path / "all.npz").exists()
+
+    def test_files_with_too_few_or_too_many_rows(self, tmp_path: Path) -> None:
+        for rows, said in ((3, "3 rows, its commit says 4"), (5, "more rows than the 4 of its commit")):
+            directory = run_all(tmp_path / str(rows), make_job(outputs=(MEAN,)))
+            file = directory.parts / "part-000000.npy"
+            writer_of(directory.job).write(file, iter([batch_of(0, rows, (MEAN,))]), rows)
+            path = directory.commits / "part-000000.json"
+            commit = json.loads(path.read_text())
+            path.write_text(json.dumps({**commit, "sha256": sha256_of(file), "size_bytes": file.stat().st_size}))
+            with pytest.raises(RunError, match=said):
+                verify_run(directory.path)
+
+    def test_a_run_that_stopped_before_its_last_step(self, tmp_path: Path) -> None:
+        job = make_job(write_interval="epoch")
+        directory = RunDirectory.prepare(tmp_path, job)
+        for shard in job.plan.shards():
+            rows = [batch_of(shard.start, shard.stop)]
+            directory.write_part(shard, writer_of(job), rows, rank=0, timings={})
+        assert not directory.is_finished()
+        with pytest.raises(
+            IncompleteRunError, match="20 of 20 rows are there; the files of the ranks are not written yet"
+        ):
+            verify_run(tmp_path)
+        assert load(merge_run(tmp_path, tmp_path / "all.npy"))["label"].tolist() == list(range(0, 200, 10))
+
+
+def test_zero_rows_with_dynamic_outputs(tmp_path: Path) -> None:
+    spec = TensorSpec(name="y", dtype="float32", shape=("batch", "seq", 3))
+    run_all(tmp_path / "run", make_job(rows=0, outputs=(spec,)))
+    for extension in ("npy", "npz", "pt"):
+        assert load(merge_run(tmp_path / "run", tmp_path / f"all.{extension}"))["y"].shape == (0, 0, 3)
+    assert isinstance(batch_of(0, 0), Batch)

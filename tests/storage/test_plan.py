@@ -1,0 +1,72 @@
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploykit.errors import UsageError
+from deploykit.plan import Plan, describe_ranges, make_plan, merge_ranges
+
+
+@given(st.integers(0, 10**7), st.integers(1, 100_000), st.integers(0, 10**9))
+def test_shards_cover_each_row_once_in_batches_that_stay_inside(rows: int, batch_size: int, row_bytes: int) -> None:
+    plan = make_plan(rows, batch_size, row_bytes)
+    assert plan.shard_rows % batch_size == 0
+    assert plan == Plan.from_json(plan.to_json())
+    shards = [plan.shard(i) for i in sorted({0, len(plan) // 2, len(plan) - 1})] if len(plan) else []
+    assert plan.shard_rows <= max(65_536, batch_size)
+    assert plan.shard_rows * row_bytes <= max(64 * 2**20, batch_size * row_bytes)
+    for shard in shards:
+        batches = list(plan.batches(shard))
+        assert batches[0][0] == shard.start
+        assert batches[-1][1] == shard.stop
+        assert all(a[1] == b[0] for a, b in pairwise(batches))
+        assert all(stop - start == batch_size for start, stop in batches[:-1])
+    if rows:
+        assert (plan.shard(0).start, plan.shard(len(plan) - 1).stop) == (0, rows)
+        assert sum(s.rows for s in plan.shards()) == rows if len(plan) < 1000 else True
+    if -(-rows // batch_size) >= 8:
+        assert len(plan) >= 8
+
+
+def test_a_plan_of_the_issue() -> None:
+    assert make_plan(200_000, 256, 40) == Plan(rows=200_000, shard_rows=97 * 256, batch_size=256)
+    assert make_plan(2_000_000, 256, 40).shard_rows == 65_536
+    assert make_plan(2_000_000, 256, 4096).shard_rows == 16_384
+    assert len(make_plan(0, 256, 40)) == 0
+    assert [(s.start, s.stop) for s in make_plan(1, 256, 40).shards()] == [(0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "shard_rows", "said"),
+    [
+        (10, 4, 6, "multiple of the batch size 4; use 8"),
+        (10, 4, 1, "use 4"),
+        (10, 4, 0, "use 4"),
+        (10, 4, -4, "use 4"),
+        (10, 0, None, "batch size 0: must be 1 or more"),
+        (-1, 4, None, "cannot be negative"),
+    ],
+)
+def test_impossible_plans(rows: int, batch_size: int, shard_rows: int | None, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        make_plan(rows, batch_size, 40, shard_rows)
+
+
+def test_there_is_no_shard_outside() -> None:
+    plan = make_plan(10, 2, 4, 4)
+    for index in (-1, 3):
+        with pytest.raises(IndexError):
+            plan.shard(index)
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 9)).map(lambda p: (p[0], p[0] + p[1]))))
+def test_merged_ranges_hold_the_same_rows(ranges: list[tuple[int, int]]) -> None:
+    merged = merge_ranges(ranges)
+    rows = [row for start, stop in merged for row in range(start, stop)]
+    assert rows == sorted({row for start, stop in ranges for row in range(start, stop)})
+    assert all(a[1] < b[0] for a, b in pairwise(merged))
+
+
+def test_long_lists_of_ranges_are_cut() -> None:
+    assert describe_ranges([(i, i + 1) for i in range(0, 40, 2)], most=2) == "row 0, row 2, and 18 more ranges"

@@ -1,0 +1,316 @@
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploykit.errors import IncompleteRunError, RunError, UnknownNameError
+from deploykit.job import Job
+from deploykit.plan import make_plan
+from deploykit.rundir import LOCK_NAME, RunDirectory
+from deploykit.tensors import TensorSpec
+from deploykit.writers import Batch, Writer
+from deploykit.writers.npy import NpyWriter
+
+from .helpers import OUTPUTS, batch_of, batches_of, files_of, make_job, run_all, writer_of
+
+
+def test_a_run_directory_as_documented(tmp_path: Path) -> None:
+    directory = run_all(tmp_path / "new" / "run", make_job(rows=10))
+    assert sorted(files_of(directory.path)) == [
+        "commits/part-000000.json", "commits/part-000001.json", "commits/part-000002.json",
+        "parts/part-000000.npy", "parts/part-000001.npy", "parts/part-000002.npy", "run.json",
+    ]  # fmt: skip
+    commit = json.loads((directory.commits / "part-000002.json").read_text())
+    assert commit | {"sha256": "", "size_bytes": 0} == {
+        "shard": 2, "start": 8, "stop": 10, "rows": 2, "file": "parts/part-000002.npy", "size_bytes": 0,
+        "sha256": "", "rank": 0, "timings": {"infer_s": 0.5},
+    }  # fmt: skip
+    assert directory.missing() == []
+    assert directory.is_finished()
+    assert sorted(directory.committed()) == [0, 1, 2]
+    assert RunDirectory.open(directory.path).job == make_job(rows=10)
+
+
+def test_the_job_survives_json() -> None:
+    job = make_job(data={"kind": "factory", "shape": (1, 2)}, seed=None, draws=None)
+    again = Job.from_json(json.loads(json.dumps(job.to_json())))
+    assert job.differences(again) == []
+    assert again.plan == job.plan
+    assert again.outputs == job.outputs
+
+
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "artifact": ({"artifact": "b" * 64}, "artifact: 'aaaa.*asked for 'bbbb"),
+    "format": ({"format": "torchscript"}, "format: 'onnx', asked for 'torchscript'"),
+    "seed": ({"seed": 1}, "seed: 0, asked for 1"),
+    "no seed": ({"seed": None}, "seed: 0, asked for None"),
+    "draws": ({"draws": 7}, "draws: 50, asked for 7"),
+    "writer": ({"writer": "pt"}, "writer: 'npy', asked for 'pt'"),
+    "interval": ({"write_interval": "epoch"}, "write_interval: 'batch', asked for 'epoch'"),
+    "nan": ({"nan": "allow"}, "nan: 'error', asked for 'allow'"),
+    "plan": ({"plan": make_plan(20, 5, 20, 5)}, "plan.batch_size: 2, asked for 5; plan.shard_rows: 4, asked for 5"),
+    "data": ({"data": {"kind": "npy", "size_bytes": 3}}, r"data.arrays.x.dtype: 'float32', asked for 'nothing'"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_another_job_is_refused_by_every_difference(tmp_path: Path, name: str) -> None:
+    change, said = CHANGES[name]
+    run_all(tmp_path, make_job())
+    before = files_of(tmp_path)
+    with pytest.raises(RunError, match=f"holds another job: .*{said}.*name a new directory"):
+        RunDirectory.prepare(tmp_path, make_job(**change))
+    assert files_of(tmp_path) == before
+
+
+def test_what_may_differ_on_resume(tmp_path: Path) -> None:
+    run_all(tmp_path, make_job())
+    other = make_job(artifact_path="elsewhere", data_source="copy.npy", version="9", created="later")
+    assert RunDirectory.prepare(tmp_path, other).missing() == []
+
+
+def test_unknown_interval_and_policy() -> None:
+    with pytest.raises(
+        UnknownNameError, match="unknown write interval 'step': known are batch, batch_and_epoch, epoch"
+    ):
+        make_job(write_interval="step")
+    with pytest.raises(UnknownNameError, match="unknown NaN policy 'skip': known are allow, error"):
+        make_job(nan="skip")
+
+
+def test_directories_that_are_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError, match="is a file"):
+        RunDirectory.prepare(tmp_path / "file", make_job())
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("x")
+    with pytest.raises(RunError, match=r"is not empty and holds no run\.json"):
+        RunDirectory.prepare(tmp_path / "full", make_job())
+    assert files_of(tmp_path / "full") == {"thesis.txt": b"x"}
+    for path in (tmp_path / "file", tmp_path / "full", tmp_path / "none"):
+        with pytest.raises(RunError, match=r"holds no run\.json"):
+            RunDirectory.open(path)
+
+
+def test_a_directory_left_right_after_its_creation_is_taken(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).touch()
+    (tmp_path / ".tmp-1-run.json").write_text("{")
+    run_all(tmp_path, make_job())
+    assert ".tmp-1-run.json" not in files_of(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 2}', "\udcff"])
+def test_a_run_json_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+    run_all(tmp_path, make_job())
+    (tmp_path / "run.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(RunError, match=r"run\.json"):
+        RunDirectory.prepare(tmp_path, make_job())
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("parts/part-000001.npy", lambda b: b[:-1] + bytes([b[-1] ^ 1]), "SHA-256"),
+        ("parts/part-000001.npy", lambda b: b[:-1], "bytes, its commit says"),
+        ("parts/part-000001.npy", None, "the file is missing"),
+        ("commits/part-000001.json", lambda b: b[:20], "cannot be read as JSON"),
+        ("commits/part-000001.json", lambda b: b"[]", "not a JSON object"),
+        ("commits/part-000001.json", lambda b: b.replace(b'"rank"', b'"rang"'), "a field is missing"),
+        ("commits/part-000001.json", lambda b: b.replace(b'"start": 4', b'"start": 0'), "speaks of other rows"),
+        ("commits/part-000001.json", lambda b: b.replace(b"parts/", b"../par"), "speaks of other rows or of another"),
+    ],
+)
+def test_damage_costs_the_part_and_is_repaired(tmp_path: Path, file: str, change: Any, said: str) -> None:
+    directory = run_all(tmp_path, make_job())
+    whole = files_of(tmp_path)
+    if change is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_bytes(change(whole[file]))
+    assert [shard.index for shard in directory.missing()] == [1]
+    (damage,) = directory.state().damage
+    assert said in damage
+    run_all(tmp_path, make_job())
+    assert files_of(tmp_path) == whole
+
+
+def test_digests_can_be_left_out(tmp_path: Path) -> None:
+    run_all(tmp_path, make_job())
+    path = tmp_path / "parts" / "part-000001.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    directory = RunDirectory.open(tmp_path)
+    assert directory.missing(check_digests=False) == []
+    assert sorted(directory.committed(check_digests=True)) == [0, 2, 3, 4]
+
+
+class Failing(NpyWriter):
+    """Fails after the first batch, as a full disk does."""
+
+    error: BaseException = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:
+        def cut() -> Iterator[Batch]:
+            yield next(batches)
+            raise self.error
+
+        super().write(path, cut(), rows)
+
+
+@pytest.mark.parametrize("stage", ["part", "epoch"])
+def test_a_full_disk_says_how_to_resume(tmp_path: Path, stage: str) -> None:
+    job = make_job(write_interval="epoch")
+    directory = RunDirectory.prepare(tmp_path, job)
+    if stage == "epoch":
+        for shard in job.plan.shards():
+            directory.write_part(shard, writer_of(job), batches_of(job.plan, shard), rank=0, timings={})
+    before = files_of(tmp_path)
+    shard = job.plan.shard(0)
+    steps = {
+        "part": lambda: directory.write_part(shard, Failing(OUTPUTS), batches_of(job.plan, shard), rank=0, timings={}),
+        "epoch": lambda: directory.finish_epoch(Failing(OUTPUTS)),
+    }
+    step: Any = steps[stage]
+    with pytest.raises(RunError, match=r"cannot write .*: No space left .*Free some space and give the same command"):
+        step()
+    assert files_of(tmp_path) == before
+    assert not list(tmp_path.rglob(".tmp*"))
+
+
+def test_errors_of_the_origin_pass_unchanged(tmp_path: Path) -> None:
+    directory = RunDirectory.prepare(tmp_path, make_job())
+
+    def batches() -> Iterator[Batch]:
+        yield batch_of(0, 2)
+        raise OSError(errno.EIO, "the data's disk")
+
+    with pytest.raises(OSError, match="the data's disk"):
+        directory.write_part(directory.job.plan.shard(0), writer_of(directory.job), batches(), rank=0, timings={})
+    assert list(files_of(tmp_path)) == ["run.json"]
+
+
+def wrong_dtype() -> Batch:
+    batch = batch_of(4, 8)
+    return Batch(sample_ids=batch.sample_ids, outputs={**batch.outputs, "label": batch.outputs["label"] * 1.0})
+
+
+@pytest.mark.parametrize(
+    ("batches", "said"),
+    [
+        ([batch_of(4, 6)], "only 2 of 4 rows were taken"),
+        ([], "only 0 of 4"),
+        ([batch_of(4, 8), batch_of(8, 9)], "expected the sample ids from 8 on"),
+        ([batch_of(6, 8), batch_of(4, 6)], r"expected the sample ids from 4 on, got \[6, 7\]"),
+        ([batch_of(4, 6), batch_of(4, 6)], "expected the sample ids from 6 on"),
+        ([batch_of(4, 8, (OUTPUTS[0],))], r"the model has the outputs \['logits.mean', 'label'\], got"),
+        ([wrong_dtype()], r"output 'label' is float64\[4\] for 4 rows, the artifact promises label:int64\[batch\]"),
+    ],
+)
+def test_a_part_holds_its_rows_or_nothing(tmp_path: Path, batches: list[Batch], said: str) -> None:
+    directory = RunDirectory.prepare(tmp_path, make_job())
+    with pytest.raises(RunError, match=said):
+        directory.write_part(directory.job.plan.shard(1), writer_of(directory.job), batches, rank=0, timings={})
+    assert list(files_of(tmp_path)) == ["run.json"]
+
+
+class Lazy(Writer):
+    extension = "lazy"
+
+    def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:
+        list(batches)
+
+
+def test_a_writer_that_writes_nothing(tmp_path: Path) -> None:
+    directory = RunDirectory.prepare(tmp_path, make_job())
+    shard = directory.job.plan.shard(0)
+    with pytest.raises(RunError, match=r"writer Lazy: wrote no file .*lazy; .* exactly the path"):
+        directory.write_part(shard, Lazy(OUTPUTS), batches_of(directory.job.plan, shard), rank=0, timings={})
+
+
+def test_a_part_without_commit_is_overwritten(tmp_path: Path) -> None:
+    directory = RunDirectory.prepare(tmp_path, make_job())
+    (directory.parts / "part-000000.npy").write_text("half")
+    (directory.parts / ".tmp-77-part-000003.npy").write_text("half")
+    run_all(tmp_path, make_job())
+    run_all(tmp_path / "other", make_job())
+    other = files_of(tmp_path / "other")
+    assert {name: data for name, data in files_of(tmp_path).items() if not name.startswith("other")} == other
+
+
+def test_timings_are_read_at_the_end(tmp_path: Path) -> None:
+    directory = RunDirectory.prepare(tmp_path, make_job())
+    timings: dict[str, float] = {}
+
+    def batches() -> Iterator[Batch]:
+        yield batch_of(0, 4)
+        timings["infer_s"] = 2.5
+
+    commit = directory.write_part(
+        directory.job.plan.shard(0), writer_of(directory.job), batches(), rank=3, timings=timings
+    )
+    assert (commit.rank, commit.timings) == (3, {"infer_s": 2.5})
+
+
+def test_one_row_and_no_rows(tmp_path: Path) -> None:
+    for rows in (0, 1):
+        for interval in ("batch", "epoch", "batch_and_epoch"):
+            directory = run_all(tmp_path / f"{rows}{interval}", make_job(rows=rows, write_interval=interval))
+            assert directory.is_finished()
+            found = {name for name in files_of(directory.path) if name.endswith(".npy")}
+            parts = {"parts/part-000000.npy"} if interval != "epoch" else set()
+            assert found == (set() if not rows else parts | ({"predictions_0.npy"} if interval != "batch" else set()))
+
+
+class TestEpoch:
+    def test_rank_files_hold_each_row_once(self, tmp_path: Path) -> None:
+        for interval in ("epoch", "batch_and_epoch"):
+            directory = run_all(tmp_path / interval, make_job(write_interval=interval), ranks=2)
+            ids = [np.load(directory.path / f"predictions_{rank}.npy")["sample_id"].tolist() for rank in (0, 1)]
+            assert ids == [[0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19], [4, 5, 6, 7, 12, 13, 14, 15]]
+            assert len(list(directory.parts.iterdir())) == (0 if interval == "epoch" else 5)
+            assert json.loads((directory.commits / "rank-0001.json").read_text())["shards"] == [1, 3]
+
+    def test_again_changes_nothing(self, tmp_path: Path) -> None:
+        directory = run_all(tmp_path, make_job(write_interval="epoch"))
+        stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+        directory.finish_epoch(writer_of(directory.job))
+        assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+
+    def test_strays_are_removed(self, tmp_path: Path) -> None:
+        """A reader who globs for predictions_* must not see rows twice."""
+        directory = run_all(tmp_path, make_job(write_interval="epoch"))
+        whole = files_of(tmp_path)
+        (tmp_path / "predictions_7.npy").write_bytes(whole["predictions_0.npy"])
+        commit = json.loads(whole["commits/rank-0001.json"])
+        (tmp_path / "commits" / "rank-0007.json").write_text(json.dumps({**commit, "rank": 7}))
+        assert directory.state().damage
+        directory.finish_epoch(writer_of(directory.job))
+        assert files_of(tmp_path) == whole
+
+    def test_a_lost_rank_file_is_computed_again_by_whoever_is_there(self, tmp_path: Path) -> None:
+        run_all(tmp_path, make_job(write_interval="epoch"), ranks=3)
+        (tmp_path / "predictions_1.npy").unlink()
+        directory = RunDirectory.prepare(tmp_path, make_job(write_interval="epoch"))
+        assert [shard.index for shard in directory.missing()] == [1, 4]
+        with pytest.raises(IncompleteRunError, match="rows 4 to 7, rows 16 to 19 missing"):
+            directory.finish_epoch(writer_of(directory.job))
+        run_all(tmp_path, make_job(write_interval="epoch"), ranks=1)
+        assert not (tmp_path / "commits" / "rank-0001.json").exists()
+        ids = np.load(tmp_path / "predictions_0.npy")["sample_id"]
+        assert ids.tolist() == [*range(8), *range(12, 20)]
+        assert directory.is_finished()
+
+    def test_batch_interval_has_none(self, tmp_path: Path) -> None:
+        directory = run_all(tmp_path, make_job())
+        with pytest.raises(RunError, match="its write interval is batch"):
+            directory.finish_epoch(writer_of(directory.job))
+
+
+def test_outputs_with_dynamic_dimensions(tmp_path: Path) -> None:
+    spec = TensorSpec(name="tokens", dtype="float16", shape=("batch", "seq", 2))
+    directory = run_all(tmp_path, make_job(outputs=(spec,)))
+    assert np.load(directory.parts / "part-000000.npy")["tokens"].shape == (4, 2, 2)

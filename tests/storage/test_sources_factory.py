@@ -1,0 +1,259 @@
+"""Factories are written as a user writes them, into a file of their own."""
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploykit.errors import DataError, UsageError
+from deploykit.tensors import TensorSpec
+
+from .helpers import X, opened
+
+IDS = TensorSpec(name="ids", dtype="int64", shape=("batch", "seq"))
+SCALAR = TensorSpec(name="s", dtype="float32", shape=("batch",))
+
+PLAIN = """
+import numpy as np
+class Rows:
+    def __init__(self, make, count=6):
+        self.make, self.count = make, count
+    def __len__(self):
+        return self.count
+    def __getitem__(self, i):
+        if not 0 <= i < self.count:
+            raise IndexError(i)
+        return self.make(i)
+def x(i):
+    return np.full(4, i, np.float32)
+"""
+TORCH = """
+import torch
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Subset, SubsetRandomSampler, TensorDataset
+rows = TensorDataset(torch.arange(24.).reshape(6, 4), torch.arange(6))
+"""
+LIGHTNING = (
+    TORCH
+    + """
+import lightning as L
+class Module(L.LightningDataModule):
+    calls = []
+    def prepare_data(self):
+        self.calls.append("prepare")
+    def setup(self, stage):
+        self.calls.append(stage)
+    def predict_dataloader(self):
+        return DataLoader(rows, batch_size=4)
+"""
+)
+
+_numbers = itertools.count()
+
+
+def factory(tmp_path: Path, head: str, body: str) -> str:
+    path = tmp_path / f"data{next(_numbers)}.py"
+    path.write_text(f"{head}\ndef make():\n    return {body}\n")
+    return f"{path}:make"
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "x(i)", "{'x': x(i)}", "(x(i),)", "[x(i)]", "(x(i), i % 2)", "[x(i), i % 2]", "{'x': x(i), 'y': 1}",
+        "x(i).tolist()", "[x(i).tolist(), 5]", "(x(i).tolist(), 'label')", "[i, i, i, i]",
+        "x(i).astype('>f4')", "x(i)[::-1]",
+    ],
+)  # fmt: skip
+def test_items_of_one_input(tmp_path: Path, item: str) -> None:
+    source = opened(factory(tmp_path, PLAIN, f"Rows(lambda i: {item})"), [X])
+    assert len(source) == 6
+    got = source.read(2, 5)
+    assert list(got) == ["x"]
+    assert got["x"].flags.c_contiguous
+    np.testing.assert_array_equal(got["x"], np.repeat([[2], [3], [4]], 4, axis=1).astype(np.float32), strict=True)
+    assert bool(source.notes) == any(extra in item for extra in ("i % 2", "'y'", ", 5]", "'label'"))
+
+
+def test_items_of_two_inputs(tmp_path: Path) -> None:
+    for item in ("(x(i), [i, 7])", "{'ids': [i, 7], 'x': x(i), 'y': 0}", "[x(i), np.array([i, 7]), 'label']"):
+        got = opened(factory(tmp_path, PLAIN, f"Rows(lambda i: {item})"), [X, IDS]).read(1, 3)
+        np.testing.assert_array_equal(got["ids"], np.array([[1, 7], [2, 7]]), strict=True)
+        np.testing.assert_array_equal(got["x"][:, 0], [1, 2])
+
+
+def test_scalar_rows(tmp_path: Path) -> None:
+    for item in ("float(i)", "np.float32(i)", "(i, 'label')", "[float(i), 3]", "{'s': i}"):
+        got = opened(factory(tmp_path, PLAIN, f"Rows(lambda i: {item})"), [SCALAR]).read(0, 3)
+        np.testing.assert_array_equal(got["s"], np.arange(3, dtype=np.float32), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ("x(i).astype('f8') if i == 3 else x(i)", "row 3: input 'x' has dtype float64, the model takes x:float32"),
+        ("x(i).astype('i8') if i == 3 else x(i)", "row 3: input 'x' has dtype int64"),
+        ("x(i)[:3] if i == 3 else x(i)", r"row 3: input 'x' has the shape \[3\], the model takes \[4\]"),
+        ("x(i).reshape(2, 2)", r"row 0: input 'x' has the shape \[2, 2\]"),
+        ("[0.1, 0, 0, 0] if i == 3 else [0.5, 0, 0, 0]", "row 3: input 'x': Python numbers that float32 does not hold"),
+        ("[2**24 + 1, 0, 0, 0]", "does not hold exactly"),
+        ("[1e300, 0, 0, 0]", "does not hold exactly"),
+        ("['a', 'b', 'c', 'd']", "no array|not of numbers|of <U1|dtype <U1"),
+        ("None", "row 0: input 'x' has dtype object"),
+        ("[[1, 2], [3]]", "row 0: input 'x'"),
+        ("{'y': x(i)}", r"row 0: holds \['y'\], the model takes \['x'\]: missing \['x'\]"),
+        ("()", r"row 0: 0 values, the model takes \['x'\]"),
+        ("1 / (i - 3)", "row 3: raised ZeroDivisionError"),
+    ],
+)  # fmt: skip
+def test_rows_that_do_not_fit_are_named(tmp_path: Path, item: str, said: str) -> None:
+    source = opened(factory(tmp_path, PLAIN, f"Rows(lambda i: {item})"), [X])
+    with pytest.raises(DataError, match=said):
+        source.read(0, 6)
+
+
+def test_one_value_for_two_inputs_and_uneven_rows(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"row 1: a single ndarray, the model takes \['x', 'ids'\]"):
+        opened(factory(tmp_path, PLAIN, "Rows(x)"), [X, IDS]).read(1, 2)
+    with pytest.raises(DataError, match=r"row 2: input 'ids' has the shape \[2\], row 1 has \[1\]; pad"):
+        opened(factory(tmp_path, PLAIN, "Rows(lambda i: np.arange(i))"), [IDS]).read(1, 4)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("iter([1])", "an iterable without rows by number"),
+        ("(i for i in range(3))", "an iterable without rows by number"),
+        ("None", "a NoneType is no dataset"),
+        ("1 / 0", "the factory: raised ZeroDivisionError"),
+        ("type('D', (), {'__getitem__': lambda s, i: i})()", "without a length"),
+    ],
+)
+def test_what_is_no_dataset(tmp_path: Path, body: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        opened(factory(tmp_path, PLAIN, body), [X])
+
+
+def test_targets_that_do_not_exist(tmp_path: Path) -> None:
+    good = factory(tmp_path, PLAIN, "Rows(x)")
+    for target in (good.replace(":make", ":made"), "no_such_module_here:make", f"{tmp_path}/none.py:make"):
+        with pytest.raises(UsageError, match="data factory"):
+            opened(target, [X])
+    (tmp_path / "value.py").write_text("make = 3")
+    with pytest.raises(DataError, match="a int, not a function"):
+        opened(f"{tmp_path}/value.py:make", [X])
+
+
+def test_fingerprint_follows_rows_not_place(tmp_path: Path) -> None:
+    def fingerprint(folder: str, body: str) -> dict[str, Any]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "d.py").write_text(f"{PLAIN}\ndef make():\n    return {body}\n")
+        return opened(tmp_path / folder / "d.py:make", [X]).fingerprint()
+
+    base = fingerprint("a", "Rows(x)")
+    assert base == fingerprint("b", "Rows(x)")
+    assert base["target"] == "d.py:make"
+    assert len({str(fingerprint(f"c{i}", body)) for i, body in enumerate(
+        ["Rows(x)", "Rows(x, 7)", "Rows(lambda i: x(i) + (i == 0))", "Rows(lambda i: x(i) + (i == 5))", "Rows(x, 0)"]
+    )}) == 5  # fmt: skip
+
+
+def test_a_numpy_array_is_a_dataset(tmp_path: Path) -> None:
+    source = opened(factory(tmp_path, PLAIN, "np.arange(24, dtype=np.float32).reshape(6, 4)"), [X])
+    np.testing.assert_array_equal(source.read(4, 6)["x"], np.arange(16, 24, dtype=np.float32).reshape(2, 4))
+
+
+def test_tensors_and_loaders(tmp_path: Path) -> None:
+    for body in ("rows", "DataLoader(rows, batch_size=4)", "DataLoader(rows, shuffle=True)", "Subset(rows, range(6))"):
+        source = opened(factory(tmp_path, TORCH, body), [X])
+        got = source.read(1, 6)["x"]
+        np.testing.assert_array_equal(got, np.arange(4, 24, dtype=np.float32).reshape(5, 4), strict=True)
+        assert got.flags.c_contiguous
+        assert any("ignored" in note for note in source.notes)
+        assert any("order" in note for note in source.notes) == ("shuffle" in body)
+
+
+def test_a_loader_collates(tmp_path: Path) -> None:
+    head = TORCH + "def pad(items):\n    return {'ids': torch.nn.utils.rnn.pad_sequence(items, batch_first=True)}\n"
+    body = "DataLoader([torch.arange(n + 1) for n in range(4)], collate_fn=pad, num_workers=1)"
+    source = opened(factory(tmp_path, head, body), [IDS])
+    np.testing.assert_array_equal(source.read(1, 4)["ids"], [[0, 1, 0, 0], [0, 1, 2, 0], [0, 1, 2, 3]])
+    assert any("num_workers=1" in note for note in source.notes)
+    wrong = opened(factory(tmp_path, TORCH, "DataLoader(rows, collate_fn=lambda items: items[0][0][None])"), [X])
+    with pytest.raises(DataError, match=r"rows 0 to 2: the collate_fn made \[1, 4\] of 3 rows"):
+        wrong.read(0, 3)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("DataLoader(rows, sampler=SubsetRandomSampler([1, 2]))", "visits 2 of 6 rows; return.*Subset"),
+        ("DataLoader(rows, batch_size=None)", "batch_size=None"),
+        ("type('Endless', (IterableDataset,), {'__iter__': lambda self: iter([])})()", "an iterable without rows"),
+        (
+            "DataLoader(type('E', (IterableDataset,), {'__len__': lambda self: 3, '__iter__': None})())",
+            "an iterable without rows",
+        ),
+    ],
+)
+def test_loaders_that_are_refused(tmp_path: Path, body: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        opened(factory(tmp_path, TORCH, body), [X])
+
+
+def test_bfloat16_is_refused_with_the_row(tmp_path: Path) -> None:
+    source = opened(factory(tmp_path, TORCH, "rows.tensors[0].bfloat16()"), [X])
+    with pytest.raises(DataError, match="row 0: input 'x': a Tensor that is no array"):
+        source.read(0, 2)
+
+
+def test_tensors_that_need_a_gradient(tmp_path: Path) -> None:
+    source = opened(factory(tmp_path, TORCH, "rows.tensors[0].clone().requires_grad_()"), [X])
+    np.testing.assert_array_equal(source.read(0, 1)["x"], [[0, 1, 2, 3]])
+
+
+def test_a_data_module(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    path = factory(tmp_path, LIGHTNING, "Module()")
+    source = opened(path, [X])
+    np.testing.assert_array_equal(source.read(5, 6)["x"], [[20, 21, 22, 23]])
+    assert source._dataset is not None  # type: ignore[attr-defined]
+    calls = sys.modules[next(n for n in sys.modules if n.startswith("_deploykit_file") and hasattr(sys.modules[n], "Module") and str(sys.modules[n].__file__) == path.removesuffix(":make"))].Module.calls  # fmt: skip # noqa: E501
+    assert calls == ["prepare", "predict"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("predict_dataloader = lambda self: [DataLoader(rows), DataLoader(rows)]", "returned 2 dataloaders"),
+        ("predict_dataloader = L.LightningDataModule.predict_dataloader", "predict_dataloader.*raised Misconfig"),
+        ("on_after_batch_transfer = lambda self, batch, index: batch * 2", "defines on_after_batch_transfer"),
+        ("setup = lambda self, stage: 1 / 0", r"setup\('predict'\): raised ZeroDivisionError"),
+    ],
+)
+def test_data_modules_that_are_refused(tmp_path: Path, change: str, said: str) -> None:
+    pytest.importorskip("lightning")
+    with pytest.raises(DataError, match=said):
+        opened(factory(tmp_path, f"{LIGHTNING}    {change}\n", "Module()"), [X])
+
+
+def test_a_list_of_one_loader(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    body = f"{LIGHTNING}    predict_dataloader = lambda self: [DataLoader(rows)]\n"
+    assert len(opened(factory(tmp_path, body, "Module()"), [X])) == 6
+
+
+def test_reading_files_and_plain_datasets_imports_no_torch(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((2, 4), np.float32))
+    target = factory(tmp_path, PLAIN, "Rows(x)")
+    code = (
+        "import sys\nfrom deploykit.sources import open_source\nfrom deploykit.writers import make_writer\n"
+        "from deploykit.tensors import parse_spec\nimport deploykit.merge, deploykit.verify_run\n"
+        f"x = [parse_spec('x:float32[batch,4]')]\nfor text in ({str(tmp_path / 'x.npy')!r}, {target!r}):\n"
+        "    s = open_source(text, x); s.read(0, 2); s.close()\n"
+        "make_writer('pt', x)\nassert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -1,0 +1,225 @@
+import tracemalloc
+import warnings
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploykit.errors import MissingExtraError, RunError, UnknownNameError, UsageError
+from deploykit.tensors import DTYPES, TensorSpec
+from deploykit.writers import Batch, make_writer, rebatch
+
+from .helpers import LABEL, MEAN, OUTPUTS, batch_of, batches_of, make_job, run_all
+
+RAGGED = TensorSpec(name="tokens", dtype="float32", shape=("batch", "seq"))
+
+
+def ragged(start: int, stop: int, width: int) -> Batch:
+    ids = np.arange(start, stop, dtype=np.int64)
+    return Batch(sample_ids=ids, outputs={"tokens": np.full((stop - start, width), start, np.float32)})
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    return np.array_equal(a.sample_ids, b.sample_ids) and all(
+        np.array_equal(a.outputs[n], b.outputs[n]) and a.outputs[n].dtype == b.outputs[n].dtype for n in a.outputs
+    )
+
+
+@pytest.mark.parametrize("name", ["npy", "pt"])
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(0, 30), size=st.integers(1, 9), dtypes=st.lists(st.sampled_from(DTYPES), min_size=1, max_size=3)
+)
+def test_what_is_written_is_read(tmp_path_factory: Any, name: str, rows: int, size: int, dtypes: list[str]) -> None:
+    shapes: list[tuple[int | str, ...]] = [("batch", 2), ("batch",), ("batch", 1, "height")]
+    outputs = tuple(TensorSpec(name=f"o.{i}", dtype=d, shape=shapes[i]) for i, d in enumerate(dtypes))
+    plan = make_job(rows, size, size * max(1, rows)).plan
+    writer = make_writer(name, outputs)
+    folder = tmp_path_factory.mktemp("w")
+    for path in (folder / "a", folder / "another"):
+        writer.write(path, (b for s in plan.shards() for b in batches_of(plan, s, outputs)), rows)
+    assert (folder / "a").read_bytes() == (folder / "another").read_bytes()
+    (got,) = [*rebatch(writer.read(folder / "a"), max(1, rows))] or [batch_of(0, 0, outputs)]
+    assert equal(got, batch_of(0, rows, outputs))
+
+
+@given(st.lists(st.integers(0, 7), max_size=8), st.integers(1, 9))
+def test_rebatch_keeps_rows_and_order(sizes: list[int], size: int) -> None:
+    edges = np.cumsum([0, *sizes]).tolist()
+    batches = list(rebatch([batch_of(a, b) for a, b in pairwise(edges)], size))
+    assert [row for batch in batches for row in batch.sample_ids] == list(range(edges[-1]))
+    assert all(len(batch) == size for batch in batches[:-1])
+    assert all(equal(b, batch_of(int(b.sample_ids[0]), int(b.sample_ids[-1]) + 1)) for b in batches)
+
+
+def test_npy_is_a_plain_structured_array(tmp_path: Path) -> None:
+    make_writer("npy", OUTPUTS).write(tmp_path / "a.npy", iter([batch_of(0, 4), batch_of(4, 5)]), 5)
+    table = np.load(tmp_path / "a.npy", mmap_mode="r", allow_pickle=False)
+    assert table.dtype == [("sample_id", "<i8"), ("logits.mean", "<f4", (3,)), ("label", "<i8")]
+    np.testing.assert_array_equal(table["logits.mean"], batch_of(0, 5).outputs["logits.mean"])
+    assert table["sample_id"].tolist() == [0, 1, 2, 3, 4]
+    del table
+
+
+def test_npy_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
+    batches = [ragged(0, 2, 3), ragged(2, 4, 5)]
+    with pytest.raises(
+        RunError, match=r"'tokens' has rows of shape \[5\] from row 2 on, and \[3\] before; .*--writer pt"
+    ):
+        make_writer("npy", [RAGGED]).write(tmp_path / "a", iter(batches), 4)
+    with pytest.raises(UsageError, match=r"not ASCII.*--writer pt"):
+        make_writer("npy", [TensorSpec(name="größe", dtype="float32", shape=("b",))])
+
+
+def test_pt_part_for_torch_users(tmp_path: Path) -> None:
+    import torch
+
+    make_writer("pt", OUTPUTS).write(tmp_path / "a.pt", iter([batch_of(0, 4), batch_of(4, 5)]), 5)
+    part = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert list(part) == ["sample_id", "logits.mean", "label"]
+    assert part["sample_id"].dtype == torch.int64
+    assert part["logits.mean"].shape == (5, 3)
+    assert part["logits.mean"][4].tolist() == [40, 41, 42]
+
+
+def test_pt_keeps_batches_that_differ_in_shape(tmp_path: Path) -> None:
+    import torch
+
+    batches = [ragged(0, 2, 3), ragged(2, 4, 5), ragged(4, 5, 5)]
+    writer = make_writer("pt", [RAGGED])
+    writer.write(tmp_path / "a.pt", iter(batches), 5)
+    assert [t.shape for t in torch.load(tmp_path / "a.pt", weights_only=True)["tokens"]] == [(2, 3), (2, 5), (1, 5)]
+    assert all(map(equal, writer.read(tmp_path / "a.pt"), batches))
+
+
+def test_pt_files_of_a_rank_are_what_lightning_users_know(tmp_path: Path) -> None:
+    """predictions: one entry per batch; batch_indices: dataloader > batch > sample ids."""
+    import torch
+
+    job = make_job(rows=7, batch_size=2, shard_rows=2, writer="pt", write_interval="epoch", outputs=(MEAN,))
+    run_all(tmp_path, job, ranks=2)
+    indices = [torch.load(tmp_path / f"batch_indices_{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert indices == [[[[0, 1], [4, 5]]], [[[2, 3], [6]]]]
+    predictions = torch.load(tmp_path / "predictions_1.pt", weights_only=True)
+    assert [type(p) for p in predictions] == [torch.Tensor, torch.Tensor]
+    assert predictions[1].tolist() == [[60, 61, 62]]
+    assert not list((tmp_path / "parts").iterdir())
+
+
+def test_pt_files_of_a_rank_with_two_outputs(tmp_path: Path) -> None:
+    import torch
+
+    run_all(tmp_path, make_job(rows=5, writer="pt", write_interval="batch_and_epoch"), ranks=1)
+    predictions = torch.load(tmp_path / "predictions_0.pt", weights_only=True)
+    assert [list(p) for p in predictions] == [["logits.mean", "label"]] * 3
+    assert predictions[2]["label"].tolist() == [40]
+
+
+def test_the_same_layout_as_lightnings_own_writer(tmp_path: Path) -> None:
+    """The example of Lightning's documentation, run for real on one rank, next to ours."""
+    lightning = pytest.importorskip("lightning")
+    import torch
+    from lightning.pytorch.callbacks import BasePredictionWriter
+
+    class Theirs(BasePredictionWriter):  # type: ignore[misc]
+        def write_on_epoch_end(self, trainer: Any, module: Any, predictions: Any, batch_indices: Any) -> None:
+            torch.save(predictions, tmp_path / f"predictions_{trainer.global_rank}.pt")
+            torch.save(batch_indices, tmp_path / f"batch_indices_{trainer.global_rank}.pt")
+
+    class Model(lightning.LightningModule):  # type: ignore[misc]
+        def predict_step(self, batch: Any, index: int) -> Any:
+            return batch[0]
+
+    rows = torch.from_numpy(batch_of(0, 7).outputs["logits.mean"])
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(rows), batch_size=2)
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    trainer = lightning.Trainer(accelerator="cpu", callbacks=[Theirs("epoch")], default_root_dir=tmp_path, **quiet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.predict(Model(), loader, return_predictions=False)
+    run_all(tmp_path / "ours", make_job(7, 2, 4, writer="pt", write_interval="epoch", outputs=(MEAN,)), ranks=1)
+    for name in ("predictions_0.pt", "batch_indices_0.pt"):
+        theirs = torch.load(tmp_path / name, weights_only=True)
+        ours = torch.load(tmp_path / "ours" / name, weights_only=True)
+        assert len(theirs) == len(ours)
+        assert type(theirs) is type(ours)
+        if name.startswith("batch"):
+            assert theirs == ours
+        else:
+            assert all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True))
+
+
+CSV = """
+import csv
+from deploykit.writers import Writer
+class CsvWriter(Writer):
+    extension = "csv"
+    def write(self, path, batches, rows):
+        with path.open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["sample_id", "label"])
+            for batch in batches:
+                table.writerows(zip(batch.sample_ids, batch.outputs["label"]))
+class Dotted(CsvWriter):
+    extension = ".csv"
+class Unfinished(Writer):
+    extension = "csv"
+class NotOne:
+    pass
+"""
+
+
+def test_a_writer_of_ten_lines(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(CSV)
+    name = f"{tmp_path / 'own.py'}:CsvWriter"
+    run_all(tmp_path / "run", make_job(rows=5, writer=name))
+    part = tmp_path / "run" / "parts" / "part-000001.csv"
+    assert part.read_text().split() == ["sample_id,label", "4,40"]
+    with pytest.raises(UsageError, match=r"no method read\(path\), which the write interval epoch needs"):
+        make_writer(name, OUTPUTS, write_interval="epoch")
+    for other, said in (
+        ("Dotted", "without a dot"),
+        ("Unfinished", "no method write"),
+        ("NotOne", "not a class derived"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            make_writer(name.replace("CsvWriter", other), OUTPUTS)
+
+
+def test_unknown_writers_and_outputs_that_clash() -> None:
+    with pytest.raises(UnknownNameError, match="unknown writer 'csv': known are npy, pt"):
+        make_writer("csv", OUTPUTS)
+    for outputs in ((LABEL, LABEL), (TensorSpec(name="sample_id", dtype="int64", shape=("b",)),)):
+        with pytest.raises(UsageError, match="rename the outputs"):
+            make_writer("npy", outputs)
+
+
+def test_pt_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    with pytest.raises(
+        MissingExtraError, match=r"the writer 'pt' needs the package 'torch': pip install 'deploykit\[torch\]'"
+    ):
+        make_writer("pt", OUTPUTS)
+
+
+def test_npy_never_holds_more_than_a_batch(tmp_path: Path) -> None:
+    outputs = (TensorSpec(name="y", dtype="float64", shape=("batch", 25_000)),)
+    writer = make_writer("npy", outputs)
+    tracemalloc.start()
+    writer.write(tmp_path / "a", (batch_of(i, i + 5, outputs) for i in range(0, 200, 5)), 200)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "a").stat().st_size > 40e6
+    assert peak_bytes < 12e6
