@@ -25,7 +25,7 @@ __all__ = ["__version__", "export", "load", "merge", "open_artifact", "pack", "r
 _HOMES = {
     "export": "deploykit.api:export",
     "load": "runners.predict:load",
-    "merge": "deploykit.merge:merge_run",
+    "merge": "deploykit.merging:merge_run",
     "open_artifact": "deploykit.api:open_artifact",
     "pack": "deploykit.api:pack",
     "run": "runners.job:run",

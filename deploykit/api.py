@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit.artifact import MANIFEST_NAME, Artifact
 from deploykit.artifact import pack as pack_artifact
 from deploykit.errors import RunError, UsageError
-from deploykit.merge import merge_run
+from deploykit.merging import merge_run
 from deploykit.verify_run import RunCheck, verify_run
 from runners.job import RunResult, run
 from runners.predict import Predictor, Verified, load, verify_artifact
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ExportResult", "Predictor", "RunCheck", "RunResult", "Verified",
-    "export", "load", "merge", "open_artifact", "pack", "run", "verify",
+    "export", "load", "merge", "open_artifact", "pack", "require_torch", "run", "verify",
 ]  # fmt: skip
 
 merge = merge_run
@@ -49,7 +49,7 @@ def export(
         ExportError: the module cannot be exported faithfully.
         UsageError: the request does not fit the module.
     """
-    _require_torch()
+    require_torch()
     from exporters.export import check_request, export_module
     from exporters.load import load_module
 
@@ -63,7 +63,12 @@ def export(
     return export_module(loaded.module, destination, **options, checkpoint=loaded.record, notes=loaded.notes)
 
 
-def _require_torch() -> None:
+def require_torch() -> None:
+    """Refuse, with a text that a user can act on, what would end in an import error.
+
+    Raises:
+        MissingExtraError: torch is not installed.
+    """
     import importlib.util
 
     from deploykit.errors import MissingExtraError

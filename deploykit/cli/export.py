@@ -60,9 +60,12 @@ def export(checkpoint: Path, output: Path, module: str | None, unsafe_load: bool
     is loaded back and compared with the model on random inputs at several batch sizes; a file that differs is not
     written.
     """
+    from deploykit.api import export as export_checkpoint
+    from deploykit.api import require_torch
+
+    require_torch()
     if not quiet:
         click.echo(f"exporting {checkpoint} ... (some seconds)", err=True)
-    from deploykit.api import export as export_checkpoint
     from exporters.arguments import parse_arguments
 
     result = export_checkpoint(

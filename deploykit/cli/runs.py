@@ -60,6 +60,6 @@ def run(artifact: Path, data: str, output: Path, quiet: bool, **options: Any) ->
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 def merge(run_directory: Path, output: Path, allow_partial: bool, overwrite: bool) -> None:
     """Put the predictions of RUN into one file, in the order of the data, with their sample ids."""
-    from deploykit.merge import merge_run
+    from deploykit.merging import merge_run
 
     click.echo(f"{merge_run(run_directory, output, overwrite=overwrite, allow_partial=allow_partial)}")

@@ -11,7 +11,7 @@ __all__ = ["verify"]
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--format", "format_name", help="For an artifact, only this format; all that it holds by default.")
+@click.option("--format", "format_name", help="For an artifact, only this format; all that can run here by default.")
 @click.option("--device", default="cpu", show_default=True, help="For an artifact, where to replay: cpu, cuda:0 ...")
 def verify(path: Path, format_name: str | None, device: str) -> None:
     """Prove that PATH, an artifact or a run directory, is whole and right.
@@ -29,5 +29,8 @@ def verify(path: Path, format_name: str | None, device: str) -> None:
             click.echo(f"note: {note}", err=True)
         return
     for each in found:
+        if each.skipped is not None:
+            click.echo(f"note: {each.format} was not replayed: {each.skipped}", err=True)
+            continue
         worst = max(each.errors.values(), default=0.0)
         click.echo(f"{path}: {each.format} on {each.device} gives the golden outputs (largest error {worst:.1e})")

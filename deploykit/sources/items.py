@@ -106,7 +106,10 @@ def _array(value: Any, spec: TensorSpec, where: str) -> np.ndarray[Any, Any]:
 
 
 def _exact(value: Any, spec: TensorSpec, where: str) -> np.ndarray[Any, Any]:
-    """Plain Python numbers have no dtype of their own: they take the input's, if it holds each value exactly."""
+    """Plain Python numbers have no dtype of their own: they take the input's.
+
+    Floats are rounded to the nearest that a float input holds, as torch and numpy do; all else must be held exactly.
+    """
     try:
         array = np.asarray(value)
     except (ValueError, OverflowError) as error:
@@ -115,13 +118,20 @@ def _exact(value: Any, spec: TensorSpec, where: str) -> np.ndarray[Any, Any]:
         raise DataError(f"{where}: a {type(value).__name__} of {array.dtype}, not of numbers; return {spec.dtype}")
     with np.errstate(all="ignore"):
         cast = array.astype(spec.numpy_dtype)
-        same = np.array_equal(cast.astype(array.dtype), array, equal_nan=array.dtype.kind == "f")
+        same = _held(array, cast)
     if not same:
         raise DataError(
             f"{where}: Python numbers that {spec.dtype} does not hold exactly; "
             f"round them yourself: np.asarray(value, {spec.dtype!r})"
         )
     return cast
+
+
+def _held(array: np.ndarray[Any, Any], cast: np.ndarray[Any, Any]) -> bool:
+    if array.dtype.kind == "f" and cast.dtype.kind == "f":
+        # Rounding is expected, but a finite number must not become an infinite one.
+        return bool(np.array_equal(np.isfinite(array), np.isfinite(cast)))
+    return np.array_equal(cast.astype(array.dtype), array, equal_nan=array.dtype.kind == "f")
 
 
 def _require_row(spec: TensorSpec, array: np.ndarray[Any, Any], where: str) -> None:

@@ -12,7 +12,7 @@ CODE = """
 import sys
 import numpy as np
 from pathlib import Path
-from deploykit.merge import merge_run
+from deploykit.merging import merge_run
 from deploykit.rundir import RunDirectory
 from deploykit.sources import check_finite, open_source
 from deploykit.verify_run import verify_run

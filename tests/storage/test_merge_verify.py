@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deploykit.errors import IncompleteRunError, RunError, UsageError
 from deploykit.files import sha256_of
-from deploykit.merge import merge_run
+from deploykit.merging import merge_run
 from deploykit.rundir import RunDirectory
 from deploykit.tensors import TensorSpec
 from deploykit.verify_run import check_run, verify_run

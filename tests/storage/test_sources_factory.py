@@ -91,6 +91,11 @@ def test_scalar_rows(tmp_path: Path) -> None:
         np.testing.assert_array_equal(got["s"], np.arange(3, dtype=np.float32), strict=True)
 
 
+def test_python_floats_are_rounded_as_torch_and_numpy_round_them(tmp_path: Path) -> None:
+    got = opened(factory(tmp_path, PLAIN, "Rows(lambda i: [0.1, i / 3, 0, float('nan')])"), [X]).read(1, 2)["x"]
+    np.testing.assert_array_equal(got, np.array([[0.1, 1 / 3, 0, np.nan]], np.float32), strict=True)
+
+
 @pytest.mark.parametrize(
     ("item", "said"),
     [
@@ -98,7 +103,7 @@ def test_scalar_rows(tmp_path: Path) -> None:
         ("x(i).astype('i8') if i == 3 else x(i)", "row 3: input 'x' has dtype int64"),
         ("x(i)[:3] if i == 3 else x(i)", r"row 3: input 'x' has the shape \[3\], the model takes \[4\]"),
         ("x(i).reshape(2, 2)", r"row 0: input 'x' has the shape \[2, 2\]"),
-        ("[0.1, 0, 0, 0] if i == 3 else [0.5, 0, 0, 0]", "row 3: input 'x': Python numbers that float32 does not hold"),
+        ("[2**24 + 1, 0, 0, 0] if i == 3 else [0.5, 0, 0, 0]", "row 3: input 'x': Python numbers that float32 does not hold"),
         ("[2**24 + 1, 0, 0, 0]", "does not hold exactly"),
         ("[1e300, 0, 0, 0]", "does not hold exactly"),
         ("['a', 'b', 'c', 'd']", "no array|not of numbers|of <U1|dtype <U1"),
@@ -251,7 +256,7 @@ def test_reading_files_and_plain_datasets_imports_no_torch(tmp_path: Path) -> No
     target = factory(tmp_path, PLAIN, "Rows(x)")
     code = (
         "import sys\nfrom deploykit.sources import open_source\nfrom deploykit.writers import make_writer\n"
-        "from deploykit.tensors import parse_spec\nimport deploykit.merge, deploykit.verify_run\n"
+        "from deploykit.tensors import parse_spec\nimport deploykit.merging, deploykit.verify_run\n"
         f"x = [parse_spec('x:float32[batch,4]')]\nfor text in ({str(tmp_path / 'x.npy')!r}, {target!r}):\n"
         "    s = open_source(text, x); s.read(0, 2); s.close()\n"
         "make_writer('pt', x)\nassert 'torch' not in sys.modules\n"
