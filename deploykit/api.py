@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from exporters.export import ExportResult
 
 __all__ = [
-    "ExportResult", "Predictor", "RunCheck", "RunResult", "Verified",
+    "Predictor", "RunCheck", "RunResult", "Verified",
     "export", "load", "merge", "open_artifact", "pack", "require_torch", "run", "verify",
 ]  # fmt: skip
 

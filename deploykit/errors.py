@@ -12,8 +12,9 @@
     ├── ArtifactError              the artifact is missing, malformed or damaged
     ├── DeviceError                a device or provider was asked for and not obtained
     ├── DataError                  the data does not fit the model, with the row where it does not
-    └── RunError                   the run directory or a rank is in a state that stops the job
-        └── IncompleteRunError     shards are missing; says which and how to resume
+    ├── RunError                   the run directory or a rank is in a state that stops the job
+    │   └── IncompleteRunError     shards are missing; says which and how to resume
+    └── DemoError                  something that the demo claims is not so on this machine
 
 A message has four parts: the subject, what came, what is allowed, and what to do.
 """
@@ -24,6 +25,7 @@ __all__ = [
     "ArtifactError",
     "CheckpointError",
     "DataError",
+    "DemoError",
     "DeploykitError",
     "DeviceError",
     "ExportError",
@@ -98,3 +100,7 @@ class RunError(DeploykitError):
 
 class IncompleteRunError(RunError):
     """Some shards of the run are not committed."""
+
+
+class DemoError(DeploykitError):
+    """The demo ran to its end, and something that it claims is not so."""

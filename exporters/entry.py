@@ -138,8 +138,3 @@ def _children(value: Any, name: str) -> Iterator[tuple[str, Any]]:
             f"output {name or 'of the method'!r}: is a {type(value).__name__}; only tensors and dicts, tuples, "
             "lists, dataclasses of tensors can be exported; return tensors, or export another --method"
         )
-
-
-def detached(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Copies that no in-place operation of the module can reach."""
-    return tuple(torch.clone(tensor.detach()) for tensor in tensors)

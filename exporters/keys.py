@@ -17,7 +17,7 @@ from deploykit.errors import CheckpointError
 from exporters.mismatch import ambiguous, mismatch, shown
 from exporters.tied import check_tied, optional_keys, tied_groups
 
-__all__ = ["Matched", "match_keys"]
+__all__ = ["Fit", "Matched", "match_keys"]
 
 MARKS = {"_orig_mod": "torch.compile", "module": "DistributedDataParallel"}
 

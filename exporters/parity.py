@@ -28,7 +28,7 @@ _DRAWS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class _Trial:
     """One comparison: the sizes of all dynamic dimensions, the random seed of the inputs, and the controls."""
 
     sizes: Mapping[str, int]
@@ -37,7 +37,7 @@ class Trial:
     draws: range
 
 
-def _trials(inputs: ModelInputs, subject: Subject) -> Iterator[Trial]:
+def _trials(inputs: ModelInputs, subject: Subject) -> Iterator[_Trial]:
     other = inputs.default_sizes()
     sizes = [{inputs.batch_name: batch, **other} for batch in BATCHES]
     if other:
@@ -47,12 +47,12 @@ def _trials(inputs: ModelInputs, subject: Subject) -> Iterator[Trial]:
         yield _trial(each, index, subject, inputs.batch_name)
     if subject.controls is not None:
         # Once without any control, as a client that knows only the model's own inputs calls it.
-        yield Trial(sizes={inputs.batch_name: 2, **other}, seed=99, controls={}, draws=range(subject.controls.draws))
+        yield _Trial(sizes={inputs.batch_name: 2, **other}, seed=99, controls={}, draws=range(subject.controls.draws))
 
 
-def _trial(sizes: dict[str, int], index: int, subject: Subject, batch_name: str) -> Trial:
+def _trial(sizes: dict[str, int], index: int, subject: Subject, batch_name: str) -> _Trial:
     if subject.controls is None:
-        return Trial(sizes=sizes, seed=100 + index, controls={}, draws=range(0))
+        return _Trial(sizes=sizes, seed=100 + index, controls={}, draws=range(0))
     draws = _DRAWS if subject.reference.summary == "statistics" else 1
     first = 11 * index
     controls = {
@@ -62,7 +62,7 @@ def _trial(sizes: dict[str, int], index: int, subject: Subject, batch_name: str)
         "first_draw": first,
         "draws": draws,
     }
-    return Trial(sizes=sizes, seed=100 + index, controls=controls, draws=range(first, first + draws))
+    return _Trial(sizes=sizes, seed=100 + index, controls=controls, draws=range(first, first + draws))
 
 
 def tested_sizes(inputs: ModelInputs, subject: Subject) -> dict[str, tuple[int, ...]]:
@@ -88,7 +88,7 @@ def check_parity(
     return found
 
 
-def _wanted(subject: Subject, arrays: dict[str, NDArray[Any]], trial: Trial, batch: int) -> dict[str, NDArray[Any]]:
+def _wanted(subject: Subject, arrays: dict[str, NDArray[Any]], trial: _Trial, batch: int) -> dict[str, NDArray[Any]]:
     ids = trial.controls.get("sample_ids", np.arange(batch, dtype=np.int64))
     seed = trial.controls.get("seed", subject.controls.seed if subject.controls else 0)
     try:
@@ -106,7 +106,7 @@ def _compare(
     subject: Subject,
     arrays: dict[str, NDArray[Any]],
     wanted: dict[str, NDArray[Any]],
-    trial: Trial,
+    trial: _Trial,
     batch: int,
     tolerance: float,
 ) -> list[ParityRecord]:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-__all__ = ["plain_values"]
+__all__ = ["ScalarType", "plain_values", "scalar"]
 
 
 class ScalarType:
