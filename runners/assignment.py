@@ -1,0 +1,75 @@
+"""What one rank is told: where everything is, and which device is its own."""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deploykit.artifact import Artifact
+from deploykit.devices import Device
+from deploykit.rundir import RunDirectory
+from deploykit.sources import Source, open_source
+from deploykit.writers import make_writer
+from runners.base import Group
+from runners.loop import Task
+from runners.table import choose_runner
+
+__all__ = ["Assignment"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """One rank's place in a run.
+
+    Attributes:
+        artifact: the directory of the artifact.
+        data: the data as the user named it.
+        directory: the run directory; its ``run.json`` says what the job is.
+        runner: the runner's name or target.
+        threads: CPU threads of this rank.
+        group: how to meet the other ranks; None where there are none, or no need.
+        origin_s: when the run began, on the machine's monotonic clock.
+    """
+
+    artifact: str
+    data: str
+    directory: str
+    runner: str
+    rank: int
+    device: Device
+    threads: int
+    group: Group | None
+    origin_s: float
+
+    def open(
+        self, stack: contextlib.ExitStack, *, artifact: Artifact | None = None, source: Source | None = None
+    ) -> Task:
+        """Open whatever the rank needs and leave the closing to ``stack``; the caller's objects stay the caller's."""
+        if artifact is None:
+            artifact = stack.enter_context(Artifact.open(self.artifact))
+        directory = RunDirectory.open(self.directory)
+        if source is None:
+            source = open_source(self.data, artifact.manifest.inputs, prepare=False)
+            stack.callback(source.close)
+        writer = make_writer(directory.job.writer, directory.job.outputs, write_interval=directory.job.write_interval)
+        runner_class = choose_runner(artifact, self.runner)
+        runner = stack.enter_context(runner_class(artifact, self.device, threads=self.threads))
+        if self.group is not None:
+            runner.join(self.group)
+        return Task(runner=runner, source=source, directory=directory, writer=writer, rank=self.rank)
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        if self.group is not None:
+            data["group"]["store"] = str(self.group.store)
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Assignment":
+        group = data["group"]
+        fields = {
+            "device": Device(**data["device"]),
+            "group": None if group is None else Group(**{**group, "store": Path(group["store"])}),
+        }
+        return cls(**{**data, **fields})

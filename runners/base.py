@@ -1,0 +1,174 @@
+"""The interface of a runner: one exported file, loaded on one device, that turns arrays into arrays."""
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from deploykit.artifact import Artifact
+from deploykit.devices import Device
+from deploykit.errors import ArtifactError, DataError, UsageError
+from deploykit.tensors import check_inputs
+
+__all__ = ["Arrays", "Group", "Runner"]
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The ranks of one run: ``store`` is a file through which they find each other, so that no port can clash."""
+
+    rank: int
+    world_size: int
+    store: Path
+    timeout_s: float = 120.0
+
+
+class Runner(abc.ABC):
+    """Executes one format of an artifact on one device.
+
+    The constructor only remembers; the work is done on ``__enter__``, and whatever was obtained is freed when that
+    fails. A subclass fills in ``cuda_count``, ``default_threads``, ``_start``, ``_stop`` and ``_infer``.
+
+    Attributes:
+        format: the artifact's format that this runner executes.
+        runtime: the package that does the work, as messages and reports name it.
+        joins_group: whether several ranks must meet before they start (``join``).
+        threads: CPU threads of this runner.
+    """
+
+    format: ClassVar[str]
+    runtime: ClassVar[str]
+    joins_group: ClassVar[bool] = False
+
+    def __init__(self, artifact: Artifact, device: Device | None = None, *, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads {threads}: at least one thread is needed")
+        self.artifact, self.device = artifact, device or Device()
+        self.threads = threads or self.default_threads(1)
+        self._active = False
+
+    @classmethod
+    @abc.abstractmethod
+    def check_installed(cls) -> str:
+        """The version of the runtime.
+
+        Raises:
+            MissingExtraError: the runtime is not installed.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def cuda_count(cls) -> int:
+        """How many CUDA devices the runtime can use."""
+
+    @classmethod
+    @abc.abstractmethod
+    def default_threads(cls, ranks: int) -> int:
+        """CPU threads of each of ``ranks`` ranks, when the user names no number."""
+
+    @abc.abstractmethod
+    def _start(self) -> None:
+        """Load the file on the device."""
+
+    @abc.abstractmethod
+    def _stop(self) -> None:
+        """Free everything; called also after a ``_start`` that failed half way."""
+
+    @abc.abstractmethod
+    def _infer(self, inputs: Arrays, controls: Arrays) -> Arrays:
+        """One batch. ``controls`` holds those of sample_ids, seed, first_draw and draws that were given."""
+
+    def join(self, group: Group) -> None:  # noqa: B027 - most runners need no meeting
+        """Meet the other ranks and check that all hold the same file; nothing by default."""
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:  # Freed and raised again, whatever it is.
+            self._stop()
+            raise
+        self._active = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._active = False
+        self._stop()
+
+    def predict(
+        self,
+        inputs: Mapping[str, np.ndarray[Any, Any]],
+        *,
+        sample_ids: ArrayLike | None = None,
+        seed: int | None = None,
+        first_draw: int = 0,
+        draws: int | None = None,
+    ) -> Arrays:
+        """Predict one batch.
+
+        Args:
+            inputs: one array per input of the model, by name, of the dtype and shape in the manifest.
+            sample_ids: (batch) int64, the global row numbers; 0, 1, 2 ... if not given. They choose the masks of
+                Monte Carlo dropout and mean nothing to a deterministic model.
+            seed: seed of the masks; the manifest's if not given.
+            first_draw: number of the first draw.
+            draws: how many draws; the manifest's number if not given.
+
+        Returns:
+            One C-contiguous array per output of the model, by name, in the manifest's order.
+
+        Raises:
+            DataError: the inputs do not fit the model.
+            UsageError: outside the ``with`` block, or a control that the artifact does not take.
+            ArtifactError: the file returned something else than the manifest says.
+        """
+        if not self._active:
+            raise UsageError("the runner is not active: use it as a context manager, with runner: ...")
+        ids = None if sample_ids is None else np.asarray(sample_ids)
+        first_row = 0 if ids is None or not ids.size else int(ids.flat[0])
+        sizes = check_inputs(self.artifact.manifest.inputs, inputs, first_row=first_row)
+        rows = sizes[self.artifact.manifest.batch_dimension]
+        controls = self._controls(rows, ids, seed, first_draw, draws)
+        outputs = self._infer(dict(inputs), controls)
+        for name, array in outputs.items():
+            if array.shape[:1] != (rows,):
+                raise ArtifactError(
+                    f"{self.artifact.path}: output {name!r} has the shape {list(array.shape)} for {rows} rows; "
+                    "its first dimension must be the batch; export the model again"
+                )
+        return outputs
+
+    def _controls(
+        self, rows: int, ids: np.ndarray[Any, Any] | None, seed: int | None, first_draw: int, draws: int | None
+    ) -> Arrays:
+        if self.artifact.manifest.monte_carlo is None:
+            if seed is not None or draws is not None or first_draw:
+                raise UsageError(
+                    f"{self.artifact.path}: the artifact is deterministic and takes neither seed nor draws; "
+                    "leave them out, or export it with --mc-draws"
+                )
+            return {}
+        if draws is not None and draws < 1:
+            raise UsageError(f"draws {draws}: at least one draw is needed")
+        given = {"seed": seed, "first_draw": first_draw or None, "draws": draws}
+        controls = {name: np.array(value, np.int64) for name, value in given.items() if value is not None}
+        if ids is not None:
+            controls["sample_ids"] = _checked_ids(ids, rows)
+        return controls
+
+
+def _checked_ids(ids: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
+    if ids.shape != (rows,) or ids.dtype.kind not in "iu":
+        raise DataError(
+            f"sample_ids: {ids.dtype}{list(ids.shape)}, expected one integer per row, int64[{rows}]; "
+            "give the global row numbers of this batch"
+        )
+    return np.ascontiguousarray(ids, np.int64)

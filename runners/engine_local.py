@@ -1,0 +1,228 @@
+"""The local engine: one rank in this process, or several in processes of their own on this machine."""
+
+import contextlib
+import selectors
+import subprocess
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import monotonic
+
+from deploykit import errors
+from deploykit.artifact import Artifact
+from deploykit.commit import Commit
+from deploykit.errors import DeploykitError, RunError
+from deploykit.plan import Shard
+from deploykit.sources import Source
+from runners.assignment import Assignment
+from runners.base import Group
+from runners.loop import Pipeline
+from runners.memory import peak_memory_bytes
+from runners.process import RankProcess
+from runners.progress import Progress
+from runners.stop import StopRequest
+from runners.timing import Meter
+
+__all__ = ["Outcome", "run_here", "run_ranks"]
+
+TICK_S = 0.1
+PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What the ranks measured, by rank, and how those died that did."""
+
+    meters: dict[int, Meter]
+    deaths: tuple[str, ...] = ()
+
+
+class _ListFeed:
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards = deque(shards)
+        self._lock = threading.RLock()  # A signal handler may close it in the very thread that holds it.
+
+    def next(self) -> Shard | None:
+        with self._lock:
+            return self._shards.popleft() if self._shards else None
+
+    def close(self) -> None:
+        with self._lock:
+            self._shards.clear()
+
+
+class _HereListener:
+    def __init__(self, progress: Progress, done: int) -> None:
+        self._progress, self._done = progress, done
+
+    def started(self, shard: Shard) -> None: ...
+
+    def committed(self, commit: Commit) -> None: ...
+
+    def predicted(self, rows: int) -> None:
+        self._done += rows
+        self._progress.update(self._done)
+
+
+def run_here(
+    assignment: Assignment,
+    shards: Sequence[Shard],
+    *,
+    artifact: Artifact,
+    source: Source,
+    done: int,
+    progress: Progress,
+    stop: StopRequest,
+) -> Outcome:
+    """Run one rank in this process. ``done`` rows were there before.
+
+    Raises:
+        DeploykitError: whatever stopped it.
+    """
+    meter, feed = Meter(origin_s=assignment.origin_s), _ListFeed(shards)
+    with contextlib.ExitStack() as stack:
+        task = assignment.open(stack, artifact=artifact, source=source)
+        pipeline = Pipeline(task, feed, _HereListener(progress, done), meter)
+        stop.listen(finish=feed.close, abandon=pipeline.abandon)
+        if stop.finishing:
+            feed.close()
+        meter.start_s = monotonic() - assignment.origin_s
+        pipeline.run()
+    meter.peak_memory_bytes = peak_memory_bytes()
+    return Outcome(meters={assignment.rank: meter})
+
+
+def run_ranks(
+    assignments: Sequence[Assignment],
+    shards: Sequence[Shard],
+    *,
+    logs: Path,
+    joins_group: bool,
+    inherit: Sequence[int],
+    done: int,
+    progress: Progress,
+    stop: StopRequest,
+) -> Outcome:
+    """Run every assignment in a process of its own; ``inherit`` are descriptors that live as long as they do.
+
+    A rank that dies without a word keeps the shards that it had begun: whatever killed it may be in them. The others
+    do the rest. An error that a rank reports stops all, as it would in one process.
+
+    Raises:
+        DeploykitError: the error that a rank reported.
+    """
+    logs.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
+        if joins_group:
+            store, world = Path(folder) / "store", len(assignments)
+            assignments = [replace(a, group=Group(rank=a.rank, world_size=world, store=store)) for a in assignments]
+        with _Ranks(shards, done=done, progress=progress, stop=stop) as ranks:
+            ranks.start(assignments, logs, inherit)
+            ranks.run(joins_group=joins_group)
+            return ranks.outcome()
+
+
+class _Ranks(contextlib.AbstractContextManager["_Ranks"]):
+    def __init__(self, shards: Sequence[Shard], *, done: int, progress: Progress, stop: StopRequest) -> None:
+        self._waiting = deque(shards)
+        self._done, self._progress, self._stop = done, progress, stop
+        self._ranks: list[RankProcess] = []
+        self._deaths: list[str] = []
+        self._error: DeploykitError | None = None
+        self._told = 0
+        self._selector = selectors.DefaultSelector()
+
+    def start(self, assignments: Sequence[Assignment], logs: Path, inherit: Sequence[int]) -> None:
+        for assignment in assignments:
+            rank = RankProcess(assignment, logs / f"rank-{assignment.rank}.log", inherit=inherit)
+            self._ranks.append(rank)
+            self._selector.register(rank.descriptor, selectors.EVENT_READ, rank)
+
+    def run(self, *, joins_group: bool) -> None:
+        while self._selector.get_map():
+            for key, _ in self._selector.select(TICK_S):
+                rank: RankProcess = key.data
+                if not rank.hear():
+                    self._selector.unregister(rank.descriptor)
+                    self._gone(rank, joins_group=joins_group)
+            self._pass_on_stop()
+            self._hand_out()
+            self._progress.update(self._done + sum(rank.rows for rank in self._ranks))
+
+    def outcome(self) -> Outcome:
+        if self._error is not None:
+            raise self._error
+        meters = {rank.rank: rank.meter for rank in self._ranks if rank.meter is not None}
+        return Outcome(meters=meters, deaths=tuple(self._deaths))
+
+    def _gone(self, rank: RankProcess, *, joins_group: bool) -> None:
+        if rank.meter is not None:
+            return
+        if rank.error is not None:
+            self._fail(_rebuilt(rank.error))
+        elif joins_group and not rank.ready:
+            # The others wait for it and would wait in vain.
+            self._fail(RunError(f"{rank.how_it_died()}\nThe ranks could not meet; nothing was computed"))
+            self._abandon()
+        else:
+            self._deaths.append(rank.how_it_died())
+            self._waiting.extendleft(reversed(rank.unbegun))
+
+    def _fail(self, error: DeploykitError) -> None:
+        self._error = self._error or error
+        self._tell_all(1, {"finish": True})
+
+    def _abandon(self) -> None:
+        self._tell_all(2, {"abandon": True})
+        for rank in self._ranks:
+            if not rank.ready:
+                rank.process.terminate()  # It has nothing to lose yet, and may be stuck in loading or meeting.
+
+    def _pass_on_stop(self) -> None:
+        if self._stop.finishing and self._told < 1:
+            self._tell_all(1, {"finish": True})
+        if self._stop.abandoning and self._told < 2:
+            self._abandon()
+
+    def _tell_all(self, level: int, message: dict[str, bool]) -> None:
+        if self._told < level:
+            self._told = level
+            self._waiting.clear()
+            for rank in self._ranks:
+                rank.tell(message)
+
+    def _hand_out(self) -> None:
+        """Keep one shard ahead of each rank, so that its pipeline does not run dry at the end of a shard."""
+        living = [rank for rank in self._ranks if rank.ready and rank.descriptor in self._selector.get_map()]
+        for rank in living:
+            if self._waiting and not rank.unbegun:
+                rank.give(self._waiting.popleft())
+        # While a rank has a shard that it has not begun, its death would bring that shard back for the others.
+        if not self._waiting and not any(rank.unbegun for rank in self._ranks if rank in living):
+            for rank in living:
+                rank.end()
+
+    def __exit__(self, *_: object) -> None:
+        """Whatever happened, no rank is left behind."""
+        self._selector.close()
+        for rank in self._ranks:
+            rank.close()
+        deadline = monotonic() + PATIENCE_S
+        for rank in self._ranks:
+            try:
+                rank.process.wait(max(0.0, deadline - monotonic()))
+            except subprocess.TimeoutExpired:
+                rank.process.kill()
+                rank.process.wait()
+
+
+def _rebuilt(error: dict[str, str]) -> DeploykitError:
+    """The error that a rank reported, of the type that it had there."""
+    kind = getattr(errors, error["type"], RunError)
+    rebuilt: DeploykitError = kind.__new__(kind)
+    # Not through the type's own constructor, which may take other arguments than the text.
+    Exception.__init__(rebuilt, error["message"])
+    return rebuilt

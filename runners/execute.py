@@ -1,0 +1,168 @@
+"""Carry out what is left of a job: place the ranks, run them, finish the files, write the report."""
+
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+
+from deploykit.artifact import Artifact
+from deploykit.devices import Device, available_cores
+from deploykit.errors import IncompleteRunError
+from deploykit.job import Job
+from deploykit.plan import Shard, describe_ranges
+from deploykit.rundir import RunDirectory
+from deploykit.sources import Source
+from deploykit.writers import Writer
+from runners.assignment import Assignment
+from runners.base import Runner
+from runners.engine_local import Outcome, run_here, run_ranks
+from runners.environment import environment
+from runners.progress import ProgressMode, make_progress
+from runners.report import Figures, make_report, write_report
+from runners.stop import StopRequest, on_signals
+
+__all__ = ["ProgressChoice", "Setting", "execute"]
+
+ProgressChoice = ProgressMode | Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A request for a run, checked, with everything open that it names.
+
+    Attributes:
+        runner_name: the runner as the user named it, for the ranks to find it again.
+        threads: CPU threads per rank, or None for the runner's choice.
+        began_s: when the call came, on the monotonic clock.
+        resume: the command that takes the job up again.
+    """
+
+    artifact: Artifact
+    source: Source
+    writer: Writer
+    runner: type[Runner]
+    runner_name: str
+    devices: tuple[Device, ...]
+    threads: int | None
+    job: Job
+    began_s: float
+    resume: str
+
+
+def execute(
+    setting: Setting,
+    directory: RunDirectory,
+    shards: Sequence[Shard],
+    *,
+    lock: int,
+    progress: ProgressChoice,
+    notes: list[str],
+) -> int:
+    """Predict the missing ``shards`` and finish the job's files; the number of rows predicted.
+
+    Raises:
+        IncompleteRunError: a rank died or a signal came before every row was there.
+        DeploykitError: whatever else stopped it.
+    """
+    stop = StopRequest()
+    assignments = _assignments(setting, directory, len(shards))
+    _note_idle_cores(setting, assignments, notes)
+    outcome = _run(setting, directory, assignments, shards, lock, stop, progress)
+    notes.extend(outcome.deaths)
+    missing = directory.missing(check_digests=False)
+    if not missing and directory.job.has_epoch_files:
+        directory.finish_epoch(setting.writer)
+    figures = Figures(
+        seconds=monotonic() - setting.began_s,
+        skipped_shards=len(directory.job.plan) - len(shards),
+        complete=not missing,
+        notes=notes,
+    )
+    where = environment(setting.runner.runtime, setting.runner.check_installed())
+    write_report(directory, make_report(directory, assignments, outcome.meters, figures, where))
+    if missing:
+        raise _incomplete(setting, directory, missing, outcome, stop)
+    return sum(shard.rows for shard in shards)
+
+
+def _assignments(setting: Setting, directory: RunDirectory, shards: int) -> list[Assignment]:
+    """One rank per device, and no more ranks than there is work for."""
+    devices = setting.devices[:shards]
+    threads = setting.threads or setting.runner.default_threads(max(1, len(devices)))
+    return [
+        Assignment(
+            artifact=str(setting.artifact.directory),
+            data=setting.job.data_source,
+            directory=str(directory.path),
+            runner=setting.runner_name,
+            rank=rank,
+            device=device,
+            threads=threads,
+            group=None,
+            origin_s=setting.began_s,
+        )
+        for rank, device in enumerate(devices)
+    ]
+
+
+def _run(
+    setting: Setting,
+    directory: RunDirectory,
+    assignments: Sequence[Assignment],
+    shards: Sequence[Shard],
+    lock: int,
+    stop: StopRequest,
+    choice: ProgressChoice,
+) -> Outcome:
+    if not assignments:
+        return Outcome(meters={})
+    done = directory.job.plan.rows - sum(shard.rows for shard in shards)
+    progress = make_progress(choice, directory.job.plan.rows, done)
+    try:
+        with on_signals(stop):
+            if len(assignments) == 1:
+                artifact, source = setting.artifact, setting.source
+                return run_here(
+                    assignments[0], shards, artifact=artifact, source=source, done=done, progress=progress, stop=stop
+                )
+            return run_ranks(
+                assignments,
+                shards,
+                logs=directory.path / "logs",
+                joins_group=setting.runner.joins_group,
+                inherit=[lock],
+                done=done,
+                progress=progress,
+                stop=stop,
+            )
+    finally:
+        progress.close()
+
+
+def _note_idle_cores(setting: Setting, assignments: Sequence[Assignment], notes: list[str]) -> None:
+    cores, used = available_cores(), sum(assignment.threads for assignment in assignments)
+    on_cpu = any(assignment.device.kind == "cpu" for assignment in assignments)
+    if on_cpu and setting.threads is None and used < cores:
+        notes.append(
+            f"{used} of {cores} cores are used: by default the {setting.runner.format} runner takes "
+            f"{assignments[0].threads} thread per rank, so that a part has the same bytes on any number of ranks; "
+            f"--devices cpu:{cores} or --threads uses more"
+        )
+
+
+def _incomplete(
+    setting: Setting, directory: RunDirectory, missing: Sequence[Shard], outcome: Outcome, stop: StopRequest
+) -> IncompleteRunError:
+    ranges = describe_ranges((shard.start, shard.stop) for shard in missing)
+    here = len(directory.job.plan) - len(missing)
+    why = "; ".join(outcome.deaths)
+    if stop.signal is not None:
+        why = f"stopped by {signal.Signals(stop.signal).name}"
+    error = IncompleteRunError(
+        f"run directory {directory.path}: {why}\n"
+        f"{here} of {len(directory.job.plan)} parts are there and count; missing: {ranges}. "
+        f"To resume, give the same command again: {setting.resume}"
+    )
+    if stop.signal is not None:
+        error.exit_code = 128 + stop.signal
+    return error

@@ -1,0 +1,246 @@
+"""The predict loop of one rank: reading, inference and writing overlap.
+
+::
+
+    reader thread --> channel --> inference (calling thread) --> channel --> writer thread --> parts and commits
+
+Both channels are bounded, so memory does not grow with the rows. The pipeline is not drained between shards: while one
+shard is written, the next one is predicted and the one after it is read.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from deploykit.commit import Commit
+from deploykit.errors import DeploykitError, RunError
+from deploykit.plan import Shard
+from deploykit.sources.finite import check_finite, count_nan_rows
+from deploykit.writers.base import Batch, Writer
+from runners.base import Arrays, Runner
+from runners.channel import Channel, Closed
+from runners.timing import Meter
+
+if TYPE_CHECKING:
+    from deploykit.rundir import RunDirectory
+    from deploykit.sources import Source
+
+__all__ = ["Listener", "Pipeline", "ShardFeed", "Task"]
+
+DEPTH, DEPTH_BYTES = 16, 32 * 2**20
+"""What waits in each channel: enough to hide a slow read or write, whatever the rows are; two batches at least."""
+
+GROUP_BYTES = 128 * 2**10
+
+READER_PATIENCE_S = 5.0
+
+
+class ShardFeed(Protocol):
+    """Where the shards come from."""
+
+    def next(self) -> Shard | None:
+        """The next shard, None when there is none left; may wait."""
+
+    def close(self) -> None:
+        """Give out nothing more, and wake who waits."""
+
+
+class Listener(Protocol):
+    """Who is told what happens. Called from the pipeline's threads."""
+
+    def started(self, shard: Shard) -> None:
+        """Reading of the shard begins."""
+
+    def predicted(self, rows: int) -> None:
+        """One more batch went through the model."""
+
+    def committed(self, commit: Commit) -> None:
+        """A shard is on the disk and counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What a rank does with every shard of the directory's job."""
+
+    runner: Runner
+    source: "Source"
+    directory: "RunDirectory"
+    writer: Writer
+    rank: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Read:
+    shard: Shard
+    start: int
+    stop: int
+    inputs: Arrays
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Predicted:
+    shard: Shard
+    stop: int
+    batch: Batch
+    timings: dict[str, float]
+
+
+class Pipeline:
+    """Runs once. An error in any of the three threads stops the other two and is raised by ``run``."""
+
+    def __init__(self, task: Task, feed: ShardFeed, listener: Listener, meter: Meter) -> None:
+        self._task, self._feed, self._listener, self._meter = task, feed, listener, meter
+        self._job = task.directory.job
+        self._inputs: Channel[_Read] = Channel(DEPTH, DEPTH_BYTES)
+        self._outputs: Channel[_Predicted] = Channel(DEPTH, DEPTH_BYTES)
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        """Predict every shard that the feed gives, until it ends or ``abandon`` is called.
+
+        Raises:
+            DeploykitError: the first error of any thread; RunError where the user's data or the runtime raised
+                something else.
+        """
+        reader = threading.Thread(target=self._guarded, args=(self._read_all,), name="reader", daemon=True)
+        writer = threading.Thread(target=self._guarded, args=(self._write_all,), name="writer", daemon=True)
+        reader.start()
+        writer.start()
+        self._guarded(self._infer_all)
+        writer.join()
+        # A user's data set may hang in a read; nobody waits for a reader whose rows are no longer wanted.
+        reader.join(READER_PATIENCE_S)
+        self._meter.wait_input_s += self._inputs.get_wait_s
+        self._meter.wait_output_s += self._outputs.put_wait_s
+        if self._error is not None:
+            raise self._error
+
+    def abandon(self) -> None:
+        """Stop after the batch in work; shards that are not committed are as if never begun. Any thread may call."""
+        self._feed.close()
+        self._inputs.abandon()
+        self._outputs.abandon()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Closed:
+            pass
+        except BaseException as error:  # noqa: BLE001 - kept, and raised again by run()
+            with self._lock:
+                self._error = self._error or error
+            self.abandon()
+
+    def _read_all(self) -> None:
+        while (shard := self._feed.next()) is not None:
+            self._listener.started(shard)
+            for start, stop in self._job.plan.batches(shard):
+                work = self._read(shard, start, stop)
+                self._inputs.put(work, _size(work.inputs))
+        self._inputs.finish()
+
+    def _read(self, shard: Shard, start: int, stop: int) -> _Read:
+        began = perf_counter()
+        try:
+            inputs = self._task.source.read(start, stop)
+        except DeploykitError:
+            raise
+        except Exception as error:
+            # A data set is the user's own code and may raise anything.
+            raise RunError(_failed(start, stop, "reading the data", error)) from error
+        if self._job.nan == "error":
+            check_finite(inputs, start)
+        else:
+            self._meter.nan_rows += count_nan_rows(inputs)
+        seconds = perf_counter() - began
+        self._meter.read_s += seconds
+        return _Read(shard=shard, start=start, stop=stop, inputs=inputs, seconds=seconds)
+
+    def _infer_all(self) -> None:
+        timings: dict[str, float] = {}
+        try:
+            while True:
+                work = self._inputs.get()
+                if work.start == work.shard.start:
+                    timings = {"read_s": 0.0, "infer_s": 0.0, "write_s": 0.0}
+                done = self._predict(work, timings)
+                # The writer has time; only the end of a shard must not wait, because its commit is due.
+                self._outputs.put(done, _size(done.batch.outputs), urgent=done.stop == done.shard.stop)
+        finally:
+            self._outputs.finish()
+
+    def _predict(self, work: _Read, timings: dict[str, float]) -> _Predicted:
+        ids = np.arange(work.start, work.stop, dtype=np.int64)
+        began = perf_counter()
+        try:
+            outputs = self._task.runner.predict(work.inputs, sample_ids=ids, seed=self._job.seed, draws=self._job.draws)
+        except DeploykitError:
+            raise
+        except Exception as error:
+            # Runtimes raise their own types, which have nothing in common.
+            raise RunError(_failed(work.start, work.stop, "the model", error)) from error
+        seconds = perf_counter() - began
+        timings["read_s"] += work.seconds
+        timings["infer_s"] += seconds
+        self._meter.batch(len(ids), seconds)
+        self._listener.predicted(len(ids))
+        batch = Batch(sample_ids=ids, outputs=outputs)
+        return _Predicted(shard=work.shard, stop=work.stop, batch=batch, timings=timings)
+
+    def _write_all(self) -> None:
+        while True:
+            first = self._outputs.get()
+            began, waited = perf_counter(), self._outputs.get_wait_s
+            commit = self._task.directory.write_part(
+                first.shard, self._task.writer, self._batches(first), rank=self._task.rank, timings=first.timings
+            )
+            self._meter.write_s += perf_counter() - began - (self._outputs.get_wait_s - waited)
+            self._listener.committed(commit)
+
+    def _batches(self, first: _Predicted) -> Iterator[Batch]:
+        """The batches of one shard, taken from the channel as the writer asks for them.
+
+        Small ones are joined until they are worth a call. Where the cuts fall follows from the sizes alone, so that
+        a writer whose bytes show the cuts writes the same file again.
+        """
+        group = [first.batch]
+        item = first
+        while item.stop < item.shard.stop:
+            if sum(_size(batch.outputs) for batch in group) >= GROUP_BYTES:
+                yield from self._timed(group, item.timings)
+                group = []
+            item = self._outputs.get()
+            group.append(item.batch)
+        yield from self._timed(group, item.timings)
+
+    def _timed(self, group: list[Batch], timings: dict[str, float]) -> Iterator[Batch]:
+        began = perf_counter()
+        yield from _joined(group)
+        timings["write_s"] += perf_counter() - began
+
+
+def _joined(group: list[Batch]) -> list[Batch]:
+    """One batch, or the same ones where dynamic dimensions give them rows of different shapes."""
+    first = group[0].outputs
+    if len(group) == 1 or any(batch.outputs[n].shape[1:] != first[n].shape[1:] for batch in group for n in first):
+        return group
+    outputs = {name: np.concatenate([batch.outputs[name] for batch in group]) for name in first}
+    return [Batch(sample_ids=np.concatenate([batch.sample_ids for batch in group]), outputs=outputs)]
+
+
+def _size(arrays: Arrays) -> int:
+    return sum(array.nbytes for array in arrays.values())
+
+
+def _failed(start: int, stop: int, what: str, error: Exception) -> str:
+    text = str(error).strip()
+    return (
+        f"rows {start} to {stop - 1}: {what} failed with {type(error).__name__}{f': {text}' if text else ''}; "
+        "mend the cause and give the same command again; a run resumes where it was"
+    )

@@ -1,0 +1,167 @@
+"""Run an artifact's ONNX file with ONNX Runtime. Nothing here imports torch."""
+
+import ctypes
+import importlib
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from deploykit.devices import Device, available_cores
+from deploykit.errors import ArtifactError, DeviceError, MissingExtraError
+from runners.base import Arrays, Runner
+
+__all__ = ["OnnxRunner"]
+
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+_ERRORS_ONLY = 3
+
+
+class OnnxRunner(Runner):
+    """One ONNX Runtime session on one device, its execution provider set explicitly and verified."""
+
+    format = "onnx"
+    runtime = "onnxruntime"
+
+    _session: Any = None
+    _outputs: tuple[str, ...] = ()
+    _optional: frozenset[str] = frozenset()
+
+    @classmethod
+    def check_installed(cls) -> str:
+        return str(_onnxruntime().__version__)
+
+    @classmethod
+    def cuda_count(cls) -> int:
+        if _CUDA not in _onnxruntime().get_available_providers():
+            return 0
+        return _driver_count()
+
+    @classmethod
+    def default_threads(cls, ranks: int) -> int:
+        """A fair share of the cores. Sums are cut the same way whatever the number of threads (see docs)."""
+        return max(1, available_cores() // ranks)
+
+    def _start(self) -> None:
+        ort = _onnxruntime()
+        path = self.artifact.file(self.format)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
+        options.log_severity_level = _ERRORS_ONLY
+        # A thread that spins while it waits for the next operator takes the core from the reader and the writer, and
+        # from every other process: measured with two threads on two cores, up to twice the time when others work.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            session = ort.InferenceSession(str(path), options, providers=_providers(ort, self.device))
+        except Exception as error:
+            # ONNX Runtime raises a dozen unrelated types; each of them means that this file cannot be run here.
+            raise _cannot_load(self.artifact.path, self.device, error) from error
+        session.disable_fallback()
+        _verify_provider(ort, session, self.device)
+        self._session = session
+        self._outputs = tuple(output.name for output in self.artifact.manifest.outputs)
+        self._optional = frozenset(node.name for node in session.get_overridable_initializers())
+        self._check_outputs()
+
+    def _check_outputs(self) -> None:
+        found = {node.name for node in self._session.get_outputs()}
+        missing = sorted(set(self._outputs) - found)
+        if missing:
+            raise ArtifactError(
+                f"{self.artifact.path}: the ONNX file has no output {', '.join(missing)}, only "
+                f"{', '.join(sorted(found))}; export the model again"
+            )
+
+    def _stop(self) -> None:
+        self._session = None
+
+    def _infer(self, inputs: Arrays, controls: Arrays) -> Arrays:
+        unknown = sorted(set(controls) - self._optional)
+        if unknown:
+            raise ArtifactError(
+                f"{self.artifact.path}: the ONNX file has no optional input {', '.join(unknown)}, though its manifest "
+                "says Monte Carlo dropout; export the model again"
+            )
+        run = self._run_bound if self.device.kind == "cuda" else self._run_plain
+        return dict(zip(self._outputs, run(inputs, controls), strict=True))
+
+    def _run_plain(self, inputs: Arrays, controls: Arrays) -> list[np.ndarray[Any, Any]]:
+        found: list[np.ndarray[Any, Any]] = self._session.run(list(self._outputs), inputs | controls)
+        return found
+
+    def _run_bound(self, inputs: Arrays, controls: Arrays) -> list[np.ndarray[Any, Any]]:
+        """Data goes to the device once and comes back once; controls stay where the graph reads them."""
+        ort, index = _onnxruntime(), self.device.index
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            contiguous = np.ascontiguousarray(array)
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(contiguous, "cuda", index))
+        for name, array in controls.items():
+            binding.bind_cpu_input(name, array)
+        for name in self._outputs:
+            binding.bind_output(name, "cuda", index)
+        self._session.run_with_iobinding(binding)
+        found: list[np.ndarray[Any, Any]] = binding.copy_outputs_to_cpu()
+        return found
+
+
+def _onnxruntime() -> ModuleType:
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "cpu", "running an ONNX artifact") from error
+
+
+def _providers(ort: ModuleType, device: Device) -> list[Any]:
+    if device.kind == "cpu":
+        return [_CPU]
+    if _CUDA not in ort.get_available_providers():
+        raise DeviceError(_not_obtained(ort, device))
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls(directory="")  # CUDA libraries installed as Python packages are not on the loader's path.
+    return [(_CUDA, {"device_id": str(device.index)})]
+
+
+def _verify_provider(ort: ModuleType, session: Any, device: Device) -> None:
+    wanted = _CPU if device.kind == "cpu" else _CUDA
+    found = session.get_providers()
+    if found[:1] != [wanted]:
+        raise DeviceError(_not_obtained(ort, device))
+    options = session.get_provider_options().get(wanted, {})
+    if device.kind == "cuda" and str(options.get("device_id")) != str(device.index):
+        raise DeviceError(
+            f"device {device}: ONNX Runtime took cuda:{options.get('device_id')} instead; choose that one"
+        )
+
+
+def _not_obtained(ort: ModuleType, device: Device) -> str:
+    available = ", ".join(ort.get_available_providers())
+    return (
+        f"device {device}: ONNX Runtime {ort.__version__} did not give {_CUDA}; it offers {available}. Install a build "
+        "for the CUDA of this machine, pip install 'deploykit[gpu]' in place of onnxruntime, or use --devices cpu"
+    )
+
+
+def _cannot_load(path: object, device: Device, error: Exception) -> Exception:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, DeviceError):
+        return error
+    if device.kind == "cuda":
+        return DeviceError(f"device {device}: ONNX Runtime could not load {path} there: {first}; or use --devices cpu")
+    return ArtifactError(
+        f"artifact {path}: ONNX Runtime cannot load its ONNX file: {first}; "
+        "install the runtime version that the manifest asks for, or export the model again"
+    )
+
+
+def _driver_count() -> int:
+    """CUDA devices that the driver shows to this process (ONNX Runtime itself has no call for it)."""
+    count = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value

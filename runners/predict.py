@@ -1,0 +1,249 @@
+"""Predict on arrays in memory, and replay an artifact's golden inputs."""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from deploykit.artifact import Artifact, Golden
+from deploykit.devices import Device, parse_devices
+from deploykit.errors import ArtifactError, DataError, MissingExtraError, UsageError
+from deploykit.manifest import OutputSpec
+from deploykit.tensors import check_inputs
+from runners.base import Arrays, Runner
+from runners.table import choose_runner
+
+__all__ = ["Predictor", "Verified", "load", "verify_artifact"]
+
+_UNIT_SCALE = frozenset({"std", "entropy", "mutual_information"})
+"""Statistics that are 0 for a sure model: an error is then measured against 1, not against almost nothing."""
+
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+class Predictor:
+    """An artifact loaded on one device. Use it as a context manager; it is loaded on entry."""
+
+    def __init__(
+        self, path: str | Path, *, runner: str = "auto", device: str = "cpu", threads: int | None = None
+    ) -> None:
+        self._path, self._runner_name, self._device, self._threads = path, runner, device, threads
+        self._stack = contextlib.ExitStack()
+        self._runner: Runner | None = None
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            artifact = stack.enter_context(Artifact.open(self._path))
+            runner_class = choose_runner(artifact, self._runner_name)
+            runner = runner_class(artifact, _one_device(self._device, runner_class), threads=self._threads)
+            self._runner = stack.enter_context(runner)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._runner = None
+        self._stack.close()
+
+    @property
+    def artifact(self) -> Artifact:
+        """The opened artifact, its manifest included."""
+        return self._active().artifact
+
+    def predict(
+        self,
+        inputs: Mapping[str, ArrayLike] | np.ndarray[Any, Any],
+        *,
+        batch_size: int | None = None,
+        sample_ids: ArrayLike | None = None,
+        seed: int | None = None,
+        first_draw: int = 0,
+        draws: int | None = None,
+    ) -> Arrays:
+        """Predict all rows.
+
+        Args:
+            inputs: arrays by input name; a single array for a model with one input. dtypes and shapes as in the
+                manifest.
+            batch_size: rows per call of the model; all rows at once if not given. It changes no mask.
+            sample_ids: (rows) int64; 0, 1, 2 ... if not given.
+            seed: seed of the masks; the manifest's if not given.
+            first_draw: number of the first draw.
+            draws: how many draws; the manifest's number if not given.
+
+        Returns:
+            One array per output of the model, by name, (rows, ...).
+
+        Raises:
+            DataError: the inputs do not fit the model.
+            UsageError: a control that the artifact does not take, or a bad batch size.
+        """
+        runner = self._active()
+        named = self._named(inputs)
+        sizes = check_inputs(runner.artifact.manifest.inputs, named)
+        rows = sizes[runner.artifact.manifest.batch_dimension]
+        step = rows if batch_size is None else batch_size
+        if batch_size is not None and batch_size < 1:
+            raise UsageError(f"batch size {batch_size}: must be 1 or more")
+        ids = np.arange(rows) if sample_ids is None else np.asarray(sample_ids)
+        if ids.shape != (rows,):
+            raise DataError(f"sample_ids: {list(ids.shape)}, expected one integer per row, [{rows}]")
+        parts = [
+            runner.predict(
+                {name: array[start : start + step] for name, array in named.items()},
+                sample_ids=ids[start : start + step],
+                seed=seed,
+                first_draw=first_draw,
+                draws=draws,
+            )
+            for start in range(0, max(rows, 1), max(step, 1))
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _active(self) -> Runner:
+        if self._runner is None:
+            raise UsageError(
+                "the artifact is not loaded: use it as a context manager, with deploykit.load(...) as model"
+            )
+        return self._runner
+
+    def _named(self, inputs: Mapping[str, ArrayLike] | np.ndarray[Any, Any]) -> Arrays:
+        names = [spec.name for spec in self._active().artifact.manifest.inputs]
+        if isinstance(inputs, Mapping):
+            return {name: np.asarray(array) for name, array in inputs.items()}
+        if len(names) != 1:
+            raise DataError(f"the model takes the inputs {names}, got one array; give a dict with an array for each")
+        return {names[0]: np.asarray(inputs)}
+
+
+def load(path: str | Path, *, runner: str = "auto", device: str = "cpu", threads: int | None = None) -> Predictor:
+    """An artifact for prediction on arrays in memory.
+
+    >>> with load("model") as model:  # doctest: +SKIP
+    ...     outputs = model.predict(x)
+
+    Args:
+        path: an artifact, directory or packed file.
+        runner: ``onnx``, ``torch`` or ``auto``.
+        device: ``cpu``, ``cuda:1``, or ``auto`` for a CUDA device if there is one.
+        threads: CPU threads; the runner's choice if not given.
+
+    Raises:
+        DeploykitError: on entry, whatever is wrong with the artifact or the device.
+    """
+    return Predictor(path, runner=runner, device=device, threads=threads)
+
+
+def _one_device(text: str, runner: type[Runner]) -> Device:
+    devices = parse_devices(text, runner.cuda_count, runtime=runner.runtime)
+    if len(devices) > 1 and text != "auto":
+        raise UsageError(f"device {text!r}: names {len(devices)} devices, one is needed here; for example {devices[0]}")
+    return devices[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """One format that replayed the golden inputs: the largest error of each output, relative to its scale.
+
+    ``skipped`` says why a format was not replayed: its runtime is not installed. Its digests were checked all the same.
+    """
+
+    format: str
+    device: str
+    errors: Mapping[str, float]
+    skipped: str | None = None
+
+
+def verify_artifact(path: str | Path, *, format: str | None = None, device: str = "cpu") -> list[Verified]:  # noqa: A002
+    """Replay the golden inputs and compare with the golden outputs, in one format or in each.
+
+    The error of an element is ``|got - want| / scale``, where ``scale`` is the largest ``|want|`` of that output,
+    and at least 1 for std, entropy and mutual information. Integers must be equal. Where no format is named, those
+    whose runtime is not installed are skipped, as long as one is not: a production host has one runtime.
+
+    Raises:
+        ArtifactError: an error above the manifest's tolerance; names the worst element.
+        DeviceError, MissingExtraError: the format cannot be run there, or none can.
+    """
+    with Artifact.open(path) as artifact:
+        golden = artifact.golden()
+        if format is not None:
+            return [_verify(artifact, golden, format, device)]
+        return _verify_installed(artifact, golden, device)
+
+
+def _verify_installed(artifact: Artifact, golden: Golden, device: str) -> list[Verified]:
+    found, missing = [], []
+    for name in artifact.manifest.formats:
+        try:
+            found.append(_verify(artifact, golden, name, device))
+        except MissingExtraError as error:
+            missing.append(error)
+            found.append(Verified(format=name, device=device, errors={}, skipped=str(error)))
+    if len(missing) == len(found):
+        raise missing[0]
+    return found
+
+
+def _verify(artifact: Artifact, golden: Golden, format_name: str, device: str) -> Verified:
+    artifact.file(format_name)
+    runner_class = _runner_of(artifact, format_name)
+    with runner_class(artifact, _one_device(device, runner_class)) as runner:
+        controls: dict[str, Any] = {}
+        if artifact.manifest.monte_carlo is not None:
+            controls = {"sample_ids": golden.sample_ids, "seed": golden.seed}
+        outputs = runner.predict(golden.inputs, **controls)
+    errors = {
+        spec.name: _error(artifact, format_name, spec, outputs[spec.name], golden.outputs[spec.name])
+        for spec in artifact.manifest.outputs
+    }
+    return Verified(format=format_name, device=device, errors=errors)
+
+
+def _runner_of(artifact: Artifact, format_name: str) -> type[Runner]:
+    return choose_runner(artifact, {"torchscript": "torch"}.get(format_name, format_name))
+
+
+def _error(
+    artifact: Artifact, format_name: str, spec: OutputSpec, got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]
+) -> float:
+    where = f"artifact {artifact.path}: {format_name}: output {spec.name!r}"
+    if got.shape != want.shape or got.dtype != want.dtype:
+        raise ArtifactError(
+            f"{where} is {got.dtype}{list(got.shape)}, expected {want.dtype}{list(want.shape)}; export the model again"
+        )
+    if not want.size:
+        return 0.0
+    errors = _errors(spec, got, want)
+    worst = np.unravel_index(int(np.argmax(errors)), errors.shape)
+    error = float(errors[worst])
+    tolerance = artifact.manifest.tolerance if want.dtype.kind == "f" else 0.0
+    if error > tolerance:
+        raise ArtifactError(
+            f"{where}{[int(index) for index in worst]} is {got[worst]}, expected {want[worst]}: relative error "
+            f"{error:.3g}, tolerance {tolerance:.3g}; this runtime does not compute what was exported: install the "
+            "versions that the manifest names, or export the model again"
+        )
+    return error
+
+
+def _errors(spec: OutputSpec, got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Per element; infinite where one of the two is not a number, or infinite, and the other is not the same."""
+    if want.dtype.kind != "f":
+        return np.asarray(np.where(got == want, 0.0, np.inf))
+    wide_got, wide_want = got.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(wide_want)
+    scale = float(np.abs(wide_want[finite]).max(initial=0.0))
+    scale = max(scale, 1.0 if spec.statistic in _UNIT_SCALE else _TINY)
+    with np.errstate(invalid="ignore"):  # Infinity minus infinity; those elements are judged below.
+        errors = np.abs(wide_got - wide_want) / scale
+    same = (wide_got == wide_want) | (np.isnan(wide_got) & np.isnan(wide_want))
+    return np.where(same, 0.0, np.where(finite & np.isfinite(wide_got), errors, np.inf))

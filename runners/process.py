@@ -1,0 +1,134 @@
+"""The run's view of one rank's process."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deploykit.plan import Shard
+from runners.assignment import Assignment
+from runners.timing import Meter
+from runners.wire import Lines, send
+
+__all__ = ["RankProcess"]
+
+TAIL_LINES = 8
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class RankProcess:
+    """A rank that was started fresh, never forked from a process in which a runtime lives.
+
+    Attributes:
+        given: shards that it was given and has not committed, by index.
+        begun: indices of those that it has begun to read.
+        rows: rows that it has predicted.
+        ready: whether it has loaded its model.
+        meter: its measurements, once it is done.
+        error: type and text of the error that it reported.
+        descriptor: where its messages come from.
+    """
+
+    def __init__(self, assignment: Assignment, log: Path, *, inherit: Sequence[int]) -> None:
+        self.assignment, self.log = assignment, log
+        self.given: dict[int, Shard] = {}
+        self.begun: set[int] = set()
+        self.rows = 0
+        self.ready = self.ended = False
+        self.meter: Meter | None = None
+        self.error: dict[str, str] | None = None
+        child_in, self._to_child = os.pipe()
+        self.descriptor, child_out = os.pipe()
+        self._lines = Lines()
+        try:
+            self.process = _start(assignment, log, child_in, child_out, inherit)
+        except BaseException:  # Closed and raised again, whatever it is.
+            self.close()
+            raise
+        finally:
+            os.close(child_in)
+            os.close(child_out)
+        self.tell(assignment.to_json())
+
+    @property
+    def rank(self) -> int:
+        return self.assignment.rank
+
+    @property
+    def unbegun(self) -> list[Shard]:
+        return [shard for index, shard in self.given.items() if index not in self.begun]
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send a message; a rank that is gone does not hear it."""
+        send(self._to_child, message)
+
+    def give(self, shard: Shard) -> None:
+        """Hand out one shard."""
+        self.given[shard.index] = shard
+        self.tell({"shard": {"index": shard.index, "start": shard.start, "stop": shard.stop}})
+
+    def end(self) -> None:
+        """Say that no more shards come."""
+        if not self.ended:
+            self.ended = True
+            self.tell({"end": True})
+
+    def hear(self) -> bool:
+        """Take in what the rank says; false when it has fallen silent for good."""
+        data = os.read(self.descriptor, 1 << 16)
+        for message in self._lines.feed(data):
+            self._take(message)
+        return bool(data)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        self.ready = self.ready or "ready" in message
+        self.rows = message.get("rows", self.rows)
+        if "started" in message:
+            self.begun.add(message["started"])
+        if "committed" in message:
+            del self.given[message["committed"]]
+        if "done" in message:
+            self.meter = Meter.from_json(message["done"])
+            self.rows = self.meter.rows
+        self.error = message.get("error", self.error)
+
+    def how_it_died(self) -> str:
+        """``killed by SIGKILL`` or ``exited with code 1``, and the last lines of its log."""
+        code = self.process.wait()
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+        said = "".join(f"\n    {line}" for line in lines)
+        return f"rank {self.rank} on {self.assignment.device} died, {how}; {self.log} " + (
+            f"ends with{said}" if said else "is empty"
+        )
+
+    def close(self) -> None:
+        """Close the pipes: a rank that still lives ends itself."""
+        os.close(self._to_child)
+        os.close(self.descriptor)
+
+
+def _start(
+    assignment: Assignment, log: Path, child_in: int, child_out: int, inherit: Sequence[int]
+) -> "subprocess.Popen[bytes]":
+    with log.open("wb") as file:
+        return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            # -P: a file of the working directory must not stand in for a module of ours.
+            [sys.executable, "-P", "-m", "runners.rank", str(child_in), str(child_out)],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=_environment(assignment.threads),
+            pass_fds=(child_in, child_out, *inherit),
+            process_group=0,  # The terminal's Ctrl-C and Ctrl-\ are for the run alone.
+        )
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """The environment of this process, with the rank's share of the cores and the import path."""
+    shares = dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    return {**os.environ, **shares, "PYTHONPATH": path}

@@ -1,0 +1,121 @@
+"""How far a run is: one updating line on a terminal, a plain line every few seconds elsewhere."""
+
+import sys
+from collections.abc import Callable
+from time import monotonic
+from typing import Literal, Protocol, TextIO, get_args
+
+from deploykit.errors import UnknownNameError
+
+__all__ = ["Progress", "ProgressMode", "check_kind", "describe", "make_progress"]
+
+ProgressMode = Literal["auto", "bar", "lines", "none"]
+
+BAR_S, LINES_S = 0.1, 5.0
+WIDTH = 24
+
+
+class Progress(Protocol):
+    """Is told the rows that are done, of all rows of the job, those of earlier runs included."""
+
+    def update(self, done: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Silent:
+    def update(self, done: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Callback:
+    def __init__(self, total: int, function: Callable[[int, int], None]) -> None:
+        self._total, self._function = total, function
+
+    def update(self, done: int) -> None:
+        self._function(done, self._total)
+
+    def close(self) -> None: ...
+
+
+class _Text:
+    """Writes the state at most every ``every_s`` seconds, and once at the end."""
+
+    def __init__(self, total: int, first: int, stream: TextIO, *, bar: bool) -> None:
+        self._total, self._first, self._done, self._stream, self._bar = total, first, first, stream, bar
+        self._every_s = BAR_S if bar else LINES_S
+        self._began = self._last = monotonic()
+        self._written = -1
+
+    def update(self, done: int) -> None:
+        self._done = done
+        now = monotonic()
+        if now - self._last >= self._every_s:
+            self._last = now
+            self._write(now)
+
+    def close(self) -> None:
+        if self._written != self._done:
+            self._write(monotonic())
+        if self._bar:
+            self._stream.write("\n")
+            self._stream.flush()
+
+    def _write(self, now: float) -> None:
+        self._written = self._done
+        text = describe(self._done, self._total, self._done - self._first, now - self._began)
+        if self._bar:
+            share = self._done / self._total if self._total else 1.0
+            filled = "#" * int(share * WIDTH)
+            self._stream.write(f"\r\x1b[2K[{filled:<{WIDTH}}] {text}")
+        else:
+            self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+
+def describe(done: int, total: int, here: int, seconds: float) -> str:
+    """The state as text: ``here`` rows were computed in these ``seconds``; the rest were there before.
+
+    >>> describe(500, 2000, 500, 2.0)
+    ' 25% 500/2,000 rows, 250 rows/s, 0:00:06 left'
+    """
+    share = done / total if total else 1.0
+    text = f"{share:4.0%} {done:,}/{total:,} rows"
+    if here and seconds > 0:
+        rate = here / seconds
+        text += f", {rate:,.0f} rows/s"
+        if done < total:
+            left = round((total - done) / rate)
+            text += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+    return text
+
+
+def check_kind(kind: object) -> None:
+    """Refuse a kind of progress that does not exist.
+
+    Raises:
+        UnknownNameError: no such kind.
+    """
+    if not callable(kind) and kind not in get_args(ProgressMode):
+        raise UnknownNameError("progress", str(kind), get_args(ProgressMode))
+
+
+def make_progress(
+    kind: ProgressMode | Callable[[int, int], None], total: int, first: int, *, stream: TextIO | None = None
+) -> Progress:
+    """The progress of a job of ``total`` rows, ``first`` of which are there already.
+
+    ``auto`` is a bar if the stream (stderr) is a terminal, else lines. A function is called with the rows that are
+    done and with ``total``.
+
+    Raises:
+        UnknownNameError: no such kind.
+    """
+    check_kind(kind)
+    if callable(kind):
+        return _Callback(total, kind)
+    stream = stream or sys.stderr
+    if kind == "none":
+        return _Silent()
+    return _Text(total, first, stream, bar=kind == "bar" or (kind == "auto" and stream.isatty()))

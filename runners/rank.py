@@ -1,0 +1,120 @@
+"""One rank in a process of its own: ``python -m runners.rank IN OUT``, two descriptors of pipes to the run.
+
+It is told its assignment, then one shard after another, and answers with what it has begun, predicted and committed.
+When the run is gone, its pipe ends, and the rank ends at once: its unfinished shard is as if never begun.
+"""
+
+import contextlib
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from time import monotonic
+from typing import Any
+
+from deploykit.commit import Commit
+from deploykit.errors import DeploykitError
+from deploykit.plan import Shard
+from runners.assignment import Assignment
+from runners.loop import Pipeline
+from runners.memory import peak_memory_bytes
+from runners.timing import Meter
+from runners.wire import Wire
+
+__all__ = ["main"]
+
+REPORT_S = 0.1
+ORPHANED = 3
+
+
+class _PipeFeed:
+    """Shards as the run sends them."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Shard | None] = queue.SimpleQueue()
+        self._closed = False
+
+    def put(self, shard: Shard | None) -> None:
+        self._queue.put(shard)
+
+    def next(self) -> Shard | None:
+        shard = self._queue.get()
+        return None if self._closed else shard
+
+    def close(self) -> None:
+        self._closed = True
+        self._queue.put(None)
+
+
+class _WireListener:
+    """Tells the run; rows at most every tenth of a second."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire, self._rows, self._last = wire, 0, 0.0
+
+    def started(self, shard: Shard) -> None:
+        self._wire.send(started=shard.index)
+
+    def predicted(self, rows: int) -> None:
+        self._rows += rows
+        if monotonic() - self._last > REPORT_S:
+            self._last = monotonic()
+            self._wire.send(rows=self._rows)
+
+    def committed(self, commit: Commit) -> None:
+        self._wire.send(committed=commit.shard)
+
+
+class _Rank:
+    def __init__(self, wire: Wire) -> None:
+        self._wire, self._feed = wire, _PipeFeed()
+        self._pipeline: Pipeline | None = None
+
+    def listen(self, messages: Iterator[dict[str, Any]]) -> None:
+        """Follow the run's messages; runs in a thread of its own until the run is gone."""
+        for message in messages:
+            if "shard" in message:
+                self._feed.put(Shard(**message["shard"]))
+            elif "end" in message:
+                self._feed.put(None)
+            elif "finish" in message:
+                self._feed.close()
+            elif self._pipeline is not None:
+                self._pipeline.abandon()
+            else:
+                self._feed.close()
+        os._exit(ORPHANED)
+
+    def work(self, assignment: Assignment) -> None:
+        meter = Meter(origin_s=assignment.origin_s)
+        with contextlib.ExitStack() as stack:
+            task = assignment.open(stack)
+            self._pipeline = Pipeline(task, self._feed, _WireListener(self._wire), meter)
+            meter.start_s = monotonic() - assignment.origin_s
+            self._wire.send(ready=True)
+            self._pipeline.run()
+        meter.peak_memory_bytes = peak_memory_bytes()
+        self._wire.send(done=meter.to_json())
+
+
+def main(arguments: list[str]) -> int:
+    """Run one rank; the exit code is 0, or that of the error that was reported."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The run hears Ctrl-C and says what to do.
+    incoming, outgoing = map(int, arguments)
+    wire = Wire(incoming, outgoing)
+    messages = wire.receive()
+    assignment = Assignment.from_json(next(messages))
+    rank = _Rank(wire)
+    threading.Thread(target=rank.listen, args=(messages,), daemon=True).start()
+    try:
+        rank.work(assignment)
+    except DeploykitError as error:
+        wire.send(error={"type": type(error).__name__, "message": str(error)})
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

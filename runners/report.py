@@ -1,0 +1,136 @@
+"""The benchmark report of a run: ``report.json``, and the same as a page, ``report.html``."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from statistics import median, quantiles
+from typing import Any
+
+from deploykit.files import appears_whole, write_json
+from deploykit.rundir import RunDirectory
+from runners.assignment import Assignment
+from runners.report_page import page
+from runners.timing import RESOLUTION, Histogram, Meter
+
+__all__ = ["REPORT_SCHEMA_VERSION", "Figures", "make_report", "write_report"]
+
+REPORT_SCHEMA_VERSION = 1
+PERCENTILES = (50, 90, 95, 99, 100)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What the run itself knows beside its ranks' measurements.
+
+    Attributes:
+        seconds: from the call to the last file.
+        skipped_shards: shards that were there before.
+        complete: whether every row is there.
+        notes: what a reader should know.
+    """
+
+    seconds: float
+    skipped_shards: int
+    complete: bool
+    notes: Sequence[str]
+
+
+def make_report(
+    directory: RunDirectory,
+    assignments: Sequence[Assignment],
+    meters: Mapping[int, Meter],
+    figures: Figures,
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything that was measured, as JSON values. Units are in the names; rates are rows per second."""
+    job = directory.job
+    rows = sum(meter.rows for meter in meters.values())
+    return {
+        "schema": REPORT_SCHEMA_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "artifact_sha256": job.artifact,
+        "artifact": job.artifact_path,
+        "format": job.format,
+        "data": job.data_source,
+        "batch_size": job.plan.batch_size,
+        "shard_rows": job.plan.shard_rows,
+        "seed": job.seed,
+        "draws": job.draws,
+        "writer": job.writer,
+        "write_interval": job.write_interval,
+        "nan": job.nan,
+        "nan_rows": sum(meter.nan_rows for meter in meters.values()),
+        "complete": figures.complete,
+        "job_rows": job.plan.rows,
+        "rows": rows,
+        "skipped_shards": figures.skipped_shards,
+        "end_to_end": {"seconds": figures.seconds, "rows_per_s": rows / figures.seconds if figures.seconds else None},
+        "steady_state": _steady(list(meters.values())),
+        "batch_latency_ms": _latency(Histogram.total(meter.latency for meter in meters.values())),
+        "ranks": [_rank(assignment, meters.get(assignment.rank)) for assignment in assignments],
+        "environment": dict(environment),
+        "notes": list(figures.notes),
+    }
+
+
+def write_report(directory: RunDirectory, report: Mapping[str, Any]) -> None:
+    """Write both files, each whole or not at all."""
+    write_json(directory.path / "report.json", report)
+    with appears_whole(directory.path / "report.html") as temporary:
+        temporary.write_text(page(report), encoding="utf-8")
+
+
+def _steady(meters: Sequence[Meter]) -> dict[str, Any]:
+    """Rates after the warm-up: from the end of the last rank's first batch, in full seconds that all ranks worked."""
+    worked = [meter for meter in meters if meter.first_end_s is not None and meter.last_end_s is not None]
+    rates = [
+        (meter.rows - meter.first_batch_rows) / (meter.last_end_s - meter.first_end_s)
+        for meter in worked
+        if meter.first_end_s is not None and meter.last_end_s is not None and meter.last_end_s > meter.first_end_s
+    ]
+    windows = _full_windows(worked)
+    return {
+        "rows_per_s": sum(rates) if rates else None,
+        "windows": len(windows),
+        "window_s": 1.0,
+        "median_rows_per_s": median(windows) if windows else None,
+        "quartiles_rows_per_s": quantiles(windows, n=4)[::2] if len(windows) > 1 else None,
+    }
+
+
+def _full_windows(meters: Sequence[Meter]) -> list[int]:
+    if not meters:
+        return []
+    first = max(int(meter.first_end_s or 0) for meter in meters) + 1
+    last = min(int(meter.last_end_s or 0) for meter in meters)
+    total: Counter[int] = Counter()
+    for meter in meters:
+        total.update(meter.windows)
+    return [total[second] for second in range(first, last)]
+
+
+def _latency(latency: Histogram) -> dict[str, Any]:
+    named = {f"p{percent}": latency.percentile(percent) for percent in PERCENTILES}
+    return {"batches": latency.count, **named, "resolution": RESOLUTION}
+
+
+def _rank(assignment: Assignment, meter: Meter | None) -> dict[str, Any]:
+    known = {"rank": assignment.rank, "device": str(assignment.device), "threads": assignment.threads}
+    if meter is None:
+        return {**known, "died": True}
+    return {
+        **known,
+        "died": False,
+        "rows": meter.rows,
+        "batches": meter.batches,
+        "start_s": meter.start_s,
+        "first_batch_ms": meter.first_batch_ms,
+        "batch_latency_ms": _latency(meter.latency),
+        "read_s": meter.read_s,
+        "infer_s": meter.infer_s,
+        "write_s": meter.write_s,
+        "wait_input_s": meter.wait_input_s,
+        "wait_output_s": meter.wait_output_s,
+        "peak_memory_bytes": meter.peak_memory_bytes,
+    }

@@ -1,0 +1,83 @@
+"""Ctrl-C and SIGTERM: the first finishes the shard in work, the second abandons it."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+__all__ = ["GRACE_S", "StopRequest", "on_signals"]
+
+GRACE_S = 10.0
+"""Who sends SIGTERM counts seconds: a shard that is not finished by then is abandoned."""
+
+
+class StopRequest:
+    """Whether, and how urgently, the run is to stop.
+
+    Attributes:
+        signal: the first signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._level = 0
+        self._finish: list[Callable[[], None]] = []
+        self._abandon: list[Callable[[], None]] = []
+
+    @property
+    def finishing(self) -> bool:
+        """No new shard is to be begun."""
+        return self._level >= 1
+
+    @property
+    def abandoning(self) -> bool:
+        """The shards in work are to be given up."""
+        return self._level >= 2
+
+    def listen(self, *, finish: Callable[[], None], abandon: Callable[[], None]) -> None:
+        """Call these, once each, when the request comes; both must be fast and safe inside a signal handler."""
+        self._finish.append(finish)
+        self._abandon.append(abandon)
+
+    def request(self, number: int = signal.SIGINT) -> None:
+        """One more request to stop."""
+        self.signal = self.signal or number
+        if self.finishing:
+            self.abandon()
+            return
+        self._level = 1
+        for callback in self._finish:
+            callback()
+        if number == signal.SIGTERM:
+            timer = threading.Timer(GRACE_S, self.abandon)
+            timer.daemon = True
+            timer.start()
+
+    def abandon(self) -> None:
+        """Give up the shards in work."""
+        if not self.abandoning:
+            self._level = 2
+            for callback in self._abandon:
+                callback()
+
+
+@contextlib.contextmanager
+def on_signals(stop: StopRequest) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into requests; the former handlers come back afterwards.
+
+    Outside the main thread nothing can be handled, and nothing is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        stop.request(number)
+
+    former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

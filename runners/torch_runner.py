@@ -1,0 +1,192 @@
+"""Run an artifact's TorchScript file with torch; several ranks meet in a torch.distributed process group."""
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from datetime import timedelta
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit.devices import Device
+from deploykit.errors import ArtifactError, DeviceError, MissingExtraError, RunError
+from runners.base import Arrays, Group, Runner
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["TorchRunner"]
+
+
+class TorchRunner(Runner):
+    """One copy of the module on one device, in inference mode.
+
+    On a CPU one thread per rank is the default: torch adds a small batch up in another order when it has other
+    threads, and then the same shard would have other bytes on another number of ranks.
+    """
+
+    format = "torchscript"
+    runtime = "torch"
+    joins_group = True
+
+    _module: Any = None
+    _threads_before: int | None = None
+    _joined = False
+
+    @classmethod
+    def check_installed(cls) -> str:
+        # Not imported: that takes a second, and a process that only starts ranks never needs it.
+        try:
+            return metadata.version("torch")
+        except metadata.PackageNotFoundError as error:
+            raise MissingExtraError("torch", "torch", "running a TorchScript artifact") from error
+
+    @classmethod
+    def cuda_count(cls) -> int:
+        cuda = _torch().cuda
+        return int(cuda.device_count()) if cuda.is_available() else 0
+
+    @classmethod
+    def default_threads(cls, ranks: int) -> int:
+        return min(1, ranks)
+
+    def _start(self) -> None:
+        torch = _torch()
+        path = self.artifact.file(self.format)
+        if self.device.kind == "cuda":
+            _take_device(torch, self.device)
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            with _quiet_deprecation():
+                self._module = torch.jit.load(str(path), map_location=str(self.device))
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"artifact {self.artifact.path}: torch {torch.__version__} cannot load its TorchScript file: "
+                f"{_first_line(error)}; install the torch that the manifest asks for, or export the model again"
+            ) from error
+
+    def _stop(self) -> None:
+        self._module = None
+        if self._threads_before is not None:
+            _torch().set_num_threads(self._threads_before)
+            self._threads_before = None
+        if self._joined:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
+            self._joined = False
+
+    def _infer(self, inputs: Arrays, controls: Arrays) -> Arrays:
+        torch = _torch()
+        names = [spec.name for spec in self.artifact.manifest.inputs]
+        # Not optimised: the profiling executor rewrites the graph after the first calls, so that a batch's last bits
+        # would depend on how many batches this process has seen.
+        with torch.inference_mode(), torch.jit.optimized_execution(False):
+            tensors = [_to_tensor(torch, inputs[name], self.device) for name in names]
+            found = self._module(*tensors, **self._keywords(torch, controls))
+            return {
+                output.name: _to_numpy(torch, found[output.name], inputs) for output in self.artifact.manifest.outputs
+            }
+
+    def _keywords(self, torch: Any, controls: Arrays) -> dict[str, Any]:
+        keywords: dict[str, Any] = {name: int(value) for name, value in controls.items() if name != "sample_ids"}
+        if "sample_ids" in controls:
+            keywords["sample_ids"] = _to_tensor(torch, controls["sample_ids"], self.device)
+        return keywords
+
+    def join(self, group: Group) -> None:
+        """Join the process group (nccl on CUDA, gloo on a CPU) and compare the file's digest with the other ranks'.
+
+        There is no collective after this one, so a rank that dies later cannot make another wait.
+
+        Raises:
+            RunError: the ranks did not meet in time, or hold different files.
+        """
+        import torch
+        import torch.distributed as dist
+
+        if self.device.kind == "cpu" and sys.platform == "linux":
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # All ranks are on this machine.
+        device = torch.device(str(self.device))
+        try:
+            dist.init_process_group(
+                backend="nccl" if self.device.kind == "cuda" else "gloo",
+                store=dist.FileStore(  # type: ignore[attr-defined]
+                    str(group.store), group.world_size
+                ),
+                rank=group.rank,
+                world_size=group.world_size,
+                timeout=timedelta(seconds=group.timeout_s),
+                device_id=device if self.device.kind == "cuda" else None,
+            )
+            self._joined = True
+            self._compare_digests(device, group)
+        except (RuntimeError, ValueError) as error:
+            raise RunError(
+                f"rank {group.rank}: the {group.world_size} ranks did not meet within {group.timeout_s:g} s: "
+                f"{_first_line(error)}; see the other ranks' logs"
+            ) from error
+
+    def _compare_digests(self, device: "torch.device", group: Group) -> None:
+        import torch
+        import torch.distributed as dist
+
+        record = self.artifact.manifest.files[self.artifact.manifest.formats[self.format].file]
+        own = torch.tensor(list(bytes.fromhex(record.sha256)), dtype=torch.uint8, device=device)
+        all_of_them = [torch.empty_like(own) for _ in range(group.world_size)]
+        dist.all_gather(all_of_them, own)
+        different = [rank for rank, other in enumerate(all_of_them) if not torch.equal(own, other)]
+        if different:
+            raise RunError(
+                f"rank {group.rank}: ranks {different} hold another TorchScript file than this one; "
+                "give every rank the same artifact"
+            )
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("torch", "torch", "running a TorchScript artifact") from error
+    return torch
+
+
+def _take_device(torch: Any, device: Device) -> None:
+    there = TorchRunner.cuda_count()
+    if device.index >= there:
+        raise DeviceError(
+            f"device {device}: torch {torch.__version__} sees {there} CUDA devices; use --devices cpu or another number"
+        )
+    torch.cuda.set_device(device.index)
+
+
+@contextlib.contextmanager
+def _quiet_deprecation() -> Iterator[None]:
+    """Since 2.13 torch marks torch.jit as deprecated; the user of an artifact can do nothing about that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=FutureWarning)
+        yield
+
+
+def _to_tensor(torch: Any, array: np.ndarray[Any, Any], device: Device) -> Any:
+    # torch cannot mark a tensor read-only and warns about an array that is.
+    usable = array if array.flags.writeable and array.flags.c_contiguous else array.copy(order="C")
+    return torch.from_numpy(usable).to(str(device))
+
+
+def _to_numpy(torch: Any, tensor: Any, inputs: Arrays) -> np.ndarray[Any, Any]:
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()  # numpy has no bfloat16.
+    array: np.ndarray[Any, Any] = tensor.detach().cpu().contiguous().numpy()
+    shared = any(np.may_share_memory(array, given) for given in inputs.values())
+    return array.copy() if shared else array
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,21 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploykit.artifact import Artifact
+from tests import handmade
+
+
+@pytest.fixture(scope="session")
+def artifact_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("artifacts")
+    return {kind: handmade.build(root / kind, kind) for kind in ("plain", "pair", "mc")}
+
+
+@pytest.fixture(scope="session")
+def artifacts(artifact_paths: dict[str, Path]) -> Iterator[dict[str, Artifact]]:
+    opened = {kind: Artifact.open(path) for kind, path in artifact_paths.items()}
+    yield opened
+    for artifact in opened.values():
+        artifact.close()

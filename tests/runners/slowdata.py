@@ -1,0 +1,32 @@
+"""A data set for tests of ranks: slow, and deadly where the environment says so. Used as ``slowdata.py:make``."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROWS = int(os.environ.get("SLOW_ROWS", "64"))
+X = np.random.default_rng(0).normal(size=(ROWS, 4)).astype(np.float32)
+
+
+class Slow:
+    def __len__(self) -> int:
+        return ROWS
+
+    def __getitem__(self, row: int) -> dict[str, np.ndarray[Any, Any]]:
+        time.sleep(float(os.environ.get("SLOW_S", "0")))
+        if str(row) in os.environ.get("DEADLY_ROWS", "").split(","):
+            print(f"about to read row {row}", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if str(row) == os.environ.get("BROKEN_ROW"):
+            raise ValueError("this row is broken")
+        if row == 2 and "STARTED" in os.environ:
+            Path(os.environ["STARTED"]).touch()
+        return {"x": X[row]}
+
+
+def make() -> Slow:
+    return Slow()

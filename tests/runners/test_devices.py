@@ -1,0 +1,51 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploykit.devices import Device, parse_devices
+from deploykit.errors import DeviceError, UsageError
+
+
+def none() -> int:
+    return 0
+
+
+def never() -> int:
+    raise AssertionError("the runtime was asked although CPU ranks were named")
+
+
+@given(st.integers(1, 300))
+def test_cpu_ranks_do_not_ask_the_runtime(count: int) -> None:
+    assert parse_devices(f"cpu:{count}", never) == tuple(Device(index=i) for i in range(count))
+
+
+@given(st.lists(st.integers(0, 7), min_size=1, unique=True))
+def test_named_cuda_devices_keep_their_order(indices: list[int]) -> None:
+    found = parse_devices("cuda:" + ",".join(map(str, indices)), lambda: 8)
+    assert found == tuple(Device(kind="cuda", index=i) for i in indices)
+
+
+def test_short_forms() -> None:
+    assert parse_devices("cpu", never) == (Device(),)
+    assert parse_devices("auto", none) == (Device(),)
+    assert [str(d) for d in parse_devices("auto", lambda: 2)] == ["cuda:0", "cuda:1"]
+    assert [str(d) for d in parse_devices("cuda", lambda: 2)] == ["cuda:0", "cuda:1"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "gpu", "cpu:0", "cpu:-1", "cpu:", "cpu:x", "cpu:²", "cuda:", "cuda:a", "cuda:0,0", "auto:1", "cuda:0,"]
+)
+def test_other_forms_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="devices"):
+        parse_devices(text, lambda: 4)
+
+
+@pytest.mark.parametrize("text", ["cuda", "cuda:0"])
+def test_no_cuda_at_all_says_what_is_there(text: str) -> None:
+    with pytest.raises(DeviceError, match=r"onnxruntime sees no CUDA device here, only cpu .* use --devices cpu"):
+        parse_devices(text, none, runtime="onnxruntime")
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(DeviceError, match=r"cuda:2, cuda:5 is not there; torch sees cuda:0, cuda:1 and cpu"):
+        parse_devices("cuda:0,2,5", lambda: 2, runtime="torch")

@@ -1,0 +1,212 @@
+"""``run`` from end to end: the same bytes on any number of ranks, resume, refusals, report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploykit.errors import (
+    ArtifactError,
+    DataError,
+    DeviceError,
+    RunError,
+    UnknownNameError,
+    UsageError,
+)
+from deploykit.rundir import RunDirectory
+from deploykit.verify_run import verify_run
+from runners import loop
+from runners.job import run
+from tests import handmade
+
+ROWS = 203
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "x.npy"
+    np.save(path, handmade.random_inputs("mc", ROWS)["x"])
+    return path
+
+
+def parts(path: Path) -> dict[str, bytes]:
+    return {part.name: part.read_bytes() for part in (path / "parts").iterdir()}
+
+
+def predictions(path: Path) -> np.ndarray[Any, Any]:
+    return np.concatenate([np.load(part) for part in sorted((path / "parts").iterdir())])
+
+
+@pytest.mark.parametrize("runner", ["onnx", "torch"])
+def test_one_two_and_four_ranks_give_the_same_bytes(
+    artifact_paths: dict[str, Path], data: Path, tmp_path: Path, runner: str
+) -> None:
+    results = {
+        ranks: run(
+            artifact_paths["mc"], data, tmp_path / f"{ranks}", runner=runner, devices=f"cpu:{ranks}", batch_size=8
+        )
+        for ranks in (1, 2, 4)
+    }
+    assert parts(tmp_path / "1") == parts(tmp_path / "2") == parts(tmp_path / "4")
+    for ranks, result in results.items():
+        assert (result.rows, result.computed_rows, result.skipped_shards) == (ROWS, ROWS, 0)
+        assert verify_run(tmp_path / f"{ranks}").ok
+        report = json.loads((tmp_path / f"{ranks}" / "report.json").read_text())
+        assert [rank["rank"] for rank in report["ranks"]] == list(range(ranks))
+        assert sum(rank["rows"] for rank in report["ranks"]) == ROWS
+    found = predictions(tmp_path / "4")
+    want = handmade.expected("mc", {"x": np.load(data)})
+    assert found["sample_id"].tolist() == list(range(ROWS))
+    np.testing.assert_allclose(found["logits.mean"], want["logits.mean"], rtol=1e-5, atol=1e-5)
+
+
+def test_seed_and_draws_reach_the_model_and_the_job(
+    artifact_paths: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    run(artifact_paths["mc"], data, tmp_path / "r", seed=-5, draws=3, batch_size=64)
+    want = handmade.expected("mc", {"x": np.load(data)}, seed=-5, draws=3)
+    np.testing.assert_allclose(predictions(tmp_path / "r")["logits.std"], want["logits.std"], rtol=1e-4, atol=1e-5)
+    job = RunDirectory.open(tmp_path / "r").job
+    assert (job.seed, job.draws) == (-5, 3)
+    with pytest.raises(RunError, match=r"seed: -5, asked for 7"):
+        run(artifact_paths["mc"], data, tmp_path / "r", draws=3, batch_size=64)
+
+
+def test_a_finished_job_does_nothing_again(
+    artifact_paths: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(artifact_paths["plain"], data, tmp_path / "r")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*") if path.name != ".lock"}
+    monkeypatch.setattr(loop.Pipeline, "run", lambda self: pytest.fail("something was predicted"))
+    result = run(artifact_paths["plain"], data, tmp_path / "r", devices="cpu:2")
+    assert result.computed_rows == 0
+    assert "complete" in result.notes[-1]
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*") if path.name != ".lock"}
+
+
+def test_resume_computes_only_what_is_missing(artifact_paths: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    run(artifact_paths["plain"], data, tmp_path / "whole", batch_size=8)
+    run(artifact_paths["plain"], data, tmp_path / "r", batch_size=8)
+    (tmp_path / "r" / "commits" / "part-000001.json").unlink()
+    damaged = tmp_path / "r" / "parts" / "part-000003.npy"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    seen: list[tuple[int, int]] = []
+    result = run(
+        artifact_paths["plain"], data, tmp_path / "r", batch_size=8, progress=lambda *state: seen.append(state)
+    )
+    shard_rows = RunDirectory.open(tmp_path / "r").job.plan.shard_rows
+    assert result.computed_rows == 2 * shard_rows
+    assert parts(tmp_path / "r") == parts(tmp_path / "whole")
+    assert seen[0][0] == ROWS - 2 * shard_rows + 8
+    assert seen[-1] == (ROWS, ROWS)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+@pytest.mark.parametrize("devices", ["cpu", "cpu:3"])
+@pytest.mark.parametrize("interval", ["batch", "epoch", "batch_and_epoch"])
+def test_hardly_any_rows(
+    artifact_paths: dict[str, Path], tmp_path: Path, rows: int, devices: str, interval: str
+) -> None:
+    np.save(tmp_path / "x.npy", np.ones((rows, 4), np.float32))
+    for _ in range(2):
+        result = run(
+            artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "r", devices=devices, write_interval=interval
+        )
+        assert result.rows == rows
+        assert verify_run(tmp_path / "r").ok
+
+
+def test_epoch_files_by_rank(artifact_paths: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    run(artifact_paths["plain"], data, tmp_path / "r", devices="cpu:2", write_interval="epoch", batch_size=8)
+    assert not list((tmp_path / "r" / "parts").iterdir())
+    files = sorted((tmp_path / "r").glob("predictions_*.npy"))
+    ids = np.concatenate([np.load(file)["sample_id"] for file in files])
+    assert sorted(ids.tolist()) == list(range(ROWS))
+
+
+def test_several_inputs_from_npz_and_the_pt_writer(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    import torch
+
+    inputs = handmade.random_inputs("pair", 21)
+    np.savez(tmp_path / "d.npz", **inputs)
+    run(artifact_paths["pair"], tmp_path / "d.npz", tmp_path / "r", writer="pt", write_interval="epoch", batch_size=4)
+    batches = torch.load(tmp_path / "r" / "predictions_0.pt", weights_only=True)
+    np.testing.assert_allclose(torch.cat(batches).numpy(), handmade.expected("pair", inputs)["output"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"runner": "tensorrt"}, UnknownNameError, "auto, onnx, torch"),
+        ({"writer": "xml"}, UnknownNameError, "npy, pt"),
+        ({"write_interval": "hourly"}, UnknownNameError, "batch, batch_and_epoch, epoch"),
+        ({"nan": "maybe"}, UnknownNameError, "allow, error"),
+        ({"devices": "gpu"}, UsageError, "cpu:4"),
+        ({"devices": "cuda:7"}, DeviceError, "cuda:7|no CUDA device"),
+        ({"batch_size": 0}, UsageError, "batch size 0"),
+        ({"threads": 0}, UsageError, "threads 0"),
+        ({"seed": 3}, UsageError, "deterministic"),
+        ({"draws": 3}, UsageError, "deterministic"),
+        ({"shard_rows": 9, "batch_size": 4}, UsageError, "multiple"),
+        ({"progress": "loud"}, UnknownNameError, "auto, bar, lines, none"),
+    ],
+)
+def test_refused_before_anything_is_written(
+    artifact_paths: dict[str, Path], data: Path, tmp_path: Path, options: dict[str, Any], error: type, text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        run(artifact_paths["plain"], data, tmp_path / "r", **options)
+    assert not (tmp_path / "r").exists()
+
+
+def test_bad_paths_are_refused_before_anything_is_written(
+    artifact_paths: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        run(artifact_paths["plain"], tmp_path / "none.npy", tmp_path / "r")
+    with pytest.raises(ArtifactError, match="no such file"):
+        run(tmp_path / "none", data, tmp_path / "r")
+    np.save(tmp_path / "wrong.npy", np.zeros((3, 5), np.float32))
+    with pytest.raises(DataError, match="x:float32"):
+        run(artifact_paths["plain"], tmp_path / "wrong.npy", tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    with pytest.raises(RunError, match="not empty"):
+        run(artifact_paths["plain"], data, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_nan_stops_with_the_row_and_allow_counts(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    x = np.ones((50, 4), np.float32)
+    x[33, 2] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    for devices in ("cpu", "cpu:2"):
+        with pytest.raises(DataError, match=r"input 'x', row 33 at \[2\]: NaN"):
+            run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / devices[-1], batch_size=4, devices=devices)
+    run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "allowed", nan="allow")
+    report = json.loads((tmp_path / "allowed" / "report.json").read_text())
+    assert (report["nan"], report["nan_rows"]) == ("allow", 1)
+
+
+def test_the_report_adds_up(artifact_paths: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    result = run(artifact_paths["plain"], data, tmp_path / "r", batch_size=8, devices="cpu:2")
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    batches = sum(rank["batches"] for rank in report["ranks"])
+    assert batches == -(-ROWS // 8)
+    worked = [rank for rank in report["ranks"] if rank["rows"]]
+    assert report["batch_latency_ms"]["batches"] == batches - len(worked), "each rank's first batch is kept apart"
+    assert 0 < report["end_to_end"]["seconds"] <= result.seconds
+    assert report["end_to_end"]["rows_per_s"] == pytest.approx(ROWS / report["end_to_end"]["seconds"])
+    for rank in report["ranks"]:
+        assert (rank["first_batch_ms"] is None) is (rank["rows"] == 0)
+        assert 10e6 < rank["peak_memory_bytes"] < 10e9
+        assert rank["infer_s"] < report["end_to_end"]["seconds"]
+        assert rank["threads"] >= 1
+    assert report["environment"]["versions"]["onnxruntime"]
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "<script" not in page
+    assert "http" not in page
+    assert f'<td class="n">{ROWS}</td>' in page

@@ -1,0 +1,274 @@
+"""The predict loop over in-memory sources and runners, with faults in each of its three threads."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deploykit.commit import Commit
+from deploykit.errors import DataError, RunError
+from deploykit.job import Job
+from deploykit.plan import Plan, Shard
+from deploykit.rundir import RunDirectory
+from deploykit.tensors import TensorSpec
+from deploykit.writers import Batch, make_writer
+from runners import loop
+from runners.loop import Pipeline, Task
+from runners.timing import Meter
+
+OUTPUT = TensorSpec(name="y", dtype="float32", shape=("batch",))
+
+
+class Source:
+    def __init__(self, rows: int) -> None:
+        self.x = np.arange(rows, dtype=np.float32)
+        self.reads: list[tuple[int, int]] = []
+        self.hook: Callable[[int], None] = lambda start: None
+
+    def read(self, start: int, stop: int) -> dict[str, np.ndarray[Any, Any]]:
+        self.hook(start)
+        self.reads.append((start, stop))
+        return {"x": self.x[start:stop].copy()}
+
+
+class Runner:
+    def __init__(self) -> None:
+        self.hook: Callable[[int], None] = lambda start: None
+
+    def predict(self, inputs: Any, *, sample_ids: Any, seed: Any, draws: Any) -> dict[str, np.ndarray[Any, Any]]:
+        self.hook(int(sample_ids[0]))
+        return {"y": inputs["x"] * 2}
+
+
+class Feed:
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self.shards, self.closed = list(shards), False
+
+    def next(self) -> Shard | None:
+        return self.shards.pop(0) if self.shards and not self.closed else None
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int]] = []
+
+    def started(self, shard: Shard) -> None:
+        self.events.append(("started", shard.index))
+
+    def predicted(self, rows: int) -> None:
+        self.events.append(("predicted", rows))
+
+    def committed(self, commit: Commit) -> None:
+        self.events.append(("committed", commit.shard))
+
+
+class Case:
+    def __init__(self, path: Path, plan: Plan, *, nan: Any = "error") -> None:
+        job = Job(
+            artifact="a", artifact_path="a", format="onnx", data={}, data_source="d", seed=None, draws=None,
+            plan=plan, outputs=(OUTPUT,), writer="npy", write_interval="batch", nan=nan, version="0", created="now",
+        )  # fmt: skip
+        self.directory = RunDirectory.prepare(path, job)
+        self.source, self.runner, self.listener, self.meter = Source(plan.rows), Runner(), Listener(), Meter()
+        self.writer = make_writer("npy", (OUTPUT,))
+        self.feed = Feed(list(plan.shards()))
+        task = Task(
+            runner=self.runner,  # type: ignore[arg-type]
+            source=self.source,  # type: ignore[arg-type]
+            directory=self.directory,
+            writer=self.writer,
+        )
+        self.pipeline = Pipeline(task, self.feed, self.listener, self.meter)
+
+    def values(self) -> np.ndarray[Any, Any]:
+        paths = sorted(self.directory.parts.glob("part-*"))
+        return np.concatenate([np.load(path) for path in paths]) if paths else np.empty(0, [("sample_id", "i8")])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 4))
+def test_every_row_once_whatever_the_sizes(tmp_path_factory: Any, rows: int, batch: int, batches: int) -> None:
+    case = Case(tmp_path_factory.mktemp("run") / "r", Plan(rows=rows, shard_rows=batch * batches, batch_size=batch))
+    case.pipeline.run()
+    found = case.values()
+    assert found["sample_id"].tolist() == list(range(rows))
+    if rows:
+        assert found["y"].tolist() == [2.0 * i for i in range(rows)]
+    assert case.directory.missing() == []
+    assert all(start // (batch * batches) == (stop - 1) // (batch * batches) for start, stop in case.source.reads)
+    assert case.meter.rows == rows
+    assert sum(n for kind, n in case.listener.events if kind == "predicted") == rows
+
+
+def test_the_pipeline_is_not_drained_between_shards(tmp_path: Path) -> None:
+    """While the first shard's file is still being closed, batches of the next are already predicted."""
+    case = Case(tmp_path / "r", Plan(rows=8, shard_rows=2, batch_size=1))
+    predicted_beyond = threading.Event()
+    case.runner.hook = lambda start: predicted_beyond.set() if start >= 2 else None
+    write = case.writer.write
+
+    def slow(path: Path, batches: Iterator[Batch], rows: int) -> None:
+        write(path, batches, rows)
+        assert predicted_beyond.wait(5)
+
+    case.writer.write = slow  # type: ignore[method-assign]
+    case.pipeline.run()
+    assert case.directory.missing() == []
+
+
+def test_reading_and_writing_overlap_with_inference(tmp_path: Path) -> None:
+    case = Case(tmp_path / "r", Plan(rows=40, shard_rows=40, batch_size=1))
+    case.source.hook = case.runner.hook = lambda _: time.sleep(0.01)
+    began = time.perf_counter()
+    case.pipeline.run()
+    assert time.perf_counter() - began < 0.7, "40 reads and 40 inferences of 10 ms each, one after the other"
+    assert case.meter.read_s > 0.35
+    assert case.meter.infer_s > 0.35
+
+
+def test_queues_are_bounded(tmp_path: Path) -> None:
+    case = Case(tmp_path / "r", Plan(rows=200, shard_rows=200, batch_size=1))
+    most = 0
+
+    def slow(start: int) -> None:
+        nonlocal most
+        time.sleep(0.0005)
+        most = max(most, len(case.source.reads) - start)
+
+    case.runner.hook = slow
+    case.pipeline.run()
+    assert loop.DEPTH // 2 <= most <= loop.DEPTH + 2
+
+
+def fail_at(row: int, error: BaseException) -> Callable[[int], None]:
+    def hook(start: int) -> None:
+        if start == row:
+            raise error
+
+    return hook
+
+
+@pytest.mark.parametrize("row", [0, 5, 19])
+@pytest.mark.parametrize("where", ["source", "runner", "writer"])
+def test_a_fault_in_any_thread_stops_all_and_is_raised(tmp_path: Path, where: str, row: int) -> None:
+    case = Case(tmp_path / "r", Plan(rows=20, shard_rows=4, batch_size=1))
+    if where == "writer":
+        write = case.writer.write
+
+        def broken(path: Path, batches: Iterator[Batch], rows: int) -> None:
+            if f"{row // 4:06d}" in path.name:
+                next(batches)
+                raise RunError("broken writer")
+            write(path, batches, rows)
+
+        case.writer.write = broken  # type: ignore[method-assign]
+    else:
+        getattr(case, where).hook = fail_at(row, ValueError("broken"))
+    began = time.perf_counter()
+    with pytest.raises(RunError, match="broken") as caught:
+        case.pipeline.run()
+    assert time.perf_counter() - began < 3
+    assert threading.active_count() < 10
+    if where != "writer":
+        assert f"rows {row} to {row}" in str(caught.value)
+        assert isinstance(caught.value.__cause__, ValueError)
+    whole = {shard.index for shard in case.directory.job.plan.shards()} - {s.index for s in case.directory.missing()}
+    assert row // 4 not in whole
+    assert not list(case.directory.parts.glob(".tmp*")), "nothing half-written is left"
+
+    again = Case(tmp_path / "r", Plan(rows=20, shard_rows=4, batch_size=1))
+    again.feed.shards = again.directory.missing()
+    again.pipeline.run()
+    assert again.values()["y"].tolist() == [2.0 * i for i in range(20)]
+
+
+def test_a_keyboard_interrupt_in_inference_leaves_nothing_hanging(tmp_path: Path) -> None:
+    case = Case(tmp_path / "r", Plan(rows=20, shard_rows=4, batch_size=1))
+    case.runner.hook = fail_at(9, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        case.pipeline.run()
+    assert 2 in {shard.index for shard in case.directory.missing()}
+
+
+def test_abandoning_stops_at_once_and_is_no_error(tmp_path: Path) -> None:
+    case = Case(tmp_path / "r", Plan(rows=1000, shard_rows=500, batch_size=1))
+    case.runner.hook = lambda start: case.pipeline.abandon() if start == 7 else None
+    case.pipeline.run()
+    assert case.meter.rows <= 8
+    assert len(case.directory.missing()) == 2
+
+
+def test_closing_the_feed_finishes_what_was_begun(tmp_path: Path) -> None:
+    case = Case(tmp_path / "r", Plan(rows=100, shard_rows=20, batch_size=1))
+    case.runner.hook = lambda start: case.feed.close() if start == 3 else None
+    case.pipeline.run()
+    assert [shard.index for shard in case.directory.missing()] == [1, 2, 3, 4]
+
+
+def test_a_reader_that_hangs_does_not_hold_up_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "READER_PATIENCE_S", 0.05)
+    case = Case(tmp_path / "r", Plan(rows=10, shard_rows=10, batch_size=1))
+    release = threading.Event()
+    case.source.hook = lambda start: release.wait(20) and None if start == 4 else None
+    case.runner.hook = fail_at(2, ValueError("broken"))
+    with pytest.raises(RunError, match="broken"):
+        case.pipeline.run()
+    release.set()
+
+
+@pytest.mark.parametrize("nan", ["error", "allow"])
+def test_nan_policy(tmp_path: Path, nan: str) -> None:
+    case = Case(tmp_path / "r", Plan(rows=20, shard_rows=4, batch_size=2), nan=nan)
+    case.source.x[[9, 12, 13]] = np.nan
+    if nan == "allow":
+        case.pipeline.run()
+        assert case.meter.nan_rows == 3
+        assert np.isnan(case.values()["y"]).sum() == 3
+        return
+    with pytest.raises(DataError, match=r"input 'x', row 9.*NaN.*--nan allow"):
+        case.pipeline.run()
+
+
+def test_commits_carry_timings(tmp_path: Path) -> None:
+    case = Case(tmp_path / "r", Plan(rows=6, shard_rows=3, batch_size=1))
+    case.source.hook = case.runner.hook = lambda _: time.sleep(0.002)
+    case.pipeline.run()
+    for commit in case.directory.committed().values():
+        assert set(commit.timings) == {"read_s", "infer_s", "write_s"}
+        assert commit.timings["infer_s"] > 0.005
+        assert commit.timings["read_s"] > 0.005
+
+
+def test_small_batches_reach_the_writer_joined_and_always_in_the_same_cuts(tmp_path: Path) -> None:
+    cuts: list[list[list[int]]] = []
+    for name in ("a", "b"):
+        case = Case(tmp_path / name, Plan(rows=100_000, shard_rows=60_000, batch_size=1_000))
+        seen: list[list[int]] = []
+        write = case.writer.write
+
+        def spy(path: Path, batches: Iterator[Batch], rows: int, write: Any = write, seen: Any = seen) -> None:
+            write(path, (seen.append([int(b.sample_ids[0]), len(b)]) or b for b in batches), rows)
+
+        case.writer.write = spy  # type: ignore[method-assign]
+        case.pipeline.run()
+        cuts.append(seen)
+        assert case.values()["sample_id"].tolist() == list(range(100_000))
+    assert cuts[0] == cuts[1]
+    assert len(cuts[0]) < 10
+
+
+def test_rows_of_different_shapes_are_not_joined() -> None:
+    def batch(width: int) -> Batch:
+        return Batch(sample_ids=np.arange(2), outputs={"y": np.zeros((2, width), np.float32)})
+
+    assert len(loop._joined([batch(3), batch(3)])) == 1
+    assert len(loop._joined([batch(3), batch(4)])) == 2

@@ -1,0 +1,206 @@
+"""The small pieces: channel, histogram and meter, progress, stop request, lock, wire."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploykit.errors import RunError, UnknownNameError
+from runners import progress, stop
+from runners.channel import Channel, Closed
+from runners.lock import locked
+from runners.timing import RESOLUTION, Histogram, Meter
+from runners.wire import Lines
+
+
+@given(st.integers(2, 6), st.lists(st.tuples(st.integers(0, 50), st.booleans()), max_size=40))
+def test_a_channel_keeps_order_and_its_bounds(items: int, sent: list[tuple[int, bool]]) -> None:
+    channel: Channel[int] = Channel(items, 100)
+    most = most_bytes = 0
+
+    def produce() -> None:
+        nonlocal most, most_bytes
+        for index, (size, urgent) in enumerate(sent):
+            channel.put(index, size, urgent=urgent)
+            most, most_bytes = max(most, len(channel)), max(most_bytes, channel._bytes)
+        channel.finish()
+
+    thread = threading.Thread(target=produce)
+    thread.start()
+    found = []
+    with contextlib.suppress(Closed):
+        while True:
+            found.append(channel.get())
+    thread.join()
+    assert found == list(range(len(sent)))
+    assert most <= items
+    assert most_bytes < 100 + 50
+
+
+def test_two_items_fit_whatever_their_size() -> None:
+    channel: Channel[int] = Channel(8, 10)
+    channel.put(0, 1000)
+    channel.put(1, 1000)
+    assert len(channel) == 2
+    assert channel._is_full()
+
+
+@pytest.mark.parametrize("side", ["put", "get"])
+def test_abandoning_wakes_who_waits(side: str) -> None:
+    channel: Channel[int] = Channel(2, 1)
+    if side == "put":
+        channel.put(0, 1)
+        channel.put(0, 1)
+    ended = threading.Event()
+
+    def wait() -> None:
+        with pytest.raises(Closed):
+            channel.put(1, 1) if side == "put" else channel.get()
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    assert not ended.wait(0.05)
+    channel.abandon()
+    assert ended.wait(5)
+    with pytest.raises(Closed):
+        channel.put(2, 1)
+    with pytest.raises(Closed):
+        channel.get()
+
+
+@given(st.lists(st.floats(1e-4, 1e6), min_size=1, max_size=200), st.sampled_from([50, 90, 99, 100]))
+def test_percentiles_are_right_to_the_resolution(values: list[float], percent: int) -> None:
+    histogram = Histogram()
+    for value in values:
+        histogram.add(value)
+    exact = sorted(values)[max(math.ceil(len(values) * percent / 100), 1) - 1]
+    found = histogram.percentile(percent)
+    assert found is not None
+    assert abs(found / exact - 1) <= RESOLUTION
+    assert histogram.count == len(values)
+
+
+def test_histograms_add_up_and_empty_ones_have_no_percentile() -> None:
+    one, two = Histogram(), Histogram()
+    one.add(1.0)
+    two.add(100.0)
+    total = Histogram.total([one, two])
+    assert total.count == 2
+    assert total.percentile(100) == pytest.approx(100, rel=RESOLUTION)
+    assert Histogram().percentile(50) is None
+
+
+def test_a_meter_survives_json_and_keeps_the_first_batch_apart() -> None:
+    meter = Meter(origin_s=time.monotonic())
+    meter.batch(8, 1.0)
+    meter.batch(4, 0.5)
+    again = Meter.from_json(json.loads(json.dumps(meter.to_json())))
+    assert again.to_json() == meter.to_json()
+    assert (again.rows, again.batches, again.first_batch_ms, again.latency.count) == (12, 2, 1000.0, 1)
+
+
+def test_the_bar_updates_one_line_and_plain_lines_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "BAR_S", 0.0)
+    monkeypatch.setattr(progress, "LINES_S", 0.0)
+    for kind in ("bar", "lines"):
+        stream = io.StringIO()
+        shown = progress.make_progress(kind, 2000, 500, stream=stream)  # type: ignore[arg-type]
+        shown.update(1000)
+        shown.update(2000)
+        shown.close()
+        text = stream.getvalue()
+        assert "50% 1,000/2,000 rows" in text
+        assert "rows/s" in text
+        assert text.endswith("\n")
+        assert text.count("\n") == (1 if kind == "bar" else 2)
+        assert ("\r" in text) is (kind == "bar")
+
+
+def test_progress_elsewhere() -> None:
+    calls: list[tuple[int, int]] = []
+    progress.make_progress(lambda done, total: calls.append((done, total)), 7, 0).update(3)
+    assert calls == [(3, 7)]
+    stream = io.StringIO()
+    progress.make_progress("none", 7, 0, stream=stream).update(3)
+    assert not stream.getvalue()
+    with pytest.raises(UnknownNameError, match="auto, bar, lines, none"):
+        progress.make_progress("loud", 1, 0)  # type: ignore[arg-type]
+    assert progress.describe(0, 0, 0, 1.0) == "100% 0/0 rows"
+
+
+def test_the_first_request_finishes_the_second_abandons() -> None:
+    request, heard = stop.StopRequest(), []
+    request.listen(finish=lambda: heard.append("finish"), abandon=lambda: heard.append("abandon"))
+    request.request(signal.SIGINT)
+    assert (heard, request.finishing, request.abandoning) == (["finish"], True, False)
+    request.request(signal.SIGTERM)
+    request.request(signal.SIGINT)
+    assert heard == ["finish", "abandon"]
+    assert request.signal == signal.SIGINT
+
+
+def test_sigterm_abandons_after_its_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop, "GRACE_S", 0.02)
+    request, abandoned = stop.StopRequest(), threading.Event()
+    request.listen(finish=lambda: None, abandon=abandoned.set)
+    request.request(signal.SIGTERM)
+    assert abandoned.wait(5)
+
+
+def test_signals_become_requests_and_handlers_come_back() -> None:
+    request = stop.StopRequest()
+    before = signal.getsignal(signal.SIGINT)
+    with stop.on_signals(request):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.finishing
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_one_run_at_a_time_and_death_unlocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runners.lock.PATIENCE_S", 0.1)
+    code = "import sys, time; from pathlib import Path; from runners.lock import locked\n"
+    code += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(RunError, match="another run is writing into it"), locked(tmp_path / "run"):
+            pass
+        holder.kill()
+        holder.wait()
+    with locked(tmp_path / "run"):
+        pass
+    assert list((tmp_path / "run").iterdir()) == [], "a directory that became no run keeps no lock file"
+
+
+def test_lock_on_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="is a file"), locked(tmp_path / "file"):
+        pass
+
+
+@given(st.lists(st.dictionaries(st.text(), st.integers())), st.integers(1, 9))
+def test_messages_arrive_however_they_are_cut(messages: list[dict[str, int]], size: int) -> None:
+    data = b"".join((json.dumps(message) + "\n").encode() for message in messages)
+    lines, found = Lines(), []
+    for start in range(0, len(data), size):
+        found += lines.feed(data[start : start + size])
+    assert found == messages
+
+
+def test_meter_windows_count_every_row() -> None:
+    meter = Meter(origin_s=time.monotonic())
+    for rows in np.random.default_rng(0).integers(1, 9, 50):
+        meter.batch(int(rows), 0.0)
+    assert meter.windows.total() == meter.rows

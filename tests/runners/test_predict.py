@@ -1,0 +1,98 @@
+"""Prediction in memory, and the replay of golden inputs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploykit.artifact import MANIFEST_NAME
+from deploykit.errors import ArtifactError, DataError, UsageError
+from deploykit.files import sha256_of
+from deploykit.manifest import FileRecord, Manifest, OutputSpec
+from runners.predict import _errors, load, verify_artifact
+from tests import handmade
+
+
+@pytest.mark.parametrize("runner", ["onnx", "torch"])
+@pytest.mark.parametrize("batch_size", [None, 1, 4, 100])
+def test_batches_in_memory_change_nothing(artifact_paths: dict[str, Path], runner: str, batch_size: int | None) -> None:
+    inputs = handmade.random_inputs("mc", 11)
+    with load(artifact_paths["mc"], runner=runner) as model:
+        found = model.predict(inputs["x"], batch_size=batch_size, seed=3)
+        assert model.artifact.manifest.name == "mc"
+    want = handmade.expected("mc", inputs, seed=3)
+    assert list(found) == list(want)
+    for name, array in found.items():
+        np.testing.assert_allclose(array, want[name], rtol=1e-5, atol=1e-5)
+
+
+def test_bad_requests_in_memory(artifact_paths: dict[str, Path]) -> None:
+    x = np.ones((3, 4), np.float32)
+    with pytest.raises(UsageError, match="context manager"):
+        load(artifact_paths["plain"]).predict(x)
+    with load(artifact_paths["pair"]) as model, pytest.raises(DataError, match="a dict with an array for each"):
+        model.predict(x)
+    with load(artifact_paths["mc"]) as model:
+        with pytest.raises(UsageError, match="batch size 0"):
+            model.predict(x, batch_size=0)
+        with pytest.raises(DataError, match="sample_ids"):
+            model.predict(x, sample_ids=[1])
+    with pytest.raises(UsageError, match="names 2 devices"), load(artifact_paths["mc"], device="cpu:2"):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["plain", "pair", "mc"])
+def test_a_sound_artifact_verifies_in_both_formats(artifact_paths: dict[str, Path], kind: str) -> None:
+    found = verify_artifact(artifact_paths[kind])
+    assert [one.format for one in found] == ["onnx", "torchscript"]
+    assert all(error <= 1e-5 for one in found for error in one.errors.values())
+    assert [one.format for one in verify_artifact(artifact_paths[kind], format="torchscript")] == ["torchscript"]
+
+
+def spoil(directory: Path, name: str, index: tuple[int, ...], value: float) -> None:
+    """Change one golden output and make the digests fit again."""
+    golden = dict(np.load(directory / "golden.npz"))
+    golden[f"output.{name}"][index] = value
+    np.savez(directory / "golden.npz", **golden)
+    manifest = Manifest.from_json(json.loads((directory / MANIFEST_NAME).read_text()))
+    path = directory / "golden.npz"
+    record = FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size)
+    changed = replace(manifest, files={**manifest.files, "golden.npz": record})
+    (directory / MANIFEST_NAME).write_text(json.dumps(changed.to_json()))
+
+
+@pytest.mark.parametrize("value", [99.0, np.nan, np.inf])
+def test_the_worst_element_is_named(tmp_path: Path, value: float) -> None:
+    directory = handmade.build(tmp_path / "a", "mc", ["onnx"])
+    spoil(directory, "logits.mean", (3, 1), value)
+    with pytest.raises(ArtifactError) as caught:
+        verify_artifact(directory)
+    text = str(caught.value)
+    for part in ("onnx", "'logits.mean'[3, 1]", f"expected {value}", "tolerance 1e-05", "relative error"):
+        assert part in text
+
+
+def test_a_format_that_is_not_there(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    directory = handmade.build(tmp_path / "a", "plain", ["onnx"])
+    with pytest.raises(ArtifactError, match="--format torchscript"):
+        verify_artifact(directory, format="torchscript")
+
+
+def spec(statistic: Any, dtype: str = "float32") -> OutputSpec:
+    return OutputSpec(name="y", dtype=dtype, shape=("batch",), source="y", statistic=statistic)
+
+
+def test_errors_are_relative_to_the_outputs_scale() -> None:
+    want = np.array([0.0, 0.5, 1e-3], np.float32)
+    got = want + np.float32(1e-4)
+    assert _errors(spec("value"), got, want) == pytest.approx(2e-4, rel=1e-2)
+    assert _errors(spec("std"), got, want) == pytest.approx(1e-4, rel=1e-2)
+    assert _errors(spec("value"), want * 0, want * 0).tolist() == [0, 0, 0]
+    whole = np.array([1, 2], np.int64)
+    assert _errors(spec("value", "int64"), whole + np.array([0, 1]), whole).tolist() == [0, np.inf]
+    odd = np.array([np.nan, np.inf, 1.0], np.float32)
+    assert _errors(spec("value"), odd, odd).tolist() == [0, 0, 0]
+    assert _errors(spec("value"), odd[::-1], odd)[0] == np.inf

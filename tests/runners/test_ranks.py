@@ -1,0 +1,224 @@
+"""Death and signals: ranks that are killed, runs that are killed, Ctrl-C, and what is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploykit.errors import IncompleteRunError, RunError
+from deploykit.rundir import RunDirectory
+from deploykit.verify_run import check_run, verify_run
+from runners.job import run
+from tests import handmade
+
+SLOW = f"{Path(__file__).parent / 'slowdata.py'}:make"
+OPTIONS = {"batch_size": 2, "shard_rows": 8}
+
+SCRIPT = """
+import json, sys
+from deploykit.errors import DeploykitError
+from runners.job import run
+try:
+    result = run(sys.argv[1], sys.argv[2], sys.argv[3], **json.loads(sys.argv[4]))
+except DeploykitError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+def start(artifact: Path, out: Path, environment: dict[str, str], **options: object) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(artifact), SLOW, str(out), json.dumps({**OPTIONS, **options})],
+        env={**os.environ, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def rank_pids(parent: int) -> list[int]:
+    children = Path(f"/proc/{parent}/task/{parent}/children")
+    return [int(pid) for pid in children.read_text().split()]
+
+
+@pytest.fixture(scope="module")
+def whole(artifact_paths: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    """The parts of an uninterrupted run, by runner."""
+    found = {}
+    for runner in ("onnx", "torch"):
+        path = tmp_path_factory.mktemp("whole") / runner
+        run(artifact_paths["mc"], SLOW, path, runner=runner, devices="cpu", **OPTIONS)  # type: ignore[arg-type]
+        found[runner] = {part.name: part.read_bytes() for part in (path / "parts").iterdir()}
+    return found
+
+
+@pytest.mark.parametrize("runner", ["onnx", "torch"])
+def test_a_rank_that_dies_costs_its_shard_alone(
+    artifact_paths: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    runner: str,
+    whole: dict[str, dict[str, bytes]],
+) -> None:
+    monkeypatch.setenv("DEADLY_ROWS", "27")
+    monkeypatch.setenv("SLOW_S", "0.002")
+    arguments = {"runner": runner, "devices": "cpu:2", **OPTIONS}
+    with pytest.raises(IncompleteRunError) as caught:
+        run(artifact_paths["mc"], SLOW, tmp_path / "r", **arguments)  # type: ignore[arg-type]
+    text = str(caught.value)
+    assert "killed by SIGKILL" in text
+    assert "about to read row 27" in text
+    assert "to 31" in text
+    assert "deploykit run" in text
+    assert "--devices cpu:2" in text
+    check = check_run(tmp_path / "r")
+    # The shards are small: those before it may have been begun and not yet be committed.
+    assert check.missing[-1][1] == 32
+    assert check.committed_rows >= 64 - 32
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert sorted(rank["died"] for rank in report["ranks"]) == [False, True]
+    monkeypatch.delenv("DEADLY_ROWS")
+    run(artifact_paths["mc"], SLOW, tmp_path / "r", **arguments)  # type: ignore[arg-type]
+    assert {part.name: part.read_bytes() for part in (tmp_path / "r" / "parts").iterdir()} == whole[runner]
+
+
+def test_all_ranks_may_die(artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEADLY_ROWS", "1,9")
+    with pytest.raises(IncompleteRunError, match=r"(?s)rank 0.*rank 1|rank 1.*rank 0"):
+        run(artifact_paths["mc"], SLOW, tmp_path / "r", devices="cpu:2", **OPTIONS)  # type: ignore[arg-type]
+    assert RunDirectory.open(tmp_path / "r").missing()
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+def test_an_error_in_the_users_data_names_the_row(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: str
+) -> None:
+    monkeypatch.setenv("BROKEN_ROW", "42")
+    with pytest.raises(Exception, match=r"(?s)42.*this row is broken") as caught:
+        run(artifact_paths["mc"], SLOW, tmp_path / "r", devices=devices, **OPTIONS)  # type: ignore[arg-type]
+    assert not isinstance(caught.value, IncompleteRunError)
+
+
+@pytest.mark.parametrize("runner", ["onnx", "torch"])
+def test_a_rank_that_cannot_start_does_not_hang_the_others(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: str
+) -> None:
+    """Every rank imports the data in its own process; this one kills the second of them there."""
+    deadly = tmp_path / "deadly.py"
+    deadly.write_text(
+        "import os, sys, numpy as np\n"
+        f"marker = {str(tmp_path / 'marker')!r}\n"
+        "def make():\n"
+        "    if 'runners.rank' in ' '.join(sys.orig_argv):\n"
+        "        try:\n"
+        "            os.close(os.open(marker, os.O_CREAT | os.O_EXCL))\n"
+        "        except FileExistsError:\n"
+        "            sys.stderr.write('no room left for me\\n'); sys.stderr.flush(); os._exit(77)\n"
+        "    return [np.ones(4, np.float32)] * 40\n"
+    )
+    began = time.monotonic()
+    expected = RunError if runner == "torch" else IncompleteRunError
+    try:
+        run(artifact_paths["mc"], f"{deadly}:make", tmp_path / "r", runner=runner, devices="cpu:2", batch_size=4)
+    except expected as error:
+        text = str(error)
+    else:
+        # ONNX ranks do not wait for each other: the one that lives does all the work.
+        assert runner == "onnx"
+        text = json.loads((tmp_path / "r" / "report.json").read_text())["notes"][-1]
+        assert verify_run(tmp_path / "r").ok
+    assert "exited with code 77" in text
+    assert "no room left for me" in text
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+def test_a_signal_leaves_a_directory_that_can_be_resumed(
+    artifact_paths: dict[str, Path],
+    tmp_path: Path,
+    number: int,
+    code: int,
+    devices: str,
+    whole: dict[str, dict[str, bytes]],
+) -> None:
+    out = tmp_path / "r"
+    with start(artifact_paths["mc"], out, {"SLOW_S": "0.02"}, devices=devices) as process:
+        wait_for(lambda: list(out.glob("commits/part-*.json")))
+        process.send_signal(number)
+        _, text = process.communicate(timeout=60)
+    assert process.returncode == code, text
+    assert f"stopped by {signal.Signals(number).name}" in text
+    assert "To resume, give the same command again: deploykit run" in text
+    check = check_run(out)
+    assert 0 < check.committed_rows < 64
+    assert not check.damaged
+    assert not list(out.rglob(".tmp*"))
+    run(artifact_paths["mc"], SLOW, out, devices="cpu", **OPTIONS)  # type: ignore[arg-type]
+    assert {part.name: part.read_bytes() for part in (out / "parts").iterdir()} == whole["onnx"]
+
+
+def test_the_second_ctrl_c_abandons_at_once(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    out, marker = tmp_path / "r", tmp_path / "started"
+    environment = {"SLOW_S": "0.2", "STARTED": str(marker)}
+    with start(artifact_paths["mc"], out, environment, devices="cpu:2", shard_rows=32) as process:
+        wait_for(marker.exists)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None, "the first lets the shard finish"
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        assert time.monotonic() - began < 4, "a shard takes more than six seconds"
+    assert process.returncode == 130
+    assert check_run(out).committed_rows == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks through /proc")
+def test_ranks_of_a_killed_run_end_and_free_the_directory(
+    artifact_paths: dict[str, Path], tmp_path: Path, whole: dict[str, dict[str, bytes]]
+) -> None:
+    out = tmp_path / "r"
+    with start(artifact_paths["mc"], out, {"SLOW_S": "0.02"}, devices="cpu:2") as process:
+        wait_for(lambda: list(out.glob("commits/part-*.json")))
+        pids = rank_pids(process.pid)
+        assert len(pids) == 2
+        process.kill()
+        process.communicate()
+    wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids), timeout_s=5)
+    run(artifact_paths["mc"], SLOW, out, devices="cpu:2", **OPTIONS)  # type: ignore[arg-type]
+    assert {part.name: part.read_bytes() for part in (out / "parts").iterdir()} == whole["onnx"]
+
+
+def test_two_runs_into_one_directory_are_refused(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    with start(artifact_paths["mc"], out, {"SLOW_S": "0.1"}, devices="cpu") as process:
+        wait_for(lambda: (out / "run.json").exists())
+        with pytest.raises(RunError, match="another run is writing into it"):
+            run(artifact_paths["mc"], SLOW, out, devices="cpu", **OPTIONS)  # type: ignore[arg-type]
+        process.kill()
+        process.communicate()
+
+
+def test_ranks_ignore_what_lies_in_the_working_directory(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runners.py").write_text("raise SystemExit('the wrong module')")
+    (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong module')")
+    np.save(tmp_path / "x.npy", handmade.random_inputs("plain", 20)["x"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in {"", str(tmp_path)}])
+    assert run(artifact_paths["plain"], "x.npy", "out", devices="cpu:2", batch_size=4).rows == 20

@@ -1,0 +1,222 @@
+"""Both runners through the same tests: the same interface must mean the same."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deploykit.artifact import Artifact
+from deploykit.devices import Device
+from deploykit.errors import ArtifactError, DataError, DeviceError, MissingExtraError, UnknownNameError, UsageError
+from runners import onnx_runner
+from runners.base import Group, Runner
+from runners.onnx_runner import OnnxRunner
+from runners.table import choose_runner
+from runners.torch_runner import TorchRunner
+from tests import handmade
+
+RUNNERS = [OnnxRunner, TorchRunner]
+both = pytest.mark.parametrize("runner_class", RUNNERS, ids=lambda cls: cls.format)
+
+
+def close(got: handmade.Arrays, want: handmade.Arrays) -> None:
+    assert list(got) == list(want)
+    for name, array in got.items():
+        assert type(array) is np.ndarray
+        assert array.flags.c_contiguous
+        assert array.dtype == want[name].dtype
+        np.testing.assert_allclose(array, want[name], rtol=1e-5, atol=1e-5)
+
+
+@both
+@pytest.mark.parametrize("kind", ["plain", "pair", "mc"])
+@pytest.mark.parametrize("rows", [1, 2, 33])
+def test_predicts_what_the_model_computes(
+    artifacts: dict[str, Artifact], runner_class: type[Runner], kind: str, rows: int
+) -> None:
+    inputs = handmade.random_inputs(kind, rows)
+    with runner_class(artifacts[kind]) as runner:
+        close(runner.predict(inputs), handmade.expected(kind, inputs))
+
+
+@both
+@pytest.mark.parametrize(
+    "controls",
+    [
+        {},
+        {"sample_ids": [9, 4, 2**60]},
+        {"seed": 123},
+        {"first_draw": 3},
+        {"draws": 2},
+        {"sample_ids": [1, 2, 3], "seed": -4, "first_draw": 2, "draws": 9},
+    ],
+)
+def test_controls_reach_the_model(
+    artifacts: dict[str, Artifact], runner_class: type[Runner], controls: dict[str, Any]
+) -> None:
+    inputs = handmade.random_inputs("mc", 3)
+    with runner_class(artifacts["mc"]) as runner:
+        close(runner.predict(inputs, **controls), handmade.expected("mc", inputs, **controls))
+
+
+@both
+def test_read_only_and_strided_inputs_are_taken(artifacts: dict[str, Artifact], runner_class: type[Runner]) -> None:
+    x = np.asfortranarray(handmade.random_inputs("plain", 6)["x"])
+    x.flags.writeable = False
+    with runner_class(artifacts["plain"]) as runner:
+        close(runner.predict({"x": x}), handmade.expected("plain", {"x": x}))
+
+
+@both
+def test_outputs_are_the_callers_own(artifacts: dict[str, Artifact], runner_class: type[Runner]) -> None:
+    inputs = handmade.random_inputs("plain", 6)
+    with runner_class(artifacts["plain"]) as runner:
+        first = runner.predict(inputs)
+        kept = {name: array.copy() for name, array in first.items()}
+        runner.predict(handmade.random_inputs("plain", 6, seed=5))
+    close(first, kept)
+
+
+@both
+def test_bad_requests_are_refused(artifacts: dict[str, Artifact], runner_class: type[Runner]) -> None:
+    inputs = handmade.random_inputs("plain", 3)
+    runner = runner_class(artifacts["plain"])
+    with pytest.raises(UsageError, match="context manager"):
+        runner.predict(inputs)
+    with runner:
+        with pytest.raises(DataError, match="float64"):
+            runner.predict({"x": inputs["x"].astype(np.float64)})
+        with pytest.raises(UsageError, match="deterministic"):
+            runner.predict(inputs, seed=1)
+        runner.predict(inputs, sample_ids=[1, 2, 3])
+    with pytest.raises(UsageError, match="context manager"):
+        runner.predict(inputs)
+    with runner_class(artifacts["mc"]) as runner:
+        with pytest.raises(DataError, match=r"sample_ids: int64\[2\]"):
+            runner.predict(inputs, sample_ids=[1, 2])
+        with pytest.raises(DataError, match="float64"):
+            runner.predict(inputs, sample_ids=np.zeros(3))
+        with pytest.raises(UsageError, match="draws 0"):
+            runner.predict(inputs, draws=0)
+    with pytest.raises(UsageError, match="threads 0"):
+        runner_class(artifacts["mc"], threads=0)
+
+
+@both
+def test_a_file_that_does_not_load_is_an_artifact_error(
+    artifacts: dict[str, Artifact], runner_class: type[Runner], tmp_path: Path
+) -> None:
+    (tmp_path / "broken").write_bytes(b"not a model")
+    broken = SimpleNamespace(path=tmp_path, manifest=artifacts["plain"].manifest, file=lambda _: tmp_path / "broken")
+    with pytest.raises(ArtifactError, match=r"cannot load its .* file"), runner_class(broken):  # type: ignore[arg-type]
+        pass
+
+
+@both
+def test_cuda_without_cuda_is_an_error(artifacts: dict[str, Artifact], runner_class: type[Runner]) -> None:
+    if runner_class.cuda_count():
+        pytest.skip("this machine has CUDA")
+    runner = runner_class(artifacts["plain"], Device(kind="cuda"))
+    with pytest.raises(DeviceError, match=r"device cuda:0: .*--devices cpu"), runner:
+        pass
+
+
+def test_a_session_that_fell_back_to_the_cpu_is_an_error(artifacts: dict[str, Artifact]) -> None:
+    ort = onnx_runner._onnxruntime()
+    session = ort.InferenceSession(str(artifacts["plain"].file("onnx")), providers=["CPUExecutionProvider"])
+    with pytest.raises(DeviceError, match=r"did not give CUDAExecutionProvider; it offers .*CPUExecutionProvider"):
+        onnx_runner._verify_provider(ort, session, Device(kind="cuda"))
+
+
+def test_the_session_of_another_device_is_an_error() -> None:
+    session = SimpleNamespace(
+        get_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        get_provider_options=lambda: {"CUDAExecutionProvider": {"device_id": "0"}},
+    )
+    ort = onnx_runner._onnxruntime()
+    onnx_runner._verify_provider(ort, session, Device(kind="cuda", index=0))
+    with pytest.raises(DeviceError, match="cuda:0 instead"):
+        onnx_runner._verify_provider(ort, session, Device(kind="cuda", index=1))
+
+
+def test_torch_threads_are_set_and_given_back(artifacts: dict[str, Artifact]) -> None:
+    before = torch.get_num_threads()
+    with TorchRunner(artifacts["plain"], threads=before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_bfloat16_comes_back_as_float32() -> None:
+    from runners.torch_runner import _to_numpy
+
+    array = _to_numpy(torch, torch.ones(2, dtype=torch.bfloat16), {})
+    assert array.dtype == np.float32
+
+
+def test_the_same_batch_has_the_same_bytes_however_often(artifacts: dict[str, Artifact]) -> None:
+    inputs = handmade.random_inputs("mc", 7)
+    with TorchRunner(artifacts["mc"]) as runner:
+        found = [runner.predict(inputs) for _ in range(5)]
+    assert len({b"".join(array.tobytes() for array in one.values()) for one in found}) == 1
+
+
+def test_the_onnx_path_never_imports_torch(artifact_paths: dict[str, Path]) -> None:
+    code = """
+import sys
+import numpy as np
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "onnx", "exporters"):
+            raise ImportError(f"{name} was imported")
+sys.meta_path.insert(0, Refuse())
+from deploykit.artifact import Artifact
+from runners.table import choose_runner
+with Artifact.open(sys.argv[1]) as artifact, choose_runner(artifact)(artifact) as runner:
+    print(runner.predict({"x": np.ones((2, 4), np.float32)}, seed=3)["logits.mean"].shape)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(artifact_paths["mc"])], capture_output=True, text=True, check=False
+    )
+    assert found.stdout == "(2, 3)\n", found.stderr
+    assert found.stderr == ""
+
+
+def test_choice_of_runner(artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_runner(artifacts["plain"]) is OnnxRunner
+    assert choose_runner(artifacts["plain"], "torch") is TorchRunner
+    only = Artifact.open(handmade.build(tmp_path / "t", formats=["torchscript"]))
+    assert choose_runner(only) is TorchRunner
+    with pytest.raises(ArtifactError, match="--format onnx"):
+        choose_runner(only, "onnx")
+    with pytest.raises(UnknownNameError, match="unknown runner 'tensorrt': known are auto, onnx, torch"):
+        choose_runner(only, "tensorrt")
+    with pytest.raises(UsageError, match="not a subclass"):
+        choose_runner(only, "pathlib:Path")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert choose_runner(artifacts["plain"]) is TorchRunner
+    with pytest.raises(MissingExtraError, match=r"deploykit\[cpu\]"):
+        choose_runner(artifacts["plain"], "onnx")
+
+
+def test_a_group_of_one_meets_itself(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    with TorchRunner(artifacts["plain"]) as runner:
+        runner.join(Group(rank=0, world_size=1, store=tmp_path / "store"))
+        assert torch.distributed.get_world_size() == 1
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["plain", "pair", "mc"])
+@both
+def test_cuda_agrees_with_the_cpu(artifacts: dict[str, Artifact], runner_class: type[Runner], kind: str) -> None:
+    if not runner_class.cuda_count():
+        pytest.skip(f"{runner_class.runtime} sees no CUDA device here")
+    inputs = handmade.random_inputs(kind, 33)
+    controls: dict[str, Any] = {"sample_ids": np.arange(33) + 9, "seed": 3} if kind == "mc" else {}
+    with runner_class(artifacts[kind], Device(kind="cuda")) as runner:
+        close(runner.predict(inputs, **controls), handmade.expected(kind, inputs, **controls))
