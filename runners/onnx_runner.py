@@ -40,7 +40,7 @@ class OnnxRunner(Runner):
 
     @classmethod
     def default_threads(cls, ranks: int) -> int:
-        """A fair share of the cores. Sums are cut the same way whatever the number of threads (see docs)."""
+        """A fair share of the cores. Nearly all of ONNX Runtime gives the same bits whatever the number of threads."""
         return max(1, available_cores() // ranks)
 
     def _start(self) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from deploykit.artifact import Artifact, Golden
+from deploykit.compare import worst_difference
 from deploykit.devices import Device, parse_devices
 from deploykit.errors import ArtifactError, DataError, MissingExtraError, UsageError
 from deploykit.manifest import OutputSpec
@@ -19,11 +20,6 @@ from runners.base import Arrays, Runner
 from runners.table import choose_runner
 
 __all__ = ["Predictor", "Verified", "load", "verify_artifact"]
-
-_UNIT_SCALE = frozenset({"std", "entropy", "mutual_information"})
-"""Statistics that are 0 for a sure model: an error is then measured against 1, not against almost nothing."""
-
-_TINY = float(np.finfo(np.float32).tiny)
 
 
 class Predictor:
@@ -220,30 +216,11 @@ def _error(
         raise ArtifactError(
             f"{where} is {got.dtype}{list(got.shape)}, expected {want.dtype}{list(want.shape)}; export the model again"
         )
-    if not want.size:
-        return 0.0
-    errors = _errors(spec, got, want)
-    worst = np.unravel_index(int(np.argmax(errors)), errors.shape)
-    error = float(errors[worst])
+    worst = worst_difference(spec.name, spec.statistic, got, want)
     tolerance = artifact.manifest.tolerance if want.dtype.kind == "f" else 0.0
-    if error > tolerance:
+    if not worst.error <= tolerance:
         raise ArtifactError(
-            f"{where}{[int(index) for index in worst]} is {got[worst]}, expected {want[worst]}: relative error "
-            f"{error:.3g}, tolerance {tolerance:.3g}; this runtime does not compute what was exported: install the "
-            "versions that the manifest names, or export the model again"
+            f"artifact {artifact.path}: {format_name}: {worst}; allowed is {tolerance:g}. This runtime does not "
+            "compute what was exported: install the versions that the manifest names, or export the model again"
         )
-    return error
-
-
-def _errors(spec: OutputSpec, got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Per element; infinite where one of the two is not a number, or infinite, and the other is not the same."""
-    if want.dtype.kind != "f":
-        return np.asarray(np.where(got == want, 0.0, np.inf))
-    wide_got, wide_want = got.astype(np.float64), want.astype(np.float64)
-    finite = np.isfinite(wide_want)
-    scale = float(np.abs(wide_want[finite]).max(initial=0.0))
-    scale = max(scale, 1.0 if spec.statistic in _UNIT_SCALE else _TINY)
-    with np.errstate(invalid="ignore"):  # Infinity minus infinity; those elements are judged below.
-        errors = np.abs(wide_got - wide_want) / scale
-    same = (wide_got == wide_want) | (np.isnan(wide_got) & np.isnan(wide_want))
-    return np.where(same, 0.0, np.where(finite & np.isfinite(wide_got), errors, np.inf))
+    return worst.error
