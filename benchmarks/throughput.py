@@ -2,7 +2,7 @@
 
 One side is the whole command, from the start of its process to its exit, reading 200,000 rows from a ``.npy`` file and
 writing the predictions. The other is a loop of ``session.run`` over the same rows already in memory; only the loop is
-timed. Both use the same number of threads and the same batches.
+timed. Both use one thread and the same batches.
 """
 
 import json
@@ -15,13 +15,13 @@ import numpy as np
 from benchmarks.common import deploykit, interleaved, ratio, save, spread, timed, workplace
 from benchmarks.models import export_mlp
 
-ROWS, BATCH, TRIALS = 200_000, 256, 5
+ROWS, TRIALS = 200_000, 5
 
 LOOP = """
 import json, sys, time, numpy, onnxruntime
 rows, batch = numpy.load("rows.npy"), int(sys.argv[1])
 options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = int(sys.argv[2])
+options.intra_op_num_threads = 1
 session = onnxruntime.InferenceSession("model/model.onnx", options, providers=["CPUExecutionProvider"])
 session.run(None, {"input": rows[:batch]})
 began = time.perf_counter()
@@ -31,29 +31,28 @@ print(json.dumps(time.perf_counter() - began))
 """
 
 
-def bare_loop(place: Path, threads: int) -> float:
-    command = [sys.executable, "-c", LOOP, str(BATCH), str(threads)]
+def bare_loop(place: Path, batch: int) -> float:
+    command = [sys.executable, "-c", LOOP, str(batch)]
     return float(json.loads(subprocess.run(command, cwd=place, check=True, capture_output=True).stdout))
 
 
-def whole_run(place: Path, threads: int, counter: list[int]) -> float:
+def whole_run(place: Path, batch: int, counter: list[int]) -> float:
     counter.append(1)
     out = f"out-{len(counter)}"
     words = ["run", "model", "--data", "rows.npy", "-o", out, "--runner", "onnx", "--devices", "cpu"]
-    return timed(deploykit(*words, "--batch-size", str(BATCH), "--threads", str(threads), "--quiet"), place)
+    return timed(deploykit(*words, "--batch-size", str(batch), "--threads", "1", "--quiet"), place)
 
 
-def measure(width: int, depth: int, threads: int) -> dict[str, object]:
+def measure(width: int, depth: int, batch: int) -> dict[str, object]:
     with workplace() as place:
         export_mlp(place / "model", width=width, depth=depth)
         np.save(place / "rows.npy", np.random.default_rng(0).standard_normal((ROWS, 64), np.float32))
         counter: list[int] = []
-        loop, run = interleaved(TRIALS, lambda: bare_loop(place, threads), lambda: whole_run(place, threads, counter))
-    batches = -(-ROWS // BATCH)
+        loop, run = interleaved(TRIALS, lambda: bare_loop(place, batch), lambda: whole_run(place, batch, counter))
     return {
         "model": f"MLP 64-{'-'.join([str(width)] * depth)}-10",
-        "threads": threads,
-        "bare_loop_ms_per_batch": 1000 * spread(loop)["median"] / batches,
+        "batch_size": batch,
+        "bare_loop_ms_per_batch": 1000 * spread(loop)["median"] / -(-ROWS // batch),
         "bare_loop_s": spread(loop),
         "run_s": spread(run),
         "rows_per_s_run_over_bare": ratio(loop, run),
@@ -64,8 +63,8 @@ def main() -> None:
     save(
         "throughput",
         rows=ROWS,
-        batch_size=BATCH,
-        cases=[measure(512, 3, 1), measure(1024, 3, 1), measure(1024, 3, 2)],
+        threads=1,
+        cases=[measure(1024, 2, 64), measure(512, 3, 256)],
         target={"rows_per_s_run_over_bare": 0.9, "for": "models of 1 ms or more per batch"},
     )
 

@@ -68,17 +68,21 @@ class Commands:
 
     def enter(self) -> list[str]:
         """Lines that take a shell to the directory and, where it is not on the path, to this deploykit."""
-        lines = [shlex.join(["cd", str(self._folder.path.absolute())])]
-        found = shutil.which("deploykit")
-        if found is None or Path(found).parent != Path(sys.executable).parent:
-            lines.append(f'deploykit() {{ {shlex.quote(sys.executable)} -m deploykit "$@"; }}')
-        return lines
+        return [shlex.join(["cd", str(self._folder.path.absolute())]), *_at_hand()]
 
     def write_script(self) -> None:
-        """All steps as a shell script."""
-        lines = ["#!/bin/sh", "# Every step of the demo after the training.", "set -e", *self.enter()]
-        lines += [wrapped(words, indent="") for words in self.everything()]
+        """All steps as a shell script, which works wherever the directory is moved to."""
+        lines = ["#!/bin/sh", "# Every step of the demo after the training.", "set -e", 'cd "$(dirname "$0")"']
+        lines += [*_at_hand(), *(wrapped(words, indent="") for words in self.everything())]
         (self._folder.path / self._folder.script).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _at_hand() -> list[str]:
+    """A shell function for a ``deploykit`` that is not on the path, or is not the one that runs now."""
+    found = shutil.which("deploykit")
+    if found is not None and Path(found).parent == Path(sys.executable).parent:
+        return []
+    return [f'deploykit() {{ {shlex.quote(sys.executable)} -m deploykit "$@"; }}']
 
 
 def wrapped(words: Sequence[str], *, indent: str) -> str:

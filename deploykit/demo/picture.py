@@ -49,6 +49,8 @@ def draw(
     except ImportError:
         raise MissingExtraError("matplotlib", "demo", "the picture") from None
     figure = Figure(figsize=(11, 6), layout="constrained", facecolor="white")
+    engine: Any = figure.get_layout_engine()
+    engine.set(w_pad=0.08, h_pad=0.08)
     halves: Any = figure.subfigures(2, 1, height_ratios=[1, 1.75])  # Typed as one figure, whatever the numbers are.
     top, bottom = halves
     top.suptitle("The most uncertain of the held-out digits", fontsize=13, fontweight="bold")
