@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# As many test processes as there are cores; PYTEST_WORKERS=0 runs all tests in one.
+PYTEST_WORKERS ?= auto
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.complete
@@ -22,10 +24,10 @@ demo: $(STAMP)
 	$(RUN) -m deploykit demo
 
 test: lint
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
 
 test-quick: $(STAMP)
-	$(RUN) -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(PYTEST_WORKERS) -m "not slow" $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .
