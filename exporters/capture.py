@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from deploykit.errors import ExportError
 from deploykit.tensors import TensorSpec
+from exporters.reach import drop_unseen_writes
 
 __all__ = ["Captured", "capture", "own_name", "quiet"]
 
@@ -80,15 +81,8 @@ def _drop_checks(module: fx.GraphModule) -> None:
         )
         if not node.users and (name in _CHECKS or name == "_guards_fn"):
             module.graph.erase_node(node)
-    module.graph.eliminate_dead_code(is_impure_node=_keeps_effect)
+    drop_unseen_writes(module.graph)
     module.recompile()
-
-
-def _keeps_effect(node: fx.Node) -> bool:
-    """Placeholders, outputs and operations that write in place stay, used or not."""
-    if node.op in ("placeholder", "output", "call_module"):
-        return True
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _symbols(graph: fx.Graph, specs: Sequence[TensorSpec]) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from torch import Tensor, fx
 
 from deploykit.errors import ExportError
 from deploykit.manifest import Site
-from exporters.capture import Captured
+from exporters.capture import Captured, own_name
 from exporters.kinds import KINDS, mask_shape, site_count, switched_off
 from exporters.layout import BatchAxis, find_axis, symbolic_shape
+from exporters.reach import kept_state, reached_by
 from exporters.sites import Draw, arguments, call_with
 
-__all__ = ["MonteCarloPlan", "Placed", "SitesOff", "plan_monte_carlo", "refuse_unsupported"]
+__all__ = ["MonteCarloPlan", "Placed", "SitesOff", "plan_monte_carlo", "refuse_state", "refuse_unsupported"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,7 @@ def plan_monte_carlo(
     """
     refuse_unsupported(draws)
     symbol = captured.symbols[batch_name]
-    reached = _reached(captured.graph, [draw.node for draw in draws])
+    reached = reached_by(captured.graph, [draw.node for draw in draws])
     moved = _Movement(captured, draws, example)
     axes = {node: _axis_of(node, symbol, moved, node in reached) for node in captured.graph.nodes}
     each = [draw for draw in draws for _ in range(site_count(str(draw.kind), arguments(draw.node)))]
@@ -82,12 +83,18 @@ def refuse_unsupported(draws: Sequence[Draw]) -> None:
         )
 
 
-def _reached(graph: fx.Graph, sites: Sequence[fx.Node]) -> frozenset[fx.Node]:
-    found: set[fx.Node] = set(sites)
-    for node in graph.nodes:
-        if node.op != "output" and any(source in found for source in node.all_input_nodes):
-            found.add(node)
-    return frozenset(found)
+def refuse_state(captured: Captured) -> None:
+    """Refuse a graph in which one call would change the outputs of the next.
+
+    Raises:
+        ExportError: names the buffers that are written.
+    """
+    written = kept_state(captured.graph)
+    if written:
+        raise ExportError(
+            f"{', '.join(map(own_name, written))}: written in forward and used for an output, so that a row's result "
+            "would depend on the calls before it. An exported file keeps no state; compute with a copy instead"
+        )
 
 
 def _axis_of(node: fx.Node, symbol: Any, moved: "_Movement", reached: bool) -> BatchAxis | None:
@@ -138,7 +145,7 @@ class _Movement(Mapping[fx.Node, Tensor]):
 
     def __init__(self, captured: Captured, draws: Sequence[Draw], example: Sequence[Tensor]) -> None:
         self.sites = frozenset(draw.node for draw in draws)
-        self.reached = _reached(captured.graph, list(self.sites))
+        self.reached = reached_by(captured.graph, list(self.sites))
         self._captured, self._example = captured, example
         self._changed: dict[fx.Node, Tensor] | None = None
         for node in captured.graph.nodes:

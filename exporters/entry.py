@@ -9,7 +9,6 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from deploykit.errors import ExportError, UsageError

@@ -22,6 +22,7 @@ from exporters.drawplan import MonteCarloPlan, Placed
 from exporters.kinds import KINDS, mask_shape, perform
 from exporters.layout import BatchAxis, symbolic_shape
 from exporters.mask_ops import keep, row_keys, unit_keys
+from exporters.reach import writes_seen
 from exporters.sites import arguments
 from exporters.statistics import summarize
 
@@ -62,6 +63,7 @@ class MonteCarloModule(nn.Module):
         self.summary = summary
         self.class_outputs = frozenset(class_outputs)
         self.keep_draws = keep_draws
+        self.writes_seen = writes_seen(plan.captured.graph)
         self.sites: dict[fx.Node, list[Placed]] = {}
         for placed in plan.sites:
             self.sites.setdefault(placed.node, []).append(placed)
@@ -122,6 +124,9 @@ class _Run:
     def _step(self, node: fx.Node) -> None:
         if node.op == "placeholder":
             self.once[node] = next(self._inputs)
+            if node in self.plan.reached:
+                # A draw is written into it, so that it must be one tensor and not a new copy for each use.
+                self.tiled[node] = self._on_tiled_rows(node).clone()
         elif node.op == "get_attr":
             self.once[node] = operator.attrgetter(str(node.target))(self.owner.body)
         elif node in self.owner.sites:
@@ -155,9 +160,10 @@ class _Run:
         given = fx.map_arg(arguments(node), self._on_tiled_rows)
         shape = mask_shape(kind, given, _shape_of)
         sites = iter(self.owner.sites[node])
-        return perform(
+        value = perform(
             node.target, kind, given, self.owner.sites[node][0].site.p, lambda: self._kept(next(sites), shape)
         )
+        return given["input"].copy_(value) if node in self.owner.writes_seen else value
 
     def _kept(self, placed: Placed, shape: Sequence[int]) -> Tensor:
         """Which units of a site are kept, in a shape that its operation can use."""

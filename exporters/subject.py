@@ -12,12 +12,13 @@ from deploykit.errors import ExportError
 from deploykit.manifest import MonteCarlo, OutputSpec, Statistic
 from deploykit.tensors import TensorSpec
 from exporters.capture import Captured, capture
-from exporters.drawplan import MonteCarloPlan, SitesOff, plan_monte_carlo, refuse_unsupported
+from exporters.drawplan import MonteCarloPlan, SitesOff, plan_monte_carlo, refuse_state, refuse_unsupported
 from exporters.eager import without_dropout
 from exporters.entry import Entry
 from exporters.inputs import ModelInputs
 from exporters.modes import borrowed, python_random_state, set_modes, tracks_statistics
 from exporters.montecarlo import MonteCarloModule
+from exporters.reach import kept_state
 from exporters.reference import Reference
 from exporters.sites import Draw, find_draws
 from exporters.torchscript import Controls
@@ -66,6 +67,7 @@ def prepare(entry: Entry, inputs: ModelInputs, options: DrawOptions) -> Subject:
     with borrowed(entry):
         found = _Capture(entry, inputs.specs, example)
         seen = found.run(found.evaluation) if options.draws is None else found.with_dropout()
+        refuse_state(seen.captured)
         if not seen.draws:
             return _deterministic(entry, seen.captured, found.names(), seen.training, inputs.batch_name)
         plan = plan_monte_carlo(seen.captured, seen.draws, inputs.batch_name, example)
@@ -119,7 +121,7 @@ class _Capture:
                 f"{type(self.entry.module).__name__}: no dropout found in {self.entry.method} with p above 0, so there "
                 "is nothing to draw; export without --mc-draws"
             )
-        if self._equals_evaluation(seen):
+        if not kept_state(seen.captured.graph) and self._equals_evaluation(seen):
             return seen
         owners = {draw.module for draw in seen.draws}
 
@@ -127,6 +129,7 @@ class _Capture:
             return (name.removeprefix("module").removeprefix(".") or "(root)") in owners
 
         again = self.run(owners_only)
+        refuse_state(again.captured)
         if again.calls() == seen.calls() and self._equals_evaluation(again):
             return again
         raise ExportError(

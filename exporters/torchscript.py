@@ -27,7 +27,7 @@ __all__ = ["Controls", "write_torchscript"]
 _INFIX: Mapping[Any, str] = {
     operator.add: "+", operator.sub: "-", operator.mul: "*", operator.floordiv: "//", operator.truediv: "/",
     operator.mod: "%", operator.eq: "==", operator.ne: "!=", operator.lt: "<", operator.le: "<=",
-    operator.gt: ">", operator.ge: ">=", operator.and_: "and", operator.or_: "or",
+    operator.gt: ">", operator.ge: ">=", operator.and_: "and", operator.or_: "or", operator.pow: "**",
 }  # fmt: skip
 
 _CALLS: Mapping[Any, str] = {
@@ -60,7 +60,7 @@ def write_torchscript(
     for name, tensor in source.attributes(captured.module).items():
         module._register_attribute(name, torch._C.TensorType.get(), tensor.detach())
     concrete = torch._C.ConcreteModuleType.from_jit_type(module._type())
-    names = {"torch": torch, "math": math, "ValueError": ValueError}
+    names = {"torch": torch, "math": math, "ValueError": ValueError, "annotate": torch.jit.annotate}
     try:
         with quiet():
             module._define(concrete, text, names.get)
@@ -111,7 +111,9 @@ class _Source:
         if target is operator.getitem:
             return f"{_plain(args[0])}[{args[1]}]"
         if target in _INFIX:
-            return f" {_INFIX[target]} ".join(f"({_plain(arg)})" for arg in args)
+            text = f" {_INFIX[target]} ".join(f"({_plain(arg)})" for arg in args)
+            # TorchScript's power of two integers is a float.
+            return f"{_number_type(node)}({text})" if target is operator.pow else text
         if target in _CALLS:
             return f"{_CALLS[target]}({', '.join(map(_plain, args))})"
         if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":

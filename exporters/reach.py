@@ -1,0 +1,96 @@
+"""Which nodes of a graph draws reach: what is computed from them, and memory that they are written to."""
+
+import operator
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import fx
+
+__all__ = ["drop_unseen_writes", "kept_state", "reached_by", "writes_seen"]
+
+
+def reached_by(graph: fx.Graph, sites: Sequence[fx.Node]) -> frozenset[fx.Node]:
+    """The sites, everything computed from them, and every tensor that such values are written into and read from."""
+    seen = writes_seen(graph)
+    found: set[fx.Node] = set(sites)
+    before = 0
+    while len(found) > before:
+        before = len(found)
+        for node in graph.nodes:
+            if node.op != "output" and any(source in found for source in node.all_input_nodes):
+                found.add(node)
+        for node in found & seen.keys():
+            found.add(seen[node])
+    return frozenset(found)
+
+
+def writes_seen(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Operations in place that are seen otherwise than by their result, with the owner of the memory."""
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    owners = {node: _owner(node) for node in graph.nodes}
+    aliases: dict[fx.Node, list[fx.Node]] = {}
+    for node, owner in owners.items():
+        aliases.setdefault(owner, []).append(node)
+    return {
+        node: owners[node]
+        for node in graph.nodes
+        for target in _written(node)
+        if any(
+            order[user] > order[node]
+            for alias in aliases[owners[target]]
+            if order[alias] < order[node]
+            for user in alias.users
+        )
+    }
+
+
+def _owner(node: fx.Node) -> fx.Node:
+    """The node that made the memory which ``node`` views, or may view."""
+    while (source := _viewed(node)) is not None:
+        node = source
+    return node
+
+
+def _viewed(node: fx.Node) -> fx.Node | None:
+    if node.target is operator.getitem:
+        return node.all_input_nodes[0]
+    return next((value for value, _ in _aliased(node)), None)
+
+
+def _written(node: fx.Node) -> Iterator[fx.Node]:
+    return (value for value, is_write in _aliased(node) if is_write)
+
+
+def _aliased(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
+    """The arguments whose memory the result views or the operation writes to (``out=`` too), and whether it writes."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return
+    schema = node.target._schema.arguments
+    given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
+    for argument in schema:
+        value = given.get(argument.name)
+        if argument.alias_info is not None and isinstance(value, fx.Node):
+            yield value, argument.alias_info.is_write
+
+
+def drop_unseen_writes(graph: fx.Graph) -> None:
+    """Erase what no output depends on, also operations that write into memory which no output is read from."""
+    owners = {node: _owner(node) for node in graph.nodes}
+    live: set[fx.Node] = {node for node in graph.nodes if node.op == "output"}
+    before = 0
+    while len(live) > before:
+        before = len(live)
+        memory = {owners[node] for node in live}
+        live |= {node for node in graph.nodes if any(owners[target] in memory for target in _written(node))}
+        for node in reversed(graph.nodes):
+            if node in live:
+                live.update(node.all_input_nodes)
+    for node in reversed(graph.nodes):
+        if node not in live and node.op != "placeholder":
+            graph.erase_node(node)
+
+
+def kept_state(graph: fx.Graph) -> list[str]:
+    """The buffers and parameters that the graph writes to, so that one call would change the next."""
+    owners = [_owner(target) for node in graph.nodes for target in _written(node)]
+    return sorted({str(owner.target) for owner in owners if owner.op == "get_attr"})
