@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.common import deploykit, interleaved, ratio, save, spread, timed, workplace
 from benchmarks.models import export_mlp
 
-ROWS, TRIALS = 200_000, 5
+ROWS, TRIALS = 200_000, 7
 
 LOOP = """
 import json, sys, time, numpy, onnxruntime

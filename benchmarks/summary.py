@@ -1,0 +1,89 @@
+"""The numbers in the README, from the committed results: ``python -m benchmarks.summary`` writes them there.
+
+A test fails when the README says something else than the results.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS, ROOT
+
+README = ROOT / "README.md"
+BEGIN, END = "<!-- benchmarks: written by benchmarks/summary.py -->", "<!-- end of benchmarks -->"
+
+
+def summary() -> str:
+    startup, throughput, memory, digits = (_load(name) for name in ("startup", "throughput", "memory", "digits"))
+    onnx = next(case for case in memory["cases"] if case["runner"] == "onnx")
+    click = f"import click: {_s(startup['help_floor_click_s'])}"
+    rows = [
+        ("`deploykit --help`", _s(startup["help_s"]), click),
+        (
+            "first prediction of a fresh process, ONNX",
+            _s(startup["first_prediction_onnx_s"]),
+            f"bare onnxruntime {_s(startup['first_prediction_bare_onnxruntime_s'])}, "
+            f"TorchScript {_s(startup['first_prediction_torch_s'])}",
+        ),
+        *(_throughput(case, throughput["rows"]) for case in throughput["cases"]),
+        (
+            f"peak memory of a run, {onnx_rows(memory)}",
+            f"{onnx['peak_bytes_small'] / 1e6:.0f} and {onnx['peak_bytes_large'] / 1e6:.0f} MB",
+            f"ratio {onnx['large_over_small']:.2f}",
+        ),
+    ]
+    lines = ["| what | measured | beside it |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
+    return "\n".join(lines) + "\n\n" + _quality(digits["summary"], len(digits["cases"]))
+
+
+def onnx_rows(memory: dict[str, Any]) -> str:
+    return f"{memory['rows_small']:,} and {memory['rows_large']:,} rows"
+
+
+def _throughput(case: dict[str, Any], rows: int) -> tuple[str, str, str]:
+    ratio = case["rows_per_s_run_over_bare"]
+    return (
+        f"rows per second of `deploykit run`, start-up and files included, over those of the bare `session.run` loop "
+        f"({rows:,} rows, {case['model']}, batches of {case['batch_size']})",
+        f"{ratio['median']:.2f}",
+        f"{ratio['min']:.2f} to {ratio['max']:.2f}; the loop takes {case['bare_loop_ms_per_batch']:.1f} ms per batch, "
+        f"{_s(case['bare_loop_s'])} in all",
+    )
+
+
+def _quality(found: dict[str, Any], seeds: int) -> str:
+    quartiles = ", ".join(f"{100 * rate:.1f}" for rate in found["error_rate_by_quartile"])
+    draws, plain = found["accuracy"]["mean"], found["accuracy_deterministic"]["mean"]
+    sentences = [
+        f"On scikit-learn's digits ({seeds} trainings, {found['rows']:,} predictions of rows that were not trained on) the "
+        f"error rate by quartile of entropy is {quartiles} %.",
+        f"Entropy tells noise from digits with an AUROC of {found['auroc_noise']['mean']:.3f}.",
+        f"Accuracy is {100 * draws:.1f} %, without draws {100 * plain:.1f} %: the draws give the uncertainty, not accuracy.",
+        f"Both formats gave the same class in {found['formats_same_class']:,} of {found['rows']:,} cases.",
+        "The recipe was chosen on the same rows, so this is a demonstration and no unbiased test score.",
+    ]
+    return "\n".join(sentences)
+
+
+def _s(times: dict[str, float]) -> str:
+    return f"{times['median']:.2f} s"
+
+
+def _load(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def replaced(text: str) -> str:
+    """The README with the block between the marks as the results say."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{summary()}\n\n{END}{after}"
+
+
+def main(readme: Path = README) -> None:
+    readme.write_text(replaced(readme.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
