@@ -43,7 +43,7 @@ def onnx_rows(memory: dict[str, Any]) -> str:
 def _throughput(case: dict[str, Any], rows: int) -> tuple[str, str, str]:
     ratio = case["rows_per_s_run_over_bare"]
     return (
-        f"rows per second of `deploykit run`, start-up and files included, over those of the bare `session.run` loop "
+        "rows per second of `deploykit run`, start-up and files included, over those of the bare `session.run` loop "
         f"({rows:,} rows, {case['model']}, batches of {case['batch_size']})",
         f"{ratio['median']:.2f}",
         f"{ratio['min']:.2f} to {ratio['max']:.2f}; the loop takes {case['bare_loop_ms_per_batch']:.1f} ms per batch, "
@@ -55,10 +55,10 @@ def _quality(found: dict[str, Any], seeds: int) -> str:
     quartiles = ", ".join(f"{100 * rate:.1f}" for rate in found["error_rate_by_quartile"])
     draws, plain = found["accuracy"]["mean"], found["accuracy_deterministic"]["mean"]
     sentences = [
-        f"On scikit-learn's digits ({seeds} trainings, {found['rows']:,} predictions of rows that were not trained on) the "
+        f"On scikit-learn's digits ({seeds} trainings, {found['rows']:,} predictions of rows not trained on) the "
         f"error rate by quartile of entropy is {quartiles} %.",
         f"Entropy tells noise from digits with an AUROC of {found['auroc_noise']['mean']:.3f}.",
-        f"Accuracy is {100 * draws:.1f} %, without draws {100 * plain:.1f} %: the draws give the uncertainty, not accuracy.",
+        f"Accuracy is {100 * draws:.1f} %, without draws {100 * plain:.1f} %: draws give uncertainty, not accuracy.",
         f"Both formats gave the same class in {found['formats_same_class']:,} of {found['rows']:,} cases.",
         "The recipe was chosen on the same rows, so this is a demonstration and no unbiased test score.",
     ]
