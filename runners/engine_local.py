@@ -195,15 +195,19 @@ class _Ranks(contextlib.AbstractContextManager["_Ranks"]):
                 rank.tell(message)
 
     def _hand_out(self) -> None:
-        """Keep one shard ahead of each rank, so that its pipeline does not run dry at the end of a shard."""
-        living = [rank for rank in self._ranks if rank.ready and rank.descriptor in self._selector.get_map()]
-        for rank in living:
-            if self._waiting and not rank.unbegun:
+        """Keep one shard ahead of each rank, so that its pipeline does not run dry at the end of a shard.
+
+        A rank that still starts has its first shard put by: where there is one for each, no rank comes away empty.
+        """
+        alive = [rank for rank in self._ranks if rank.descriptor in self._selector.get_map()]
+        for rank in alive:
+            if self._waiting and not rank.unbegun and (rank.ready or not rank.given):
                 rank.give(self._waiting.popleft())
         # While a rank has a shard that it has not begun, its death would bring that shard back for the others.
-        if not self._waiting and not any(rank.unbegun for rank in self._ranks if rank in living):
-            for rank in living:
-                rank.end()
+        if not self._waiting and not any(rank.unbegun for rank in alive):
+            for rank in alive:
+                if rank.ready:
+                    rank.end()
 
     def __exit__(self, *_: object) -> None:
         """Whatever happened, no rank is left behind."""

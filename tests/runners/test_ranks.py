@@ -222,3 +222,17 @@ def test_ranks_ignore_what_lies_in_the_working_directory(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in {"", str(tmp_path)}])
     assert run(artifact_paths["plain"], "x.npy", "out", devices="cpu:2", batch_size=4).rows == 20
+
+
+@pytest.mark.parametrize("devices", ["cpu:2", "cpu:4"])
+def test_no_rank_comes_away_empty_where_there_is_a_shard_for_each(
+    artifact_paths: dict[str, Path], tmp_path: Path, devices: str
+) -> None:
+    """Shards of a few rows are done before the last rank has started, but its file is expected all the same."""
+    count = int(devices.removeprefix("cpu:"))
+    np.save(tmp_path / "x.npy", handmade.random_inputs("plain", 4 * count)["x"])
+    options = {"devices": devices, "batch_size": 4, "shard_rows": 4, "write_interval": "epoch"}
+    run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "out", **options)  # type: ignore[arg-type]
+    names = sorted(path.name for path in (tmp_path / "out").glob("predictions_*.npy"))
+    assert names == [f"predictions_{rank}.npy" for rank in range(count)]
+    verify_run(tmp_path / "out")
