@@ -169,7 +169,7 @@ class _Movement(Mapping[fx.Node, Tensor]):
         return {node: before[node] != after[node] for node in before if before[node].shape == after[node].shape}
 
     def _record(self, inputs: Sequence[Tensor]) -> dict[fx.Node, Tensor]:
-        runner = SitesOff(self._captured.module, self.sites)
+        runner = SitesOff(self._captured.module, self.sites, record=True)
         runner.run(*inputs)
         return runner.seen
 
@@ -177,17 +177,18 @@ class _Movement(Mapping[fx.Node, Tensor]):
 class SitesOff(fx.Interpreter):
     """Run a captured graph with its random operations replaced by the identity.
 
-    ``seen`` keeps a copy of every tensor.
+    With ``record``, ``seen`` keeps a copy of every tensor, which for a large model is a lot of memory.
     """
 
-    def __init__(self, module: fx.GraphModule, sites: Iterable[fx.Node]) -> None:
+    def __init__(self, module: fx.GraphModule, sites: Iterable[fx.Node], *, record: bool = False) -> None:
         super().__init__(module)
         self._sites = frozenset(sites)
+        self._record = record
         self.seen: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = self._without_drawing(n) if n in self._sites else super().run_node(n)
-        if isinstance(value, Tensor):
+        if self._record and isinstance(value, Tensor):
             self.seen[n] = value.detach().clone()
         return value
 
