@@ -1,4 +1,4 @@
-"""How often the mask words 0 and -2**31 come, against 2**-32 each for a perfect generator: see docs/masks.md, Limits."""
+"""How often the mask words 0 and -2**31 come, against 2**-32 each for a perfect generator: docs/masks.md, Limits."""
 
 import numpy as np
 

@@ -73,7 +73,7 @@ def words(rows: NDArray[np.int32], units: NDArray[np.int32]) -> NDArray[np.int32
 def threshold(p: float) -> int:
     """The smallest word that is kept: a unit is dropped with probability ``p`` to within 2**-24.
 
-    The words are not quite uniform: 0 and -2**31 come with probability 3e-8 instead of 2e-10,
+    The words are not quite uniform: 0 and -2**31 come a hundred times too often (docs/masks.md),
     which bounds the precision.
 
     ``p`` of 1 has no threshold: nothing is kept.
