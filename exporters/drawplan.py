@@ -13,7 +13,8 @@ from deploykit.manifest import Site
 from exporters.capture import Captured, own_name
 from exporters.kinds import KINDS, mask_shape, site_count, switched_off
 from exporters.layout import BatchAxis, find_axis, symbolic_shape
-from exporters.reach import kept_state, reached_by
+from exporters.passes import Group, find_passes
+from exporters.reach import kept_state, reached_by, writes_seen
 from exporters.sites import Draw, arguments, call_with
 
 __all__ = ["MonteCarloPlan", "Placed", "SitesOff", "plan_monte_carlo", "refuse_state", "refuse_unsupported"]
@@ -32,13 +33,24 @@ class Placed:
 class MonteCarloPlan:
     """What the rewrite will do with a captured graph.
 
-    ``reached`` holds the nodes that some site reaches; ``axes`` where the batch lies in each tensor.
+    ``reached`` holds the nodes that some site reaches; ``axes`` where the batch lies in each tensor; ``passes`` the
+    nodes that run together because they are passes of one loop; ``writes_seen`` the operations in place that must
+    stay what they are.
     """
 
     captured: Captured
     sites: tuple[Placed, ...]
     reached: frozenset[fx.Node]
     axes: Mapping[fx.Node, BatchAxis | None]
+    passes: Mapping[fx.Node, Group]
+    writes_seen: frozenset[fx.Node]
+
+    @property
+    def sites_of(self) -> Mapping[fx.Node, list[Placed]]:
+        found: dict[fx.Node, list[Placed]] = {}
+        for placed in self.sites:
+            found.setdefault(placed.node, []).append(placed)
+        return found
 
     @property
     def nodes_total(self) -> int:
@@ -64,7 +76,9 @@ def plan_monte_carlo(
     axes = {node: _axis_of(node, symbol, moved, node in reached) for node in captured.graph.nodes}
     each = [draw for draw in draws for _ in range(site_count(str(draw.kind), arguments(draw.node)))]
     placed = tuple(_place(index, draw, axes, captured.symbols) for index, draw in enumerate(each))
-    return MonteCarloPlan(captured=captured, sites=placed, reached=reached, axes=axes)
+    seen = frozenset(writes_seen(captured.graph))
+    passes = find_passes(captured.graph, reached)
+    return MonteCarloPlan(captured=captured, sites=placed, reached=reached, axes=axes, passes=passes, writes_seen=seen)
 
 
 def refuse_unsupported(draws: Sequence[Draw]) -> None:

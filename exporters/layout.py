@@ -39,6 +39,13 @@ class BatchAxis:
         shape[self.dimension] = shape[self.dimension] * times
         return tensor.reshape(outer, 1, batch, inner).expand(outer, times, batch, inner).reshape(shape)
 
+    def select(self, tensor: Tensor, batch: int, times: int, index: int) -> Tensor:
+        """The ``index``-th of the repetitions that ``tile`` makes."""
+        shape = list(tensor.shape)
+        outer, _, inner = self.split(shape, batch * times)
+        shape[self.dimension] = shape[self.dimension] // times
+        return tensor.reshape(outer, times, batch, inner).select(1, index).reshape(shape)
+
     def place(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
         """Lay ``rows`` (batch, units) out as a tensor of ``shape``, units in row-major order within a row."""
         if self.dimension == 0 and not self.folded_outer:

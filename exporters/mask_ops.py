@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deploykit import masks
 
-__all__ = ["SHIFT_RIGHT", "apply_mask", "keep", "row_keys", "unit_keys"]
+__all__ = ["SHIFT_RIGHT", "Keys", "apply_mask", "keep", "row_keys", "unit_keys"]
 
 
 @torch.library.custom_op("deploykit::shift_right", mutates_args=())
@@ -68,4 +68,7 @@ def keep(rows: Keys, units: Keys, p: float) -> Tensor:
 def apply_mask(values: Tensor, kept: Tensor, p: float) -> Tensor:
     """Zero what is not kept and scale the rest by 1 / (1 - p)."""
     # A product, not a selection: branching on an unpredictable mask costs ten times as much on a CPU.
-    return values * kept.to(values.dtype) * masks.scale(p)
+    mask = kept.to(values.dtype)
+    # The mask of a feature is small, and scaled in no time.
+    is_small = any(isinstance(size, int) and size == 1 for size in kept.shape)
+    return values * (mask * masks.scale(p)) if is_small else values * mask * masks.scale(p)

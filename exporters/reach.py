@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import fx
 
-__all__ = ["drop_unseen_writes", "kept_state", "reached_by", "writes_seen"]
+__all__ = ["drop_unseen_writes", "kept_state", "owner_of", "reached_by", "touched_by_writes", "writes_seen"]
 
 
 def reached_by(graph: fx.Graph, sites: Sequence[fx.Node]) -> frozenset[fx.Node]:
@@ -27,7 +27,7 @@ def reached_by(graph: fx.Graph, sites: Sequence[fx.Node]) -> frozenset[fx.Node]:
 def writes_seen(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Operations in place that are seen otherwise than by their result, with the owner of the memory."""
     order = {node: index for index, node in enumerate(graph.nodes)}
-    owners = {node: _owner(node) for node in graph.nodes}
+    owners = {node: owner_of(node) for node in graph.nodes}
     aliases: dict[fx.Node, list[fx.Node]] = {}
     for node, owner in owners.items():
         aliases.setdefault(owner, []).append(node)
@@ -44,7 +44,16 @@ def writes_seen(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     }
 
 
-def _owner(node: fx.Node) -> fx.Node:
+def touched_by_writes(graph: fx.Graph) -> frozenset[fx.Node]:
+    """Every node that views, reads or writes memory which some operation writes to."""
+    owners = {node: owner_of(node) for node in graph.nodes}
+    changed = {owners[target] for node in graph.nodes for target in _written(node)}
+    return frozenset(
+        node for node in graph.nodes if any(owners[other] in changed for other in (node, *node.all_input_nodes))
+    )
+
+
+def owner_of(node: fx.Node) -> fx.Node:
     """The node that made the memory which ``node`` views, or may view."""
     while (source := _viewed(node)) is not None:
         node = source
@@ -75,7 +84,7 @@ def _aliased(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
 
 def drop_unseen_writes(graph: fx.Graph) -> None:
     """Erase what no output depends on, also operations that write into memory which no output is read from."""
-    owners = {node: _owner(node) for node in graph.nodes}
+    owners = {node: owner_of(node) for node in graph.nodes}
     live: set[fx.Node] = {node for node in graph.nodes if node.op == "output"}
     before = 0
     while len(live) > before:
@@ -92,5 +101,5 @@ def drop_unseen_writes(graph: fx.Graph) -> None:
 
 def kept_state(graph: fx.Graph) -> list[str]:
     """The buffers and parameters that the graph writes to, so that one call would change the next."""
-    owners = [_owner(target) for node in graph.nodes for target in _written(node)]
+    owners = [owner_of(target) for node in graph.nodes for target in _written(node)]
     return sorted({str(owner.target) for owner in owners if owner.op == "get_attr"})

@@ -13,12 +13,14 @@ from torch import fx
 
 from exporters.kinds import KINDS, PROBABILITY
 
-__all__ = ["Draw", "arguments", "call_with", "find_draws", "module_of"]
+__all__ = ["SWITCHED", "Draw", "arguments", "call_with", "draws_random", "find_draws", "module_of"]
 
-_P_AND_TRAIN = {
+SWITCHED = {
     "dropout", "dropout_", "feature_dropout", "feature_dropout_",
     "alpha_dropout", "alpha_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_",
 }  # fmt: skip
+"""Names of the operations with ``p`` and ``train``, which give back their input when they are off."""
+
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 
 
@@ -35,7 +37,7 @@ class Draw:
 
 def find_draws(graph: fx.Graph) -> list[Draw]:
     """Every node that really draws, in the order of execution."""
-    return [_describe(node) for node in graph.nodes if _draws(node)]
+    return [_describe(node) for node in graph.nodes if draws_random(node)]
 
 
 def _describe(node: fx.Node) -> Draw:
@@ -45,13 +47,14 @@ def _describe(node: fx.Node) -> Draw:
     return Draw(node=node, module=module_of(node), operation=operation, kind=kind, p=p)
 
 
-def _draws(node: fx.Node) -> bool:
+def draws_random(node: fx.Node) -> bool:
+    """Whether the node draws random numbers with the arguments that it has."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return False
     if torch.Tag.nondeterministic_seeded not in node.target.tags:
         return False
     given, name = arguments(node), node.target._schema.name.removeprefix("aten::")
-    if name in _P_AND_TRAIN:
+    if name in SWITCHED:
         return bool(given["train"]) and given["p"] != 0
     if name in _RECURRENT:
         return bool(given["train"]) and given["dropout"] != 0

@@ -20,6 +20,7 @@ from exporters.modes import borrowed, python_random_state, set_modes, tracks_sta
 from exporters.montecarlo import MonteCarloModule
 from exporters.reach import kept_state
 from exporters.reference import Reference
+from exporters.simplify import simplify
 from exporters.sites import Draw, find_draws
 from exporters.torchscript import Controls
 
@@ -105,6 +106,7 @@ class _Capture:
                 f"{self._python_random_module(training)}: draws from Python's or numpy's own random generator; "
                 "an exported graph would repeat that one value for ever. Draw with torch, or switch this off"
             )
+        simplify(captured.module)
         draws = find_draws(captured.graph)
         refuse_unsupported(draws)
         return _Seen(captured=captured, draws=draws, training=training)

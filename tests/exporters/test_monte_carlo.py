@@ -49,13 +49,13 @@ def names_of(result: ExportResult) -> list[str]:
 
 
 def oracle(module: nn.Module, x: np.ndarray, ids: np.ndarray, seed: int, draws: range) -> np.ndarray:
-    """(draws, batch, ...) of a module whose masks all have the batch as their first dimension."""
+    """(draws, batch, ...) of a module whose masks all have the batch first, perhaps folded with another dimension."""
     found = []
     for draw in draws:
         site = iter(range(100))
 
         def keep(kind: str, shape: Any, p: float, draw: int = draw, site: Any = site) -> torch.Tensor:
-            units = int(np.prod(shape[1:]))
+            units = int(np.prod(shape)) // len(ids)
             return torch.from_numpy(masks.keep_mask(seed, next(site), ids, [draw], units, p)[0].reshape(shape))
 
         with torch.no_grad(), answered_dropouts(keep):

@@ -1,0 +1,145 @@
+"""Run a captured graph for all draws at once: every node on the B rows, or on the T*B rows of T draws.
+
+A node that no site reaches runs once on the B rows. What it hands to a node that a site does reach is tiled T times
+along the batch, draw-major. The L passes of a loop that the user wrote are tiled further: they run as one on L*T*B
+rows, pass-major, and are taken apart where the loop ends.
+"""
+
+import operator
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+
+from deploykit import masks
+from exporters.drawplan import MonteCarloPlan, Placed
+from exporters.kinds import KINDS, mask_shape, perform
+from exporters.layout import BatchAxis
+from exporters.mask_ops import Keys, keep, unit_keys
+from exporters.sites import arguments
+
+__all__ = ["TiledRun"]
+
+
+class TiledRun:
+    """One evaluation. ``once`` holds the values of nodes on the B rows, ``tiled`` those on L*T*B rows, by (node, L)."""
+
+    def __init__(
+        self, plan: MonteCarloPlan, body: fx.GraphModule, inputs: Sequence[Tensor], batch: int, draws: int, keys: Keys
+    ) -> None:
+        self.plan, self.batch, self.draws, self.keys = plan, batch, draws, keys
+        self.once: dict[fx.Node, Any] = {}
+        self.tiled: dict[tuple[fx.Node, int], Any] = {}
+        feed = iter(inputs)
+        for node in plan.captured.graph.nodes:
+            if node.op == "placeholder":
+                self.once[node] = next(feed)
+                if node in plan.reached:
+                    # A draw is written into it, so that it must be one tensor and not a new copy for each use.
+                    self.tiled[node, 1] = self._tile(node, 1).clone()
+            elif node.op == "get_attr":
+                self.once[node] = operator.attrgetter(str(node.target))(body)
+            elif node.op == "call_function":
+                self._step(node)
+
+    def on_draws(self, node: fx.Node) -> Any:
+        """The value of ``node`` on the T*B rows."""
+        return self._on_rows(node, 1)
+
+    def _step(self, node: fx.Node) -> None:
+        group = self.plan.passes.get(node, (node,))
+        if node not in self.plan.reached:
+            self.once[node] = _call(node, self.once.__getitem__)
+        elif node is group[0]:
+            passes = len(group)
+            is_site = node in self.plan.sites_of
+            self.tiled[node, passes] = self._site(group) if is_site else _call(node, lambda n: self._on_rows(n, passes))
+
+    def _on_rows(self, node: fx.Node, passes: int) -> Any:
+        """The value on the rows of all draws and of all ``passes``."""
+        if (node, passes) not in self.tiled:
+            self.tiled[node, passes] = self._made_for_rows(node, passes)
+        return self.tiled[node, passes]
+
+    def _made_for_rows(self, node: fx.Node, passes: int) -> Any:
+        if not isinstance(node.meta.get("val"), Tensor):
+            return self._plain(node, passes)
+        if node not in self.plan.reached:
+            return self._tile(node, passes)
+        axis = self.plan.axes[node]
+        if passes == 1:
+            group = self.plan.passes[node]
+            together = self.tiled[group[0], len(group)]
+            return axis.select(together, self.batch * self.draws, len(group), group.index(node)) if axis else together
+        value = self.tiled[node, 1]
+        return axis.tile(value, self.batch * self.draws, passes) if axis else value
+
+    def _tile(self, node: fx.Node, passes: int) -> Any:
+        axis = self.plan.axes[node]
+        return axis.tile(self.once[node], self.batch, self.draws * passes) if axis else self.once[node]
+
+    def _plain(self, node: fx.Node, passes: int) -> Any:
+        """What is no tensor: sizes that are computed from the batch are larger when there are more rows."""
+        if node.target is torch.ops.aten.sym_size.int:
+            source, axis = cast(tuple[fx.Node, int], node.args)
+            return (
+                self._on_rows(source, passes).shape[axis] if source in self.plan.reached else self._size(node, passes)
+            )
+        if node.op == "call_function" and node.all_input_nodes:
+            return _call(node, lambda n: self._on_rows(n, passes))
+        return self.once[node]
+
+    def _size(self, node: fx.Node, passes: int) -> Any:
+        """Without tiling the tensor only to ask for its size."""
+        source, axis = cast(tuple[fx.Node, int], node.args)
+        place = self.plan.axes[source]
+        carries = place is not None and place.dimension == axis % source.meta["val"].ndim
+        return self.once[node] * (self.draws * passes) if carries else self.once[node]
+
+    def _site(self, group: tuple[fx.Node, ...]) -> Any:
+        """A random operation with keyed masks, for all passes."""
+        node, passes = group[0], len(group)
+        kind, source = KINDS[node.target], node.all_input_nodes[0]
+        if kind == "dropout" and source not in self.plan.reached and self.plan.axes[source] == BatchAxis(dimension=0):
+            return self._first_product(group, source)
+        given = fx.map_arg(arguments(node), lambda n: self._on_rows(n, passes))
+        shape = mask_shape(kind, given, _shape_of)
+        sites = zip(*(self.plan.sites_of[each] for each in group), strict=True)
+        value = perform(
+            node.target, kind, given, self.plan.sites_of[node][0].site.p, lambda: self._kept(next(sites), shape)
+        )
+        return given["input"].copy_(value) if node in self.plan.writes_seen else value
+
+    def _first_product(self, group: tuple[fx.Node, ...], source: fx.Node) -> Tensor:
+        """A dropout of values that are the same in every draw: they are scaled once, and never copied for each draw."""
+        sites, values = [self.plan.sites_of[each][0] for each in group], cast(Tensor, self.once[source])
+        copies = self.draws * len(group)
+        shape = (values.shape[0] * copies, *values.shape[1:])
+        # Two dimensions only: torch cannot derive the strides of a product of more where their sizes are symbols.
+        mask = self._kept(sites, shape).reshape(copies, -1).to(values.dtype)
+        return (mask * (values * masks.scale(sites[0].site.p)).reshape(1, -1)).reshape(shape)
+
+    def _kept(self, placed: Sequence[Placed], shape: Sequence[int]) -> Tensor:
+        """Which units of a site are kept, or of the sites of all passes, in a shape that the operation can use."""
+        passes, (first, *_) = len(placed), placed
+        outer, _, inner = first.axis.split(shape, self.batch * self.draws * passes)
+        words = [unit_keys(each.site.index, outer * inner, self.keys[0].device) for each in placed]
+        units = words[0] if passes == 1 else tuple(torch.stack(part).unsqueeze(1) for part in zip(*words, strict=True))
+        kept = keep(self.keys, cast(Keys, units), first.site.p)
+        return first.axis.place(kept.reshape(-1, outer * inner), shape)
+
+
+def _shape_of(value: Any) -> tuple[int, ...]:
+    return tuple((value[0] if isinstance(value, (list, tuple)) else value).shape)
+
+
+def _call(node: fx.Node, value_of: Any) -> Any:
+    args, kwargs = cast(Any, fx.map_arg((node.args, node.kwargs), value_of))
+    # The size is asked of the tensor in the way that a capture can follow.
+    function = _size_of if node.target is torch.ops.aten.sym_size.int else cast(Any, node.target)
+    return function(*args, **kwargs)
+
+
+def _size_of(tensor: Tensor, axis: int) -> Any:
+    return tensor.shape[axis]
