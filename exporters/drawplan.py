@@ -22,11 +22,11 @@ __all__ = ["MonteCarloPlan", "Placed", "SitesOff", "plan_monte_carlo", "refuse_s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """A site with its node, the operation's kind, and the place of the batch in its mask."""
+    """A site with its node and the place of the batch in its mask; None where all rows of a draw share the mask."""
 
     site: Site
     node: fx.Node
-    axis: BatchAxis
+    axis: BatchAxis | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +34,8 @@ class MonteCarloPlan:
     """What the rewrite will do with a captured graph.
 
     ``reached`` holds the nodes that some site reaches; ``axes`` where the batch lies in each tensor; ``passes`` the
-    nodes that run together because they are passes of one loop; ``writes_seen`` the operations in place that must
-    stay what they are.
+    nodes that run together because they are passes of one loop; ``no_row`` those that belong to no row;
+    ``writes_seen`` the operations in place that must stay what they are.
     """
 
     captured: Captured
@@ -43,6 +43,7 @@ class MonteCarloPlan:
     reached: frozenset[fx.Node]
     axes: Mapping[fx.Node, BatchAxis | None]
     passes: Mapping[fx.Node, Group]
+    no_row: frozenset[fx.Node]
     writes_seen: frozenset[fx.Node]
 
     @property
@@ -77,8 +78,12 @@ def plan_monte_carlo(
     each = [draw for draw in draws for _ in range(site_count(str(draw.kind), arguments(draw.node)))]
     placed = tuple(_place(index, draw, axes, captured.symbols) for index, draw in enumerate(each))
     seen = frozenset(writes_seen(captured.graph))
-    passes = find_passes(captured.graph, reached)
-    return MonteCarloPlan(captured=captured, sites=placed, reached=reached, axes=axes, passes=passes, writes_seen=seen)
+    no_row = frozenset(node for node in reached if axes[node] is None and isinstance(node.meta.get("val"), Tensor))
+    alone = no_row | {user for node in no_row for user in node.users}
+    return MonteCarloPlan(
+        captured=captured, sites=placed, reached=reached, axes=axes, no_row=no_row, writes_seen=seen,
+        passes=find_passes(captured.graph, reached - alone),
+    )  # fmt: skip
 
 
 def refuse_unsupported(draws: Sequence[Draw]) -> None:
@@ -119,12 +124,17 @@ def _axis_of(node: fx.Node, symbol: Any, moved: "_Movement", reached: bool) -> B
         if reached or any(user in moved.reached for user in node.users):
             raise
         return None
-    if axis is None and reached and isinstance(node.meta.get("val"), Tensor) and node not in moved.sites:
+    carrying = [source for source in node.all_input_nodes if symbol in _symbols_of(source)]
+    if axis is None and reached and isinstance(node.meta.get("val"), Tensor) and carrying:
         raise ExportError(
             f"{node.name} ({node.target}): has no batch dimension but depends on a dropout, so the rows of a batch "
             "would influence each other; export without --mc-draws, or keep the batch dimension"
         )
     return axis
+
+
+def _symbols_of(node: fx.Node) -> set[Any]:
+    return {symbol for size in symbolic_shape(node) for symbol in size.free_symbols}
 
 
 def _place(index: int, draw: Draw, axes: Mapping[fx.Node, BatchAxis | None], symbols: Mapping[str, Any]) -> Placed:
@@ -133,11 +143,12 @@ def _place(index: int, draw: Draw, axes: Mapping[fx.Node, BatchAxis | None], sym
     axis = axes[source]
     shape = mask_shape(str(draw.kind), given, _shape_of)
     # A mask that is the same along the batch would be shared by rows that must not share it.
-    if axis is None or axis.dimension >= len(shape) or shape[axis.dimension] == 1:
+    shared = axis is not None and (axis.dimension >= len(shape) or shape[axis.dimension] == 1)
+    if shared or (axis is None and draw.kind in ("attention_dropout", "recurrent_dropout")):
         raise ExportError(
-            f"{draw.module}: {draw.operation} acts on a tensor of shape {list(map(str, symbolic_shape(source)))} "
-            "without a batch dimension (a weight or a constant), so its mask belongs to no row; not supported yet. "
-            "Apply the dropout to activations, or set its probability to 0"
+            f"{draw.module}: {draw.operation} acts on a tensor of shape {list(map(str, symbolic_shape(source)))}, so "
+            "that its mask has no batch dimension and would belong to no row. Apply it to tensors whose first "
+            "dimension is the batch, or set its probability to 0"
         )
     names = tuple(_size_name(size, symbols) for size in shape)
     site = Site(index=index, module=draw.module, kind=str(draw.kind), p=draw.p, shape=names)

@@ -46,6 +46,20 @@ class BatchAxis:
         shape[self.dimension] = shape[self.dimension] // times
         return tensor.reshape(outer, times, batch, inner).select(1, index).reshape(shape)
 
+    def draws_first(self, tensor: Tensor, batch: int, times: int) -> Tensor:
+        """(times, ...) of what ``tile`` made."""
+        shape = list(tensor.shape)
+        outer, _, inner = self.split(shape, batch * times)
+        shape[self.dimension] = shape[self.dimension] // times
+        return tensor.reshape(outer, times, batch, inner).transpose(0, 1).reshape(times, *shape)
+
+    def draws_folded(self, tensor: Tensor, batch: int) -> Tensor:
+        """The inverse of ``draws_first``."""
+        times, *shape = tensor.shape
+        outer, _, inner = self.split(shape, batch)
+        shape[self.dimension] = shape[self.dimension] * times
+        return tensor.reshape(times, outer, batch, inner).transpose(0, 1).reshape(shape)
+
     def place(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
         """Lay ``rows`` (batch, units) out as a tensor of ``shape``, units in row-major order within a row."""
         if self.dimension == 0 and not self.folded_outer:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
+import torch
 from torch import Tensor, fx, nn
 
 from deploykit.errors import ExportError
@@ -73,8 +74,14 @@ class MonteCarloModule(nn.Module):
     def reports(self, *tensors: Tensor) -> list["Report"]:
         """The outputs with what they are."""
         *inputs, sample_ids, draw_ids, seed = tensors
+        # Said plainly, because the capture cannot always conclude it from products of sizes.
+        torch._check(inputs[0].shape[0] == sample_ids.shape[0])  # type: ignore[no-untyped-call]
         keys = row_keys(seed, sample_ids, draw_ids, shared=self.shared)
-        run = TiledRun(self.plan, self.body, inputs, sample_ids.shape[0], draw_ids.shape[0], keys)
+        draw_keys = row_keys(seed, torch.zeros_like(draw_ids[:1]), draw_ids, shared=True)
+        run = TiledRun(
+            self.plan, self.body, inputs,
+            batch=sample_ids.shape[0], draws=draw_ids.shape[0], keys=keys, draw_keys=draw_keys,
+        )  # fmt: skip
         nodes = zip(self.names, output_nodes(self.plan.captured.graph), strict=True)
         return [report for name, node in nodes for report in self._report(name, node, run)]
 
@@ -87,6 +94,8 @@ class MonteCarloModule(nn.Module):
                 "its first dimension must be the batch"
             )
         value = run.on_draws(node)
+        # A copy has plain strides; of others the capture may not know that they fit every batch size.
+        value = value.clone(memory_format=torch.contiguous_format)
         draws = value.reshape(run.draws, run.batch, *value.shape[1:])
         if self.summary == "first_draw":
             return [Report(name=name, source=name, statistic="value", value=draws[0])]

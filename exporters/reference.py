@@ -78,6 +78,9 @@ class Reference:
             return {name: to_numpy(value) for name, value in found.items()}
 
     def _kept(self, placed: Placed, shape: Sequence[int], ids: NDArray[np.int64], seed: int, draw: int) -> Tensor:
+        if placed.axis is None:
+            kept = masks.keep_mask(seed, placed.site.index, [0], [draw], int(np.prod(shape)), placed.site.p)
+            return torch.from_numpy(kept).reshape(tuple(shape))
         outer, _, inner = placed.axis.split(shape, len(ids))
         kept = masks.keep_mask(seed, placed.site.index, ids, [draw], outer * inner, placed.site.p, mode=self.mode)[0]
         return placed.axis.place(torch.from_numpy(kept), shape)

@@ -3,8 +3,11 @@
 A node that no site reaches runs once on the B rows. What it hands to a node that a site does reach is tiled T times
 along the batch, draw-major. The L passes of a loop that the user wrote are tiled further: they run as one on L*T*B
 rows, pass-major, and are taken apart where the loop ends.
+
+A value that depends on a draw but belongs to no row, such as a weight behind a dropout, stands apart: (T, ...).
 """
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any, cast
@@ -17,19 +20,32 @@ from exporters.drawplan import MonteCarloPlan, Placed
 from exporters.kinds import KINDS, mask_shape, perform
 from exporters.layout import BatchAxis
 from exporters.mask_ops import Keys, keep, unit_keys
+from exporters.perdraw import call_per_draw
 from exporters.sites import arguments
 
 __all__ = ["TiledRun"]
 
 
 class TiledRun:
-    """One evaluation. ``once`` holds the values of nodes on the B rows, ``tiled`` those on L*T*B rows, by (node, L)."""
+    """One evaluation. ``once`` holds the values of nodes on the B rows, ``tiled`` those on L*T*B rows, by (node, L).
+
+    ``per_draw`` holds the values that belong to no row. ``keys`` are the row keys, ``draw_keys`` those of no row.
+    """
 
     def __init__(
-        self, plan: MonteCarloPlan, body: fx.GraphModule, inputs: Sequence[Tensor], batch: int, draws: int, keys: Keys
+        self,
+        plan: MonteCarloPlan,
+        body: fx.GraphModule,
+        inputs: Sequence[Tensor],
+        *,
+        batch: int,
+        draws: int,
+        keys: Keys,
+        draw_keys: Keys,
     ) -> None:
-        self.plan, self.batch, self.draws, self.keys = plan, batch, draws, keys
+        self.plan, self.batch, self.draws, self.keys, self.draw_keys = plan, batch, draws, keys, draw_keys
         self.once: dict[fx.Node, Any] = {}
+        self.per_draw: dict[fx.Node, Tensor] = {}
         self.tiled: dict[tuple[fx.Node, int], Any] = {}
         feed = iter(inputs)
         for node in plan.captured.graph.nodes:
@@ -51,6 +67,11 @@ class TiledRun:
         group = self.plan.passes.get(node, (node,))
         if node not in self.plan.reached:
             self.once[node] = _call(node, self.once.__getitem__)
+        elif node in self.plan.no_row:
+            is_site = node in self.plan.sites_of
+            self.per_draw[node] = self._site_of_no_row(node) if is_site else self._for_each_draw(node)
+        elif self._meets_no_row(node):
+            self.tiled[node, 1] = self._axis(node).draws_folded(self._for_each_draw(node), self.batch)
         elif node is group[0]:
             passes = len(group)
             is_site = node in self.plan.sites_of
@@ -97,6 +118,43 @@ class TiledRun:
         carries = place is not None and place.dimension == axis % source.meta["val"].ndim
         return self.once[node] * (self.draws * passes) if carries else self.once[node]
 
+    def _meets_no_row(self, node: fx.Node) -> bool:
+        is_tensor = isinstance(node.meta.get("val"), Tensor)
+        return is_tensor and any(source in self.plan.no_row for source in node.all_input_nodes)
+
+    def _for_each_draw(self, node: fx.Node) -> Tensor:
+        """An operation with an argument that belongs to no row: (T, ...)."""
+        args, kwargs = cast(Any, fx.map_arg((node.args, node.kwargs), self._draws_first))
+        return call_per_draw(node, args, kwargs)
+
+    def _draws_first(self, node: fx.Node) -> Any:
+        """(T or 1, ...) of a tensor; of a size, what it is on the B rows."""
+        if node in self.per_draw:
+            return self.per_draw[node]
+        if not isinstance(node.meta.get("val"), Tensor):
+            return self.once[node] if node in self.once else self._size_in_a_draw(node)
+        if node not in self.plan.reached:
+            return self.once[node].unsqueeze(0)
+        return self._axis(node).draws_first(self._on_rows(node, 1), self.batch, self.draws)
+
+    def _size_in_a_draw(self, node: fx.Node) -> Any:
+        if node.target is not torch.ops.aten.sym_size.int:
+            return _call(node, self._size_in_a_draw)
+        source, axis = cast(tuple[fx.Node, int], node.args)
+        return self._draws_first(source).shape[axis % source.meta["val"].ndim + 1]
+
+    def _axis(self, node: fx.Node) -> BatchAxis:
+        return cast(BatchAxis, self.plan.axes[node])
+
+    def _site_of_no_row(self, node: fx.Node) -> Tensor:
+        """A random operation on a tensor that belongs to no row: one mask in each draw, for all rows."""
+        (placed,), kind = self.plan.sites_of[node], KINDS[node.target]
+        given = fx.map_arg(arguments(node), self._draws_first)
+        shape = mask_shape(kind, arguments(node), lambda source: tuple(source.meta["val"].shape))
+        units = unit_keys(placed.site.index, math.prod(shape), self.keys[0].device)
+        kept = keep(self.draw_keys, units, placed.site.p).reshape(-1, *shape)
+        return cast(Tensor, perform(node.target, kind, given, placed.site.p, lambda: kept))
+
     def _site(self, group: tuple[fx.Node, ...]) -> Any:
         """A random operation with keyed masks, for all passes."""
         node, passes = group[0], len(group)
@@ -123,11 +181,12 @@ class TiledRun:
     def _kept(self, placed: Sequence[Placed], shape: Sequence[int]) -> Tensor:
         """Which units of a site are kept, or of the sites of all passes, in a shape that the operation can use."""
         passes, (first, *_) = len(placed), placed
-        outer, _, inner = first.axis.split(shape, self.batch * self.draws * passes)
+        axis = cast(BatchAxis, first.axis)
+        outer, _, inner = axis.split(shape, self.batch * self.draws * passes)
         words = [unit_keys(each.site.index, outer * inner, self.keys[0].device) for each in placed]
         units = words[0] if passes == 1 else tuple(torch.stack(part).unsqueeze(1) for part in zip(*words, strict=True))
         kept = keep(self.keys, cast(Keys, units), first.site.p)
-        return first.axis.place(kept.reshape(-1, outer * inner), shape)
+        return axis.place(kept.reshape(-1, outer * inner), shape)
 
 
 def _shape_of(value: Any) -> tuple[int, ...]:

@@ -270,14 +270,6 @@ def test_mixing_that_no_shape_shows_is_caught_by_the_parity_gate(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dropout_of_a_weight_is_refused(tmp_path: Path) -> None:
-    def weight(owner: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return x * F.dropout(torch.ones(8), 0.5, owner.training)
-
-    with pytest.raises(ExportError, match=r"inner: dropout acts on a tensor of shape \['8'\]"):
-        export_module(models.Wrapped(weight), tmp_path / "a", inputs=[SPEC], mc_draws=4)
-
-
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_the_extreme_probabilities(p: float, tmp_path: Path) -> None:
     class Two(nn.Module):

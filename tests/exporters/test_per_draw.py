@@ -1,0 +1,103 @@
+"""Dropout of what belongs to no row, a weight or a constant: one mask in each draw, the same for all rows."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from deploykit import masks
+from deploykit.errors import ExportError
+from exporters.eager import answered_dropouts
+from exporters.export import export_module
+from tests.exporters.test_monte_carlo import SPEC, clients, names_of
+
+
+class Model(nn.Module):
+    def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.table = nn.Linear(6, 8), nn.Linear(8, 3), nn.Embedding(10, 8)
+        self.position = nn.Parameter(torch.randn(1, 3, 8))
+        self.conv, self.drop, self.function = nn.Conv1d(8, 8, 1), nn.Dropout(0.3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+    def tokens(self, x: Tensor, dim: int = 1) -> Tensor:
+        return torch.stack([self.first(x), self.first(x * 2), self.first(-x)], dim)
+
+
+def ids(x: Tensor) -> Tensor:
+    return x.abs().mul(3).long().clamp(max=9)
+
+
+WEIGHTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a weight of linear (DropConnect)": lambda m, x: m.second(
+        F.relu(F.linear(x, m.drop(m.first.weight), m.first.bias))
+    ),
+    "a weight behind a dropout of activations": lambda m, x: F.linear(
+        m.drop(F.relu(m.first(x))), m.drop(m.second.weight), m.second.bias
+    ),
+    "a transposed weight in a product": lambda m, x: m.first(x) @ m.drop(m.second.weight).t(),
+    "an embedding table": lambda m, x: m.second(F.embedding(ids(x), m.drop(m.table.weight))).mean(1),
+    "whole rows of an embedding table": lambda m, x: m.second(
+        F.embedding(ids(x), m.table.weight * F.dropout(torch.ones(10, 1), 0.5, m.training))
+    ).mean(1),
+    "a constant position embedding": lambda m, x: m.second(m.tokens(x) + m.drop(m.position)).mean(1),
+    "a constant where the batch comes second": lambda m, x: m.second(
+        m.tokens(x, 0) + m.drop(m.position.transpose(0, 1))
+    ).mean(0),
+    "a constant expanded to the batch": lambda m, x: m.second(
+        m.first(x) + m.drop(m.position)[:, 0].expand(x.shape[0], -1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_both_formats_equal_the_module_with_numpy_masks(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Model(WEIGHTS[name])
+    result = export_module(module.eval(), tmp_path / "a", inputs=[SPEC], mc_draws=5, keep_draws=True)
+    row_ids = np.array([3, 2**40, 7, 8, 0], np.int64)
+    x = np.random.default_rng(1).standard_normal((5, 6)).astype(np.float32)
+    wanted = []
+    for draw in range(2, 6):
+        index = iter(range(9))
+
+        def keep(kind: str, shape: Any, p: float, draw: int = draw, index: Any = index) -> Tensor:
+            of_rows = shape[0] == len(row_ids)
+            rows = row_ids if of_rows else np.zeros(1, np.int64)
+            kept = masks.keep_mask(9, next(index), rows, [draw], int(np.prod(shape)) // len(rows), p)
+            return torch.from_numpy(kept[0].reshape(shape))
+
+        with torch.no_grad(), answered_dropouts(keep):
+            wanted.append(module.train()(torch.from_numpy(x)).numpy())
+    assert np.std(wanted, 0).min() > 1e-4, "the oracle itself must be random"
+    for client in clients(result.path, names_of(result)).values():
+        got = np.swapaxes(client({"x": x}, sample_ids=row_ids, seed=9, first_draw=2, draws=4)["output.draws"], 0, 1)
+        np.testing.assert_allclose(got, np.stack(wanted), rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_all_rows_of_a_draw_share_the_mask_and_the_manifest_says_so(tmp_path: Path) -> None:
+    module = Model(lambda m, x: x[:, :1] * F.dropout(torch.ones(64), 0.5, m.training))
+    result = export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=40, keep_draws=True)
+    assert result.manifest.monte_carlo is not None
+    assert result.manifest.monte_carlo.sites[0].shape == (64,)
+    x = np.ones((3, 6), np.float32)
+    wanted = masks.keep_mask(0, 0, [0], np.arange(40), 64, 0.5)[:, 0]
+    for client in clients(result.path, names_of(result)).values():
+        kept = client({"x": x}, sample_ids=np.array([5, 6, 7]))["output.draws"] != 0
+        for row in kept:
+            np.testing.assert_array_equal(row, wanted)
+
+
+def test_an_operation_without_a_form_for_many_weights_is_refused_by_name(tmp_path: Path) -> None:
+    def convolve(module: Any, x: Tensor) -> Tensor:
+        return module.second(F.conv1d(module.tokens(x, 2), module.drop(module.conv.weight)).mean(2))
+
+    with pytest.raises(ExportError, match=r"\(root\): aten.conv1d.default takes a weight or a constant behind a dropo"):
+        export_module(Model(convolve), tmp_path / "a", inputs=[SPEC], mc_draws=4)
