@@ -21,8 +21,9 @@ from deploykit.manifest import Statistic
 from exporters.drawplan import MonteCarloPlan, Placed
 from exporters.kinds import KINDS, mask_shape, perform
 from exporters.layout import BatchAxis, symbolic_shape
-from exporters.mask_ops import keep, row_keys, unit_keys
-from exporters.reach import writes_seen
+from exporters.mask_ops import row_keys
+from exporters.noise_ops import sample
+from exporters.reach import writes_seen, written
 from exporters.sites import arguments
 from exporters.statistics import summarize
 
@@ -132,6 +133,10 @@ class _Run:
         elif node in self.owner.sites:
             self.tiled[node] = self._site(node)
         elif node in self.plan.reached:
+            for target in written(node):
+                # Tiled rows may share memory, which must not be written to.
+                if target not in self.tiled:
+                    self.tiled[target] = self._on_tiled_rows(target).clone()
             self.tiled[node] = _call(node, self._on_tiled_rows)
         else:
             self.once[node] = _call(node, self.once.__getitem__)
@@ -166,10 +171,10 @@ class _Run:
         return given["input"].copy_(value) if node in self.owner.writes_seen else value
 
     def _kept(self, placed: Placed, shape: Sequence[int]) -> Tensor:
-        """Which units of a site are kept, in a shape that its operation can use."""
+        """What a site draws, in a shape that its operation can use."""
         outer, _, inner = placed.axis.split(shape, self.batch * self.draws)
-        units = unit_keys(placed.site.index, outer * inner, self.keys[0].device)
-        return placed.axis.place(keep(self.keys, units, placed.site.p), shape)
+        site = placed.site
+        return placed.axis.place(sample(site.kind, self.keys, site.index, outer * inner, site.p), shape)
 
 
 def _shape_of(value: Any) -> tuple[int, ...]:

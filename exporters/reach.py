@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import fx
 
-__all__ = ["drop_unseen_writes", "kept_state", "reached_by", "writes_seen"]
+__all__ = ["drop_unseen_writes", "kept_state", "reached_by", "writes_seen", "written"]
 
 
 def reached_by(graph: fx.Graph, sites: Sequence[fx.Node]) -> frozenset[fx.Node]:
@@ -34,7 +34,7 @@ def writes_seen(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     return {
         node: owners[node]
         for node in graph.nodes
-        for target in _written(node)
+        for target in written(node)
         if any(
             order[user] > order[node]
             for alias in aliases[owners[target]]
@@ -57,7 +57,8 @@ def _viewed(node: fx.Node) -> fx.Node | None:
     return next((value for value, _ in _aliased(node)), None)
 
 
-def _written(node: fx.Node) -> Iterator[fx.Node]:
+def written(node: fx.Node) -> Iterator[fx.Node]:
+    """The arguments that the node writes into."""
     return (value for value, is_write in _aliased(node) if is_write)
 
 
@@ -81,7 +82,7 @@ def drop_unseen_writes(graph: fx.Graph) -> None:
     while len(live) > before:
         before = len(live)
         memory = {owners[node] for node in live}
-        live |= {node for node in graph.nodes if any(owners[target] in memory for target in _written(node))}
+        live |= {node for node in graph.nodes if any(owners[target] in memory for target in written(node))}
         for node in reversed(graph.nodes):
             if node in live:
                 live.update(node.all_input_nodes)
@@ -92,5 +93,5 @@ def drop_unseen_writes(graph: fx.Graph) -> None:
 
 def kept_state(graph: fx.Graph) -> list[str]:
     """The buffers and parameters that the graph writes to, so that one call would change the next."""
-    owners = [_owner(target) for node in graph.nodes for target in _written(node)]
+    owners = [_owner(target) for node in graph.nodes for target in written(node)]
     return sorted({str(owner.target) for owner in owners if owner.op == "get_attr"})

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deploykit import masks
+from deploykit import noise
 from deploykit.errors import ExportError
 from deploykit.statistics import summarize
 from exporters.drawplan import Placed
@@ -63,12 +63,10 @@ class Reference:
         """The module's own outputs for one draw."""
         sites = iter(self.sites)
 
-        def kept(kind: str, shape: Sequence[int], p: float) -> Tensor:
+        def kept(kind: str, shape: Sequence[int], p: float | None) -> Tensor:
             placed = next(sites, None)
             if placed is None or (placed.site.kind, placed.site.p) != (kind, p):
-                raise ExportError(
-                    f"the module calls its dropouts in another order than when it was captured ({kind}, p={p})"
-                )
+                raise ExportError(f"the module draws in another order than when it was captured ({kind}, p={p})")
             return self._kept(placed, shape, sample_ids, seed, draw)
 
         tensors = [torch.from_numpy(inputs[name].copy()) for name in self.entry.names]
@@ -79,8 +77,9 @@ class Reference:
 
     def _kept(self, placed: Placed, shape: Sequence[int], ids: NDArray[np.int64], seed: int, draw: int) -> Tensor:
         outer, _, inner = placed.axis.split(shape, len(ids))
-        kept = masks.keep_mask(seed, placed.site.index, ids, [draw], outer * inner, placed.site.p, mode=self.mode)[0]
-        return placed.axis.place(torch.from_numpy(kept), shape)
+        site = placed.site
+        drawn = noise.sample(site.kind, seed, site.index, ids, [draw], outer * inner, site.p, mode=self.mode)[0]
+        return placed.axis.place(torch.from_numpy(drawn), shape)
 
 
 def to_numpy(value: Tensor) -> NDArray[Any]:
