@@ -54,13 +54,14 @@ class Site:
     """One place where randomness enters.
 
     ``index`` is the number that the mask function takes; ``kind`` the operation (``dropout``,
-    ``feature_dropout``); ``shape`` the shape of the mask, the batch dimension by its name.
+    ``feature_dropout``, ``normal``); ``p`` the probability of dropping a unit, None for noise that drops none or with
+    a probability that is computed; ``shape`` the shape of the mask or noise, the batch dimension by its name.
     """
 
     index: int
     module: str
     kind: str
-    p: float
+    p: float | None
     shape: tuple[int | str, ...]
 
 

@@ -13,9 +13,10 @@ from deploykit.manifest import Site
 from exporters.capture import Captured, own_name
 from exporters.kinds import KINDS, mask_shape, site_count, switched_off
 from exporters.layout import BatchAxis, find_axis, symbolic_shape
+from exporters.noise_ops import NOISE, in_place, noise_value
 from exporters.passes import Group, find_passes
 from exporters.reach import kept_state, reached_by, writes_seen
-from exporters.sites import Draw, arguments, call_with
+from exporters.sites import Draw, arguments, call_with, module_of
 
 __all__ = ["MonteCarloPlan", "Placed", "SitesOff", "plan_monte_carlo", "refuse_state", "refuse_unsupported"]
 
@@ -97,8 +98,10 @@ def refuse_unsupported(draws: Sequence[Draw]) -> None:
         raise ExportError(
             "random operations that cannot be exported faithfully yet: "
             + "; ".join(unsupported)
-            + ". Supported are dropout, feature and alpha dropout in any form, and the dropout inside attention, LSTM, "
-            "GRU and RNN. Replace these operations, or export without --mc-draws if they are off in evaluation"
+            + ". Supported are dropout, feature and alpha dropout in any form, the dropout inside attention, LSTM, GRU "
+            "and RNN, and rand, rand_like, uniform_, randn, randn_like, normal, normal_, bernoulli, bernoulli_, "
+            "exponential_ (so gumbel_softmax) and rrelu without a generator. "
+            "Replace these operations, or export without --mc-draws if they are off in evaluation"
         )
 
 
@@ -139,9 +142,10 @@ def _symbols_of(node: fx.Node) -> set[Any]:
 
 def _place(index: int, draw: Draw, axes: Mapping[fx.Node, BatchAxis | None], symbols: Mapping[str, Any]) -> Placed:
     given = arguments(draw.node)
-    source = next(iter(given.values()))
+    noise = draw.node.target in NOISE
+    source = draw.node if noise else next(iter(given.values()))
     axis = axes[source]
-    shape = mask_shape(str(draw.kind), given, _shape_of)
+    shape = symbolic_shape(source) if noise else mask_shape(str(draw.kind), given, _shape_of)
     # A mask that is the same along the batch would be shared by rows that must not share it.
     shared = axis is not None and (axis.dimension >= len(shape) or shape[axis.dimension] == 1)
     if shared or (axis is None and draw.kind in ("attention_dropout", "recurrent_dropout")):
@@ -179,13 +183,27 @@ class _Movement(Mapping[fx.Node, Tensor]):
     def __getitem__(self, node: fx.Node) -> Tensor:
         if self._changed is None:
             self._changed = self._probe()
-        return self._changed[node]
+        return self._met(node, self._changed) if node.target in NOISE else self._changed[node]
 
     def __iter__(self) -> Iterator[fx.Node]:
         return iter(self._changed or {})
 
     def __len__(self) -> int:
         return len(self._changed or {})
+
+    @staticmethod
+    def _met(node: fx.Node, changed: Mapping[fx.Node, Tensor]) -> Tensor:
+        """Noise holds nothing of the inputs; where its rows lie is told by the first tensor it is combined with."""
+        alike = {node}
+        for each in node.graph.nodes:
+            if each in changed and changed[each].shape == changed[node].shape and alike & set(each.all_input_nodes):
+                if bool(changed[each].any()):
+                    return changed[each]
+                alike.add(each)
+        raise ExportError(
+            f"{module_of(node)}: {node.name} has the shape {list(map(str, symbolic_shape(node)))}, in which the batch "
+            "is folded with another dimension, and meets no tensor that tells in which order; draw it unfolded"
+        )
 
     def _probe(self) -> dict[fx.Node, Tensor]:
         # Another row's values are always valid ones, whatever the inputs mean.
@@ -200,7 +218,7 @@ class _Movement(Mapping[fx.Node, Tensor]):
 
 
 class SitesOff(fx.Interpreter):
-    """Run a captured graph with its random operations replaced by the identity.
+    """Run a captured graph with its dropouts replaced by the identity and other noise by its mean.
 
     With ``record``, ``seen`` keeps a copy of every tensor, which for a large model is a lot of memory.
     """
@@ -219,4 +237,8 @@ class SitesOff(fx.Interpreter):
 
     def _without_drawing(self, node: fx.Node) -> Any:
         given = fx.map_arg(arguments(node), self.env.__getitem__)
-        return call_with(node.target, switched_off(KINDS[node.target], given))
+        kind = KINDS[node.target]
+        if node.target not in NOISE:
+            return call_with(node.target, switched_off(kind, given))
+        value = noise_value(kind, given, None)
+        return given["input"].copy_(value) if in_place(node.target) else value

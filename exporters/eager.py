@@ -15,17 +15,20 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that everybody knows
 from torch import Tensor
 
+from exporters.eager_noise import AnsweredNoise
+
 __all__ = ["Keep", "answered_dropouts", "without_dropout"]
 
-Keep = Callable[[str, Sequence[int], float], Tensor | None]
-"""Asked with (kind, shape of the mask, p); gives which units are kept, or None to leave the values alone."""
+Keep = Callable[[str, Sequence[int], float | None], Tensor | None]
+"""Asked with (kind, shape of the mask or noise, p or None); gives which units are kept or, where there is no p, the
+noise of ``deploykit.noise.sample``; None leaves the values alone and turns noise into its mean."""
 
 _IN_PLACE = ("dropout_", "feature_dropout_", "alpha_dropout_", "feature_alpha_dropout_")
 
 
 @contextmanager
 def answered_dropouts(keep: Keep) -> Iterator[None]:
-    """Let ``keep`` decide the mask of every dropout that is on.
+    """Let ``keep`` decide the mask of every dropout that is on, and all other noise that ``AnsweredNoise`` knows.
 
     All of torch's dropout functions and modules end in a few functions, looked up on ``torch``, ``torch._VF`` or
     ``torch.nn.functional`` at each call; these are replaced for the time being. (A ``TorchFunctionMode`` would not do:
@@ -45,11 +48,12 @@ def answered_dropouts(keep: Keep) -> Iterator[None]:
         replace("scaled_dot_product_attention", attention, F)
         for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
             replace(name, _recurrent(keep, getattr(torch, name)), torch, torch._VF)
+        stack.enter_context(AnsweredNoise(keep))
         yield
 
 
 def without_dropout(call: Callable[[], Any]) -> Any:
-    """Run ``call`` with every dropout replaced by the identity."""
+    """Run ``call`` with every dropout replaced by the identity and other noise by its mean."""
     with answered_dropouts(lambda _kind, _shape, _p: None):
         return call()
 

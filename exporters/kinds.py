@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from exporters.mask_ops import apply_mask
+from exporters.noise_ops import NOISE, drop_probability, noise_shape, noise_value
 
-__all__ = ["KINDS", "PROBABILITY", "mask_shape", "perform", "site_count", "switched_off"]
+__all__ = ["KINDS", "mask_shape", "perform", "probability", "site_count", "switched_off"]
 
 aten = torch.ops.aten
 
@@ -33,13 +34,19 @@ KINDS: dict[Any, str] = {
     aten.gru.input: "recurrent_dropout",
     aten.rnn_tanh.input: "recurrent_dropout",
     aten.rnn_relu.input: "recurrent_dropout",
+    **NOISE,
 }
 
-PROBABILITY: Mapping[str, str] = {"attention_dropout": "dropout_p", "recurrent_dropout": "dropout"}
-"""The name of the argument that holds p, where it is not ``p``."""
+_PROBABILITY: Mapping[str, str] = {"attention_dropout": "dropout_p", "recurrent_dropout": "dropout"}
+_NOISE_KINDS = frozenset(NOISE.values())
 
 ALPHA = 1.7580993408473766
 """What alpha dropout puts in the place of a dropped unit, negated: the product of SELU's scale and alpha."""
+
+
+def probability(kind: str, given: Arguments) -> float | None:
+    """The probability of dropping a unit; None for noise that has no such constant."""
+    return drop_probability(given) if kind in _NOISE_KINDS else float(given[_PROBABILITY.get(kind, "p")])
 
 
 def site_count(kind: str, given: Arguments) -> int:
@@ -49,6 +56,8 @@ def site_count(kind: str, given: Arguments) -> int:
 
 def mask_shape(kind: str, given: Arguments, shape_of: Callable[[Any], tuple[Any, ...]]) -> tuple[Any, ...]:
     """The shape of a mask of the operation, in terms of the shapes of its arguments (symbols or numbers)."""
+    if kind in _NOISE_KINDS:
+        return noise_shape(given, shape_of)
     if kind == "attention_dropout":
         return (*shape_of(given["query"])[:-1], shape_of(given["key"])[-2])
     shape = shape_of(given["input"])
@@ -60,12 +69,14 @@ def mask_shape(kind: str, given: Arguments, shape_of: Callable[[Any], tuple[Any,
 
 def switched_off(kind: str, given: Arguments) -> dict[str, Any]:
     """The arguments with which the operation draws nothing."""
-    name = PROBABILITY.get(kind)
+    name = _PROBABILITY.get(kind)
     return {**given, name: 0.0} if name else {**given, "train": False}
 
 
-def perform(operation: Any, kind: str, given: Arguments, p: float, kept: Callable[[], Tensor]) -> Any:
-    """Compute the operation with the units that ``kept()`` gives, a bool tensor of ``mask_shape``, once per site."""
+def perform(operation: Any, kind: str, given: Arguments, p: float | None, kept: Callable[[], Tensor]) -> Any:
+    """Compute the operation with what its sites draw: ``kept()`` gives a tensor of ``mask_shape``, once per site."""
+    if p is None or kind in _NOISE_KINDS:
+        return noise_value(kind, given, kept)
     match kind:
         case "attention_dropout":
             return _attention(p=p, kept=kept, **given)

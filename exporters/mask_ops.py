@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deploykit import masks
 
-__all__ = ["SHIFT_RIGHT", "Keys", "apply_mask", "keep", "row_keys", "unit_keys"]
+__all__ = ["SHIFT_RIGHT", "Keys", "apply_mask", "keep", "row_keys", "unit_keys", "words"]
 
 
 @torch.library.custom_op("deploykit::shift_right", mutates_args=())
@@ -59,10 +59,15 @@ def _scramble(counter: Tensor) -> Keys:
     return left.to(torch.int32), right.to(torch.int32)
 
 
+def words(rows: Keys, units: Keys) -> Tensor:
+    """One word for every row and unit: (T*B, U) int32."""
+    product = (rows[0] + units[0]) * (rows[1] + units[1])
+    return product * (product + rows[0])
+
+
 def keep(rows: Keys, units: Keys, p: float) -> Tensor:
     """Which units are kept: (T*B, U) bool. For p = 1 one of 2**32 words is kept, and ``apply_mask`` drops it too."""
-    product = (rows[0] + units[0]) * (rows[1] + units[1])
-    return product * (product + rows[0]) >= masks.threshold(p)
+    return words(rows, units) >= masks.threshold(p)
 
 
 def apply_mask(values: Tensor, kept: Tensor, p: float) -> Tensor:

@@ -18,6 +18,9 @@ __all__ = ["call_per_draw"]
 
 aten = torch.ops.aten
 
+# Element by element, although torch does not tag them so.
+_COPIES = (aten.to.dtype, aten.to.dtype_layout, aten.to.other, aten.clone.default, aten.contiguous.default)
+
 
 def call_per_draw(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     """The operation of ``node`` for each draw: tensors (T or 1, ...) in, (T, ...) out.
@@ -25,7 +28,7 @@ def call_per_draw(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any])
     Raises:
         ExportError: there is no form of this operation for T values at once.
     """
-    if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
+    if node.target in _COPIES or torch.Tag.pointwise in getattr(node.target, "tags", ()):
         return _pointwise(node.target, args, kwargs)
     rule = _RULES.get(node.target)
     if rule is None or kwargs:

@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import fx
 
-__all__ = ["drop_unseen_writes", "kept_state", "owner_of", "reached_by", "touched_by_writes", "writes_seen"]
+__all__ = [
+    "drop_unseen_writes",
+    "kept_state",
+    "owner_of",
+    "reached_by",
+    "touched_by_writes",
+    "writes_seen",
+    "written",
+]
 
 
 def reached_by(graph: fx.Graph, sites: Sequence[fx.Node]) -> frozenset[fx.Node]:
@@ -34,7 +42,7 @@ def writes_seen(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     return {
         node: owners[node]
         for node in graph.nodes
-        for target in _written(node)
+        for target in written(node)
         if any(
             order[user] > order[node]
             for alias in aliases[owners[target]]
@@ -47,7 +55,7 @@ def writes_seen(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
 def touched_by_writes(graph: fx.Graph) -> frozenset[fx.Node]:
     """Every node that views, reads or writes memory which some operation writes to."""
     owners = {node: owner_of(node) for node in graph.nodes}
-    changed = {owners[target] for node in graph.nodes for target in _written(node)}
+    changed = {owners[target] for node in graph.nodes for target in written(node)}
     return frozenset(
         node for node in graph.nodes if any(owners[other] in changed for other in (node, *node.all_input_nodes))
     )
@@ -66,7 +74,8 @@ def _viewed(node: fx.Node) -> fx.Node | None:
     return next((value for value, _ in _aliased(node)), None)
 
 
-def _written(node: fx.Node) -> Iterator[fx.Node]:
+def written(node: fx.Node) -> Iterator[fx.Node]:
+    """The arguments that the node writes into."""
     return (value for value, is_write in _aliased(node) if is_write)
 
 
@@ -90,7 +99,7 @@ def drop_unseen_writes(graph: fx.Graph) -> None:
     while len(live) > before:
         before = len(live)
         memory = {owners[node] for node in live}
-        live |= {node for node in graph.nodes if any(owners[target] in memory for target in _written(node))}
+        live |= {node for node in graph.nodes if any(owners[target] in memory for target in written(node))}
         for node in reversed(graph.nodes):
             if node in live:
                 live.update(node.all_input_nodes)
@@ -101,5 +110,5 @@ def drop_unseen_writes(graph: fx.Graph) -> None:
 
 def kept_state(graph: fx.Graph) -> list[str]:
     """The buffers and parameters that the graph writes to, so that one call would change the next."""
-    owners = [owner_of(target) for node in graph.nodes for target in _written(node)]
+    owners = [owner_of(target) for node in graph.nodes for target in written(node)]
     return sorted({str(owner.target) for owner in owners if owner.op == "get_attr"})

@@ -4,6 +4,7 @@ Nothing of the rewrite is used here: the module's Python code runs as it stands,
 from ``deploykit.masks``, and the statistics come from ``deploykit.statistics``.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deploykit import masks
+from deploykit import noise
 from deploykit.errors import ExportError
 from deploykit.statistics import summarize
 from exporters.drawplan import Placed
@@ -63,12 +64,10 @@ class Reference:
         """The module's own outputs for one draw."""
         sites = iter(self.sites)
 
-        def kept(kind: str, shape: Sequence[int], p: float) -> Tensor:
+        def kept(kind: str, shape: Sequence[int], p: float | None) -> Tensor:
             placed = next(sites, None)
             if placed is None or (placed.site.kind, placed.site.p) != (kind, p):
-                raise ExportError(
-                    f"the module calls its dropouts in another order than when it was captured ({kind}, p={p})"
-                )
+                raise ExportError(f"the module draws in another order than when it was captured ({kind}, p={p})")
             return self._kept(placed, shape, sample_ids, seed, draw)
 
         tensors = [torch.from_numpy(inputs[name].copy()) for name in self.entry.names]
@@ -78,12 +77,15 @@ class Reference:
             return {name: to_numpy(value) for name, value in found.items()}
 
     def _kept(self, placed: Placed, shape: Sequence[int], ids: NDArray[np.int64], seed: int, draw: int) -> Tensor:
-        if placed.axis is None:
-            kept = masks.keep_mask(seed, placed.site.index, [0], [draw], int(np.prod(shape)), placed.site.p)
-            return torch.from_numpy(kept).reshape(tuple(shape))
-        outer, _, inner = placed.axis.split(shape, len(ids))
-        kept = masks.keep_mask(seed, placed.site.index, ids, [draw], outer * inner, placed.site.p, mode=self.mode)[0]
-        return placed.axis.place(torch.from_numpy(kept), shape)
+        site, axis = placed.site, placed.axis
+        if axis is None:
+            drawn = noise.sample(site.kind, seed, site.index, np.zeros(1, np.int64), [draw], math.prod(shape), site.p)[
+                0
+            ]
+            return torch.from_numpy(drawn).reshape(tuple(shape))
+        outer, _, inner = axis.split(shape, len(ids))
+        drawn = noise.sample(site.kind, seed, site.index, ids, [draw], outer * inner, site.p, mode=self.mode)[0]
+        return axis.place(torch.from_numpy(drawn), shape)
 
 
 def to_numpy(value: Tensor) -> NDArray[Any]:

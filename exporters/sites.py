@@ -5,13 +5,13 @@ is a site when its arguments make it draw.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from exporters.kinds import KINDS, PROBABILITY
+from exporters.kinds import KINDS, probability
 
 __all__ = ["SWITCHED", "Draw", "arguments", "call_with", "draws_random", "find_draws", "module_of"]
 
@@ -26,24 +26,33 @@ _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
-    """A node that draws random numbers. ``kind`` is None where no rewrite exists."""
+    """A node that draws random numbers. ``kind`` is None where no rewrite exists, ``p`` where no unit is dropped."""
 
     node: fx.Node
     module: str
     operation: str
     kind: str | None
-    p: float
+    p: float | None
 
 
 def find_draws(graph: fx.Graph) -> list[Draw]:
-    """Every node that really draws, in the order of execution."""
-    return [_describe(node) for node in graph.nodes if draws_random(node)]
+    """Every node that really draws, in the order of execution; then those in blocks such as autocast's, of no kind."""
+    found = [_describe(node) for node in graph.nodes if draws_random(node)]
+    parts = graph.owning_module.modules() if graph.owning_module is not None else ()
+    blocks = [part.graph for part in parts if isinstance(part, fx.GraphModule) and part.graph is not graph]
+    hidden = [_describe(node) for block in blocks for node in block.nodes if draws_random(node)]
+    return found + [replace(draw, operation=f"{draw.operation} in a block", kind=None, p=None) for draw in hidden]
 
 
 def _describe(node: fx.Node) -> Draw:
     operation = node.target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]
-    kind = KINDS.get(node.target)
-    p = float(arguments(node)[PROBABILITY.get(kind, "p")]) if kind is not None else float("nan")
+    given, kind = arguments(node), KINDS.get(node.target)
+    if given.get("generator") is not None:
+        # Its state is the module's own, and no function of the row.
+        operation, kind = f"{operation}(generator=)", None
+    elif isinstance(node.meta.get("val"), Tensor) and node.meta["val"].is_complex():
+        operation, kind = f"{operation} of complex numbers", None
+    p = probability(kind, given) if kind is not None else None
     return Draw(node=node, module=module_of(node), operation=operation, kind=kind, p=p)
 
 

@@ -1,6 +1,6 @@
 """Turn a module into the one graph that all formats are written from, together with its oracle."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,13 +23,12 @@ from exporters.reference import Reference
 from exporters.simplify import simplify
 from exporters.sites import Draw, find_draws
 from exporters.torchscript import Controls
+from exporters.trainmodes import Training, close, drawing_in_training, makers_of_noise, only, rows_apart
 
 __all__ = ["DrawOptions", "Subject", "prepare"]
 
 EXAMPLE_BATCH = 5
 """Larger than one, because torch.export takes a size of one for a constant; odd, so that no fold of heads hides it."""
-
-Training = Callable[[str, nn.Module], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +114,9 @@ class _Capture:
         """Capture in modes in which exactly the dropouts differ from evaluation.
 
         First everything is put in training mode, except what tracks statistics of the batch. Where that changes more
-        than the dropouts, only the modules that own a dropout are.
+        than the dropouts, only the modules that own one are. What a module makes of noise of its own, such as a mask
+        from ``rand``, may have no form without the noise; then such modules count as they are in training mode, if
+        rows stay apart in it.
         """
         seen = self.run(_all_but_statistics)
         if not seen.draws:
@@ -123,17 +124,18 @@ class _Capture:
                 f"{type(self.entry.module).__name__}: no dropout found in {self.entry.method} with p above 0, so there "
                 "is nothing to draw; export without --mc-draws"
             )
-        if not kept_state(seen.captured.graph) and self._equals_evaluation(seen):
+        if not kept_state(seen.captured.graph) and self._off_equals(seen, self.evaluation):
             return seen
-        owners = {draw.module for draw in seen.draws}
-
-        def owners_only(name: str, _module: nn.Module) -> bool:
-            return (name.removeprefix("module").removeprefix(".") or "(root)") in owners
-
-        again = self.run(owners_only)
+        owners = drawing_in_training(seen.draws, self.run(self.evaluation).draws)
+        again = self.run(only(owners))
         refuse_state(again.captured)
-        if again.calls() == seen.calls() and self._equals_evaluation(again):
-            return again
+        if again.calls() == seen.calls():
+            if self._off_equals(again, self.evaluation):
+                return again
+            makers = makers_of_noise(again.draws, owners)
+            apart = bool(makers) and rows_apart(again.captured, self.example)
+            if apart and self._off_equals(again, only(makers)):
+                return again
         raise ExportError(
             f"{type(self.entry.module).__name__}: training mode changes more than the dropouts "
             f"({', '.join(sorted(owners))}): even with every mask switched off, its outputs are not those of "
@@ -149,12 +151,15 @@ class _Capture:
         found: dict[str, Tensor] = without_dropout(lambda: self.entry.named(*self._copies()))
         return found
 
-    def _equals_evaluation(self, seen: _Seen) -> bool:
-        wanted = self._eager(self.evaluation)
+    def _off_equals(self, seen: _Seen, training: Training) -> bool:
+        """Whether the capture with its sites off gives the eager module's outputs in modes that are right for it."""
+        wanted = self._eager(training)
+        if tuple(wanted) != self.names():
+            return False
         got = SitesOff(seen.captured.module, [draw.node for draw in seen.draws]).run(*self._copies())
         if len(got) != len(wanted):
             return False
-        return all(_close(a, b) for a, b in zip(got, wanted.values(), strict=True))
+        return all(close(a, b) for a, b in zip(got, wanted.values(), strict=True))
 
     def _copies(self) -> list[Tensor]:
         return [tensor.clone() for tensor in self.example]
@@ -178,16 +183,6 @@ class _Capture:
 
 def _all_but_statistics(_name: str, module: nn.Module) -> bool:
     return not tracks_statistics(module)
-
-
-def _close(got: Tensor, wanted: Tensor) -> bool:
-    if got.shape != wanted.shape or got.dtype != wanted.dtype:
-        return False
-    if not got.is_floating_point():
-        return torch.equal(got, wanted)
-    scale = float(wanted.abs().max()) if wanted.numel() else 0.0
-    tolerance = 1e-2 if wanted.dtype in (torch.float16, torch.bfloat16) else 1e-4
-    return torch.allclose(got, wanted, rtol=0, atol=tolerance * scale, equal_nan=True)
 
 
 def _deterministic(

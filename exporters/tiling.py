@@ -19,8 +19,10 @@ from deploykit import masks
 from exporters.drawplan import MonteCarloPlan, Placed
 from exporters.kinds import KINDS, mask_shape, perform
 from exporters.layout import BatchAxis
-from exporters.mask_ops import Keys, keep, unit_keys
+from exporters.mask_ops import Keys
+from exporters.noise_ops import sample
 from exporters.perdraw import call_per_draw
+from exporters.reach import written
 from exporters.sites import arguments
 
 __all__ = ["TiledRun"]
@@ -74,6 +76,10 @@ class TiledRun:
             self.tiled[node, 1] = self._axis(node).draws_folded(self._for_each_draw(node), self.batch)
         elif node is group[0]:
             passes = len(group)
+            for target in written(node):
+                # Tiled rows may share memory, which must not be written to.
+                if (target, passes) not in self.tiled:
+                    self.tiled[target, passes] = self._on_rows(target, passes).clone()
             is_site = node in self.plan.sites_of
             self.tiled[node, passes] = self._site(group) if is_site else _call(node, lambda n: self._on_rows(n, passes))
 
@@ -150,10 +156,9 @@ class TiledRun:
         """A random operation on a tensor that belongs to no row: one mask in each draw, for all rows."""
         (placed,), kind = self.plan.sites_of[node], KINDS[node.target]
         given = fx.map_arg(arguments(node), self._draws_first)
-        shape = mask_shape(kind, arguments(node), lambda source: tuple(source.meta["val"].shape))
-        units = unit_keys(placed.site.index, math.prod(shape), self.keys[0].device)
-        kept = keep(self.draw_keys, units, placed.site.p).reshape(-1, *shape)
-        return cast(Tensor, perform(node.target, kind, given, placed.site.p, lambda: kept))
+        shape = mask_shape(kind, given, lambda value: tuple(value.shape[1:]))
+        drawn = sample(kind, self.draw_keys, [placed.site.index], math.prod(shape), placed.site.p).reshape(-1, *shape)
+        return cast(Tensor, perform(node.target, kind, given, placed.site.p, lambda: drawn))
 
     def _site(self, group: tuple[fx.Node, ...]) -> Any:
         """A random operation with keyed masks, for all passes."""
@@ -176,17 +181,15 @@ class TiledRun:
         shape = (values.shape[0] * copies, *values.shape[1:])
         # Two dimensions only: torch cannot derive the strides of a product of more where their sizes are symbols.
         mask = self._kept(sites, shape).reshape(copies, -1).to(values.dtype)
-        return (mask * (values * masks.scale(sites[0].site.p)).reshape(1, -1)).reshape(shape)
+        scaled: Tensor = values * masks.scale(cast(float, sites[0].site.p))
+        return (mask * scaled.reshape(1, -1)).reshape(shape)
 
     def _kept(self, placed: Sequence[Placed], shape: Sequence[int]) -> Tensor:
-        """Which units of a site are kept, or of the sites of all passes, in a shape that the operation can use."""
-        passes, (first, *_) = len(placed), placed
-        axis = cast(BatchAxis, first.axis)
-        outer, _, inner = axis.split(shape, self.batch * self.draws * passes)
-        words = [unit_keys(each.site.index, outer * inner, self.keys[0].device) for each in placed]
-        units = words[0] if passes == 1 else tuple(torch.stack(part).unsqueeze(1) for part in zip(*words, strict=True))
-        kept = keep(self.keys, cast(Keys, units), first.site.p)
-        return axis.place(kept.reshape(-1, outer * inner), shape)
+        """What a site draws, or the sites of all passes, in a shape that the operation can use."""
+        axis, site = cast(BatchAxis, placed[0].axis), placed[0].site
+        outer, _, inner = axis.split(shape, self.batch * self.draws * len(placed))
+        drawn = sample(site.kind, self.keys, [each.site.index for each in placed], outer * inner, site.p)
+        return axis.place(drawn.reshape(-1, outer * inner), shape)
 
 
 def _shape_of(value: Any) -> tuple[int, ...]:

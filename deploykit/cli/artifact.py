@@ -87,12 +87,16 @@ def _needs(runtime: str, opset: int | None) -> str:
     return f"{runtime} or newer" + (f", opset {opset}" if opset else "")
 
 
+def _probability(p: float | None) -> str:
+    return "-" if p is None else f"{p:g}"
+
+
 def _monte_carlo(manifest: Manifest) -> list[str]:
     section = manifest.monte_carlo
     if section is None:
         return ["", "deterministic: no dropout is active"]
     sites = [
-        [str(site.index), site.module, site.kind, f"{site.p:g}", "[" + ", ".join(map(str, site.shape)) + "]"]
+        [str(site.index), site.module, site.kind, _probability(site.p), "[" + ", ".join(map(str, site.shape)) + "]"]
         for site in section.sites
     ]
     return [

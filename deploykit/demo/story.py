@@ -125,7 +125,7 @@ def _export(teller: _Teller, folder: Folder, commands: Commands) -> "ExportResul
         teller.say(*(f"note: {note}" for note in result.notes))
         teller.say(f"outputs {', '.join(output.name for output in manifest.outputs)}")
         if section is not None:
-            sites = ", ".join(f"{site.module} ({site.kind}, p {site.p:g})" for site in section.sites)
+            sites = ", ".join(f"{site.module} ({site.kind}, p {site.p or 0:g})" for site in section.sites)
             teller.say(
                 f"dropout at {sites}",
                 f"{section.nodes_once} of {section.nodes_total} operations run once per batch, the others per draw",

@@ -235,25 +235,6 @@ def test_the_average_over_many_draws_is_torch_s_own_dropout(tmp_path: Path) -> N
         assert (np.abs(got["output.std"] - native.std(0)) < 5 * error).all()
 
 
-def random_cases() -> dict[str, Any]:
-    return {
-        "bernoulli": lambda m, x: x * torch.bernoulli(torch.full_like(x, 0.5)) if m.training else x,
-        "bernoulli_": lambda m, x: x * torch.empty_like(x).bernoulli_(0.5) if m.training else x,
-        "rand_like": lambda m, x: x + torch.rand_like(x) if m.training else x,
-        "randn": lambda m, x: x + torch.randn(x.shape) if m.training else x,
-        "uniform_": lambda m, x: x + torch.empty_like(x).uniform_() if m.training else x,
-        "rrelu": lambda m, x: F.rrelu(x, training=m.training),
-    }
-
-
-@pytest.mark.parametrize("operation", random_cases())
-def test_other_randomness_is_refused_by_name(operation: str, tmp_path: Path) -> None:
-    module = models.Wrapped(random_cases()[operation])
-    with pytest.raises(ExportError, match=rf"inner: {operation}\b"):
-        export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=4)
-    assert not (tmp_path / "a").exists()
-
-
 def test_randomness_of_python_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="inner: draws from Python's"):
         export_module(models.Wrapped(models.skip_at_random), tmp_path / "a", inputs=[SPEC], mc_draws=4)
