@@ -49,7 +49,10 @@ def write_onnx(
                 input_names=names,
                 output_names=list(outputs),
                 opset_version=OPSET,
-                custom_translation_table={SHIFT_RIGHT: _shift_right()},
+                custom_translation_table={
+                    SHIFT_RIGHT: _shift_right(),
+                    torch.ops.aten.rrelu_with_noise_functional.default: _mean_slope(),
+                },
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
@@ -77,6 +80,16 @@ def _shift_right() -> Any:
         return op.Div(value, op.Constant(value_int=2**bits))
 
     return shift_right
+
+
+def _mean_slope() -> Any:
+    """Randomised ReLU that is off, which torch's exporter does not know; one that is on is a site."""
+    from onnxscript import opset18 as op
+
+    def rrelu(value: Any, noise: Any, lower: float = 1 / 8, upper: float = 1 / 3, **_: Any) -> Any:
+        return op.LeakyRelu(value, alpha=(lower + upper) / 2), noise
+
+    return rrelu
 
 
 def _reason(error: BaseException) -> str:

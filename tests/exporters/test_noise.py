@@ -1,5 +1,6 @@
 """Randomness made by hand, in both formats, against the eager module with the noise of ``deploykit.noise``."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 from deploykit import masks, noise
+from deploykit.cli.artifact import inspect
 from deploykit.errors import ExportError
 from exporters.eager import answered_dropouts
 from exporters.export import export_module
@@ -98,6 +101,12 @@ def test_sites_say_their_kind_and_p(exported: Exported) -> None:
     assert {kind for kind, _, _ in by_name.values()} == set(noise.KINDS)
 
 
+def test_inspect_shows_sites_that_have_no_p(exported: Exported) -> None:
+    shown = CliRunner().invoke(inspect, [str(exported.result.path)])
+    assert shown.exit_code == 0
+    assert re.search(r"inner\.1 +uniform +- +\[batch, 6\]", shown.output)
+
+
 class Bare(nn.Module):
     """Noise as it is."""
 
@@ -183,6 +192,23 @@ def test_hand_made_noise_leaves_everything_else_in_evaluation(tmp_path: Path) ->
         export_module(centred, tmp_path / "b", inputs=[SPEC], mc_draws=3)
 
 
+def test_half_precision(tmp_path: Path) -> None:
+    def several(owner: nn.Module, x: Tensor) -> Tensor:
+        return x * torch.rand_like(x) + torch.randn_like(x) + torch.empty_like(x).exponential_()
+
+    torch.manual_seed(0)
+    module = models.Wrapped(several).half()
+    result = export_module(module, tmp_path / "a", inputs=["x:float16[batch,6]"], mc_draws=3)
+    assert result.max_error < 2e-3
+
+
+def test_a_randomised_relu_that_is_off_is_exported(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(6, 6), nn.RReLU(0.1, 0.4))
+    result = export_module(module, tmp_path / "a", inputs=["input:float32[batch,6]"])
+    assert result.manifest.monte_carlo is None
+    assert result.max_error < 1e-5
+
+
 def other_randomness() -> dict[str, Any]:
     return {
         "randint": lambda m, x: x * torch.randint(0, 2, x.shape),
@@ -195,6 +221,7 @@ def other_randomness() -> dict[str, Any]:
         "random_": lambda m, x: x + torch.empty_like(x).random_(3),
         "randn of complex numbers": lambda m, x: x + torch.randn(x.shape, dtype=torch.complex64).real,
         "rand_like in a block": autocast,
+        "uniform_(generator=)": lambda m, x: x + torch.empty_like(x).uniform_(generator=torch.Generator()),
     }
 
 
@@ -207,7 +234,7 @@ def autocast(owner: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("operation", other_randomness())
 def test_other_randomness_is_refused_by_name(operation: str, tmp_path: Path) -> None:
     module = models.Wrapped(other_randomness()[operation])
-    with pytest.raises(ExportError, match=rf"inner: {operation}\. Supported are"):
+    with pytest.raises(ExportError, match=rf"inner: {re.escape(operation)}\. Supported are"):
         export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=4)
     assert list(tmp_path.iterdir()) == []
 
