@@ -68,7 +68,8 @@ class Site:
 class MonteCarlo:
     """The Monte Carlo section: what is drawn, how often, and what is computed once.
 
-    ``nodes_once`` of ``nodes_total`` graph operations run once per batch; the rest run for every draw.
+    ``nodes_once`` of ``nodes_total`` graph operations run once per batch; the rest run for every draw. ``row_bytes`` is
+    the memory of one row's activations in one draw, None where it is not known.
     """
 
     draws: int
@@ -78,6 +79,7 @@ class MonteCarlo:
     sites: tuple[Site, ...]
     nodes_once: int
     nodes_total: int
+    row_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

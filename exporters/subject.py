@@ -15,6 +15,7 @@ from exporters.capture import Captured, capture
 from exporters.drawplan import MonteCarloPlan, SitesOff, plan_monte_carlo, refuse_state, refuse_unsupported
 from exporters.eager import without_dropout
 from exporters.entry import Entry
+from exporters.footprint import row_bytes
 from exporters.inputs import ModelInputs
 from exporters.modes import borrowed, python_random_state, set_modes, tracks_statistics
 from exporters.montecarlo import MonteCarloModule
@@ -227,6 +228,7 @@ def _monte_carlo(
     monte_carlo = MonteCarlo(
         draws=options.draws or 1, mask_mode=options.mode, mask_algorithm=masks.ALGORITHM, seed=options.seed,
         sites=tuple(placed.site for placed in plan.sites), nodes_once=plan.nodes_once, nodes_total=plan.nodes_total,
+        row_bytes=row_bytes(captured, inputs.batch_name, inputs.default_sizes()),
     )  # fmt: skip
     reference = Reference(
         entry=entry, training=training, sites=plan.sites, mode=options.mode, summary=summary,
