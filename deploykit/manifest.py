@@ -24,6 +24,7 @@ __all__ = [
     "ParityRecord",
     "Site",
     "Statistic",
+    "Task",
 ]
 
 SCHEMA_VERSION = 1
@@ -31,18 +32,28 @@ SCHEMA_VERSION = 1
 _SHOWN = 3
 """How many problems a message names."""
 
-Statistic = Literal["value", "mean", "std", "probs", "entropy", "mutual_information", "draws"]
+Statistic = Literal[
+    "value", "mean", "std", "probs", "probs_std", "entropy", "mutual_information", "aleatoric_std", "total_std", "draws"
+]
+
+Task = Literal["classification", "regression", "raw"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputSpec:
-    """One named output: ``source`` is the module's own name for it, ``statistic`` what was made of it."""
+    """One named output: ``source`` is the module's own name for it, ``statistic`` what was made of it.
+
+    ``task`` says what the module's output means; ``class_axis`` along which axis of this array its classes lie, counted
+    from the start, None where it has none.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
     source: str
     statistic: Statistic
+    task: Task = "raw"
+    class_axis: int | None = None
 
     @property
     def tensor(self) -> TensorSpec:
@@ -114,7 +125,6 @@ class Manifest:
     name: str
     created: str
     method: str
-    task: Literal["classification", "regression", "raw"]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[OutputSpec, ...]
     tested: Mapping[str, tuple[int, ...]]

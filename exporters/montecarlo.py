@@ -9,34 +9,23 @@ every export with the user's own module run draw by draw, and refuses where they
 """
 
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from deploykit.errors import ExportError
-from deploykit.manifest import Statistic
 from exporters.drawplan import MonteCarloPlan, Placed
 from exporters.kinds import KINDS, mask_shape, perform
 from exporters.layout import BatchAxis, symbolic_shape
 from exporters.mask_ops import keep, row_keys, unit_keys
+from exporters.outputs import Report, Value, make_reports
 from exporters.reach import writes_seen
 from exporters.sites import arguments
-from exporters.statistics import summarize
+from exporters.tasks import OutputTask
 
-__all__ = ["MonteCarloModule", "Report"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """One output: its name, the module's output that it was made from, and what was made of it."""
-
-    name: str
-    source: str
-    statistic: Statistic
-    value: Tensor
+__all__ = ["MonteCarloModule"]
 
 
 class MonteCarloModule(nn.Module):
@@ -52,7 +41,7 @@ class MonteCarloModule(nn.Module):
         *,
         mode: Literal["independent", "shared"],
         summary: Literal["statistics", "first_draw"],
-        class_outputs: Sequence[str],
+        tasks: Mapping[str, OutputTask],
         keep_draws: bool,
     ) -> None:
         super().__init__()
@@ -61,7 +50,7 @@ class MonteCarloModule(nn.Module):
         self.names = tuple(names)
         self.shared = mode == "shared"
         self.summary = summary
-        self.class_outputs = frozenset(class_outputs)
+        self.tasks = dict(tasks)
         self.keep_draws = keep_draws
         self.writes_seen = writes_seen(plan.captured.graph)
         self.sites: dict[fx.Node, list[Placed]] = {}
@@ -71,36 +60,26 @@ class MonteCarloModule(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(report.value for report in self.reports(*tensors))
 
-    def reports(self, *tensors: Tensor) -> list["Report"]:
+    def reports(self, *tensors: Tensor) -> list[Report]:
         """The outputs with what they are."""
         *inputs, sample_ids, draw_ids, seed = tensors
         keys = row_keys(seed, sample_ids, draw_ids, shared=self.shared)
         run = _Run(self, inputs, sample_ids.shape[0], draw_ids.shape[0], keys)
         nodes = zip(self.names, run.output_nodes(), strict=True)
-        return [report for name, node in nodes for report in self._report(name, node, run)]
+        values = {name: self._value(name, node, run) for name, node in nodes}
+        return make_reports(values, self.tasks, keep_draws=self.keep_draws)
 
-    def _report(self, name: str, node: fx.Node, run: "_Run") -> list["Report"]:
+    def _value(self, name: str, node: fx.Node, run: "_Run") -> Value:
         if node not in self.plan.reached:
-            return [Report(name=name, source=name, statistic="value", value=run.once[node])]
+            return Value(tensor=run.once[node], drawn=False)
         if self.plan.axes[node] != BatchAxis(dimension=0):
             raise ExportError(
                 f"output {name!r}: has shape {list(map(str, symbolic_shape(node)))}; "
-                "its first dimension must be the batch"
+                f"its first dimension must be the batch; leave it out with --task {name}=none"
             )
         value = run.tiled[node]
         draws = value.reshape(run.draws, run.batch, *value.shape[1:])
-        if self.summary == "first_draw":
-            return [Report(name=name, source=name, statistic="value", value=draws[0])]
-        if not value.is_floating_point():
-            raise ExportError(
-                f"output {name!r}: is {str(value.dtype).removeprefix('torch.')} and depends on a dropout; the mean "
-                "of such values over draws means nothing. Return the scores that it was made from instead"
-            )
-        found = summarize(draws, classification=name in self.class_outputs, keep_draws=self.keep_draws)
-        return [
-            Report(name=f"{name}.{statistic}", source=name, statistic=cast(Statistic, statistic), value=value)
-            for statistic, value in found.items()
-        ]
+        return Value(tensor=draws[0], drawn=False) if self.summary == "first_draw" else Value(tensor=draws, drawn=True)
 
 
 class _Run:

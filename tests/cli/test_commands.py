@@ -37,7 +37,10 @@ def test_the_main_job_from_checkpoint_to_merged_predictions(
     with np.load("onnx.npz") as onnx, np.load("torch.npz") as torch:
         assert onnx["sample_id"].tolist() == list(range(40))
         assert sorted(onnx.files) == sorted(
-            ["sample_id", *(f"logits.{name}" for name in ("mean", "std", "probs", "entropy", "mutual_information"))]
+            [
+                "sample_id",
+                *(f"logits.{name}" for name in ("mean", "std", "probs", "probs_std", "entropy", "mutual_information")),
+            ]
         )
         for name in onnx.files:
             np.testing.assert_allclose(onnx[name], torch[name], rtol=0, atol=2e-6)
