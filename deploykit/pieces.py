@@ -22,8 +22,6 @@ Array = NDArray[Any]
 _SPREAD = {"std": "mean", "probs_std": "probs"}
 """A standard deviation, and the mean that it is taken about."""
 
-_CLASS_AXIS = 1
-
 _NEEDS: Mapping[str, tuple[str, ...]] = {
     "value": (),
     "draws": (),
@@ -182,7 +180,7 @@ class _Sums:
             return np.asarray(np.sqrt(squares / (_along(counts, squares) - 1)))
 
     def _entropy(self, counts: Array) -> Array:
-        return class_entropy(self._mean("probs", counts), _CLASS_AXIS)
+        return class_entropy(self._mean("probs", counts), self._specs["probs"].class_axis)
 
 
 def _along(counts: Array, values: Array) -> Array:

@@ -10,22 +10,28 @@ from hypothesis import strategies as st
 from deploykit.errors import ArtifactError
 from deploykit.manifest import OutputSpec
 from deploykit.pieces import Pieces
-from deploykit.statistics import probabilities, summarize
+from deploykit.statistics import summarize
 
 CLASSES = ("mean", "std", "probs", "probs_std", "entropy", "mutual_information")
 
 
-def specs(statistics: Any, row_shape: tuple[int, ...] = (3,), dtype: str = "float64") -> list[OutputSpec]:
+def specs(
+    statistics: Any, row_shape: tuple[int, ...] = (3,), dtype: str = "float64", class_axis: int | None = 1
+) -> list[OutputSpec]:
     return [
-        OutputSpec(name=f"y.{statistic}", dtype=dtype, shape=("batch", *row_shape), source="y", statistic=statistic)
-        for statistic in statistics
-    ]
+        OutputSpec(
+            name=f"y.{name}", dtype=dtype, shape=("batch", *row_shape), source="y", statistic=name,
+            class_axis=class_axis if name in ("mean", "std", "probs", "probs_std") else None,
+        )
+        for name in statistics
+    ]  # fmt: skip
 
 
-def outputs(draws: np.ndarray[Any, Any], statistics: Any) -> dict[str, np.ndarray[Any, Any]]:
+def outputs(
+    draws: np.ndarray[Any, Any], statistics: Any, class_axis: int | None = 1
+) -> dict[str, np.ndarray[Any, Any]]:
     """What an exported file gives for these draws (draws, batch, ...)."""
-    each = np.stack([probabilities(draw) for draw in draws])
-    found = {**summarize(draws, classification=True), "probs_std": _deviation(each)}
+    found = summarize(draws, classification=True, class_axis=class_axis)
     return {f"y.{statistic}": found[statistic] for statistic in statistics}
 
 
@@ -37,26 +43,27 @@ def _deviation(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5),
     rows=st.integers(1, 4),
-    row_shape=st.sampled_from([(), (1,), (3,), (3, 2)]),
+    shape=st.sampled_from([((), None), ((1,), 1), ((3,), 1), ((3, 2), 1), ((2, 3), 2), ((3,), None)]),
     stops=st.data(),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_pieces_equal_all_draws_at_once_row_by_row(
-    sizes: list[int], rows: int, row_shape: tuple[int, ...], stops: st.DataObject, seed: int
+    sizes: list[int], rows: int, shape: tuple[tuple[int, ...], int | None], stops: st.DataObject, seed: int
 ) -> None:
+    row_shape, axis = shape
     draws = np.random.default_rng(seed).normal(size=(sum(sizes), rows, *row_shape)) * 5 + 20
     last = [stops.draw(st.integers(1, len(sizes))) for _ in range(rows)]
-    pieces = Pieces(specs(CLASSES, row_shape), rows)
+    pieces = Pieces(specs(CLASSES, row_shape, class_axis=axis), rows)
     for number, size in enumerate(sizes):
         active = np.array([row for row in range(rows) if last[row] > number], np.int64)
         first = sum(sizes[:number])
-        pieces.add(active, outputs(draws[first : first + size][:, active], CLASSES), size)
+        pieces.add(active, outputs(draws[first : first + size][:, active], CLASSES, axis), size)
     assert pieces.counts.tolist() == [sum(sizes[:n]) for n in last]
     found = pieces.outputs()
     error = pieces.standard_error()
     for row in range(rows):
         own = draws[: pieces.counts[row], row : row + 1]
-        want = outputs(own, CLASSES)
+        want = outputs(own, CLASSES, axis)
         for name, value in want.items():
             np.testing.assert_allclose(found[name][row], value[0], rtol=1e-9, atol=1e-9, err_msg=f"{name}, row {row}")
         np.testing.assert_allclose(error[row], want["y.probs_std"].max() / np.sqrt(len(own)), rtol=1e-9, atol=1e-9)
