@@ -72,10 +72,6 @@ def _plogp(probs: Tensor) -> Tensor:
 
 
 def _root_mean(values: Tensor, logarithm: bool) -> Tensor:
-    """The root of the mean variance."""
-    if not logarithm:
-        return values.masked_fill(values < 0, torch.nan).mean(0).sqrt()
-    # The largest one is taken out, so that a variance may be larger than the dtype holds as long as its root is not.
-    limits = torch.finfo(values.dtype)
-    top = values.amax(0).clamp(limits.min, limits.max)
-    return (values - top).exp().mean(0).sqrt() * (top / 2).exp()
+    """The root of the mean variance, NaN where a variance is below zero."""
+    variances = values.exp() if logarithm else values.masked_fill(values < 0, torch.nan)
+    return variances.mean(0).sqrt()
