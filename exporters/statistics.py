@@ -15,16 +15,23 @@ Variances = tuple[Tensor, bool]
 
 
 def summarize(
-    draws: Tensor, *, classification: bool, class_axis: int | None, variances: Variances | None, keep_draws: bool
+    draws: Tensor,
+    *,
+    classification: bool,
+    class_axis: int | None,
+    event: bool,
+    variances: Variances | None,
+    keep_draws: bool,
 ) -> dict[str, Tensor]:
     """Statistics of ``draws`` (draws, batch, ...), by name; ``draws`` itself comes as (batch, draws, ...).
 
-    ``class_axis`` counts in one draw (batch, ...), from the start; None where each value is the logit of one event.
+    ``class_axis`` counts in one draw (batch, ...), from the start; None where there is none. ``event`` tells whether
+    each value is the logit of one event, which it always is without that axis.
     """
     mean, std = _moments(draws)
     found = {"mean": mean, "std": std}
     if classification:
-        found |= _class_statistics(draws, class_axis)
+        found |= _class_statistics(draws, class_axis, event)
     if variances is not None:
         # Expanded, because a variance may be the same for several values.
         aleatoric = _root_mean(*variances).expand_as(mean).clone()
@@ -41,10 +48,8 @@ def _moments(draws: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance.sqrt()
 
 
-def _class_statistics(draws: Tensor, class_axis: int | None) -> dict[str, Tensor]:
-    size = None if class_axis is None else draws.shape[class_axis + 1]
-    # A size that is only known when the file runs is no int, and several classes even where it is one then.
-    if class_axis is None or (isinstance(size, int) and size == 1):
+def _class_statistics(draws: Tensor, class_axis: int | None, event: bool) -> dict[str, Tensor]:
+    if class_axis is None or event:
         each = torch.sigmoid(draws)
         probs, deviation = _moments(each)
         entropy, expected = _coin(probs), _coin(each).mean(0)

@@ -58,7 +58,7 @@ def test_the_torch_form_is_the_numpy_form(given: tuple[np.ndarray, int], logarit
     values, axis = given
     heads = np.clip(values[..., :1], -20, 20) if logarithm else np.abs(values[..., :1])
     got = summarize(
-        torch.from_numpy(values), classification=True, class_axis=axis,
+        torch.from_numpy(values), classification=True, class_axis=axis, event=values.shape[axis + 1] == 1,
         variances=(torch.from_numpy(heads), logarithm), keep_draws=True,
     )  # fmt: skip
     variances = np.exp(heads.astype(np.float64)) if logarithm else heads
@@ -75,7 +75,7 @@ def test_the_torch_form_is_the_numpy_form(given: tuple[np.ndarray, int], logarit
 def test_extreme_logits_stay_finite_in_every_precision(dtype: torch.dtype, classes: int) -> None:
     table = torch.tensor([[1e4, -1e4, 0], [-torch.inf, 0, 1], [1e4, -torch.inf, 1e4], [0, -torch.inf, -1e4]])
     draws = torch.stack([table, table.flip(0)])[..., :classes].to(dtype)
-    got = summarize(draws, classification=True, class_axis=1, variances=None, keep_draws=False)
+    got = summarize(draws, classification=True, class_axis=1, event=classes == 1, variances=None, keep_draws=False)
     wanted = statistics.summarize(draws.numpy(), classification=True)
     for name in ("probs", "probs_std", "entropy", "mutual_information"):
         np.testing.assert_allclose(got[name].numpy(), wanted[name], atol=2e-3 if dtype is torch.float16 else 1e-6)
@@ -84,11 +84,15 @@ def test_extreme_logits_stay_finite_in_every_precision(dtype: torch.dtype, class
 def test_variances_of_zero_and_below() -> None:
     draws = torch.zeros(2, 3, 1)
     logarithms = torch.tensor([[[40.0], [-torch.inf], [-40.0]]] * 2)
-    got = summarize(draws, classification=False, class_axis=None, variances=(logarithms, True), keep_draws=False)
+    got = summarize(
+        draws, classification=False, class_axis=None, event=False, variances=(logarithms, True), keep_draws=False
+    )
     for name in PARTS:
         np.testing.assert_allclose(got[name].numpy()[:, 0], [np.exp(20), 0, np.exp(-20)], rtol=1e-5)
     negative = torch.tensor([[[1.0], [-1e-3], [torch.nan]], [[1.0], [1.0], [1.0]]])
-    got = summarize(draws, classification=False, class_axis=None, variances=(negative, False), keep_draws=False)
+    got = summarize(
+        draws, classification=False, class_axis=None, event=False, variances=(negative, False), keep_draws=False
+    )
     for name in PARTS:
         np.testing.assert_array_equal(np.isnan(got[name].numpy()[:, 0]), [False, True, True])
 
@@ -121,6 +125,32 @@ def test_classes_along_any_axis(spec: str, shape: tuple[int, ...], make: Any, ax
         assert found["output.probs"].class_axis == found["output.mean"].class_axis == own
         assert found["output.draws"].class_axis == (None if own is None else own + 1)
         assert found["output.entropy"].class_axis is found["output.mutual_information"].class_axis is None
+
+
+def test_a_sequence_of_one_place_is_certain_of_it(tmp_path: Path) -> None:
+    """With an example of 4 places the check tries 1 place, where a fixed size of 1 would mean the logit of an event."""
+    module = Heads(lambda y, x: y.sum(-1))
+    result = export_module(
+        module, tmp_path / "a", inputs=["x:float32[batch,seq,6]"], example={"x": rows(3, 4, 6)}, mc_draws=4,
+        task="classification",
+    )  # fmt: skip
+    assert 1 in result.manifest.tested["seq"]
+    for got in results(result, rows(2, 1, 6)):
+        assert got["output.std"].min() > 0
+        np.testing.assert_array_equal(got["output.probs"], [[1], [1]])
+        np.testing.assert_array_equal(got["output.entropy"], [0, 0])
+
+
+def test_extreme_logits_stay_finite_in_the_files(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Heads(lambda y, x: (y.sign() * 1e4).masked_fill(x < -1, -torch.inf))
+    result = export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=2, task="classification")
+    for got in results(result, rows(50, 6)):
+        assert np.isneginf(got["output.mean"]).any()
+        assert (got["output.mean"] == 1e4).any()
+        for name in ("probs", "probs_std", "entropy", "mutual_information"):
+            assert np.isfinite(got[f"output.{name}"]).all(), name
+        assert got["output.mutual_information"].max() > 0.1
 
 
 def test_pieces_of_draws_combine_by_what_the_manifest_says(tmp_path: Path) -> None:

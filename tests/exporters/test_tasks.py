@@ -5,43 +5,44 @@ import pytest
 from deploykit.errors import ExportError, UsageError
 from exporters.tasks import OutputTask, parse_tasks
 
-RANKS = {"logits": 2, "tokens": 3, "score": 1, "fixed": 2}
+SHAPES = {"logits": (5, 3), "tokens": (5, 12, 1), "score": (5,), "fixed": (5, 3)}
 DRAWN = ["logits", "tokens", "score"]
 RAW = OutputTask()
+TWO = {"a": (5, 3), "b": (5, 3)}
 
 
 def test_a_task_without_a_name_is_for_all() -> None:
-    assert parse_tasks("raw").resolve(RANKS, DRAWN) == dict.fromkeys(RANKS, RAW)
-    found = parse_tasks(["regression"]).resolve(RANKS, DRAWN)
+    assert parse_tasks("raw").resolve(SHAPES, DRAWN) == dict.fromkeys(SHAPES, RAW)
+    found = parse_tasks(["regression"]).resolve(SHAPES, DRAWN)
     assert {task.kind for task in found.values()} == {"regression"}
-    assert parse_tasks([]).resolve(RANKS, None) == dict.fromkeys(RANKS, RAW)
+    assert parse_tasks([]).resolve(SHAPES, None) == dict.fromkeys(SHAPES, RAW)
 
 
 def test_classification_is_of_the_only_output_or_the_one_called_logits() -> None:
     classes = OutputTask(kind="classification", class_axis=1)
     request = parse_tasks("classification")
-    assert request.resolve({"a": 2, "b": 2}, ["b"]) == {"a": RAW, "b": classes}
-    assert request.resolve(RANKS, DRAWN) == {**dict.fromkeys(RANKS, RAW), "logits": classes}
-    assert request.resolve({"a": 2, "b": 2}, None) == {"a": RAW, "b": RAW}, "nothing is made of them without draws"
+    assert request.resolve(TWO, ["b"]) == {"a": RAW, "b": classes}
+    assert request.resolve(SHAPES, DRAWN) == {**dict.fromkeys(SHAPES, RAW), "logits": classes}
+    assert request.resolve(TWO, None) == {"a": RAW, "b": RAW}, "nothing is made of them without draws"
     with pytest.raises(ExportError, match=r"several outputs \(a, b\).*--task a=classification"):
-        request.resolve({"a": 2, "b": 2}, ["a", "b"])
+        request.resolve(TWO, ["a", "b"])
     named = parse_tasks(["classification", "a=raw"])
-    assert named.resolve({"a": 2, "b": 2}, ["a", "b"]) == {"a": RAW, "b": classes}
+    assert named.resolve(TWO, ["a", "b"]) == {"a": RAW, "b": classes}
 
 
 def test_each_output_has_its_own_task_and_axis() -> None:
     request = parse_tasks(["regression", "logits=classification", "tokens=classification@-1", "score=classification"])
-    assert request.resolve(RANKS, DRAWN) == {
+    assert request.resolve(SHAPES, DRAWN) == {
         "logits": OutputTask(kind="classification", class_axis=1),
-        "tokens": OutputTask(kind="classification", class_axis=2),
-        "score": OutputTask(kind="classification", class_axis=None),
+        "tokens": OutputTask(kind="classification", class_axis=2, event=True),
+        "score": OutputTask(kind="classification", class_axis=None, event=True),
         "fixed": OutputTask(kind="regression"),
     }
 
 
 def test_a_variance_belongs_to_its_mean_and_is_no_output() -> None:
     request = parse_tasks("classification", {"tokens": "score"}, {"logits": "fixed"})
-    assert request.resolve(RANKS, DRAWN) == {
+    assert request.resolve(SHAPES, DRAWN) == {
         "logits": OutputTask(kind="regression", variance="fixed", logarithm=True),
         "tokens": OutputTask(kind="regression", variance="score"),
     }
@@ -95,10 +96,10 @@ def test_variances_that_contradict_are_refused(
 )
 def test_outputs_and_axes_that_do_not_exist_are_refused(texts: str, variance: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        parse_tasks(texts, variance).resolve(RANKS, DRAWN)
+        parse_tasks(texts, variance).resolve(SHAPES, DRAWN)
 
 
 @pytest.mark.parametrize(("texts", "variance"), [("fixed=classification", {}), ([], {"fixed": "score"})])
 def test_what_needs_draws_is_refused_for_an_output_that_has_none(texts: str, variance: dict[str, str]) -> None:
     with pytest.raises(ExportError, match=r"'fixed': depends on no dropout.*logits, tokens, score"):
-        parse_tasks(texts, variance).resolve(RANKS, DRAWN)
+        parse_tasks(texts, variance).resolve(SHAPES, DRAWN)
