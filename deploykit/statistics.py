@@ -36,15 +36,18 @@ __all__ = ["class_entropy", "combine", "probabilities", "summarize"]
 Array = NDArray[Any]
 
 
-def probabilities(logits: Array, class_axis: int | None = 1) -> Array:
-    """Softmax along ``class_axis`` of (batch, ...); the sigmoid where there is one class only. Computed in float64.
+def probabilities(logits: Array, class_axis: int | None = 1, *, event: bool | None = None) -> Array:
+    """Softmax along ``class_axis`` of (batch, ...), or the sigmoid. Computed in float64.
+
+    ``event`` tells whether a value is the logit of one event, by default where there is one class only. A number of
+    classes that varies may happen to be one, and that class is certain.
 
     Raises:
         ValueError: there is no such axis, or it is that of the batch.
     """
     logits = logits.astype(np.float64)
     axis = _own_axis(class_axis, logits.ndim)
-    if axis is None or logits.shape[axis] == 1:
+    if axis is None or (logits.shape[axis] == 1 and event is not False):
         return np.asarray(np.exp(-np.logaddexp(0, -logits)))
     shifted = np.exp(logits - logits.max(axis=axis, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=axis, keepdims=True))
@@ -78,7 +81,12 @@ def _plogp(probs: Array) -> Array:
 
 
 def summarize(
-    draws: Array, *, classification: bool = False, class_axis: int | None = 1, variances: Array | None = None
+    draws: Array,
+    *,
+    classification: bool = False,
+    class_axis: int | None = 1,
+    event: bool | None = None,
+    variances: Array | None = None,
 ) -> dict[str, Array]:
     """All statistics of ``draws`` (draws, batch, ...), by name, float64; they are (batch, ...) with or without classes.
 
@@ -86,6 +94,7 @@ def summarize(
         draws: the values of the draws.
         classification: also give ``probs``, ``probs_std``, ``entropy`` and ``mutual_information``.
         class_axis: where the classes of one draw (batch, ...) lie; None where each value is the logit of one event.
+        event: as for ``probabilities``.
         variances: what the model predicts as variances of ``draws``, in a shape that broadcasts to it; gives
             ``aleatoric_std`` and ``total_std``.
 
@@ -94,7 +103,7 @@ def summarize(
     """
     found = _moments(draws.astype(np.float64), "mean", "std")
     if classification:
-        each = np.stack([probabilities(draw, class_axis) for draw in draws])
+        each = np.stack([probabilities(draw, class_axis, event=event) for draw in draws])
         found |= _moments(each, "probs", "probs_std")
         expected = np.mean([class_entropy(draw, class_axis) for draw in each], axis=0)
         found |= _entropies(found["probs"], expected, class_axis)

@@ -56,7 +56,7 @@ class Reference:
             values = np.stack([draw[name] for draw in each])
             summary = summarize(
                 values, classification=task.kind == "classification", class_axis=task.class_axis,
-                variances=_variances(each, task),
+                event=task.event, variances=_variances(each, task),
             )  # fmt: skip
             found |= {f"{name}.{statistic}": value for statistic, value in summary.items()}
             if self.keep_draws:

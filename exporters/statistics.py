@@ -15,16 +15,23 @@ Variances = tuple[Tensor, bool]
 
 
 def summarize(
-    draws: Tensor, *, classification: bool, class_axis: int | None, variances: Variances | None, keep_draws: bool
+    draws: Tensor,
+    *,
+    classification: bool,
+    class_axis: int | None,
+    event: bool,
+    variances: Variances | None,
+    keep_draws: bool,
 ) -> dict[str, Tensor]:
     """Statistics of ``draws`` (draws, batch, ...), by name; ``draws`` itself comes as (batch, draws, ...).
 
-    ``class_axis`` counts in one draw (batch, ...), from the start; None where each value is the logit of one event.
+    ``class_axis`` counts in one draw (batch, ...), from the start; None where there is none. ``event`` tells whether
+    each value is the logit of one event, which it always is without that axis.
     """
     mean, std = _moments(draws)
     found = {"mean": mean, "std": std}
     if classification:
-        found |= _class_statistics(draws, class_axis)
+        found |= _class_statistics(draws, class_axis, event)
     if variances is not None:
         # Expanded, because a variance may be the same for several values.
         aleatoric = _root_mean(*variances).expand_as(mean).clone()
@@ -41,10 +48,8 @@ def _moments(draws: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance.sqrt()
 
 
-def _class_statistics(draws: Tensor, class_axis: int | None) -> dict[str, Tensor]:
-    size = None if class_axis is None else draws.shape[class_axis + 1]
-    # A size that is only known when the file runs is no int, and several classes even where it is one then.
-    if class_axis is None or (isinstance(size, int) and size == 1):
+def _class_statistics(draws: Tensor, class_axis: int | None, event: bool) -> dict[str, Tensor]:
+    if class_axis is None or event:
         each = torch.sigmoid(draws)
         probs, deviation = _moments(each)
         entropy, expected = _coin(probs), _coin(each).mean(0)
@@ -72,10 +77,6 @@ def _plogp(probs: Tensor) -> Tensor:
 
 
 def _root_mean(values: Tensor, logarithm: bool) -> Tensor:
-    """The root of the mean variance."""
-    if not logarithm:
-        return values.masked_fill(values < 0, torch.nan).mean(0).sqrt()
-    # The largest one is taken out, so that a variance may be larger than the dtype holds as long as its root is not.
-    limits = torch.finfo(values.dtype)
-    top = values.amax(0).clamp(limits.min, limits.max)
-    return (values - top).exp().mean(0).sqrt() * (top / 2).exp()
+    """The root of the mean variance, NaN where a variance is below zero."""
+    variances = values.exp() if logarithm else values.masked_fill(values < 0, torch.nan)
+    return variances.mean(0).sqrt()

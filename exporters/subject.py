@@ -71,9 +71,9 @@ def prepare(entry: Entry, inputs: ModelInputs, options: DrawOptions) -> Subject:
         seen = found.run(found.evaluation) if options.draws is None else found.with_dropout()
         refuse_state(seen.captured)
         if not seen.draws:
-            return _deterministic(entry, seen.captured, found.ranks(), seen.training, inputs.batch_name, options.tasks)
+            return _deterministic(entry, seen.captured, found.shapes(), seen.training, inputs.batch_name, options.tasks)
         plan = plan_monte_carlo(seen.captured, seen.draws, inputs.batch_name, example)
-        return _monte_carlo(entry, plan, found.ranks(), inputs, example, seen.training, options)
+        return _monte_carlo(entry, plan, found.shapes(), inputs, example, seen.training, options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,9 +140,9 @@ class _Capture:
             "evaluation mode. Make the other difference depend on something else than self.training"
         )
 
-    def ranks(self) -> dict[str, int]:
-        """The number of dimensions of each output by its name, from one eager call."""
-        return {name: value.ndim for name, value in self._eager(self.evaluation).items()}
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each output by its name, from one eager call."""
+        return {name: tuple(value.shape) for name, value in self._eager(self.evaluation).items()}
 
     def _eager(self, training: Training) -> dict[str, Tensor]:
         set_modes(self.entry, training)
@@ -193,16 +193,16 @@ def _close(got: Tensor, wanted: Tensor) -> bool:
 def _deterministic(
     entry: Entry,
     captured: Captured,
-    ranks: Mapping[str, int],
+    shapes: Mapping[str, tuple[int, ...]],
     training: Training,
     batch_name: str,
     request: TaskRequest,
 ) -> Subject:
-    tasks = request.resolve(ranks, drawn=None)
+    tasks = request.resolve(shapes, drawn=None)
     (output,) = (node for node in captured.graph.nodes if node.op == "output")
     reports = [
         Report(name=name, source=name, statistic="value", value=node.meta["val"])
-        for name, node in zip(ranks, output.args[0], strict=True)
+        for name, node in zip(shapes, output.args[0], strict=True)
     ]
     outputs = _outputs(reports, tasks, captured, batch_name)
     reference = Reference(entry=entry, training=training)
@@ -212,18 +212,18 @@ def _deterministic(
 def _monte_carlo(
     entry: Entry,
     plan: MonteCarloPlan,
-    ranks: Mapping[str, int],
+    shapes: Mapping[str, tuple[int, ...]],
     inputs: ModelInputs,
     example: Sequence[Tensor],
     training: Training,
     options: DrawOptions,
 ) -> Subject:
     summary: Literal["statistics", "first_draw"] = "first_draw" if options.draws is None else "statistics"
-    drawn = _drawn_outputs(plan, tuple(ranks))
+    drawn = _drawn_outputs(plan, tuple(shapes))
     # One draw of a loop that the user wrote is the module's own output, of which no statistics are made.
-    tasks = options.tasks.resolve(ranks, None if summary == "first_draw" else drawn)
+    tasks = options.tasks.resolve(shapes, None if summary == "first_draw" else drawn)
     module = MonteCarloModule(
-        plan, tuple(ranks), mode=options.mode, summary=summary, tasks=tasks, keep_draws=options.keep_draws
+        plan, tuple(shapes), mode=options.mode, summary=summary, tasks=tasks, keep_draws=options.keep_draws
     )
     controls = [torch.arange(example[0].shape[0]), torch.arange(3), torch.tensor(options.seed)]
     reports = module.reports(*[tensor.clone() for tensor in example], *controls)

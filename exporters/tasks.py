@@ -17,12 +17,14 @@ KINDS = (*get_args(Task), "none")
 class OutputTask:
     """What one output means.
 
-    ``class_axis`` counts from the start of (batch, ...), None where there are no classes or each value is the logit of
-    one event. ``variance`` names the output with the variance of this one, or with its logarithm.
+    ``class_axis`` counts from the start of (batch, ...), None where there is none; ``event`` tells that each value is
+    the logit of one event, because there is one class only. ``variance`` names the output with the variance of this
+    one, or with its logarithm.
     """
 
     kind: Task = "raw"
     class_axis: int | None = None
+    event: bool = False
     variance: str | None = None
     logarithm: bool = False
 
@@ -48,11 +50,11 @@ class TaskRequest:
         """The name of the variance by the name of the mean."""
         return {**self.variance, **self.log_variance}
 
-    def resolve(self, ranks: Mapping[str, int], drawn: Sequence[str] | None) -> dict[str, OutputTask]:
+    def resolve(self, shapes: Mapping[str, tuple[int, ...]], drawn: Sequence[str] | None) -> dict[str, OutputTask]:
         """The task of every output, but of those that are only the variance of another.
 
         Args:
-            ranks: the number of dimensions of each output.
+            shapes: an example of the shape of each output; a dimension that can vary is not 1 in it.
             drawn: the outputs that depend on a dropout; None where nothing is drawn.
 
         Raises:
@@ -60,16 +62,17 @@ class TaskRequest:
             ExportError: a classification or a variance head of an output that does not depend on a dropout, or several
                 outputs that could hold the class scores.
         """
-        self._check_names(ranks, drawn)
-        said = {name: self.named.get(name, self.others) for name in ranks if name not in self.heads.values()}
+        self._check_names(shapes, drawn)
+        said = {name: self.named.get(name, self.others) for name in shapes if name not in self.heads.values()}
         if self.others.kind == "classification":
             chosen = self._chosen([name for name in drawn or said if name in said], strict=drawn is not None)
             said |= {name: _Said(kind="raw") for name in said if name not in self.named and name != chosen}
-        return {name: self._task(name, each, ranks[name]) for name, each in said.items()}
+        return {name: self._task(name, each, shapes[name]) for name, each in said.items()}
 
-    def _task(self, name: str, said: _Said, rank: int) -> OutputTask:
+    def _task(self, name: str, said: _Said, shape: Sequence[int]) -> OutputTask:
         if said.kind == "classification":
-            return OutputTask(kind="classification", class_axis=_class_axis(name, said.axis, rank))
+            axis = _class_axis(name, said.axis, len(shape))
+            return OutputTask(kind="classification", class_axis=axis, event=axis is None or shape[axis] == 1)
         variance = self.heads.get(name)
         kind = "regression" if variance else said.kind
         return OutputTask(kind=cast(Task, kind), variance=variance, logarithm=name in self.log_variance)

@@ -23,7 +23,9 @@ def test_the_main_job_from_checkpoint_to_merged_predictions(
     assert "checked      batches of 1, 2, 7, 64" in printed.out
     assert "the prefix 'model.' was taken off" in printed.err
     assert call("inspect", "mc") == 0
-    assert "body.2  dropout  0.5  [batch, 6]" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "body.2  dropout  0.5  [batch, 6]" in shown
+    assert "entropy of logits, in nats" in shown
     assert call("inspect", "mc", "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["checkpoint"]["file"] == "net.ckpt"
