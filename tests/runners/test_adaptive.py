@@ -203,3 +203,35 @@ def test_the_artifact_says_how_large_a_row_is(model: Path) -> None:
     # 16 units of the hidden layer: the values, the word and the mask or their product are alive together.
     assert section.row_bytes is not None
     assert 2 * 16 * 4 <= section.row_bytes <= 6 * 16 * 4
+
+
+class Tokens(nn.Module):
+    """Scores (batch, tokens, classes): the classes lie along the last axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.body(x)
+        return found.reshape(-1, 2, 3)
+
+
+def test_the_probabilities_of_a_classification_decide(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    export_module(
+        Tokens(), tmp_path / "m", inputs=["x:float32[batch,4]"], mc_draws=DRAWS, task="output=classification@-1",
+        formats=["onnx"],
+    )  # fmt: skip
+    x, sizes = np.load(data), (10, 15, 23, 35, 40)
+    with deploykit.load(tmp_path / "m", threads=1) as loaded:
+        found = loaded.predict(x, draws_until=0.02)
+        every = {n: loaded.predict(x, draws=n) for n in sizes}
+    errors = np.stack([every[n]["output.probs_std"].reshape(ROWS, -1).max(axis=1) / np.sqrt(n) for n in sizes])
+    used = np.where(errors <= 0.02, np.array(sizes)[:, None], DRAWS).min(axis=0)
+    assert np.array_equal(found["draws_used"], used)
+    assert len(set(used.tolist())) >= 4
+    assert set(found) == {*every[10], "draws_used"}
+    for name in every[10]:
+        want = np.stack([every[n][name][row] for row, n in enumerate(used)])
+        np.testing.assert_allclose(found[name], want, rtol=1e-5, atol=2e-6, err_msg=name)
