@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Difference", "default_tolerance", "worst_difference", "worst_of"]
 
-_UNIT_SCALE = ("std", "entropy", "mutual_information")
+_UNIT_SCALE = ("std", "probs_std", "entropy", "mutual_information", "total_std")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +37,9 @@ def worst_difference(name: str, statistic: str, got: NDArray[Any], wanted: NDArr
     """Compare one output with its oracle.
 
     The error of an element is ``|got - wanted|`` divided by the largest ``|wanted|`` of the output; for ``std``,
-    ``entropy`` and ``mutual_information``, which are differences of larger numbers, by 1 where that is more. Equal
-    infinities and NaN in the same place are no error. Integers must be equal. A wrong shape is an infinite error.
+    ``probs_std``, ``total_std``, ``entropy`` and ``mutual_information``, which are made of differences of larger
+    numbers, by 1 where that is more. Equal infinities and NaN in the same place are no error. Integers must be equal. A
+    wrong shape is an infinite error.
     """
     if got.shape != wanted.shape:
         return Difference(

@@ -1,10 +1,11 @@
 """What a run directory was made for: ``run.json`` as a frozen record, and how two jobs differ."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast, get_args
 
 from deploykit.errors import RunError, UnknownNameError
+from deploykit.passes import Passes
 from deploykit.plan import Plan
 from deploykit.tensors import TensorSpec
 
@@ -36,7 +37,7 @@ class Job:
         data: the data's fingerprint.
         data_source: the data as the user named it, for people.
         seed: the seed of the masks; None for a deterministic model.
-        draws: Monte Carlo draws; None for a deterministic model.
+        draws: Monte Carlo draws, the most of a row; None for a deterministic model.
         plan: the shards.
         outputs: the predictions of one row; follows from the artifact.
         writer: the writer's name.
@@ -44,6 +45,7 @@ class Job:
         nan: what a NaN in the inputs does, ``error`` or ``allow``.
         version: the deploykit that made the directory.
         created: when, ISO 8601 with time zone.
+        passes: how the draws are cut, and when a row has enough of them.
     """
 
     artifact: str
@@ -60,6 +62,7 @@ class Job:
     nan: NanPolicy
     version: str
     created: str
+    passes: Passes = field(default_factory=Passes)
 
     def __post_init__(self) -> None:
         if self.write_interval not in WRITE_INTERVALS:
@@ -112,6 +115,7 @@ class Job:
         try:
             fields["plan"] = Plan.from_json(fields["plan"])
             fields["outputs"] = tuple(map(TensorSpec.from_json, fields["outputs"]))
+            fields["passes"] = Passes(**fields.get("passes", {}))
             return cls(**fields)
         except (TypeError, KeyError, AttributeError) as error:
             raise RunError(

@@ -24,6 +24,7 @@ __all__ = [
     "ParityRecord",
     "Site",
     "Statistic",
+    "Task",
 ]
 
 SCHEMA_VERSION = 1
@@ -31,18 +32,28 @@ SCHEMA_VERSION = 1
 _SHOWN = 3
 """How many problems a message names."""
 
-Statistic = Literal["value", "mean", "std", "probs", "entropy", "mutual_information", "draws"]
+Statistic = Literal[
+    "value", "mean", "std", "probs", "probs_std", "entropy", "mutual_information", "aleatoric_std", "total_std", "draws"
+]
+
+Task = Literal["classification", "regression", "raw"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputSpec:
-    """One named output: ``source`` is the module's own name for it, ``statistic`` what was made of it."""
+    """One named output: ``source`` is the module's own name for it, ``statistic`` what was made of it.
+
+    ``task`` says what the module's output means; ``class_axis`` along which axis of this array its classes lie, counted
+    from the start, None where it has none.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
     source: str
     statistic: Statistic
+    task: Task = "raw"
+    class_axis: int | None = None
 
     @property
     def tensor(self) -> TensorSpec:
@@ -69,7 +80,8 @@ class Site:
 class MonteCarlo:
     """The Monte Carlo section: what is drawn, how often, and what is computed once.
 
-    ``nodes_once`` of ``nodes_total`` graph operations run once per batch; the rest run for every draw.
+    ``nodes_once`` of ``nodes_total`` graph operations run once per batch; the rest run for every draw. ``row_bytes`` is
+    the memory of one row's activations in one draw, None where it is not known.
     """
 
     draws: int
@@ -79,6 +91,7 @@ class MonteCarlo:
     sites: tuple[Site, ...]
     nodes_once: int
     nodes_total: int
+    row_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +126,6 @@ class Manifest:
     name: str
     created: str
     method: str
-    task: Literal["classification", "regression", "raw"]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[OutputSpec, ...]
     tested: Mapping[str, tuple[int, ...]]

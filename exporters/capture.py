@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from deploykit.errors import ExportError
+from deploykit.errors import DeploykitError, ExportError
 from deploykit.tensors import TensorSpec
 from exporters.reach import drop_unseen_writes
 
@@ -61,6 +61,9 @@ def capture(module: nn.Module, example: Sequence[Tensor], specs: Sequence[Tensor
     try:
         with quiet(), torch.no_grad():
             program = torch.export.export(module, tuple(example), dynamic_shapes={"tensors": shapes}, strict=False)
+    except DeploykitError:
+        # Raised by our own code around the module, with a text that says what to do.
+        raise
     except Exception as error:
         raise ExportError(_explain(error, dimensions)) from error
     with quiet():

@@ -6,7 +6,7 @@ comes back into dotted names: ``aux.norm``, ``0``, ``1.hidden``; a single bare t
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -24,14 +24,25 @@ Arrangement = Literal["keywords", "positional", "batch", "batch_list", "batch_di
 
 
 class Entry(nn.Module):
-    """Wrap ``module`` so that ``forward(*tensors)`` gives a tuple of tensors, and ``named`` the same by name."""
+    """Wrap ``module`` so that ``forward(*tensors)`` gives a tuple of tensors, and ``named`` the same by name.
 
-    def __init__(self, module: nn.Module, method: str, names: Sequence[str], arrangement: Arrangement) -> None:
+    ``left_out`` names outputs, or structures of them, that nobody wants and that may be of any type.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        method: str,
+        names: Sequence[str],
+        arrangement: Arrangement,
+        left_out: Collection[str] = (),
+    ) -> None:
         super().__init__()
         self.module = module
         self.method = method
         self.names = tuple(names)
         self.arrangement = arrangement
+        self.left_out = frozenset(left_out)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.named(*tensors).values())
@@ -41,13 +52,22 @@ class Entry(nn.Module):
 
         Raises:
             ExportError: the method returned no tensor, or something that is none.
+            UsageError: an output is to be left out that does not exist.
         """
         # The method is called through the module itself where possible, so that hooks run.
         call = self.module if self.method == "forward" else getattr(self.module, self.method)
-        flat = dict(flatten_outputs(self._call(call, tensors)))
-        if not flat:
-            raise ExportError(f"{self.method}: returned no tensor; a model must return at least one")
-        return flat
+        flat = dict(flatten_outputs(self._call(call, tensors), self.left_out))
+        unknown = sorted(self.left_out - set(flat))
+        if unknown:
+            raise UsageError(
+                f"--task {unknown[0]}=none: {self.method} gives no such output; the outputs are {', '.join(flat)}"
+            )
+        found = {name: value for name, value in flat.items() if value is not None}
+        if not found:
+            raise ExportError(
+                f"{self.method}: returned no tensor that is not left out; a model must return at least one"
+            )
+        return found
 
     def _call(self, call: Any, tensors: tuple[Tensor, ...]) -> Any:
         named = dict(zip(self.names, tensors, strict=True))
@@ -97,19 +117,24 @@ def arrangement_for(
     return "positional"
 
 
-def flatten_outputs(value: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield (dotted name, tensor) for every tensor in ``value``; ``None`` is skipped.
+def flatten_outputs(value: Any, left_out: Collection[str] = ()) -> Iterator[tuple[str, Tensor | None]]:
+    """Yield (dotted name, tensor) for every tensor in ``value``, and (name, None) for what is left out.
+
+    A ``None`` in ``value`` is skipped.
 
     Raises:
         ExportError: something that is neither a tensor nor a structure of tensors.
     """
     if isinstance(value, Tensor):
-        yield BARE_OUTPUT, value
+        yield BARE_OUTPUT, None if BARE_OUTPUT in left_out else value
     else:
-        yield from _walk(value, "")
+        yield from _walk(value, "", left_out)
 
 
-def _walk(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+def _walk(value: Any, name: str, left_out: Collection[str]) -> Iterator[tuple[str, Tensor | None]]:
+    if name in left_out:
+        yield name, None
+        return
     if value is None:
         return
     if isinstance(value, Tensor):
@@ -120,7 +145,7 @@ def _walk(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
             raise ExportError(
                 f"output {name}[{key!r}]: a key must not be empty or hold a dot, which separates the levels"
             )
-        yield from _walk(child, f"{name}.{key}" if name else key)
+        yield from _walk(child, f"{name}.{key}" if name else key, left_out)
 
 
 def _children(value: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -135,5 +160,6 @@ def _children(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     else:
         raise ExportError(
             f"output {name or 'of the method'!r}: is a {type(value).__name__}; only tensors and dicts, tuples, "
-            "lists, dataclasses of tensors can be exported; return tensors, or export another --method"
+            "lists, dataclasses of tensors can be exported; return tensors, leave it out with --task NAME=none, or "
+            "export another --method"
         )

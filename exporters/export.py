@@ -26,6 +26,7 @@ from exporters.formats import FORMATS, Format
 from exporters.inputs import ModelInputs, find_inputs
 from exporters.parity import check_parity, tested_sizes
 from exporters.subject import DrawOptions, Subject, prepare
+from exporters.tasks import TaskRequest, parse_tasks
 
 __all__ = ["DEFAULT_FORMATS", "ExportResult", "check_request", "export_module"]
 
@@ -61,8 +62,9 @@ def export_module(
     mc_draws: int | None = None,
     mask_mode: Literal["independent", "shared"] = "independent",
     seed: int = 0,
-    task: Literal["classification", "regression", "raw"] = "raw",
-    class_outputs: Sequence[str] = (),
+    task: str | Sequence[str] = "raw",
+    variance: Mapping[str, str] | None = None,
+    log_variance: Mapping[str, str] | None = None,
     keep_draws: bool = False,
     tolerance: float | None = None,
     overwrite: bool = False,
@@ -86,8 +88,11 @@ def export_module(
         mc_draws: number of Monte Carlo draws; None exports evaluation mode.
         mask_mode: each row its own masks, or one mask per draw for all rows.
         seed: the default of the file's ``seed`` input.
-        task: what the outputs are, which decides their statistics.
-        class_outputs: the outputs that hold class scores, when there are several.
+        task: what the outputs are, which decides their statistics: ``classification``, ``regression`` or ``raw``, and
+            ``NAME=KIND`` for single ones; ``NAME=classification@-1`` has its classes along the last axis, and
+            ``NAME=none`` leaves an output out.
+        variance: outputs with the variance of another, by the name of that one, which is the mean.
+        log_variance: the same where the output is the logarithm of the variance.
         keep_draws: also give every draw as ``NAME.draws`` (batch, draws, ...).
         tolerance: largest error relative to the scale of an output; by default 1e-4, and 1e-2 with float16.
         overwrite: replace an artifact that is there.
@@ -102,12 +107,12 @@ def export_module(
     """
     path = Path(destination)
     writers = _check_request(path, formats, mc_draws, overwrite)
+    tasks = _check_tasks(task, variance, log_variance, mc_draws)
     _check_device(module)
     model_inputs = find_inputs(module, specs=inputs, example=example, ranges=ranges)
-    entry = Entry(module, method, model_inputs.names, arrangement_for(module, method, model_inputs.names, batch))
-    options = DrawOptions(
-        draws=mc_draws, mode=mask_mode, seed=seed, task=task, class_outputs=tuple(class_outputs), keep_draws=keep_draws
-    )
+    arrangement = arrangement_for(module, method, model_inputs.names, batch)
+    entry = Entry(module, method, model_inputs.names, arrangement, tasks.left_out)
+    options = DrawOptions(draws=mc_draws, mode=mask_mode, seed=seed, tasks=tasks, keep_draws=keep_draws)
     subject = prepare(entry, model_inputs, options)
     limit = default_tolerance(model_inputs.specs[0].dtype) if tolerance is None else tolerance
     with _Workshop(path) as workshop:
@@ -117,7 +122,7 @@ def export_module(
         parity = check_parity(clients, subject, model_inputs, limit)
         _write_golden(workshop.path / GOLDEN_NAME, subject, model_inputs)
         manifest = Manifest(
-            name=path.name, created=datetime.now(UTC).isoformat(timespec="seconds"), method=method, task=task,
+            name=path.name, created=datetime.now(UTC).isoformat(timespec="seconds"), method=method,
             inputs=model_inputs.specs, outputs=subject.outputs, tested=tested_sizes(model_inputs, subject),
             monte_carlo=subject.monte_carlo, formats=records, files=_digests(workshop.path), golden=GOLDEN_NAME,
             tolerance=limit, parity=tuple(_worst_per_output(parity)), checkpoint=checkpoint, versions=_versions(),
@@ -132,6 +137,9 @@ def check_request(destination: str | Path, options: Mapping[str, Any]) -> None:
     """Refuse, before any work, what ``export_module`` would refuse whatever the module is."""
     formats = options.get("formats", DEFAULT_FORMATS)
     _check_request(Path(destination), formats, options.get("mc_draws"), options.get("overwrite", False))
+    _check_tasks(
+        options.get("task", "raw"), options.get("variance"), options.get("log_variance"), options.get("mc_draws")
+    )
     for spec in options.get("inputs", ()):
         if isinstance(spec, str):
             parse_spec(spec)
@@ -149,6 +157,21 @@ def _check_request(path: Path, formats: Sequence[str], draws: int | None, overwr
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the directory {path.parent} does not exist; create it first")
     return {name: FORMATS.load(name)() for name in dict.fromkeys(formats)}
+
+
+def _check_tasks(
+    task: str | Sequence[str],
+    variance: Mapping[str, str] | None,
+    log_variance: Mapping[str, str] | None,
+    draws: int | None,
+) -> TaskRequest:
+    request = parse_tasks(task, variance, log_variance)
+    if request.heads and draws is None:
+        raise UsageError(
+            "--variance, --log-variance: the parts of a variance come from draws; add --mc-draws, or leave them out to "
+            "get the module's own outputs"
+        )
+    return request
 
 
 def _check_device(module: nn.Module) -> None:

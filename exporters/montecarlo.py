@@ -7,32 +7,21 @@ The rewrite assumes that rows do not mix after the first site. That is not taken
 every export with the user's own module run draw by draw, and refuses where they differ.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
 
 from deploykit.errors import ExportError
-from deploykit.manifest import Statistic
 from exporters.drawplan import MonteCarloPlan
 from exporters.layout import BatchAxis, symbolic_shape
 from exporters.mask_ops import row_keys
-from exporters.statistics import summarize
+from exporters.outputs import Report, Value, make_reports
+from exporters.tasks import OutputTask
 from exporters.tiling import TiledRun
 
-__all__ = ["MonteCarloModule", "Report", "output_nodes"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """One output: its name, the module's output that it was made from, and what was made of it."""
-
-    name: str
-    source: str
-    statistic: Statistic
-    value: Tensor
+__all__ = ["MonteCarloModule", "output_nodes"]
 
 
 def output_nodes(graph: fx.Graph) -> list[fx.Node]:
@@ -56,7 +45,7 @@ class MonteCarloModule(nn.Module):
         *,
         mode: Literal["independent", "shared"],
         summary: Literal["statistics", "first_draw"],
-        class_outputs: Sequence[str],
+        tasks: Mapping[str, OutputTask],
         keep_draws: bool,
     ) -> None:
         super().__init__()
@@ -65,13 +54,13 @@ class MonteCarloModule(nn.Module):
         self.names = tuple(names)
         self.shared = mode == "shared"
         self.summary = summary
-        self.class_outputs = frozenset(class_outputs)
+        self.tasks = dict(tasks)
         self.keep_draws = keep_draws
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(report.value for report in self.reports(*tensors))
 
-    def reports(self, *tensors: Tensor) -> list["Report"]:
+    def reports(self, *tensors: Tensor) -> list[Report]:
         """The outputs with what they are."""
         *inputs, sample_ids, draw_ids, seed = tensors
         # Said plainly, because the capture cannot always conclude it from products of sizes.
@@ -83,29 +72,19 @@ class MonteCarloModule(nn.Module):
             batch=sample_ids.shape[0], draws=draw_ids.shape[0], keys=keys, draw_keys=draw_keys,
         )  # fmt: skip
         nodes = zip(self.names, output_nodes(self.plan.captured.graph), strict=True)
-        return [report for name, node in nodes for report in self._report(name, node, run)]
+        values = {name: self._value(name, node, run) for name, node in nodes}
+        return make_reports(values, self.tasks, keep_draws=self.keep_draws)
 
-    def _report(self, name: str, node: fx.Node, run: TiledRun) -> list["Report"]:
+    def _value(self, name: str, node: fx.Node, run: TiledRun) -> Value:
         if node not in self.plan.reached:
-            return [Report(name=name, source=name, statistic="value", value=run.once[node])]
+            return Value(tensor=run.once[node], drawn=False)
         if self.plan.axes[node] != BatchAxis(dimension=0):
             raise ExportError(
                 f"output {name!r}: has shape {list(map(str, symbolic_shape(node)))}; "
-                "its first dimension must be the batch"
+                f"its first dimension must be the batch; leave it out with --task {name}=none"
             )
         value = run.on_draws(node)
         # A copy has plain strides; of others the capture may not know that they fit every batch size.
         value = value.clone(memory_format=torch.contiguous_format)
         draws = value.reshape(run.draws, run.batch, *value.shape[1:])
-        if self.summary == "first_draw":
-            return [Report(name=name, source=name, statistic="value", value=draws[0])]
-        if not value.is_floating_point():
-            raise ExportError(
-                f"output {name!r}: is {str(value.dtype).removeprefix('torch.')} and depends on a dropout; the mean "
-                "of such values over draws means nothing. Return the scores that it was made from instead"
-            )
-        found = summarize(draws, classification=name in self.class_outputs, keep_draws=self.keep_draws)
-        return [
-            Report(name=f"{name}.{statistic}", source=name, statistic=cast(Statistic, statistic), value=value)
-            for statistic, value in found.items()
-        ]
+        return Value(tensor=draws[0], drawn=False) if self.summary == "first_draw" else Value(tensor=draws, drawn=True)

@@ -5,8 +5,8 @@ from ``deploykit.masks``, and the statistics come from ``deploykit.statistics``.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from exporters.drawplan import Placed
 from exporters.eager import answered_dropouts
 from exporters.entry import Entry
 from exporters.modes import borrowed, set_modes
+from exporters.tasks import OutputTask
 
 __all__ = ["Reference", "to_numpy"]
 
@@ -39,7 +40,7 @@ class Reference:
     sites: tuple[Placed, ...] = ()
     mode: Literal["independent", "shared"] = "independent"
     summary: Literal["statistics", "first_draw"] = "statistics"
-    class_outputs: frozenset[str] = frozenset()
+    tasks: Mapping[str, OutputTask] = field(default_factory=dict)
     keep_draws: bool = False
     drawn: frozenset[str] = frozenset()
 
@@ -49,12 +50,15 @@ class Reference:
         if self.summary == "first_draw" or not self.sites:
             return each[0]
         found: Arrays = {}
-        for name in each[0]:
+        for name, task in self.tasks.items():
             if name not in self.drawn:
                 found[name] = each[0][name]
                 continue
             values = np.stack([draw[name] for draw in each])
-            summary = summarize(values, classification=name in self.class_outputs)
+            summary = summarize(
+                values, classification=task.kind == "classification", class_axis=task.class_axis,
+                event=task.event, variances=_variances(each, task),
+            )  # fmt: skip
             found |= {f"{name}.{statistic}": value for statistic, value in summary.items()}
             if self.keep_draws:
                 found[f"{name}.draws"] = np.swapaxes(values, 0, 1)
@@ -79,13 +83,18 @@ class Reference:
     def _kept(self, placed: Placed, shape: Sequence[int], ids: NDArray[np.int64], seed: int, draw: int) -> Tensor:
         site, axis = placed.site, placed.axis
         if axis is None:
-            drawn = noise.sample(site.kind, seed, site.index, np.zeros(1, np.int64), [draw], math.prod(shape), site.p)[
-                0
-            ]
+            drawn = noise.sample(site.kind, seed, site.index, [0], [draw], math.prod(shape), site.p)[0]
             return torch.from_numpy(drawn).reshape(tuple(shape))
         outer, _, inner = axis.split(shape, len(ids))
         drawn = noise.sample(site.kind, seed, site.index, ids, [draw], outer * inner, site.p, mode=self.mode)[0]
         return axis.place(torch.from_numpy(drawn), shape)
+
+
+def _variances(each: Sequence[Arrays], task: OutputTask) -> NDArray[Any] | None:
+    if task.variance is None:
+        return None
+    values = np.stack([draw[task.variance] for draw in each]).astype(np.float64)
+    return np.exp(values) if task.logarithm else values
 
 
 def to_numpy(value: Tensor) -> NDArray[Any]:

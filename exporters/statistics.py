@@ -3,42 +3,68 @@
 import torch
 from torch import Tensor
 
-__all__ = ["STATISTICS", "summarize"]
+__all__ = ["STATISTICS", "Variances", "summarize"]
 
-STATISTICS = ("mean", "std", "probs", "entropy", "mutual_information", "draws")
+STATISTICS = (
+    "mean", "std", "probs", "probs_std", "entropy", "mutual_information", "aleatoric_std", "total_std", "draws",
+)  # fmt: skip
 """Every statistic, in the order of the outputs."""
 
+Variances = tuple[Tensor, bool]
+"""What a variance head gave, in a shape that broadcasts to the draws, and whether that is the logarithm."""
 
-def summarize(draws: Tensor, *, classification: bool, keep_draws: bool) -> dict[str, Tensor]:
-    """Statistics of ``draws`` (draws, batch, ...), by name; ``draws`` itself comes as (batch, draws, ...)."""
-    mean = draws.mean(0)
-    # Written out, because torch's own std warns where a single draw has no deviation and gives NaN.
-    variance = (draws - mean).square().sum(0) / (draws.shape[0] - 1)
-    found = {"mean": mean, "std": variance.sqrt()}
+
+def summarize(
+    draws: Tensor,
+    *,
+    classification: bool,
+    class_axis: int | None,
+    event: bool,
+    variances: Variances | None,
+    keep_draws: bool,
+) -> dict[str, Tensor]:
+    """Statistics of ``draws`` (draws, batch, ...), by name; ``draws`` itself comes as (batch, draws, ...).
+
+    ``class_axis`` counts in one draw (batch, ...), from the start; None where there is none. ``event`` tells whether
+    each value is the logit of one event, which it always is without that axis.
+    """
+    mean, std = _moments(draws)
+    found = {"mean": mean, "std": std}
     if classification:
-        found |= _class_statistics(draws)
+        found |= _class_statistics(draws, class_axis, event)
+    if variances is not None:
+        # Expanded, because a variance may be the same for several values.
+        aleatoric = _root_mean(*variances).expand_as(mean).clone()
+        found |= {"aleatoric_std": aleatoric, "total_std": (std.square() + aleatoric.square()).sqrt()}
     if keep_draws:
         found["draws"] = draws.transpose(0, 1)
     return found
 
 
-def _class_statistics(draws: Tensor) -> dict[str, Tensor]:
-    """Classes lie along axis 1 of a draw, which is axis 2 here; a single class is the logit of one event."""
-    if draws.ndim == 2 or draws.shape[2] == 1:
-        probs_each = torch.sigmoid(draws)
-        probs = probs_each.mean(0)
-        entropy = _coin(probs)
-        expected = _coin(probs_each).mean(0)
-        if draws.ndim > 2:
-            entropy, expected = entropy.squeeze(1), expected.squeeze(1)
+def _moments(draws: Tensor) -> tuple[Tensor, Tensor]:
+    mean = draws.mean(0)
+    # Written out, because torch's own std warns where a single draw has no deviation and gives NaN.
+    variance = (draws - mean).square().sum(0) / (draws.shape[0] - 1)
+    return mean, variance.sqrt()
+
+
+def _class_statistics(draws: Tensor, class_axis: int | None, event: bool) -> dict[str, Tensor]:
+    if class_axis is None or event:
+        each = torch.sigmoid(draws)
+        probs, deviation = _moments(each)
+        entropy, expected = _coin(probs), _coin(each).mean(0)
+        if class_axis is not None:
+            entropy, expected = entropy.squeeze(class_axis), expected.squeeze(class_axis)
     else:
-        log_probs = torch.log_softmax(draws, dim=2)
-        probs_each = log_probs.exp()
-        probs = probs_each.mean(0)
-        entropy = -_plogp(probs).sum(1)
-        expected = -(probs_each * log_probs.clamp(min=-1e30)).sum(2).mean(0)
+        log_probs = torch.log_softmax(draws, dim=class_axis + 1)
+        each = log_probs.exp()
+        probs, deviation = _moments(each)
+        entropy = -_plogp(probs).sum(class_axis)
+        # A class that is out of the question has the logarithm -inf, which times 0 would be NaN.
+        expected = -(each * log_probs.clamp(min=torch.finfo(draws.dtype).min)).sum(class_axis + 1).mean(0)
     # The difference of two rounded numbers can come out a hair below zero, which no mutual information is.
-    return {"probs": probs, "entropy": entropy, "mutual_information": (entropy - expected).clamp(min=0)}
+    information = (entropy - expected).clamp(min=0)
+    return {"probs": probs, "probs_std": deviation, "entropy": entropy, "mutual_information": information}
 
 
 def _coin(probs: Tensor) -> Tensor:
@@ -48,3 +74,9 @@ def _coin(probs: Tensor) -> Tensor:
 def _plogp(probs: Tensor) -> Tensor:
     """P ln p with 0 ln 0 = 0."""
     return probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
+
+
+def _root_mean(values: Tensor, logarithm: bool) -> Tensor:
+    """The root of the mean variance, NaN where a variance is below zero."""
+    variances = values.exp() if logarithm else values.masked_fill(values < 0, torch.nan)
+    return variances.mean(0).sqrt()

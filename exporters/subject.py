@@ -1,7 +1,7 @@
 """Turn a module into the one graph that all formats are written from, together with its oracle."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -9,19 +9,22 @@ from torch import Tensor, nn
 
 from deploykit import masks
 from deploykit.errors import ExportError
-from deploykit.manifest import MonteCarlo, OutputSpec, Statistic
+from deploykit.manifest import MonteCarlo, OutputSpec
 from deploykit.tensors import TensorSpec
 from exporters.capture import Captured, capture
 from exporters.drawplan import MonteCarloPlan, SitesOff, plan_monte_carlo, refuse_state, refuse_unsupported
 from exporters.eager import without_dropout
 from exporters.entry import Entry
+from exporters.footprint import row_bytes
 from exporters.inputs import ModelInputs
 from exporters.modes import borrowed, python_random_state, set_modes, tracks_statistics
 from exporters.montecarlo import MonteCarloModule
+from exporters.outputs import Report, output_spec
 from exporters.reach import kept_state
 from exporters.reference import Reference
 from exporters.simplify import simplify
 from exporters.sites import Draw, find_draws
+from exporters.tasks import OutputTask, TaskRequest
 from exporters.torchscript import Controls
 from exporters.trainmodes import Training, close, drawing_in_training, makers_of_noise, only, rows_apart
 
@@ -38,8 +41,7 @@ class DrawOptions:
     draws: int | None = None
     mode: Literal["independent", "shared"] = "independent"
     seed: int = 0
-    task: Literal["classification", "regression", "raw"] = "raw"
-    class_outputs: tuple[str, ...] = ()
+    tasks: TaskRequest = field(default_factory=TaskRequest)
     keep_draws: bool = False
 
 
@@ -69,9 +71,9 @@ def prepare(entry: Entry, inputs: ModelInputs, options: DrawOptions) -> Subject:
         seen = found.run(found.evaluation) if options.draws is None else found.with_dropout()
         refuse_state(seen.captured)
         if not seen.draws:
-            return _deterministic(entry, seen.captured, found.names(), seen.training, inputs.batch_name)
+            return _deterministic(entry, seen.captured, found.shapes(), seen.training, inputs.batch_name, options.tasks)
         plan = plan_monte_carlo(seen.captured, seen.draws, inputs.batch_name, example)
-        return _monte_carlo(entry, plan, found.names(), inputs, example, seen.training, options)
+        return _monte_carlo(entry, plan, found.shapes(), inputs, example, seen.training, options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,9 +144,9 @@ class _Capture:
             "evaluation mode. Make the other difference depend on something else than self.training"
         )
 
-    def names(self) -> tuple[str, ...]:
-        """The names of the outputs, from one eager call."""
-        return tuple(self._eager(self.evaluation))
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each output by its name, from one eager call."""
+        return {name: tuple(value.shape) for name, value in self._eager(self.evaluation).items()}
 
     def _eager(self, training: Training) -> dict[str, Tensor]:
         set_modes(self.entry, training)
@@ -154,7 +156,7 @@ class _Capture:
     def _off_equals(self, seen: _Seen, training: Training) -> bool:
         """Whether the capture with its sites off gives the eager module's outputs in modes that are right for it."""
         wanted = self._eager(training)
-        if tuple(wanted) != self.names():
+        if tuple(wanted) != tuple(self.shapes()):
             return False
         got = SitesOff(seen.captured.module, [draw.node for draw in seen.draws]).run(*self._copies())
         if len(got) != len(wanted):
@@ -186,14 +188,20 @@ def _all_but_statistics(_name: str, module: nn.Module) -> bool:
 
 
 def _deterministic(
-    entry: Entry, captured: Captured, names: Sequence[str], training: Training, batch_name: str
+    entry: Entry,
+    captured: Captured,
+    shapes: Mapping[str, tuple[int, ...]],
+    training: Training,
+    batch_name: str,
+    request: TaskRequest,
 ) -> Subject:
+    tasks = request.resolve(shapes, drawn=None)
     (output,) = (node for node in captured.graph.nodes if node.op == "output")
-    values = [node.meta["val"] for node in output.args[0]]
-    outputs = tuple(
-        _output_spec(name, name, "value", value, captured, batch_name)
-        for name, value in zip(names, values, strict=True)
-    )
+    reports = [
+        Report(name=name, source=name, statistic="value", value=node.meta["val"])
+        for name, node in zip(shapes, output.args[0], strict=True)
+    ]
+    outputs = _outputs(reports, tasks, captured, batch_name)
     reference = Reference(entry=entry, training=training)
     return Subject(captured=captured, outputs=outputs, monte_carlo=None, controls=None, reference=reference)
 
@@ -201,36 +209,44 @@ def _deterministic(
 def _monte_carlo(
     entry: Entry,
     plan: MonteCarloPlan,
-    names: Sequence[str],
+    shapes: Mapping[str, tuple[int, ...]],
     inputs: ModelInputs,
     example: Sequence[Tensor],
     training: Training,
     options: DrawOptions,
 ) -> Subject:
     summary: Literal["statistics", "first_draw"] = "first_draw" if options.draws is None else "statistics"
-    drawn = _drawn_outputs(plan, names)
+    drawn = _drawn_outputs(plan, tuple(shapes))
+    # One draw of a loop that the user wrote is the module's own output, of which no statistics are made.
+    tasks = options.tasks.resolve(shapes, None if summary == "first_draw" else drawn)
     module = MonteCarloModule(
-        plan, names, mode=options.mode, summary=summary,
-        class_outputs=_class_outputs(drawn, options), keep_draws=options.keep_draws,
-    )  # fmt: skip
+        plan, tuple(shapes), mode=options.mode, summary=summary, tasks=tasks, keep_draws=options.keep_draws
+    )
     controls = [torch.arange(example[0].shape[0]), torch.arange(3), torch.tensor(options.seed)]
     reports = module.reports(*[tensor.clone() for tensor in example], *controls)
     captured = capture(module, [*example, *controls], [*inputs.specs, *_control_specs(inputs.batch_name)])
-    (output,) = (node for node in captured.graph.nodes if node.op == "output")
-    outputs = tuple(
-        _output_spec(report.name, report.source, report.statistic, node.meta["val"], captured, inputs.batch_name)
-        for report, node in zip(reports, output.args[0], strict=True)
-    )
+    outputs = _outputs(reports, tasks, captured, inputs.batch_name)
     monte_carlo = MonteCarlo(
         draws=options.draws or 1, mask_mode=options.mode, mask_algorithm=masks.ALGORITHM, seed=options.seed,
         sites=tuple(placed.site for placed in plan.sites), nodes_once=plan.nodes_once, nodes_total=plan.nodes_total,
+        row_bytes=row_bytes(captured, inputs.batch_name, inputs.default_sizes()),
     )  # fmt: skip
     reference = Reference(
         entry=entry, training=training, sites=plan.sites, mode=options.mode, summary=summary,
-        class_outputs=frozenset(module.class_outputs), keep_draws=options.keep_draws, drawn=frozenset(drawn),
+        tasks=tasks, keep_draws=options.keep_draws, drawn=frozenset(drawn),
     )  # fmt: skip
     defaults = Controls(seed=options.seed, draws=options.draws or 1)
     return Subject(captured=captured, outputs=outputs, monte_carlo=monte_carlo, controls=defaults, reference=reference)
+
+
+def _outputs(
+    reports: Sequence[Report], tasks: Mapping[str, OutputTask], captured: Captured, batch_name: str
+) -> tuple[OutputSpec, ...]:
+    (output,) = (node for node in captured.graph.nodes if node.op == "output")
+    return tuple(
+        output_spec(report, node.meta["val"], tasks[report.source], captured, batch_name)
+        for report, node in zip(reports, output.args[0], strict=True)
+    )
 
 
 def _control_specs(batch_name: str) -> list[TensorSpec]:
@@ -247,39 +263,3 @@ def _drawn_outputs(plan: MonteCarloPlan, names: Sequence[str]) -> list[str]:
     if not drawn:
         raise ExportError("no output depends on a dropout, so there is nothing to draw; export without --mc-draws")
     return drawn
-
-
-def _class_outputs(drawn: Sequence[str], options: DrawOptions) -> list[str]:
-    """Which outputs hold class scores: those named by the user, else the only one, else the one called logits."""
-    if options.task != "classification":
-        return []
-    unknown = sorted(set(options.class_outputs) - set(drawn))
-    if unknown:
-        raise ExportError(
-            f"class output {', '.join(unknown)}: not among the outputs that depend on a dropout: {', '.join(drawn)}"
-        )
-    if options.class_outputs:
-        return list(options.class_outputs)
-    if len(drawn) == 1:
-        return list(drawn)
-    if "logits" in drawn:
-        return ["logits"]
-    raise ExportError(
-        f"task classification: several outputs ({', '.join(drawn)}); say which holds class scores with --class-output"
-    )
-
-
-def _output_spec(
-    name: str, source: str, statistic: Statistic, value: Tensor, captured: Captured, batch_name: str
-) -> OutputSpec:
-    names = {symbol: dimension for dimension, symbol in captured.symbols.items()}
-    sizes: list[int | torch.SymInt] = list(value.shape)
-    shape = tuple(size if isinstance(size, int) else str(size.node.expr.subs(names)) for size in sizes)
-    if not shape or shape[0] != batch_name:
-        raise ExportError(
-            f"output {source!r}: has shape {list(shape)}; the first dimension of every output must be {batch_name!r}, "
-            "so that each row has its own result. Return a tensor per row, or leave this output out"
-        )
-    return OutputSpec(
-        name=name, dtype=str(value.dtype).removeprefix("torch."), shape=shape, source=source, statistic=statistic
-    )

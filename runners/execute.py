@@ -21,7 +21,7 @@ from runners.progress import ProgressMode, make_progress
 from runners.report import Figures, make_report, write_report
 from runners.stop import StopRequest, on_signals
 
-__all__ = ["ProgressChoice", "Setting", "execute"]
+__all__ = ["Computed", "ProgressChoice", "Setting", "execute"]
 
 ProgressChoice = ProgressMode | Callable[[int, int], None]
 
@@ -49,6 +49,14 @@ class Setting:
     resume: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computed:
+    """What one call predicted: its rows, and their mean number of draws where a bound decided it."""
+
+    rows: int = 0
+    draws_per_row: float | None = None
+
+
 def execute(
     setting: Setting,
     directory: RunDirectory,
@@ -57,8 +65,8 @@ def execute(
     lock: int,
     progress: ProgressChoice,
     notes: list[str],
-) -> int:
-    """Predict the missing ``shards`` and finish the job's files; the number of rows predicted.
+) -> Computed:
+    """Predict the missing ``shards`` and finish the job's files.
 
     Raises:
         IncompleteRunError: a rank died or a signal came before every row was there.
@@ -79,10 +87,12 @@ def execute(
         notes=notes,
     )
     where = environment(setting.runner.runtime, setting.runner.check_installed())
-    write_report(directory, make_report(directory, assignments, outcome.meters, figures, where))
+    report = make_report(directory, assignments, outcome.meters, figures, where)
+    write_report(directory, report)
     if missing:
         raise _incomplete(setting, directory, missing, outcome, stop)
-    return sum(shard.rows for shard in shards)
+    used = report["draws_used"]
+    return Computed(rows=sum(shard.rows for shard in shards), draws_per_row=used and used["mean_per_row"])
 
 
 def _assignments(setting: Setting, directory: RunDirectory, shards: int) -> list[Assignment]:

@@ -14,12 +14,13 @@ from deploykit.devices import parse_devices
 from deploykit.errors import UsageError
 from deploykit.job import Job, NanPolicy, WriteInterval
 from deploykit.manifest import Manifest
+from deploykit.passes import Passes, plan_passes
 from deploykit.plan import make_plan
 from deploykit.rundir import RunDirectory
 from deploykit.sources import open_source
 from deploykit.version import __version__
 from deploykit.writers import make_writer
-from runners.execute import ProgressChoice, Setting, execute
+from runners.execute import Computed, ProgressChoice, Setting, execute
 from runners.lock import locked
 from runners.progress import check_kind
 from runners.table import choose_runner
@@ -41,6 +42,7 @@ class RunResult:
         rows_per_s: computed rows per second; 0 where nothing was left to do.
         skipped_shards: shards that were there before.
         notes: what was ignored, assumed or chosen, for people to read.
+        draws_per_row: mean draws of the computed rows; None where no bound decided, or nothing was left to do.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class RunResult:
     rows_per_s: float
     skipped_shards: int
     notes: tuple[str, ...]
+    draws_per_row: float | None = None
 
 
 def run(
@@ -62,6 +65,9 @@ def run(
     batch_size: int = DEFAULT_BATCH_SIZE,
     seed: int | None = None,
     draws: int | None = None,
+    draws_per_pass: int | None = None,
+    draws_until: float | None = None,
+    min_draws: int | None = None,
     writer: str = "npy",
     write_interval: str = "batch",
     shard_rows: int | None = None,
@@ -80,6 +86,9 @@ def run(
         batch_size: rows per call of the model.
         seed: seed of the Monte Carlo masks; the artifact's if not given.
         draws: Monte Carlo draws; the artifact's number if not given.
+        draws_per_pass: most draws of one call of the model; cut where one row's do not fit into memory if not given.
+        draws_until: stop a row when the standard error of its mean is at most this; adds the output ``draws_used``.
+        min_draws: draws that every row gets all the same; 10 if not given.
         writer: ``npy``, ``pt`` or ``package.module:Class``.
         write_interval: ``batch``, ``epoch`` or ``batch_and_epoch``.
         shard_rows: rows per part, a multiple of the batch size; chosen if not given.
@@ -102,6 +111,9 @@ def run(
         "batch-size": batch_size,
         "seed": seed,
         "draws": draws,
+        "draws-per-pass": draws_per_pass,
+        "draws-until": draws_until,
+        "min-draws": min_draws,
         "writer": writer,
         "write-interval": write_interval,
         "shard-rows": shard_rows,
@@ -129,7 +141,9 @@ def _checked(
     runner = choose_runner(artifact, options["runner"])
     devices = parse_devices(options["devices"], runner.cuda_count, runtime=runner.runtime)
     seed, draws = _controls(artifact, options["seed"], options["draws"])
-    outputs = tuple(output.tensor for output in artifact.manifest.outputs)
+    passes = _passes(artifact, draws, options)
+    added = passes.column(artifact.manifest.batch_dimension)
+    outputs = (*(output.tensor for output in artifact.manifest.outputs), *added)
     writer = make_writer(options["writer"], outputs, write_interval=options["write-interval"])
     source = open_source(data, artifact.manifest.inputs)
     stack.callback(source.close)
@@ -149,6 +163,7 @@ def _checked(
         nan=cast("NanPolicy", options["nan"]),
         version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        passes=passes,
     )
     return Setting(
         artifact=artifact,
@@ -178,6 +193,16 @@ def _controls(artifact: Artifact, seed: int | None, draws: int | None) -> tuple[
     if seed is not None and not -(2**63) <= seed < 2**63:
         raise UsageError(f"seed {seed}: must be a 64-bit integer")
     return section.seed if seed is None else seed, section.draws if draws is None else draws
+
+
+def _passes(artifact: Artifact, draws: int | None, options: Mapping[str, Any]) -> Passes:
+    return plan_passes(
+        artifact.manifest,
+        draws,
+        draws_per_pass=options["draws-per-pass"],
+        draws_until=options["draws-until"],
+        min_draws=options["min-draws"],
+    )
 
 
 def _row_bytes(manifest: Manifest) -> int:
@@ -213,7 +238,7 @@ def _do(setting: Setting, directory: RunDirectory, lock: int, progress: Progress
     missing = directory.missing()
     skipped = len(directory.job.plan) - len(missing)
     notes = list(setting.source.notes)
-    computed = 0
+    computed = Computed()
     # An epoch job without rows has no rank and no file; its report says that it was done.
     if not missing and directory.is_finished() and (directory.path / "report.json").exists():
         notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
@@ -223,9 +248,10 @@ def _do(setting: Setting, directory: RunDirectory, lock: int, progress: Progress
     return RunResult(
         path=directory.path,
         rows=directory.job.plan.rows,
-        computed_rows=computed,
+        computed_rows=computed.rows,
         seconds=seconds,
-        rows_per_s=computed / seconds,
+        rows_per_s=computed.rows / seconds,
         skipped_shards=skipped,
         notes=tuple(notes),
+        draws_per_row=computed.draws_per_row,
     )

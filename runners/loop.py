@@ -18,11 +18,13 @@ import numpy as np
 
 from deploykit.commit import Commit
 from deploykit.errors import DeploykitError, RunError
+from deploykit.passes import DRAWS_USED
 from deploykit.plan import Shard
 from deploykit.sources.finite import check_finite, count_nan_rows
 from deploykit.writers.base import Batch, Writer
 from runners.base import Arrays, Runner
 from runners.channel import Channel, Closed
+from runners.drawing import predict_in_passes
 from runners.timing import Meter
 
 if TYPE_CHECKING:
@@ -176,10 +178,12 @@ class Pipeline:
             self._outputs.finish()
 
     def _predict(self, work: _Read, timings: dict[str, float]) -> _Predicted:
-        ids = np.arange(work.start, work.stop, dtype=np.int64)
+        job, ids = self._job, np.arange(work.start, work.stop, dtype=np.int64)
         began = perf_counter()
         try:
-            outputs = self._task.runner.predict(work.inputs, sample_ids=ids, seed=self._job.seed, draws=self._job.draws)
+            outputs = predict_in_passes(
+                self._task.runner, work.inputs, job.passes, sample_ids=ids, seed=job.seed, draws=job.draws
+            )
         except DeploykitError:
             raise
         except Exception as error:
@@ -189,6 +193,8 @@ class Pipeline:
         timings["read_s"] += work.seconds
         timings["infer_s"] += seconds
         self._meter.batch(len(ids), seconds)
+        if DRAWS_USED in outputs:
+            self._meter.draws_used += int(outputs[DRAWS_USED].sum())
         self._listener.predicted(len(ids))
         batch = Batch(sample_ids=ids, outputs=outputs)
         return _Predicted(shard=work.shard, stop=work.stop, batch=batch, timings=timings)

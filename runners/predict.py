@@ -15,8 +15,10 @@ from deploykit.compare import worst_difference
 from deploykit.devices import Device, parse_devices
 from deploykit.errors import ArtifactError, DataError, MissingExtraError, UsageError
 from deploykit.manifest import OutputSpec
+from deploykit.passes import plan_passes
 from deploykit.tensors import check_inputs
 from runners.base import Arrays, Runner
+from runners.drawing import predict_in_passes
 from runners.table import choose_runner
 
 __all__ = ["Predictor", "Verified", "load", "verify_artifact"]
@@ -61,20 +63,27 @@ class Predictor:
         seed: int | None = None,
         first_draw: int = 0,
         draws: int | None = None,
+        draws_per_pass: int | None = None,
+        draws_until: float | None = None,
+        min_draws: int | None = None,
     ) -> Arrays:
         """Predict all rows.
 
         Args:
             inputs: arrays by input name; a single array for a model with one input. dtypes and shapes as in the
                 manifest.
-            batch_size: rows per call of the model; all rows at once if not given. It changes no mask.
+            batch_size: rows that are worked on together; all rows if not given. It changes no mask.
             sample_ids: (rows) int64; 0, 1, 2 ... if not given.
             seed: seed of the masks; the manifest's if not given.
             first_draw: number of the first draw.
             draws: how many draws; the manifest's number if not given.
+            draws_per_pass: most draws of one call; cut where one row's do not fit into memory if not given.
+            draws_until: stop a row when the standard error of its mean is at most this.
+            min_draws: draws that every row gets all the same; 10 if not given.
 
         Returns:
-            One array per output of the model, by name, (rows, ...).
+            One array per output of the model, by name, (rows, ...); with ``draws_until`` also ``draws_used`` (rows)
+            int64.
 
         Raises:
             DataError: the inputs do not fit the model.
@@ -90,9 +99,18 @@ class Predictor:
         ids = np.arange(rows) if sample_ids is None else np.asarray(sample_ids)
         if ids.shape != (rows,):
             raise DataError(f"sample_ids: {list(ids.shape)}, expected one integer per row, [{rows}]")
+        passes = plan_passes(
+            runner.artifact.manifest,
+            draws,
+            draws_per_pass=draws_per_pass,
+            draws_until=draws_until,
+            min_draws=min_draws,
+        )
         parts = [
-            runner.predict(
+            predict_in_passes(
+                runner,
                 {name: array[start : start + step] for name, array in named.items()},
+                passes,
                 sample_ids=ids[start : start + step],
                 seed=seed,
                 first_draw=first_draw,

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from statistics import median, quantiles
 from typing import Any
 
 from deploykit.files import appears_whole, write_json
+from deploykit.job import Job
 from deploykit.rundir import RunDirectory
 from runners.assignment import Assignment
 from runners.report_page import page
@@ -57,6 +58,8 @@ def make_report(
         "shard_rows": job.plan.shard_rows,
         "seed": job.seed,
         "draws": job.draws,
+        "passes": asdict(job.passes),
+        "draws_used": _draws_used(job, list(meters.values())),
         "writer": job.writer,
         "write_interval": job.write_interval,
         "nan": job.nan,
@@ -72,6 +75,15 @@ def make_report(
         "environment": dict(environment),
         "notes": list(figures.notes),
     }
+
+
+def _draws_used(job: Job, meters: Sequence[Meter]) -> dict[str, Any] | None:
+    """What the bound saved on the rows of this call; None without a bound or without rows."""
+    rows = sum(meter.rows for meter in meters)
+    if job.passes.draws_until is None or job.draws is None or not rows:
+        return None
+    mean = sum(meter.draws_used for meter in meters) / rows
+    return {"mean_per_row": mean, "most_per_row": job.draws, "saving": 1 - mean / job.draws}
 
 
 def write_report(directory: RunDirectory, report: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ def page(report: Mapping[str, Any]) -> str:
         ("rows per second, steady state", steady["rows_per_s"]),
         ("batch latency, median (ms)", latency["p50"]),
         ("batch latency, 99th percentile (ms)", latency["p99"]),
+        *_draws(report["draws_used"]),
     )
     notes = "".join(f"<li>{escape(note)}</li>" for note in report["notes"])
     return "\n".join(
@@ -47,6 +48,13 @@ def page(report: Mapping[str, Any]) -> str:
             "</body></html>",
         ]
     )
+
+
+def _draws(used: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
+    if used is None:
+        return ()
+    saving = f"{used['saving']:.0%} of {used['most_per_row']} for every row"
+    return (("draws per row, mean", used["mean_per_row"]), ("draws saved", saving))
 
 
 def _table(rows: Iterable[tuple[str, Any]]) -> str:

@@ -61,6 +61,7 @@ class Meter:
         first_end_s, last_end_s: when the first and the last batch were predicted, since ``origin_s``.
         windows: rows predicted in each full second since ``origin_s``.
         nan_rows: rows with a NaN in the inputs, where the policy allows it.
+        draws_used: Monte Carlo draws of all rows together, where a bound decides how many a row gets.
     """
 
     origin_s: float = field(default_factory=monotonic)
@@ -79,6 +80,7 @@ class Meter:
     latency: Histogram = field(default_factory=Histogram)
     windows: Counter[int] = field(default_factory=Counter)
     nan_rows: int = 0
+    draws_used: int = 0
     peak_memory_bytes: int = 0
 
     def batch(self, rows: int, seconds: float) -> None:

@@ -133,7 +133,6 @@ def _write_manifest(directory: Path, kind: str, records: dict[str, FormatRecord]
         name=kind,
         created="2026-01-01T00:00:00+00:00",
         method="forward",
-        task="raw",
         inputs=INPUTS[kind],
         outputs=OUTPUTS[kind],
         tested={"batch": (1, 2, 7, 64), "seq": (6,)} if kind == "pair" else {"batch": (1, 2, 7, 64)},

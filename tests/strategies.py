@@ -2,13 +2,23 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from hypothesis import strategies as st
 
 from deploykit.files import sha256_of
-from deploykit.manifest import FileRecord, FormatRecord, Manifest, MonteCarlo, OutputSpec, ParityRecord, Site
+from deploykit.manifest import (
+    FileRecord,
+    FormatRecord,
+    Manifest,
+    MonteCarlo,
+    OutputSpec,
+    ParityRecord,
+    Site,
+    Statistic,
+    Task,
+)
 from deploykit.tensors import DTYPES, TensorSpec
 
 TEXT = st.text(min_size=1, max_size=12)
@@ -32,7 +42,9 @@ OUTPUTS = st.builds(
     dtype=st.sampled_from(DTYPES),
     shape=SHAPES,
     source=TEXT,
-    statistic=st.sampled_from(("value", "mean", "std", "probs", "entropy", "mutual_information", "draws")),
+    statistic=st.sampled_from(get_args(Statistic)),
+    task=st.sampled_from(get_args(Task)),
+    class_axis=st.none() | st.integers(1, 4),
 )
 SITES = st.builds(Site, index=SIZES, module=st.text(), kind=TEXT, p=st.floats(0, 1), shape=SHAPES)
 MONTE_CARLO = st.builds(
@@ -58,7 +70,6 @@ def manifests(draw: st.DrawFn) -> Manifest:
         name=draw(TEXT),
         created=draw(st.datetimes().map(lambda moment: f"{moment.isoformat(timespec='seconds')}+00:00")),
         method=draw(TEXT),
-        task=draw(st.sampled_from(("classification", "regression", "raw"))),
         inputs=tuple(draw(st.lists(TENSORS, min_size=1, max_size=3))),
         outputs=tuple(draw(st.lists(OUTPUTS, min_size=1, max_size=3))),
         tested=draw(st.dictionaries(NAMES, st.lists(SIZES, max_size=4).map(tuple), max_size=2)),
@@ -81,7 +92,6 @@ def small_manifest(**changes: Any) -> Manifest:
         "name": "small",
         "created": "2026-01-02T03:04:05+00:00",
         "method": "forward",
-        "task": "raw",
         "inputs": (TensorSpec(name="x", dtype="float32", shape=("batch", 3)),),
         "outputs": (OutputSpec(name="y", dtype="float32", shape=("batch", 1), source="y", statistic="value"),),
         "tested": {"batch": (1, 2, 7)},

@@ -7,7 +7,7 @@ import click
 
 from deploykit.artifact import Artifact
 from deploykit.cli.text import size, table
-from deploykit.manifest import Manifest
+from deploykit.manifest import Manifest, OutputSpec
 
 __all__ = ["inspect", "pack"]
 
@@ -40,7 +40,7 @@ def _describe(artifact: Artifact) -> str:
     source = manifest.checkpoint or {}
     lines = [
         f"{manifest.name}  (digest {artifact.digest[:12]}, created {manifest.created})",
-        f"  method     {manifest.method}, task {manifest.task}",
+        f"  method     {manifest.method}",
         f"  checkpoint {source.get('file', 'a module in memory')}"
         + (f", SHA-256 {source['sha256'][:12]}" if "sha256" in source else ""),
         "  versions   " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
@@ -50,8 +50,8 @@ def _describe(artifact: Artifact) -> str:
         "",
         "outputs",
         table(
-            ["name", "dtype", "shape", "what"],
-            [[*_row(o.name, o.dtype, o.shape), _meaning(o.statistic, o.source)] for o in manifest.outputs],
+            ["name", "dtype", "shape", "task", "classes", "what"],
+            [[*_row(o.name, o.dtype, o.shape), o.task, _classes(o), _meaning(o)] for o in manifest.outputs],
         ),
         "",
         "formats",
@@ -79,8 +79,15 @@ def _row(name: str, dtype: str, shape: tuple[int | str, ...]) -> list[str]:
     return [name, dtype, "[" + ", ".join(map(str, shape)) + "]"]
 
 
-def _meaning(statistic: str, source: str) -> str:
-    return "the model's own" if statistic == "value" else f"{statistic.replace('_', ' ')} of {source}"
+def _classes(output: OutputSpec) -> str:
+    return "-" if output.class_axis is None else f"axis {output.class_axis}"
+
+
+def _meaning(output: OutputSpec) -> str:
+    if output.statistic == "value":
+        return "the model's own"
+    unit = ", in nats" if output.statistic in ("entropy", "mutual_information") else ""
+    return f"{output.statistic.replace('_', ' ')} of {output.source}{unit}"
 
 
 def _needs(runtime: str, opset: int | None) -> str:

@@ -44,10 +44,12 @@ Examples:
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="The artifact's default seed.")
 @click.option(
-    "--task", type=click.Choice(["classification", "regression", "raw"]), default="raw", show_default=True,
-    help="What the outputs are; classification adds probabilities, entropy and mutual information.",
+    "--task", multiple=True, default=["raw"], show_default="raw", metavar="[NAME=]KIND[@AXIS]",
+    help="What all outputs are, or one: classification (adds probabilities, entropy, mutual information; classes along "
+    "AXIS, by default 1), regression, raw, or none, which leaves NAME out.",
 )  # fmt: skip
-@click.option("--class-output", "class_outputs", multiple=True, help="The output with class scores, if several.")
+@click.option("--variance", multiple=True, metavar="MEAN=NAME", help="Output NAME is the variance of output MEAN.")
+@click.option("--log-variance", multiple=True, metavar="MEAN=NAME", help="The same for the logarithm of a variance.")
 @click.option("--keep-draws", is_flag=True, help="Also give every single draw.")
 @click.option("--tolerance", type=float, help="Largest error, relative to an output's scale; 1e-4 by default.")
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is there.")
@@ -85,6 +87,8 @@ def _library_options(options: dict[str, Any]) -> dict[str, Any]:
         "formats": [name.strip() for name in options["formats"].split(",") if name.strip()],
         "ranges": dict(parse_range(text) for text in options["ranges"]),
         "example": None if example is None else read_example(example),
+        "variance": pairs(options["variance"], "--variance"),
+        "log_variance": pairs(options["log_variance"], "--log-variance"),
         "user": pairs(options["user"], "--user"),
     }
 

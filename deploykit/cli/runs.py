@@ -10,6 +10,14 @@ from deploykit.cli.text import number
 __all__ = ["merge", "run"]
 
 
+def _draws_or_auto(_context: click.Context, _option: click.Parameter, text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise click.BadParameter(f"{text!r} is neither auto nor a number of draws")
+    return int(text)
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -25,6 +33,15 @@ Examples:
 @click.option("--batch-size", default=256, show_default=True, help="Rows per call of the model.")
 @click.option("--seed", type=int, help="Seed of the Monte Carlo masks; the artifact's by default.")
 @click.option("--draws", type=int, help="Monte Carlo draws; the artifact's number by default.")
+@click.option(
+    "--draws-until", type=float,
+    help="Stop a row when the standard error of its mean is at most this; adds the output draws_used.",
+)  # fmt: skip
+@click.option("--min-draws", type=int, help="Draws that every row gets with --draws-until; 10 by default.")
+@click.option(
+    "--draws-per-pass", default="auto", show_default=True, callback=_draws_or_auto,
+    help="Most draws of one call of the model; auto cuts them where one row's do not fit into memory.",
+)  # fmt: skip
 @click.option("--writer", default="npy", show_default=True, help="npy, pt, or package.module:Class.")
 @click.option(
     "--write-interval", default="batch", show_default=True,
@@ -50,6 +67,8 @@ def run(artifact: Path, data: str, output: Path, quiet: bool, **options: Any) ->
         f"{result.path}: {number(result.rows)} rows; {number(result.computed_rows)} computed now "
         f"in {result.seconds:.1f} s ({number(result.rows_per_s)} rows/s); {result.skipped_shards} shards were there"
     )
+    if result.draws_per_row is not None:
+        click.echo(f"{result.draws_per_row:.1f} draws per row; the saving is in {result.path / 'report.html'}")
     click.echo(f"next: deploykit verify {result.path}; deploykit merge {result.path} -o predictions.npz")
 
 

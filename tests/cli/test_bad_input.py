@@ -80,6 +80,16 @@ def test_a_truncated_checkpoint(call: Call, place: Path, checkpoint: Path, capsy
         ([*NET, "--input", X, "--arg", "width=7"], 1, ["body.0.weight"]),
         ([*NET, "--input", X, "--mc-draws", "1"], 2, ["at least 2 draws"]),
         (
+            [*NET, "--input", X, "--task", "guessing"],
+            2,
+            ["unknown kind 'guessing'", "classification, regression, raw, none"],
+        ),
+        ([*NET, "--input", X, "--task", "scores=raw"], 2, ["'scores'", "the outputs are logits"]),
+        ([*NET, "--input", X, "--task", "scores=none"], 2, ["scores=none", "the outputs are logits"]),
+        ([*NET, "--input", X, "--task", "logits=classification@2"], 2, ["2 dimensions", "1 to 1, or -1 to -1"]),
+        ([*NET, "--input", X, "--variance", "logits=var"], 2, ["add --mc-draws"]),
+        ([*NET, "--input", X, "--variance", "logits"], 2, ["--variance 'logits'", "NAME=VALUE"]),
+        (
             ["--module", "net.py:Net", "--input", "x:float32[batch,4]", "--arg", "p=0.0", "--mc-draws", "9"],
             1,
             ["no dropout"],

@@ -23,7 +23,9 @@ def test_the_main_job_from_checkpoint_to_merged_predictions(
     assert "checked      batches of 1, 2, 7, 64" in printed.out
     assert "the prefix 'model.' was taken off" in printed.err
     assert call("inspect", "mc") == 0
-    assert "body.2  dropout  0.5  [batch, 6]" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "body.2  dropout  0.5  [batch, 6]" in shown
+    assert "entropy of logits, in nats" in shown
     assert call("inspect", "mc", "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["checkpoint"]["file"] == "net.ckpt"
@@ -37,7 +39,10 @@ def test_the_main_job_from_checkpoint_to_merged_predictions(
     with np.load("onnx.npz") as onnx, np.load("torch.npz") as torch:
         assert onnx["sample_id"].tolist() == list(range(40))
         assert sorted(onnx.files) == sorted(
-            ["sample_id", *(f"logits.{name}" for name in ("mean", "std", "probs", "entropy", "mutual_information"))]
+            [
+                "sample_id",
+                *(f"logits.{name}" for name in ("mean", "std", "probs", "probs_std", "entropy", "mutual_information")),
+            ]
         )
         for name in onnx.files:
             np.testing.assert_allclose(onnx[name], torch[name], rtol=0, atol=2e-6)

@@ -139,10 +139,10 @@ def test_classification_outputs_and_once_only_work(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = models.ConvNet()
     result = export_module(
-        module, tmp_path / "a", inputs=["x:float32[batch,1,4,4]"], mc_draws=8, task="classification",
-        class_outputs=["logits"], keep_draws=True,
+        module, tmp_path / "a", inputs=["x:float32[batch,1,4,4]"], mc_draws=8, task="logits=classification",
+        keep_draws=True,
     )  # fmt: skip
-    statistics = ("mean", "std", "probs", "entropy", "mutual_information", "draws")
+    statistics = ("mean", "std", "probs", "probs_std", "entropy", "mutual_information", "draws")
     assert names_of(result) == [*(f"logits.{name}" for name in statistics), "energy"]
     monte_carlo = result.manifest.monte_carlo
     assert monte_carlo is not None

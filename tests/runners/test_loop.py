@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,14 @@ class Source:
 
 
 class Runner:
+    artifact = SimpleNamespace(manifest=SimpleNamespace(monte_carlo=None))
+
     def __init__(self) -> None:
         self.hook: Callable[[int], None] = lambda start: None
 
-    def predict(self, inputs: Any, *, sample_ids: Any, seed: Any, draws: Any) -> dict[str, np.ndarray[Any, Any]]:
+    def predict(
+        self, inputs: Any, *, sample_ids: Any, seed: Any, draws: Any, first_draw: Any
+    ) -> dict[str, np.ndarray[Any, Any]]:
         self.hook(int(sample_ids[0]))
         return {"y": inputs["x"] * 2}
 
