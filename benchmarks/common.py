@@ -14,7 +14,7 @@ from typing import Any
 
 from runners.environment import environment
 
-__all__ = ["RESULTS", "deploykit", "interleaved", "ratio", "save", "spread", "timed", "workplace"]
+__all__ = ["RESULTS", "ROOT", "deploykit", "interleaved", "ratio", "save", "spread", "timed", "workplace"]
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent

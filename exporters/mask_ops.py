@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from deploykit import masks
 
@@ -30,6 +31,9 @@ SHIFT_RIGHT: Any = torch.ops.deploykit.shift_right.default
 
 Keys = tuple[Tensor, Tensor]
 
+_CONSTANT_UNITS = 1 << 17
+# Above this the keys are computed where the file runs: as constants they take 8 bytes for each unit of a site.
+
 
 def row_keys(seed: Tensor, sample_ids: Tensor, draws: Tensor, *, shared: bool) -> Keys:
     """Two words for each row of each draw, (T*B, 1) int32, from seed (), sample ids (B), draws (T) int64."""
@@ -41,7 +45,10 @@ def row_keys(seed: Tensor, sample_ids: Tensor, draws: Tensor, *, shared: bool) -
 
 
 def unit_keys(site: int, units: int, device: torch.device) -> Keys:
-    """Two words for each unit of a site: (U) int32."""
+    """Two words for each unit of a site: (U) int32. A fixed number of units, not too large, makes constants."""
+    if is_concrete_int(units) and int(units) <= _CONSTANT_UNITS:
+        first, second = masks.unit_keys(site, range(int(units))).T
+        return torch.tensor(first.copy(), device=device), torch.tensor(second.copy(), device=device)
     start = _signed(site * masks.SITE + masks.UNIT_START)
     return _scramble(torch.arange(units, dtype=torch.int64, device=device) * _signed(masks.UNIT) + start)
 
