@@ -16,6 +16,8 @@ import numpy as np
 from deploykit.errors import ExportError, MissingExtraError
 from exporters.capture import Captured, own_name, quiet
 from exporters.mask_ops import SHIFT_RIGHT
+from exporters.onnx_recurrence import recurrent_translations
+from exporters.recurrence import dynamic_steps
 from exporters.torchscript import Controls
 
 __all__ = ["OPSET", "require_packages", "write_onnx"]
@@ -42,14 +44,14 @@ def write_onnx(
 
     names = [*inputs, *(("sample_ids", "draw_ids", "seed") if controls else ())]
     try:
-        with quiet(), _silent_logs(), torch.no_grad():
+        with quiet(), _silent_logs(), dynamic_steps(), torch.no_grad():
             program: Any = torch.onnx.export(
                 captured.program,
                 dynamo=True,
                 input_names=names,
                 output_names=list(outputs),
                 opset_version=OPSET,
-                custom_translation_table={SHIFT_RIGHT: _shift_right()},
+                custom_translation_table={SHIFT_RIGHT: _shift_right(), **recurrent_translations()},
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:

@@ -99,12 +99,15 @@ class _Capture:
     def run(self, training: Training) -> _Seen:
         set_modes(self.entry, training)
         before = python_random_state()
-        captured = capture(self.entry, self._copies(), self.specs)
-        if python_random_state() != before:
-            raise ExportError(
-                f"{self._python_random_module(training)}: draws from Python's or numpy's own random generator; "
-                "an exported graph would repeat that one value for ever. Draw with torch, or switch this off"
-            )
+        try:
+            captured = capture(self.entry, self._copies(), self.specs)
+        finally:
+            # Also where the capture failed, which may be for this reason.
+            if python_random_state() != before:
+                raise ExportError(
+                    f"{self._python_random_module(training)}: draws from Python's or numpy's own random generator; "
+                    "an exported graph would repeat that one value for ever. Draw with torch, or switch this off"
+                )
         draws = find_draws(captured.graph)
         refuse_unsupported(draws)
         return _Seen(captured=captured, draws=draws, training=training)
@@ -218,7 +221,8 @@ def _monte_carlo(
     )  # fmt: skip
     controls = [torch.arange(example[0].shape[0]), torch.arange(3), torch.tensor(options.seed)]
     reports = module.reports(*[tensor.clone() for tensor in example], *controls)
-    captured = capture(module, [*example, *controls], [*inputs.specs, *_control_specs(inputs.batch_name)])
+    specs = [*inputs.specs, *_control_specs(inputs.batch_name)]
+    captured = capture(module, [*example, *controls], specs, plan.captured.bounds)
     (output,) = (node for node in captured.graph.nodes if node.op == "output")
     outputs = tuple(
         _output_spec(report.name, report.source, report.statistic, node.meta["val"], captured, inputs.batch_name)
