@@ -27,7 +27,7 @@ def explain(error: Exception, module: nn.Module, specs: Sequence[TensorSpec]) ->
         dynamic = dict.fromkeys(size for spec in specs for size in spec.shape if isinstance(size, str))
         return (
             f"{where}the module fixes a dimension that was declared dynamic ({', '.join(dynamic)}): "
-            f"{_first_line(text, 'specialized', 'marked', 'satisfy')}; "
+            f"{_condition(text)}; "
             "write it without that size, or declare the dimension as a number and bring the inputs to it"
         )
     if "DataDependent" in kind or "data-dependent" in text:
@@ -53,9 +53,12 @@ def _named_sizes(text: str, specs: Sequence[TensorSpec]) -> str:
     return re.sub(r"L\['tensors'\]\[(\d+)\]\.size\(\)\[(\d+)\]", name, text)
 
 
-def _first_line(text: str, *words: str) -> str:
-    lines = [line.strip(" -") for line in text.splitlines() if any(word in line for word in words)]
-    return lines[0] if lines else text.splitlines()[0]
+def _condition(text: str) -> str:
+    """What torch found of a dimension: the sizes for which the code holds, or that it holds for one."""
+    guard = re.search(r"the generated guard (.*?)\.?$", text, re.MULTILINE)
+    if guard is not None:
+        return f"its code works only where {guard[1]}"
+    return next((line.strip(" -") for line in text.splitlines() if "specialized" in line), text.splitlines()[0])
 
 
 def _place(error: BaseException, module: nn.Module) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from deploykit.errors import ExportError, MissingExtraError
 from exporters.capture import Captured, own_name, quiet
 from exporters.mask_ops import SHIFT_RIGHT
+from exporters.onnx_attention import attention
 from exporters.onnx_recurrence import recurrent_translations
 from exporters.recurrence import dynamic_steps
 from exporters.torchscript import Controls
@@ -51,7 +52,7 @@ def write_onnx(
                 input_names=names,
                 output_names=list(outputs),
                 opset_version=OPSET,
-                custom_translation_table={SHIFT_RIGHT: _shift_right(), **recurrent_translations()},
+                custom_translation_table=_translations(),
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
@@ -70,6 +71,14 @@ def require_packages() -> None:
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "onnx", "exporting to ONNX")
+
+
+def _translations() -> dict[Any, Any]:
+    """Operations that the stock exporter does not know, writes out step by step, or gets wrong."""
+    import torch
+
+    plain_attention = torch.ops.aten.scaled_dot_product_attention.default
+    return {SHIFT_RIGHT: _shift_right(), plain_attention: attention, **recurrent_translations()}
 
 
 def _shift_right() -> Any:
