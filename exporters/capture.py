@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dynamo.exc import UserError
 from torch.fx.experimental import _config as symbolic_config
 
 from deploykit.errors import ExportError
@@ -85,6 +84,9 @@ def _within_bounds(
     torch also refuses sizes for which a dimension computed from them would be 1. It is then asked not to look at that
     case, as it never does for the sizes of the inputs themselves.
     """
+    # Loaded late: with it torch loads its compiler, and whatever that finds installed.
+    from torch._dynamo.exc import UserError
+
     bounds, look_at_ones = known, True
     while True:
         try:
