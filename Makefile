@@ -10,11 +10,12 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.complete
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick lint format clean FORCE
+.PHONY: help demo test test-all test-quick lint format clean FORCE
 
 help:
 	@echo "make demo        train, export, run and check the digits classifier; prints where to look"
-	@echo "make test        everything: ruff, mypy --strict, all tests"
+	@echo "make test        ruff, mypy --strict, all tests but the real model families"
+	@echo "make test-all    the same with the model families (BERT, U-Net, graphs ...)"
 	@echo "make test-quick  tests that take seconds"
 	@echo "make lint        ruff and mypy --strict only"
 	@echo "make format      let ruff rewrite the sources"
@@ -24,10 +25,13 @@ demo: $(STAMP)
 	$(RUN) -m deploykit demo
 
 test: lint
+	$(RUN) -m pytest -n $(PYTEST_WORKERS) -m "not families" $(PYTEST_ARGS)
+
+test-all: lint
 	$(RUN) -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
 
 test-quick: $(STAMP)
-	$(RUN) -m pytest -n $(PYTEST_WORKERS) -m "not slow" $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(PYTEST_WORKERS) -m "not slow and not families" $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

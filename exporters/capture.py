@@ -1,19 +1,29 @@
 """Capture a module as one flat graph of ATen operations with named dynamic dimensions."""
 
+import contextlib
+import io
+import logging
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental import _config as symbolic_config
 
 from deploykit.errors import DeploykitError, ExportError
 from deploykit.tensors import TensorSpec
+from exporters.explain import explain
 from exporters.reach import drop_unseen_writes
+from exporters.recurrence import dynamic_steps
 
-__all__ = ["Captured", "capture", "own_name", "quiet"]
+__all__ = ["Bounds", "Captured", "capture", "own_name", "quiet"]
+
+Bounds = Mapping[str, Mapping[str, int]]
+"""``min`` and ``max`` of dynamic dimensions by name."""
 
 # Nodes that only check what was true of the example; they compute nothing.
 _CHECKS = (
@@ -29,47 +39,93 @@ _CHECKS = (
 class Captured:
     """An exported program and its graph with parameters as attributes.
 
-    ``symbols`` maps the name of each dynamic dimension to its symbol in the nodes' shapes.
+    ``symbols`` maps the name of each dynamic dimension to its symbol in the nodes' shapes; ``bounds`` holds ``min`` and
+    ``max`` of those that the module's code bounds.
     """
 
     program: torch.export.ExportedProgram
     module: fx.GraphModule
     symbols: dict[str, Any]
+    bounds: Bounds
 
     @property
     def graph(self) -> fx.Graph:
         return self.module.graph
 
 
-def capture(module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec]) -> Captured:
-    """Capture ``module(*example)``.
+def capture(
+    module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], bounds: Bounds | None = None
+) -> Captured:
+    """Capture ``module(*example)``; ``bounds`` are those known from another capture of the same code.
 
-    Every named dimension of ``specs`` stays dynamic; a module that fixes one is refused.
+    Every named dimension of ``specs`` stays dynamic; a module that fixes one is refused, and one that bounds it is not.
 
     Raises:
         ExportError: the module cannot be captured; the message says what stopped it.
     """
-    dimensions: dict[str, Any] = {}
-    shapes = tuple(
-        {
-            axis: dimensions.setdefault(size, torch.export.Dim(size))
-            for axis, size in enumerate(spec.shape)
-            if isinstance(size, str)
-        }
-        for spec in specs
-    )
     try:
-        with quiet(), torch.no_grad():
-            program = torch.export.export(module, tuple(example), dynamic_shapes={"tensors": shapes}, strict=False)
+        program, bounds = _within_bounds(module, example, specs, bounds or {})
     except DeploykitError:
         # Raised by our own code around the module, with a text that says what to do.
         raise
     except Exception as error:
-        raise ExportError(_explain(error, dimensions)) from error
+        raise ExportError(explain(error, module, specs)) from error
     with quiet():
         graph_module: fx.GraphModule = program.module()
     _drop_checks(graph_module)
-    return Captured(program=program, module=graph_module, symbols=_symbols(graph_module.graph, specs))
+    symbols = _symbols(graph_module.graph, specs)
+    return Captured(program=program, module=graph_module, symbols=symbols, bounds=bounds)
+
+
+def _within_bounds(
+    module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], known: Bounds
+) -> tuple[torch.export.ExportedProgram, Bounds]:
+    """Export, and again where the code holds for a range of sizes only, as a table of positions does.
+
+    torch also refuses sizes for which a dimension computed from them would be 1. It is then asked not to look at that
+    case, as it never does for the sizes of the inputs themselves.
+    """
+    # Loaded late: with it torch loads its compiler, and whatever that finds installed.
+    from torch._dynamo.exc import UserError
+
+    bounds, look_at_ones = known, True
+    while True:
+        try:
+            return _export(module, example, specs, bounds, look_at_ones), bounds
+        except UserError as error:
+            found = {**bounds, **_bounds(str(error))}
+            if found == bounds and not look_at_ones:
+                raise
+            look_at_ones = look_at_ones and found != bounds
+            bounds = found
+
+
+def _export(
+    module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], bounds: Bounds, look_at_ones: bool
+) -> torch.export.ExportedProgram:
+    names = dict.fromkeys(size for spec in specs for size in spec.shape if isinstance(size, str))
+    # Two is what torch assumes in any case, without saying so.
+    least = {} if look_at_ones else {"min": 2}
+    dimensions = {name: torch.export.Dim(name, **{**least, **bounds.get(name, {})}) for name in names}
+    shapes = tuple(
+        {axis: dimensions[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in specs
+    )
+    ones = cast(Any, symbolic_config).patch(backed_size_oblivious=not look_at_ones)
+    with quiet(), _silent(), dynamic_steps(), ones, torch.no_grad():
+        return torch.export.export(module, tuple(example), dynamic_shapes={"tensors": shapes}, strict=False)
+
+
+def _bounds(message: str) -> Bounds:
+    """The ranges that torch suggests; none where it suggests anything else, such as one fixed size."""
+    _, _, tail = message.partition("Suggested fixes:")
+    fixes = [line.strip() for line in tail.strip().partition("\n\n")[0].splitlines()]
+    found: dict[str, dict[str, int]] = {}
+    for fix in fixes:
+        shown = re.fullmatch(r"(\w+) = Dim\('\w+'((?:, (?:min|max)=\d+)+)\)", fix)
+        if shown is None:
+            return {}
+        found[shown[1]] = {name: int(size) for name, size in re.findall(r"(min|max)=(\d+)", shown[2])}
+    return found
 
 
 def own_name(target: str) -> str:
@@ -98,38 +154,22 @@ def _symbols(graph: fx.Graph, specs: Sequence[TensorSpec]) -> dict[str, Any]:
     return found
 
 
-def _explain(error: Exception, dimensions: dict[str, Any]) -> str:
-    """The first lines of torch's message that tell a user something, with what to do."""
-    text = str(error).strip()
-    head = text.splitlines()[0] if text else type(error).__name__
-    kind = type(error).__name__
-    if "specialized" in text or "ConstraintViolation" in kind or "Constraints violated" in text:
-        return (
-            f"the module fixes a dimension that was declared dynamic ({', '.join(dimensions)}): "
-            f"{_first_line(text, 'specialized', 'marked')}; "
-            "write it without that size, or declare the dimension as a number"
-        )
-    if "DataDependent" in kind or "data-dependent" in text:
-        return (
-            f"the module's path depends on the values of its tensors, which an exported graph cannot follow: {head}; "
-            "use torch.where or torch.cond, or export a --method without that branch"
-        )
-    if "not attached to a" in text and "Trainer" in text:
-        return (
-            f"the module uses self.trainer, which does not exist at export: {head}; "
-            "export a --method that does without it"
-        )
-    return f"the module could not be captured: {kind}: {head}"
-
-
-def _first_line(text: str, *words: str) -> str:
-    lines = [line.strip(" -") for line in text.splitlines() if any(word in line for word in words)]
-    return lines[0] if lines else text.splitlines()[0]
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep torch's warnings about its own deprecations from the user's terminal."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """A failed capture makes torch print its graph to the terminal and warn beside it; the error says what matters."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

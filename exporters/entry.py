@@ -157,6 +157,11 @@ def _children(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield from zip(value._fields, value, strict=True)
     elif isinstance(value, (tuple, list)):
         yield from ((str(index), child) for index, child in enumerate(value))
+    elif hasattr(value, "get_seq_length"):
+        raise ExportError(
+            f"output {name or 'of the method'!r}: is a {type(value).__name__}, which carries state from one call to "
+            "the next, and an exported file keeps none; switch it off, in transformers with config.use_cache = False"
+        )
     else:
         raise ExportError(
             f"output {name or 'of the method'!r}: is a {type(value).__name__}; only tensors and dicts, tuples, "

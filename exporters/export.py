@@ -130,7 +130,15 @@ def export_module(
         )  # fmt: skip
         write_json(workshop.path / MANIFEST_NAME, manifest.to_json())
         workshop.publish()
-    return ExportResult(path=path, manifest=manifest, notes=(*notes, *model_inputs.notes()))
+    return ExportResult(path=path, manifest=manifest, notes=(*notes, *model_inputs.notes(), *_limits(subject)))
+
+
+def _limits(subject: Subject) -> list[str]:
+    return [
+        f"dimension {name}: the module's code allows only sizes with "
+        + " and ".join(f"{end} {size}" for end, size in limits.items())
+        for name, limits in subject.captured.bounds.items()
+    ]
 
 
 def check_request(destination: str | Path, options: Mapping[str, Any]) -> None:

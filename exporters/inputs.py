@@ -166,6 +166,13 @@ def _check_specs(specs: Sequence[TensorSpec]) -> None:
     taken = sorted(name for name in names if name in _TAKEN or keyword.iskeyword(name) or name.startswith("control_"))
     if len(set(names)) != len(names) or taken:
         raise UsageError(f"inputs {names}: every name must be a different one, and free: {taken or 'one'} is taken")
+    for spec in specs:
+        if spec.shape.count(spec.shape[0]) > 1:
+            raise UsageError(
+                f"input {spec}: has the batch dimension twice, so that its rows belong together, as in a graph whose "
+                "rows are its nodes. Each row must stand alone: let a row be a whole graph, "
+                f"for example {spec.name}:{spec.dtype}[batch,nodes,nodes]"
+            )
     firsts = {spec.shape[0] for spec in specs}
     if len(firsts) > 1:
         raise UsageError(

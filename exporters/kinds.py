@@ -119,7 +119,14 @@ def _attention(
     if attn_mask is not None:
         masked = attn_mask.dtype == torch.bool
         scores = scores.masked_fill(~attn_mask, -torch.inf) if masked else scores + attn_mask
-    return apply_mask(torch.softmax(scores, -1), kept(), p) @ value
+    found = apply_mask(torch.softmax(scores, -1), kept(), p) @ value
+    # Where nothing may be attended to, torch gives zeros, and a softmax alone gives NaN.
+    return found if attn_mask is None else found.masked_fill(_attends_to_nothing(attn_mask), 0.0)
+
+
+def _attends_to_nothing(mask: Tensor) -> Tensor:
+    allowed = mask if mask.dtype == torch.bool else mask != -torch.inf
+    return ~allowed.any(-1, keepdim=True)
 
 
 def _repeat_heads(tensor: Tensor, heads: int) -> Tensor:

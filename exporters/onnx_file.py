@@ -16,6 +16,9 @@ import numpy as np
 from deploykit.errors import ExportError, MissingExtraError
 from exporters.capture import Captured, own_name, quiet
 from exporters.mask_ops import SHIFT_RIGHT
+from exporters.onnx_attention import attention
+from exporters.onnx_recurrence import recurrent_translations
+from exporters.recurrence import dynamic_steps
 from exporters.torchscript import Controls
 
 __all__ = ["OPSET", "require_packages", "write_onnx"]
@@ -42,17 +45,14 @@ def write_onnx(
 
     names = [*inputs, *(("sample_ids", "draw_ids", "seed") if controls else ())]
     try:
-        with quiet(), _silent_logs(), torch.no_grad():
+        with quiet(), _silent_logs(), dynamic_steps(), torch.no_grad():
             program: Any = torch.onnx.export(
                 captured.program,
                 dynamo=True,
                 input_names=names,
                 output_names=list(outputs),
                 opset_version=OPSET,
-                custom_translation_table={
-                    SHIFT_RIGHT: _shift_right(),
-                    torch.ops.aten.rrelu_with_noise_functional.default: _mean_slope(),
-                },
+                custom_translation_table=_translations(),
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
@@ -71,6 +71,19 @@ def require_packages() -> None:
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "onnx", "exporting to ONNX")
+
+
+def _translations() -> dict[Any, Any]:
+    """Operations that the stock exporter does not know, writes out step by step, or gets wrong."""
+    import torch
+
+    plain_attention = torch.ops.aten.scaled_dot_product_attention.default
+    return {
+        SHIFT_RIGHT: _shift_right(),
+        plain_attention: attention,
+        torch.ops.aten.rrelu_with_noise_functional.default: _mean_slope(),
+        **recurrent_translations(),
+    }
 
 
 def _shift_right() -> Any:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from deploykit.compare import worst_of
 from deploykit.errors import ExportError, ParityError
 from deploykit.manifest import ParityRecord
+from exporters.capture import Bounds
 from exporters.formats import Client
 from exporters.inputs import ModelInputs
 from exporters.subject import Subject
@@ -22,6 +23,9 @@ __all__ = ["BATCHES", "check_parity", "tested_sizes"]
 
 BATCHES = (1, 2, 7, 64)
 """One, two, an odd size, and one much larger than the example's."""
+
+_CHANGED = 1e-3
+"""A row that differs by more than this from itself in other company is no rounding."""
 
 _DRAWS = 3
 """Draws in a trial: the oracle runs the module once for each, and every draw goes through the same graph."""
@@ -41,13 +45,24 @@ def _trials(inputs: ModelInputs, subject: Subject) -> Iterator[_Trial]:
     other = inputs.default_sizes()
     sizes = [{inputs.batch_name: batch, **other} for batch in BATCHES]
     if other:
-        sizes.append({inputs.batch_name: 3, **{name: size + 5 for name, size in other.items()}})
-        sizes.append({inputs.batch_name: 2, **{name: max(1, size - 3) for name, size in other.items()}})
+        bounds = subject.captured.bounds
+        sizes.append({inputs.batch_name: 3, **{name: _at_most(size + 5, bounds, name) for name, size in other.items()}})
+        sizes.append(
+            {inputs.batch_name: 2, **{name: _at_least(size - 3, bounds, name) for name, size in other.items()}}
+        )
     for index, each in enumerate(sizes):
         yield _trial(each, index, subject, inputs.batch_name)
     if subject.controls is not None:
         # Once without any control, as a client that knows only the model's own inputs calls it.
         yield _Trial(sizes={inputs.batch_name: 2, **other}, seed=99, controls={}, draws=range(subject.controls.draws))
+
+
+def _at_most(size: int, bounds: Bounds, name: str) -> int:
+    return min(size, bounds.get(name, {}).get("max", size))
+
+
+def _at_least(size: int, bounds: Bounds, name: str) -> int:
+    return max(size, bounds.get(name, {}).get("min", 1))
 
 
 def _trial(sizes: dict[str, int], index: int, subject: Subject, batch_name: str) -> _Trial:
@@ -84,7 +99,7 @@ def check_parity(
         arrays = inputs.random(trial.sizes, trial.seed)
         wanted = _wanted(subject, arrays, trial, trial.sizes[inputs.batch_name])
         for name, client in clients.items():
-            found += _compare(name, client, subject, arrays, wanted, trial, trial.sizes[inputs.batch_name], tolerance)
+            found += _compare(name, client, subject, inputs, arrays, wanted, trial, tolerance)
     return found
 
 
@@ -104,10 +119,10 @@ def _compare(
     name: str,
     client: Client,
     subject: Subject,
+    inputs: ModelInputs,
     arrays: dict[str, NDArray[Any]],
     wanted: dict[str, NDArray[Any]],
     trial: _Trial,
-    batch: int,
     tolerance: float,
 ) -> list[ParityRecord]:
     try:
@@ -120,13 +135,36 @@ def _compare(
         if not difference.error <= tolerance:
             raise ParityError(
                 f"format {name}, {dict(trial.sizes)}: {difference}; allowed is {tolerance:g}. Nothing was written. "
-                "If this is rounding, raise --tolerance; otherwise the model does something that this export changes"
-                + _mixing_hint(subject)
+                + _reason(subject, inputs)
             )
-    return [ParityRecord(format=name, batch=batch, output=each.output, max_error=each.error) for each in worst]
+    return [
+        ParityRecord(format=name, batch=trial.sizes[inputs.batch_name], output=each.output, max_error=each.error)
+        for each in worst
+    ]
 
 
-def _mixing_hint(subject: Subject) -> str:
-    if subject.monte_carlo is None:
-        return ""
-    return ", such as mixing the rows of a batch after a dropout"
+def _reason(subject: Subject, inputs: ModelInputs) -> str:
+    """What is known of why an exported file differs."""
+    if subject.monte_carlo is not None and _mixes(subject, inputs):
+        return (
+            "The module itself is mixing the rows of a batch: with the same masks, other rows change when only row 0 "
+            "of the inputs does, as in a graph whose rows are its nodes. With draws each row must stand alone: let a "
+            "row be a whole graph or sequence, or export without --mc-draws"
+        )
+    return "If this is rounding, raise --tolerance; otherwise the model does something that this export changes" + (
+        ", such as mixing the rows of a batch after a dropout" if subject.monte_carlo is not None else ""
+    )
+
+
+def _mixes(subject: Subject, inputs: ModelInputs) -> bool:
+    """Whether one draw of the eager module gives row 1 and up another result when row 0 of the inputs is another."""
+    arrays = inputs.random({inputs.batch_name: 6, **inputs.default_sizes()}, seed=5)
+    other = {name: np.concatenate([array[1:2], array[1:]]) for name, array in arrays.items()}
+    ids = np.arange(6, dtype=np.int64)
+    before, after = (subject.reference.draw(each, sample_ids=ids, seed=1, draw=0) for each in (arrays, other))
+    statistics, rest = dict.fromkeys(before, "value"), slice(1, None)
+    worst = worst_of(
+        statistics, {name: value[rest] for name, value in after.items()},
+        {name: value[rest] for name, value in before.items()},
+    )  # fmt: skip
+    return any(each.error > _CHANGED for each in worst)

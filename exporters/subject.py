@@ -101,12 +101,15 @@ class _Capture:
     def run(self, training: Training) -> _Seen:
         set_modes(self.entry, training)
         before = python_random_state()
-        captured = capture(self.entry, self._copies(), self.specs)
-        if python_random_state() != before:
-            raise ExportError(
-                f"{self._python_random_module(training)}: draws from Python's or numpy's own random generator; "
-                "an exported graph would repeat that one value for ever. Draw with torch, or switch this off"
-            )
+        try:
+            captured = capture(self.entry, self._copies(), self.specs)
+        finally:
+            # Also where the capture failed, which may be for this reason.
+            if python_random_state() != before:
+                raise ExportError(
+                    f"{self._python_random_module(training)}: draws from Python's or numpy's own random generator; "
+                    "an exported graph would repeat that one value for ever. Draw with torch, or switch this off"
+                )
         simplify(captured.module)
         draws = find_draws(captured.graph)
         refuse_unsupported(draws)
@@ -224,7 +227,8 @@ def _monte_carlo(
     )
     controls = [torch.arange(example[0].shape[0]), torch.arange(3), torch.tensor(options.seed)]
     reports = module.reports(*[tensor.clone() for tensor in example], *controls)
-    captured = capture(module, [*example, *controls], [*inputs.specs, *_control_specs(inputs.batch_name)])
+    specs = [*inputs.specs, *_control_specs(inputs.batch_name)]
+    captured = capture(module, [*example, *controls], specs, plan.captured.bounds)
     outputs = _outputs(reports, tasks, captured, inputs.batch_name)
     monte_carlo = MonteCarlo(
         draws=options.draws or 1, mask_mode=options.mode, mask_algorithm=masks.ALGORITHM, seed=options.seed,

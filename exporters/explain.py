@@ -1,0 +1,85 @@
+"""Say why a capture failed, in words that tell a user what to change and where."""
+
+import inspect
+import linecache
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from deploykit.tensors import TensorSpec
+
+__all__ = ["explain"]
+
+
+def explain(error: Exception, module: nn.Module, specs: Sequence[TensorSpec]) -> str:
+    """The lines of torch's message that tell a user something, the module and line at fault, and what to do.
+
+    ``module`` is what was captured, with the user's module as a child; ``specs`` are its inputs.
+    """
+    text = _named_sizes(str(error).strip(), specs)
+    head = text.splitlines()[0] if text else type(error).__name__
+    kind = type(error).__name__
+    where = _place(error, module)
+    if "specialized" in text or "ConstraintViolation" in kind or "Constraints violated" in text:
+        dynamic = dict.fromkeys(size for spec in specs for size in spec.shape if isinstance(size, str))
+        return (
+            f"{where}the module fixes a dimension that was declared dynamic ({', '.join(dynamic)}): "
+            f"{_condition(text)}; "
+            "write it without that size, or declare the dimension as a number and bring the inputs to it"
+        )
+    if "DataDependent" in kind or "data-dependent" in text:
+        return (
+            f"{where}the module's path depends on the values of its tensors, which an exported graph cannot follow: "
+            f"{head}; use torch.where or torch.cond, export a --method without that branch, or, where it decides at "
+            "random as layer drop does, set that probability to 0"
+        )
+    if "not attached to a" in text and "Trainer" in text:
+        return (
+            f"{where}the module uses self.trainer, which does not exist at export: {head}; "
+            "export a --method that does without it"
+        )
+    return f"{where}the module could not be captured: {kind}: {head}"
+
+
+def _named_sizes(text: str, specs: Sequence[TensorSpec]) -> str:
+    """Sizes by the names that the user gave them, where torch writes L['tensors'][0].size()[1]."""
+
+    def name(found: re.Match[str]) -> str:
+        return str(specs[int(found[1])].shape[int(found[2])])
+
+    return re.sub(r"L\['tensors'\]\[(\d+)\]\.size\(\)\[(\d+)\]", name, text)
+
+
+def _condition(text: str) -> str:
+    """What torch found of a dimension: the sizes for which the code holds, or that it holds for one."""
+    guard = re.search(r"the generated guard (.*?)\.?$", text, re.MULTILINE)
+    if guard is not None:
+        return f"its code works only where {guard[1]}"
+    return next((line.strip(" -") for line in text.splitlines() if "specialized" in line), text.splitlines()[0])
+
+
+def _place(error: BaseException, module: nn.Module) -> str:
+    """The innermost of the user's modules whose code was running, with the line; empty where none was."""
+    names = {id(child): name for name, child in module.named_modules() if child is not module}
+    found = ""
+    for link in _chain(error):
+        for frame, line in traceback.walk_tb(link.__traceback__):
+            name, code = names.get(id(frame.f_locals.get("self"))), frame.f_code
+            # Every call passes through the base class, which says nothing.
+            if name is None or code.co_filename == inspect.getfile(nn.Module):
+                continue
+            source = linecache.getline(code.co_filename, line).strip()
+            own = name.removeprefix("module").removeprefix(".") or "(root)"
+            found = f"{own} ({Path(code.co_filename).name}:{line}: {source}): "
+    return found
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was made from."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__

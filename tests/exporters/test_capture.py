@@ -1,0 +1,131 @@
+"""What a capture keeps dynamic, and what it says about the rest."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from deploykit.errors import ExportError, ParityError, UsageError
+from exporters.export import export_module
+from tests.exporters.models import Wrapped
+
+
+class Positions(nn.Module):
+    """A table of 14 positions, and attention in which a padded row may attend to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(14, 6))
+
+    def forward(self, x: Tensor, real: Tensor) -> Tensor:
+        tokens = x + self.table[: x.shape[1]]
+        mask = real[:, None, :].expand(-1, x.shape[1], -1)
+        return F.scaled_dot_product_attention(tokens, tokens, tokens, mask, 0.3 if self.training else 0.0)
+
+
+def test_bounds_of_the_code_bound_the_dimension_and_rows_may_attend_to_nothing(tmp_path: Path) -> None:
+    import onnxruntime
+
+    inputs = ["x:float32[batch,steps,6]", "real:bool[batch,steps]"]
+    result = export_module(Positions(), tmp_path / "a", inputs=inputs, mc_draws=4)
+    assert result.manifest.tested["steps"] == (9, 12, 14)
+    assert result.notes == ("dimension steps: the module's code allows only sizes with max 14",)
+    session = onnxruntime.InferenceSession(result.path / "model.onnx", providers=["CPUExecutionProvider"])
+    x, real = np.ones((3, 5, 6), np.float32), np.ones((3, 5), bool)
+    real[1] = False
+    mean, std = session.run(["output.mean", "output.std"], {"x": x, "real": real})
+    np.testing.assert_array_equal(mean[1], 0)
+    assert (std[[0, 2]].max((1, 2)) > 0).all()
+
+
+class PlainAttention(nn.Module):
+    """Masks of both kinds, no dropout; queries of padded rows may attend to nothing."""
+
+    def forward(self, x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = x[:, None].expand(-1, 2, -1, -1)
+        mask = real[:, None, None].expand(-1, 1, x.shape[1], -1)
+        added = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+        return tuple(F.scaled_dot_product_attention(tokens, tokens, tokens, each) for each in (mask, added))
+
+
+def test_rows_that_attend_to_nothing_are_zeros_without_draws_too(tmp_path: Path) -> None:
+    """The stock exporter gives them the mean of the values."""
+    import onnxruntime
+
+    inputs = ["x:float32[batch,steps,6]", "real:bool[batch,steps]"]
+    result = export_module(PlainAttention(), tmp_path / "a", inputs=inputs, formats=["onnx"])
+    session = onnxruntime.InferenceSession(result.path / "model.onnx", providers=["CPUExecutionProvider"])
+    x, real = np.ones((2, 5, 6), np.float32), np.array([[True] * 5, [False] * 5])
+    for found in session.run(None, {"x": x, "real": real}):
+        np.testing.assert_allclose(found[0], 1, rtol=1e-6)
+        np.testing.assert_array_equal(found[1], 0)
+
+
+class Steps(nn.Module):
+    """Outputs and last states of a recurrent network, the batch first or second inside."""
+
+    def __init__(self, kind: str, **options: Any) -> None:
+        super().__init__()
+        self.cells = getattr(nn, kind)(6, 4, num_layers=2, **options)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first = self.cells.batch_first
+        values, end = self.cells(x if first else x.transpose(0, 1))
+        state = end[0] if isinstance(end, tuple) else end
+        return (values if first else values.transpose(0, 1)).sum(1), state.transpose(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "draws", "options"),
+    [
+        ("RNN", 3, {"dropout": 0.3, "bidirectional": True, "batch_first": True}),
+        ("RNN", None, {"nonlinearity": "relu", "bias": False}),
+        ("LSTM", None, {"bidirectional": True}),
+        ("GRU", 3, {"dropout": 0.3, "bias": False, "batch_first": True}),
+    ],
+)
+def test_recurrent_networks_keep_the_number_of_steps_dynamic(
+    kind: str, draws: int | None, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """The export compares both formats with torch at each of these sizes."""
+    module = Steps(kind, **options)
+    result = export_module(module, tmp_path / "a", inputs=["x:float32[batch,steps,6]"], mc_draws=draws)
+    assert result.manifest.tested["steps"] == (9, 12, 17)
+    assert {record.format for record in result.manifest.parity} == {"onnx", "torchscript"}
+
+
+class Halves(nn.Module):
+    """Needs an even size: it is halved and doubled again."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image + F.interpolate(F.max_pool2d(image, 2), scale_factor=2.0)
+
+
+def test_a_refusal_names_the_size_as_the_user_does(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"its code works only where width == \(2\*\(width // 2\)\); write it"):
+        export_module(Halves(), tmp_path / "a", inputs=["image:float32[batch,1,4,width]"])
+
+
+def at_random(owner: nn.Module, x: Tensor) -> Tensor:
+    return x * 2 if owner.training and torch.rand([]) < 0.5 else F.dropout(x, 0.5, owner.training)
+
+
+def test_a_refusal_names_the_module_and_the_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ExportError, match=r"^inner \(models.py:\d+: return self.function\(self, x\)\).*layer drop"):
+        export_module(Wrapped(at_random), tmp_path / "a", inputs=["x:float32[batch,6]"], mc_draws=4)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_graph_whose_rows_are_nodes_is_refused_with_the_reason(tmp_path: Path) -> None:
+    def neighbours(owner: nn.Module, x: Tensor) -> Tensor:
+        dropped = F.dropout(x, 0.5, owner.training)
+        return dropped + dropped.roll(1, 0)
+
+    with pytest.raises(ParityError, match=r"module itself is mixing the rows.*let a row be a whole graph"):
+        export_module(Wrapped(neighbours), tmp_path / "a", inputs=["x:float32[batch,6]"], mc_draws=4)
+    with pytest.raises(UsageError, match="has the batch dimension twice"):
+        export_module(nn.Identity(), tmp_path / "a", inputs=["input:float32[batch,batch]"])
