@@ -66,7 +66,9 @@ class Site:
 
     ``index`` is the number that the mask function takes; ``kind`` the operation (``dropout``,
     ``feature_dropout``, ``normal``); ``p`` the probability of dropping a unit, None for noise that drops none or with
-    a probability that is computed; ``shape`` the shape of the mask or noise, the batch dimension by its name.
+    a probability that is computed; ``shape`` the shape of the mask or noise, the batch dimension by its name, and
+    without it where all rows of a draw share the mask. It is operation ``position`` of the captured graph, counted from
+    1, and the operations that take its result are ``feeds``.
     """
 
     index: int
@@ -74,6 +76,8 @@ class Site:
     kind: str
     p: float | None
     shape: tuple[int | str, ...]
+    position: int
+    feeds: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +220,7 @@ def _same(value: Any) -> Any:
 
 
 def _site(data: Mapping[str, Any]) -> Site:
-    return Site(**{**data, "shape": tuple(data["shape"])})
+    return Site(**{**data, "shape": tuple(data["shape"]), "feeds": tuple(data["feeds"])})
 
 
 def _monte_carlo(data: Mapping[str, Any] | None) -> MonteCarlo | None:

@@ -155,8 +155,18 @@ def _place(index: int, draw: Draw, axes: Mapping[fx.Node, BatchAxis | None], sym
             "dimension is the batch, or set its probability to 0"
         )
     names = tuple(_size_name(size, symbols) for size in shape)
-    site = Site(index=index, module=draw.module, kind=str(draw.kind), p=draw.p, shape=names)
+    operations = [node for node in draw.node.graph.nodes if node.op == "call_function"]
+    site = Site(
+        index=index, module=draw.module, kind=str(draw.kind), p=draw.p, shape=names,
+        position=operations.index(draw.node) + 1, feeds=tuple(sorted({_operation(user) for user in draw.node.users})),
+    )  # fmt: skip
     return Placed(site=site, node=draw.node, axis=axis)
+
+
+def _operation(node: fx.Node) -> str:
+    """``linear`` for ``aten.linear.default``; ``output`` for what the graph gives back."""
+    target = node.target
+    return target._schema.name.rpartition("::")[2] if isinstance(target, torch._ops.OpOverload) else node.name
 
 
 def _shape_of(value: Any) -> tuple[Any, ...]:

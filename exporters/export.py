@@ -19,7 +19,7 @@ from deploykit.artifact import MANIFEST_NAME
 from deploykit.compare import default_tolerance
 from deploykit.errors import ExportError, UsageError
 from deploykit.files import sha256_of, sync_directory, write_json
-from deploykit.manifest import FileRecord, Manifest, ParityRecord
+from deploykit.manifest import FileRecord, FormatRecord, Manifest, ParityRecord
 from deploykit.tensors import TensorSpec, parse_spec
 from exporters.entry import Entry, arrangement_for
 from exporters.formats import FORMATS, Format
@@ -60,6 +60,7 @@ def export_module(
     batch: Literal["auto", "list", "dict"] = "auto",
     formats: Sequence[str] = DEFAULT_FORMATS,
     mc_draws: int | None = None,
+    mc_modules: Sequence[str] = (),
     mask_mode: Literal["independent", "shared"] = "independent",
     seed: int = 0,
     task: str | Sequence[str] = "raw",
@@ -86,6 +87,8 @@ def export_module(
         batch: how a step method gets several inputs.
         formats: names from ``exporters.formats.FORMATS``.
         mc_draws: number of Monte Carlo draws; None exports evaluation mode.
+        mc_modules: patterns of the qualified names of the modules that draw, each with all in it; by default all. What
+            draws in evaluation mode too draws in any case.
         mask_mode: each row its own masks, or one mask per draw for all rows.
         seed: the default of the file's ``seed`` input.
         task: what the outputs are, which decides their statistics: ``classification``, ``regression`` or ``raw``, and
@@ -107,19 +110,19 @@ def export_module(
     """
     path = Path(destination)
     writers = _check_request(path, formats, mc_draws, overwrite)
+    _check_modules(mc_modules, mc_draws)
     tasks = _check_tasks(task, variance, log_variance, mc_draws)
     _check_device(module)
     model_inputs = find_inputs(module, specs=inputs, example=example, ranges=ranges)
     arrangement = arrangement_for(module, method, model_inputs.names, batch)
     entry = Entry(module, method, model_inputs.names, arrangement, tasks.left_out)
-    options = DrawOptions(draws=mc_draws, mode=mask_mode, seed=seed, tasks=tasks, keep_draws=keep_draws)
+    options = DrawOptions(
+        draws=mc_draws, modules=tuple(mc_modules), mode=mask_mode, seed=seed, tasks=tasks, keep_draws=keep_draws
+    )
     subject = prepare(entry, model_inputs, options)
     limit = default_tolerance(model_inputs.specs[0].dtype) if tolerance is None else tolerance
     with _Workshop(path) as workshop:
-        records = {name: writer.write(subject, model_inputs.names, workshop.path) for name, writer in writers.items()}
-        names = [output.name for output in subject.outputs]
-        clients = {name: writers[name].open_client(workshop.path / records[name].file, names) for name in writers}
-        parity = check_parity(clients, subject, model_inputs, limit)
+        records, parity = _write_formats(workshop.path, writers, subject, model_inputs, limit)
         _write_golden(workshop.path / GOLDEN_NAME, subject, model_inputs)
         manifest = Manifest(
             name=path.name, created=datetime.now(UTC).isoformat(timespec="seconds"), method=method,
@@ -131,6 +134,16 @@ def export_module(
         write_json(workshop.path / MANIFEST_NAME, manifest.to_json())
         workshop.publish()
     return ExportResult(path=path, manifest=manifest, notes=(*notes, *model_inputs.notes(), *_limits(subject)))
+
+
+def _write_formats(
+    directory: Path, writers: Mapping[str, Format], subject: Subject, inputs: ModelInputs, tolerance: float
+) -> tuple[dict[str, FormatRecord], list[ParityRecord]]:
+    """Write every format and compare each with the module, the way a client would call it."""
+    records = {name: writer.write(subject, inputs.names, directory) for name, writer in writers.items()}
+    names = [output.name for output in subject.outputs]
+    clients = {name: writers[name].open_client(directory / records[name].file, names) for name in writers}
+    return records, check_parity(clients, subject, inputs, tolerance)
 
 
 def _limits(subject: Subject) -> list[str]:
@@ -145,6 +158,7 @@ def check_request(destination: str | Path, options: Mapping[str, Any]) -> None:
     """Refuse, before any work, what ``export_module`` would refuse whatever the module is."""
     formats = options.get("formats", DEFAULT_FORMATS)
     _check_request(Path(destination), formats, options.get("mc_draws"), options.get("overwrite", False))
+    _check_modules(options.get("mc_modules", ()), options.get("mc_draws"))
     _check_tasks(
         options.get("task", "raw"), options.get("variance"), options.get("log_variance"), options.get("mc_draws")
     )
@@ -165,6 +179,11 @@ def _check_request(path: Path, formats: Sequence[str], draws: int | None, overwr
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the directory {path.parent} does not exist; create it first")
     return {name: FORMATS.load(name)() for name in dict.fromkeys(formats)}
+
+
+def _check_modules(patterns: Sequence[str], draws: int | None) -> None:
+    if patterns and draws is None:
+        raise UsageError(f"--mc-modules {', '.join(patterns)}: needs --mc-draws, which says how often they draw")
 
 
 def _check_tasks(

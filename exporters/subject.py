@@ -17,7 +17,7 @@ from exporters.eager import without_dropout
 from exporters.entry import Entry
 from exporters.footprint import row_bytes
 from exporters.inputs import ModelInputs
-from exporters.modes import borrowed, python_random_state, set_modes, tracks_statistics
+from exporters.modes import borrowed, python_random_state, set_modes
 from exporters.montecarlo import MonteCarloModule
 from exporters.outputs import Report, output_spec
 from exporters.reach import kept_state
@@ -26,7 +26,7 @@ from exporters.simplify import simplify
 from exporters.sites import Draw, find_draws
 from exporters.tasks import OutputTask, TaskRequest
 from exporters.torchscript import Controls
-from exporters.trainmodes import Training, close, drawing_in_training, makers_of_noise, only, rows_apart
+from exporters.trainmodes import Training, close, drawing_in_training, makers_of_noise, matching, only, rows_apart
 
 __all__ = ["DrawOptions", "Subject", "prepare"]
 
@@ -39,6 +39,7 @@ class DrawOptions:
     """What the user asked for; ``draws`` of None exports the module as it is in evaluation mode."""
 
     draws: int | None = None
+    modules: tuple[str, ...] = ()
     mode: Literal["independent", "shared"] = "independent"
     seed: int = 0
     tasks: TaskRequest = field(default_factory=TaskRequest)
@@ -68,7 +69,7 @@ def prepare(entry: Entry, inputs: ModelInputs, options: DrawOptions) -> Subject:
     example = [torch.from_numpy(arrays[name]) for name in inputs.names]
     with borrowed(entry):
         found = _Capture(entry, inputs.specs, example)
-        seen = found.run(found.evaluation) if options.draws is None else found.with_dropout()
+        seen = found.run(found.evaluation) if options.draws is None else found.with_dropout(options.modules)
         refuse_state(seen.captured)
         if not seen.draws:
             return _deterministic(entry, seen.captured, found.shapes(), seen.training, inputs.batch_name, options.tasks)
@@ -115,20 +116,17 @@ class _Capture:
         refuse_unsupported(draws)
         return _Seen(captured=captured, draws=draws, training=training)
 
-    def with_dropout(self) -> _Seen:
-        """Capture in modes in which exactly the dropouts differ from evaluation.
+    def with_dropout(self, patterns: Sequence[str]) -> _Seen:
+        """Capture in modes in which exactly the dropouts of the chosen modules differ from evaluation.
 
         First everything is put in training mode, except what tracks statistics of the batch. Where that changes more
         than the dropouts, only the modules that own one are. What a module makes of noise of its own, such as a mask
         from ``rand``, may have no form without the noise; then such modules count as they are in training mode, if
         rows stay apart in it.
         """
-        seen = self.run(_all_but_statistics)
+        seen = self.run(matching(patterns))
         if not seen.draws:
-            raise ExportError(
-                f"{type(self.entry.module).__name__}: no dropout found in {self.entry.method} with p above 0, so there "
-                "is nothing to draw; export without --mc-draws"
-            )
+            raise ExportError(self._nothing_drawn(patterns))
         if not kept_state(seen.captured.graph) and self._off_equals(seen, self.evaluation):
             return seen
         owners = drawing_in_training(seen.draws, self.run(self.evaluation).draws)
@@ -146,6 +144,15 @@ class _Capture:
             f"({', '.join(sorted(owners))}): even with every mask switched off, its outputs are not those of "
             "evaluation mode. Make the other difference depend on something else than self.training"
         )
+
+    def _nothing_drawn(self, patterns: Sequence[str]) -> str:
+        subject = f"{type(self.entry.module).__name__}: no dropout found in {self.entry.method} with p above 0"
+        drawing = list(dict.fromkeys(draw.module for draw in self.run(matching(())).draws)) if patterns else []
+        if drawing:
+            return (
+                f"{subject} in modules like {', '.join(patterns)}; --mc-modules can choose among {', '.join(drawing)}"
+            )
+        return f"{subject}, so there is nothing to draw; export without --mc-draws"
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each output by its name, from one eager call."""
@@ -184,10 +191,6 @@ class _Capture:
         self._eager(training)
         # Hooks run from the inside out; borrowed() removes them.
         return (guilty[0] if guilty else "") or "(root)"
-
-
-def _all_but_statistics(_name: str, module: nn.Module) -> bool:
-    return not tracks_statistics(module)
 
 
 def _deterministic(

@@ -2,26 +2,43 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from exporters.capture import Captured
+from exporters.modes import tracks_statistics
 from exporters.noise_ops import NOISE
 from exporters.sites import Draw
 
-__all__ = ["Training", "close", "drawing_in_training", "makers_of_noise", "only", "rows_apart"]
+__all__ = ["Training", "close", "drawing_in_training", "makers_of_noise", "matching", "only", "rows_apart"]
 
 Training = Callable[[str, nn.Module], bool]
 
 
 def only(owners: Collection[str]) -> Training:
     """Training mode for the modules of these names, as sites name them, and for no other."""
+    return lambda name, _module: _site_name(name) in owners
 
-    def training(name: str, _module: nn.Module) -> bool:
-        return (name.removeprefix("module").removeprefix(".") or "(root)") in owners
+
+def matching(patterns: Sequence[str]) -> Training:
+    """Training mode for the modules that a pattern matches and for all in them; without patterns, for every module.
+
+    Never for what tracks statistics of the batch. Patterns are those of ``fnmatch``, for the names of sites.
+    """
+
+    def training(name: str, module: nn.Module) -> bool:
+        parts = _site_name(name).split(".")
+        names = [".".join(parts[: end + 1]) for end in range(len(parts))]
+        chosen = not patterns or any(fnmatchcase(each, pattern) for each in names for pattern in patterns)
+        return chosen and not tracks_statistics(module)
 
     return training
+
+
+def _site_name(name: str) -> str:
+    return name.removeprefix("module").removeprefix(".") or "(root)"
 
 
 def drawing_in_training(draws: Sequence[Draw], in_evaluation: Sequence[Draw]) -> set[str]:

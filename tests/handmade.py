@@ -58,7 +58,7 @@ MONTE_CARLO = MonteCarlo(
     mask_mode="independent",
     mask_algorithm=1,
     seed=SEED,
-    sites=(Site(index=0, module="drop", kind="dropout", p=0.5, shape=("batch", 3)),),
+    sites=(Site(index=0, module="drop", kind="dropout", p=0.5, shape=("batch", 3), position=2, feeds=("linear",)),),
     nodes_once=1,
     nodes_total=2,
 )

@@ -46,7 +46,10 @@ OUTPUTS = st.builds(
     task=st.sampled_from(get_args(Task)),
     class_axis=st.none() | st.integers(1, 4),
 )
-SITES = st.builds(Site, index=SIZES, module=st.text(), kind=TEXT, p=st.floats(0, 1), shape=SHAPES)
+SITES = st.builds(
+    Site, index=SIZES, module=st.text(), kind=TEXT, p=st.floats(0, 1), shape=SHAPES, position=st.integers(1, 10_000),
+    feeds=st.lists(st.text(), max_size=3).map(tuple),
+)  # fmt: skip
 MONTE_CARLO = st.builds(
     MonteCarlo,
     draws=st.integers(1, 10**6),

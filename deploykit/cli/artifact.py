@@ -7,7 +7,7 @@ import click
 
 from deploykit.artifact import Artifact
 from deploykit.cli.text import size, table
-from deploykit.manifest import Manifest, OutputSpec
+from deploykit.manifest import Manifest, OutputSpec, Site
 
 __all__ = ["inspect", "pack"]
 
@@ -102,13 +102,17 @@ def _monte_carlo(manifest: Manifest) -> list[str]:
     section = manifest.monte_carlo
     if section is None:
         return ["", "deterministic: no dropout is active"]
-    sites = [
-        [str(site.index), site.module, site.kind, _probability(site.p), "[" + ", ".join(map(str, site.shape)) + "]"]
-        for site in section.sites
-    ]
+    sites = [_site(site, section.nodes_total, manifest.batch_dimension) for site in section.sites]
     return [
         "",
         f"Monte Carlo dropout: {section.draws} draws, {section.mask_mode} masks (algorithm {section.mask_algorithm}), "
         f"seed {section.seed}; {section.nodes_once} of {section.nodes_total} operations run once per batch",
-        table(["site", "module", "kind", "p", "mask"], sites),
+        table(["site", "module", "kind", "p", "mask", "operation"], sites),
     ]
+
+
+def _site(site: Site, operations: int, batch: str) -> list[str]:
+    of_rows = any(batch in str(size) for size in site.shape)
+    mask = "[" + ", ".join(map(str, site.shape)) + "]" + ("" if of_rows else ", one for all rows")
+    place = f"{site.position} of {operations}, into {', '.join(site.feeds)}"
+    return [str(site.index), site.module, site.kind, _probability(site.p), mask, place]

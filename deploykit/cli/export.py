@@ -39,6 +39,10 @@ Examples:
 @click.option("--format", "formats", default="torchscript,onnx", show_default=True, help="Formats, with commas.")
 @click.option("--mc-draws", type=int, help="Monte Carlo draws; without it the model is exported as in evaluation.")
 @click.option(
+    "--mc-modules", multiple=True, metavar="PATTERN",
+    help="Names of the modules that draw, with all in them, such as head or '*.dropout'; by default all modules.",
+)  # fmt: skip
+@click.option(
     "--mask-mode", type=click.Choice(["independent", "shared"]), default="independent", show_default=True,
     help="Masks of its own for each row, or one mask per draw for all rows.",
 )  # fmt: skip

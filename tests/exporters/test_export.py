@@ -144,8 +144,13 @@ def test_the_weights_of_the_torchscript_file_move_with_the_module(tmp_path: Path
     result = export_module(models.Mlp(), tmp_path / "a", inputs=[SPEC], formats=["torchscript"], mc_draws=4)
     with pytest.warns(DeprecationWarning, match="torch.jit.load"):
         module = torch.jit.load(result.path / "model.torchscript.pt")
-    assert len(list(module.buffers())) == 6
-    assert {buffer.dtype for buffer in module.to(torch.float64).buffers()} == {torch.float64}
+    weights = [name for name, value in module.named_buffers() if value.is_floating_point()]
+    assert len(weights) == 6
+    others = {value.dtype for name, value in module.named_buffers() if name not in weights}
+    assert others == {torch.int32}, "the keys of the units, which no change of precision may touch"
+    moved = dict(module.to(torch.float64).named_buffers())
+    assert {moved[name].dtype for name in weights} == {torch.float64}
+    assert {moved[name].dtype for name in moved if name not in weights} == {torch.int32}
 
 
 def test_half_precision(tmp_path: Path) -> None:

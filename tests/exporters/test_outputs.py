@@ -66,7 +66,8 @@ def test_the_torch_form_is_the_numpy_form(given: tuple[np.ndarray, int], logarit
     assert [*wanted, "draws"] == list(got) == list(STATISTICS)
     for name, value in wanted.items():
         assert got[name].dtype is torch.float32
-        scale = max(1.0, np.abs(value).max()) if name in ("mean", "std", *PARTS) else 1.0
+        # Of the terms of the sum, which may cancel.
+        scale = max(1.0, np.abs(values).max()) if name in ("mean", "std", *PARTS) else 1.0
         np.testing.assert_allclose(got[name].numpy(), value, rtol=0, atol=2e-6 * scale, err_msg=name)
 
 
