@@ -16,7 +16,7 @@ from deploykit.plan import Plan, Shard
 
 __all__ = ["Commit", "Digests", "FileDigest", "RankCommit", "part_name", "rank_of_file"]
 
-_EPOCH_FILE = re.compile(r"(?:predictions|batch_indices)_(\d+)\.\w+")
+_EPOCH_FILE = re.compile(r"(?:predictions|batch_indices)_(\d+)(?:\.\w+)+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +107,7 @@ class Commit:
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path.name}: a field is missing or of another type ({error!r})") from error
         fits = (commit.shard, commit.start, commit.stop) == (shard.index, shard.start, shard.stop)
-        if not fits or re.fullmatch(rf"parts/{part_name(shard.index)}\.\w+", commit.part.file) is None:
+        if not fits or re.fullmatch(rf"parts/{part_name(shard.index)}(\.\w+)+", commit.part.file) is None:
             raise RunError(f"{path.name}: speaks of other rows or of another file than the plan")
         return commit
 

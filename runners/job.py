@@ -89,7 +89,7 @@ def run(
         draws_per_pass: most draws of one call of the model; cut where one row's do not fit into memory if not given.
         draws_until: stop a row when the standard error of its mean is at most this; adds the output ``draws_used``.
         min_draws: draws that every row gets all the same; 10 if not given.
-        writer: ``npy``, ``pt`` or ``package.module:Class``.
+        writer: ``npy``, ``parquet`` or another name of ``deploykit.writers.WRITERS``, or ``package.module:Class``.
         write_interval: ``batch``, ``epoch`` or ``batch_and_epoch``.
         shard_rows: rows per part, a multiple of the batch size; chosen if not given.
         nan: what a NaN in the inputs does, ``error`` or ``allow``.

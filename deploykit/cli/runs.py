@@ -42,7 +42,12 @@ Examples:
     "--draws-per-pass", default="auto", show_default=True, callback=_draws_or_auto,
     help="Most draws of one call of the model; auto cuts them where one row's do not fit into memory.",
 )  # fmt: skip
-@click.option("--writer", default="npy", show_default=True, help="npy, pt, or package.module:Class.")
+@click.option(
+    "--writer",
+    default="npy",
+    show_default=True,
+    help="arrow, csv, jsonl, npy, npz, parquet, pt, zarr, or package.module:Class.",
+)
 @click.option(
     "--write-interval", default="batch", show_default=True,
     help="batch (a file per shard), epoch (a file per rank) or batch_and_epoch.",
@@ -74,7 +79,13 @@ def run(artifact: Path, data: str, output: Path, quiet: bool, **options: Any) ->
 
 @click.command()
 @click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="A .npz, .npy or .pt file.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A .npz, .npy, .parquet, .arrow, .csv, .jsonl, .zarr.zip or .pt file.",
+)
 @click.option("--allow-partial", is_flag=True, help="Merge what is there of an unfinished run.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 def merge(run_directory: Path, output: Path, allow_partial: bool, overwrite: bool) -> None:

@@ -9,18 +9,26 @@ from typing import Any, ClassVar
 import numpy as np
 
 from deploykit.errors import RunError
-from deploykit.tensors import TensorSpec
+from deploykit.tensors import DTYPES, TensorSpec
 
-__all__ = ["SAMPLE_ID", "Arrays", "Batch", "Writer", "checked", "rebatch"]
+__all__ = [
+    "NUMBERS", "SAMPLE_ID", "TEXT", "Arrays", "Batch", "Writer",
+    "checked", "empty_rows", "grouped", "of_one_shape", "rebatch", "texts_of",
+]  # fmt: skip
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 SAMPLE_ID = "sample_id"
 
+NUMBERS = frozenset(DTYPES)
+
+TEXT = "string"
+"""The dtype of a text column in its ``TensorSpec``; its array holds ``str`` objects."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Predictions of some rows: ``sample_ids`` int64 ``(n,)``, and each output ``(n, ...)``."""
+    """Predictions of some rows: ``sample_ids`` int64 ``(n,)``, and each output ``(n, ...)``, text as objects."""
 
     sample_ids: np.ndarray[Any, np.dtype[np.int64]]
     outputs: Arrays
@@ -42,11 +50,15 @@ class Writer(abc.ABC):
     A new one needs ``extension`` and ``write``; with ``read`` its runs can be merged and can have an epoch interval.
 
     Attributes:
-        extension: how its files end, without the dot.
-        outputs: name, dtype and shape of every output of the model.
+        extension: how its files end, without the first dot.
+        dtypes: what its columns can hold; anything else is refused before any work.
+        needs: the package that it imports, and the extra of deploykit that installs it.
+        outputs: name, dtype and shape of every column: the outputs of the model, then what is kept of the input.
     """
 
     extension: ClassVar[str]
+    dtypes: ClassVar[frozenset[str]] = NUMBERS | {TEXT}
+    needs: ClassVar[tuple[str, str] | None] = None
 
     def __init__(self, outputs: Sequence[TensorSpec]) -> None:
         self.outputs = tuple(outputs)
@@ -55,7 +67,8 @@ class Writer(abc.ABC):
     def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:
         """Write all batches, ``rows`` rows together, into the one file ``path``, in their order.
 
-        The same batches must give the same bytes. On an error ``path`` is thrown away by the caller.
+        The same batches must give the same bytes, so nothing of the moment or the path belongs in them. On an error
+        ``path`` is thrown away by the caller.
         """
 
     def read(self, path: Path) -> Iterator[Batch]:
@@ -66,7 +79,7 @@ class Writer(abc.ABC):
         """
         raise RunError(
             f"writer {type(self).__name__}: cannot read {path.name}, because it has no method read(path) that "
-            "yields Batch objects; add one to merge its files, or run with the writer npy or pt"
+            "yields Batch objects; add one to merge its files, or run with one of deploykit's own writers"
         )
 
     @classmethod
@@ -100,7 +113,8 @@ def checked(specs: Sequence[TensorSpec], batch: Batch) -> Batch:
         raise RunError(f"predictions: the model has the outputs {wanted}, got {sorted(batch.outputs)}; export it again")
     for spec in specs:
         array = batch.outputs[spec.name]
-        fits = array.dtype == spec.numpy_dtype and array.ndim == len(spec.shape) and len(array) == len(batch)
+        dtype = np.dtype(object) if spec.dtype == TEXT else spec.numpy_dtype
+        fits = array.dtype == dtype and array.ndim == len(spec.shape) and len(array) == len(batch)
         if not fits or any(isinstance(d, int) and d != n for d, n in zip(spec.row_shape, array.shape[1:], strict=True)):
             raise RunError(
                 f"predictions: output {spec.name!r} is {array.dtype}{list(array.shape)} for {len(batch)} rows, "
@@ -109,8 +123,54 @@ def checked(specs: Sequence[TensorSpec], batch: Batch) -> Batch:
     return batch
 
 
+def texts_of(spec: TensorSpec, array: np.ndarray[Any, Any]) -> list[str]:
+    """The texts of a column, for a format that has no empty cell.
+
+    Raises:
+        RunError: something else than a text.
+    """
+    texts: list[str] = array.reshape(-1).tolist()
+    for text in texts:
+        if not isinstance(text, str):
+            raise RunError(
+                f"column {spec.name!r}: holds {text!r}, and this format holds text alone; use the writer parquet, "
+                "arrow, jsonl or csv, or fill the gaps"
+            )
+    return texts
+
+
+def empty_rows(spec: TensorSpec) -> np.ndarray[Any, Any]:
+    """No rows of an output; its dynamic dimensions have the size 0."""
+    shape = tuple(d if isinstance(d, int) else 0 for d in spec.row_shape)
+    return np.empty((0, *shape), object if spec.dtype == TEXT else spec.numpy_dtype)
+
+
+def of_one_shape(specs: Sequence[TensorSpec], batches: Iterable[Batch], kind: str) -> Iterator[Batch]:
+    """The batches, checked, for a format whose files hold each output as one array.
+
+    Raises:
+        RunError: a batch whose dynamic dimensions have other sizes than those of the first.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for batch in batches:
+        for name, array in checked(specs, batch).outputs.items():
+            before = shapes.setdefault(name, array.shape[1:])
+            if array.shape[1:] != before:
+                raise RunError(
+                    f"writer {kind}: output {name!r} has rows of shape {list(array.shape[1:])} from row "
+                    f"{batch.sample_ids[0]} on, and {list(before)} before; one {kind} file holds one shape: use the "
+                    "writer parquet, arrow, jsonl or pt, or pad the inputs to one size"
+                )
+        yield batch
+
+
 def rebatch(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
     """The same rows in batches of ``size``, the last one of what is left."""
+    return map(_joined, grouped(batches, size))
+
+
+def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """The same rows in groups of ``size`` rows, the last one of what is left; only views are made."""
     waiting: list[Batch] = []
     for batch in batches:
         while len(batch):
@@ -118,10 +178,10 @@ def rebatch(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
             waiting.append(batch[:room])
             batch = batch[room:]
             if sum(map(len, waiting)) == size:
-                yield _joined(waiting)
+                yield waiting
                 waiting = []
     if waiting:
-        yield _joined(waiting)
+        yield waiting
 
 
 def _joined(batches: list[Batch]) -> Batch:

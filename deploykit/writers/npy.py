@@ -6,10 +6,10 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from deploykit.errors import RunError, UsageError
+from deploykit.errors import UsageError
 from deploykit.storedarray import open_npy
 from deploykit.tensors import TensorSpec
-from deploykit.writers.base import SAMPLE_ID, Batch, Writer, checked
+from deploykit.writers.base import NUMBERS, SAMPLE_ID, Arrays, Batch, Writer, empty_rows, of_one_shape
 
 __all__ = ["NpyWriter"]
 
@@ -20,6 +20,7 @@ class NpyWriter(Writer):
     """``np.load(path)`` gives the rows; ``["logits.mean"]`` of it one output, ``["sample_id"]`` the row numbers."""
 
     extension: ClassVar[str] = "npy"
+    dtypes: ClassVar[frozenset[str]] = NUMBERS
 
     def __init__(self, outputs: Sequence[TensorSpec]) -> None:
         super().__init__(outputs)
@@ -37,13 +38,13 @@ class NpyWriter(Writer):
         """
         dtype: np.dtype[Any] | None = None
         with path.open("wb", buffering=2**20) as file:
-            for batch in batches:
+            for batch in of_one_shape(self.outputs, batches, "npy"):
                 if dtype is None:
-                    dtype = self._row_dtype(checked(self.outputs, batch))
+                    dtype = self._dtype(batch.outputs)
                     _write_header(file, dtype, rows)
                 file.write(self._records(batch, dtype).view(np.uint8).data)
             if dtype is None:
-                _write_header(file, self._empty_dtype(), rows)
+                _write_header(file, self._dtype({spec.name: empty_rows(spec) for spec in self.outputs}), rows)
 
     def read(self, path: Path) -> Iterator[Batch]:
         """The rows in batches of about 512 KiB."""
@@ -60,31 +61,15 @@ class NpyWriter(Writer):
             stored.close()
 
     def _records(self, batch: Batch, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-        checked(self.outputs, batch)
         records = np.empty(len(batch), dtype)
         records[SAMPLE_ID] = batch.sample_ids
         for spec in self.outputs:
-            array = batch.outputs[spec.name]
-            if array.shape[1:] != dtype[spec.name].shape:
-                raise RunError(
-                    f"writer npy: output {spec.name!r} has rows of shape {list(array.shape[1:])} from row "
-                    f"{batch.sample_ids[0]} on, and {list(dtype[spec.name].shape)} before; one npy file holds one "
-                    "shape: use --writer pt, or pad the inputs to one size"
-                )
-            records[spec.name] = array
+            records[spec.name] = batch.outputs[spec.name]
         return records
 
-    def _row_dtype(self, batch: Batch) -> np.dtype[Any]:
-        return self._dtype({spec.name: batch.outputs[spec.name].shape[1:] for spec in self.outputs})
-
-    def _empty_dtype(self) -> np.dtype[Any]:
-        return self._dtype(
-            {spec.name: tuple(d if isinstance(d, int) else 0 for d in spec.row_shape) for spec in self.outputs}
-        )
-
-    def _dtype(self, shapes: dict[str, tuple[int, ...]]) -> np.dtype[Any]:
+    def _dtype(self, arrays: Arrays) -> np.dtype[Any]:
         # Little-endian by name, so that the bytes are the same on every machine.
-        fields = [(spec.name, spec.numpy_dtype.newbyteorder("<"), shapes[spec.name]) for spec in self.outputs]
+        fields = [(spec.name, spec.numpy_dtype.newbyteorder("<"), arrays[spec.name].shape[1:]) for spec in self.outputs]
         return np.dtype([(SAMPLE_ID, "<i8"), *fields])
 
 

@@ -1,15 +1,13 @@
 """Files for ``torch.load(path, weights_only=True)``; for each rank in the layout that Lightning users know."""
 
-import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from deploykit.errors import MissingExtraError
 from deploykit.tensors import TensorSpec
-from deploykit.writers.base import SAMPLE_ID, Arrays, Batch, Writer, checked
+from deploykit.writers.base import NUMBERS, SAMPLE_ID, Arrays, Batch, Writer, checked, empty_rows
 
 __all__ = ["PtWriter", "load_pt", "save_pt"]
 
@@ -22,11 +20,8 @@ class PtWriter(Writer):
     """
 
     extension: ClassVar[str] = "pt"
-
-    def __init__(self, outputs: Sequence[TensorSpec]) -> None:
-        super().__init__(outputs)
-        if importlib.util.find_spec("torch") is None:
-            raise MissingExtraError("torch", "torch", "the writer 'pt'")
+    dtypes: ClassVar[frozenset[str]] = NUMBERS
+    needs: ClassVar[tuple[str, str] | None] = ("torch", "torch")
 
     def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:  # noqa: ARG002 (the batches say it)
         """Write one part."""
@@ -81,7 +76,7 @@ def _indices_path(directory: Path, rank: int) -> Path:
 
 def _table_or_list(spec: TensorSpec, arrays: list[np.ndarray[Any, Any]]) -> Any:
     if not arrays:
-        return np.empty((0, *(d if isinstance(d, int) else 0 for d in spec.row_shape)), spec.numpy_dtype)
+        return empty_rows(spec)
     return np.concatenate(arrays) if len({array.shape[1:] for array in arrays}) == 1 else arrays
 
 

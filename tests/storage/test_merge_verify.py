@@ -70,11 +70,11 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert len(load(path)["label"]) == 20
 
 
-@pytest.mark.parametrize("name", ["all.csv", "all", "none/all.npz", "dir.npz"])
+@pytest.mark.parametrize("name", ["all.txt", "all", "none/all.npz", "dir.npz"])
 def test_impossible_destinations(tmp_path: Path, name: str) -> None:
     run_all(tmp_path / "run", make_job())
     (tmp_path / "dir.npz").mkdir()
-    with pytest.raises(UsageError, match=r"\.npz, \.npy, \.pt|existing directory"):
+    with pytest.raises(UsageError, match=r"\.npy, \.npz, \.parquet, \.pt|existing directory"):
         merge_run(tmp_path / "run", tmp_path / name)
 
 

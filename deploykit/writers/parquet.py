@@ -1,0 +1,44 @@
+"""Apache Parquet, for pandas, polars, DuckDB, Spark and any warehouse."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from deploykit.writers.arrowdata import GROUP_ROWS, batches_from, schema_of, tables_of
+from deploykit.writers.base import SAMPLE_ID, TEXT, Batch, Writer
+
+__all__ = ["ParquetWriter"]
+
+
+class ParquetWriter(Writer):
+    """A column for each output: a scalar as such, a vector or more as list; row groups of at most 65,536 rows.
+
+    Values are stored plain. Predictions hardly ever repeat, so a dictionary costs four times the time of writing and
+    makes the file larger, and compression saves a tenth (``benchmarks/writers.py``). Text gets both.
+    """
+
+    extension: ClassVar[str] = "parquet"
+    needs: ClassVar[tuple[str, str] | None] = ("pyarrow", "parquet")
+
+    def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:  # noqa: ARG002 (the batches say it)
+        """Write row group by row group; memory holds one."""
+        from pyarrow.parquet import ParquetWriter as File
+
+        texts = [spec.name for spec in self.outputs if spec.dtype == TEXT]
+        with File(
+            path,
+            schema_of(self.outputs),
+            use_dictionary=texts or False,
+            compression=dict.fromkeys(texts, "ZSTD") or "NONE",
+            write_statistics=[SAMPLE_ID],
+        ) as file:
+            for table in tables_of(self.outputs, batches):
+                file.write_table(table, row_group_size=GROUP_ROWS)
+
+    def read(self, path: Path) -> Iterator[Batch]:
+        """The rows, row group by row group."""
+        from pyarrow.parquet import ParquetFile as File
+
+        with File(path, pre_buffer=False) as file:
+            for index in range(file.num_row_groups):
+                yield from batches_from(self.outputs, file.read_row_group(index, use_threads=False).to_batches())
