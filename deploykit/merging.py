@@ -44,7 +44,7 @@ def merge_run(
     _refuse_unreadable(directory, writer)
     state = directory.state()
     shards = _present(directory, state, allow_partial)
-    batches = RunRows(directory.path, state, writer, job.plan.batch_size).of(shards)
+    batches = RunRows(directory.path, state, writer).of(shards)
     with writing(destination), appears_whole(destination) as temporary:
         merged.write(temporary, batches, sum(shard.rows for shard in shards))
     return destination

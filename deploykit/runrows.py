@@ -15,22 +15,25 @@ __all__ = ["RunRows"]
 
 
 class RunRows:
-    """Reads shards in ascending order; one instance for one pass. Each file is read once, in a stream."""
+    """Reads shards in ascending order; one instance for one pass. Each file is read once, in a stream.
 
-    def __init__(self, root: Path, state: State, writer: Writer, batch_size: int) -> None:
+    With ``batch_size`` the rows come in the batches in which they were computed, else as the files give them.
+    """
+
+    def __init__(self, root: Path, state: State, writer: Writer, batch_size: int | None = None) -> None:
         self._root, self._state, self._writer, self._batch_size = root, state, writer, batch_size
         self._rank_of = state.rank_of()
         self._rank_files: dict[int, _RankFile] = {}
 
     def of(self, shards: Iterable[Shard]) -> Iterator[Batch]:
-        """The rows of these shards in the batches in which they were computed.
+        """The rows of these shards.
 
         Raises:
             RunError: a file that holds other rows than its commit says.
         """
         for shard in shards:
             feed = Feed(self._open(shard), self._writer.outputs, shard.start, shard.stop)
-            yield from rebatch(feed, self._batch_size)
+            yield from feed if self._batch_size is None else rebatch(feed, self._batch_size)
             feed.require_all()
 
     def _open(self, shard: Shard) -> Iterator[Batch]:

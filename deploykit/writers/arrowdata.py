@@ -17,7 +17,7 @@ __all__ = ["batches_from", "batches_of", "column_of", "flat_of", "schema_of", "t
 
 Array = np.ndarray[Any, Any]
 
-GROUP_ROWS, GROUP_BYTES = 65_536, 16 * 2**20
+GROUP_ROWS, GROUP_BYTES, GROUP_BATCHES = 65_536, 16 * 2**20, 1024
 """A row group of Parquet or a record batch of Arrow: what is in memory at a time, and what a reader gets at a time."""
 
 
@@ -49,7 +49,8 @@ def tables_of(specs: Sequence[TensorSpec], batches: Iterable[Batch]) -> Iterator
     if first is None:
         return
     size_bytes = sum(array.nbytes for array in first.outputs.values()) + first.sample_ids.nbytes
-    rows = max(1, min(GROUP_ROWS, GROUP_BYTES * len(first) // max(size_bytes, 1)))
+    by_size = GROUP_BYTES * len(first) // max(size_bytes, 1)
+    rows = max(1, min(GROUP_ROWS, GROUP_BATCHES * len(first), by_size))
     for group in grouped(chain([first], batches), rows):
         parts = [_record_batch(specs, schema, checked(specs, batch)) for batch in group]
         yield pa.Table.from_batches(parts, schema)

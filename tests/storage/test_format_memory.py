@@ -20,12 +20,11 @@ from deploykit.tensors import TensorSpec
 from tests.storage.helpers import batches_of, make_job
 folder, name, rows = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 y = TensorSpec(name="y", dtype="float32", shape=("batch", 16))
-job = make_job(rows, 512, 51_200, outputs=(y,), write_interval="epoch", writer=name)
+job = make_job(rows, 512, 51_200, outputs=(y,), writer=name)
 writer = make_writer(name, job.outputs)
 directory = RunDirectory.prepare(folder, job)
 for shard in directory.missing():
     directory.write_part(shard, writer, batches_of(job.plan, shard, job.outputs), rank=0, timings={})
-directory.finish_epoch(writer)
 verify_run(folder)
 merge_run(folder, folder / f"all.{writer.extension}")
 print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))

@@ -275,3 +275,23 @@ def test_merge_into_every_format(tmp_path: Path, name: str) -> None:
         *(path.name for path in paths),
         *(f"run/{n}" for n in files_of(tmp_path / "run")),
     }
+
+
+def test_parquet_is_encoded_as_it_says(tmp_path: Path) -> None:
+    from pyarrow.parquet import ParquetFile
+
+    specs = [*OUTPUTS, TensorSpec(name="n", dtype="uint8", shape=("batch", 3)), text("a.name")]
+    batch = batch_of(0, 1000, OUTPUTS)
+    added = {"n": np.ones((1000, 3), np.uint8), "a.name": np.array(["cat", "dog"] * 500, object)}
+    writer = make_writer("parquet", specs)
+    writer.write(tmp_path / "a", iter([Batch(sample_ids=batch.sample_ids, outputs=batch.outputs | added)]), 1000)
+    with ParquetFile(tmp_path / "a") as file:
+        group = file.metadata.row_group(0)
+        columns = {(c := group.column(index)).path_in_schema: c for index in range(group.num_columns)}
+    assert list(columns) == ["sample_id", "logits.mean.list.element", "label", "n.list.element", "a.name"]
+    for name, column in columns.items():
+        assert ("DELTA_BINARY_PACKED" in column.encodings) is (name in ("sample_id", "label", "n.list.element"))
+        assert column.has_dictionary_page is (name == "a.name")
+        assert (column.compression == "ZSTD") is (name == "a.name")
+        assert column.is_stats_set is (name == "sample_id")
+    assert columns["sample_id"].total_compressed_size < 200
