@@ -13,7 +13,7 @@ import numpy as np
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import SAMPLE_ID, TEXT, Batch, checked, grouped
 
-__all__ = ["batches_from", "batches_of", "column_of", "flat_of", "schema_of", "tables_of"]
+__all__ = ["batches_from", "column_of", "flat_of", "schema_of", "tables_of"]
 
 Array = np.ndarray[Any, Any]
 
@@ -93,13 +93,15 @@ def _nested(flat: Any, shape: tuple[int, ...], kind: Any) -> Any:
 
 
 def batches_from(specs: Sequence[TensorSpec], parts: Iterable[Any]) -> Iterator[Batch]:
-    """The rows of ``pyarrow.RecordBatch`` objects; a batch ends where a dynamic dimension changes its size."""
+    """The rows of ``pyarrow.RecordBatch`` objects; a batch ends where a dynamic dimension changes its size.
+
+    Arrays may be read-only views of the Arrow data.
+    """
     for part in parts:
-        yield from batches_of(specs, part)
+        yield from _split(specs, part)
 
 
-def batches_of(specs: Sequence[TensorSpec], part: Any) -> Iterator[Batch]:
-    """The rows of one ``pyarrow.RecordBatch``; arrays may be read-only views of it."""
+def _split(specs: Sequence[TensorSpec], part: Any) -> Iterator[Batch]:
     columns = {name: part.column(name) for name in [SAMPLE_ID, *(spec.name for spec in specs)]}
     sizes = {spec.name: _row_sizes(columns[spec.name], len(spec.row_shape)) for spec in specs}
     changes = [np.any(found[1:] != found[:-1], axis=1) for found in sizes.values()]  # from one row to the next

@@ -3,8 +3,9 @@
 import abc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -103,7 +104,7 @@ class Writer(abc.ABC):
 
 
 def checked(specs: Sequence[TensorSpec], batch: Batch) -> Batch:
-    """The batch, if it holds exactly the outputs that the model has, in their dtypes and ranks.
+    """The batch, if it holds exactly the outputs that the model has, in their dtypes and ranks; text or None as text.
 
     Raises:
         RunError: another name, dtype, number of dimensions, number of rows or fixed size.
@@ -120,7 +121,15 @@ def checked(specs: Sequence[TensorSpec], batch: Batch) -> Batch:
                 f"predictions: output {spec.name!r} is {array.dtype}{list(array.shape)} for {len(batch)} rows, "
                 f"the artifact promises {spec}; export it again"
             )
+        if spec.dtype == TEXT:
+            _refuse_cells(spec, array, (str, type(None)), "a column of text holds text or None")
     return batch
+
+
+def _refuse_cells(spec: TensorSpec, array: np.ndarray[Any, Any], kinds: tuple[type, ...], rule: str) -> None:
+    for cell in array.reshape(-1).tolist():
+        if not isinstance(cell, kinds):
+            raise RunError(f"column {spec.name!r}: a cell is {cell!r}; {rule}")
 
 
 def texts_of(spec: TensorSpec, array: np.ndarray[Any, Any]) -> list[str]:
@@ -129,14 +138,9 @@ def texts_of(spec: TensorSpec, array: np.ndarray[Any, Any]) -> list[str]:
     Raises:
         RunError: something else than a text.
     """
-    texts: list[str] = array.reshape(-1).tolist()
-    for text in texts:
-        if not isinstance(text, str):
-            raise RunError(
-                f"column {spec.name!r}: holds {text!r}, and this format holds text alone; use the writer parquet, "
-                "arrow, jsonl or csv, or fill the gaps"
-            )
-    return texts
+    advice = "this format has no empty cell: use the writer parquet, arrow, jsonl or csv, or fill the gaps"
+    _refuse_cells(spec, array, (str,), advice)
+    return cast("list[str]", array.reshape(-1).tolist())
 
 
 def empty_rows(spec: TensorSpec) -> np.ndarray[Any, Any]:
@@ -165,8 +169,10 @@ def of_one_shape(specs: Sequence[TensorSpec], batches: Iterable[Batch], kind: st
 
 
 def rebatch(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """The same rows in batches of ``size``, the last one of what is left."""
-    return map(_joined, grouped(batches, size))
+    """The same rows in batches of ``size``, the last one of what is left; and cut where the shape of a row changes."""
+    for group in grouped(batches, size):
+        for _, alike in groupby(group, _row_shapes):
+            yield _joined(list(alike))
 
 
 def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -182,6 +188,10 @@ def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
                 waiting = []
     if waiting:
         yield waiting
+
+
+def _row_shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape[1:] for name, array in batch.outputs.items()}
 
 
 def _joined(batches: list[Batch]) -> Batch:

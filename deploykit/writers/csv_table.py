@@ -15,6 +15,7 @@ from deploykit.writers.base import SAMPLE_ID, TEXT, Arrays, Batch, Writer, check
 __all__ = ["CsvWriter"]
 
 MOST_COLUMNS = 16_384
+_BLOCK_BYTES = 4 * 2**20
 
 
 class CsvWriter(Writer):
@@ -51,7 +52,7 @@ class CsvWriter(Writer):
                 file.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
 
     def read(self, path: Path) -> Iterator[Batch]:
-        """The rows in blocks of about 1 MiB of text."""
+        """The rows in blocks of 4 MiB of text; a longer line cannot be read."""
         from pyarrow import csv
 
         schema = schema_of(self._cells)
@@ -59,7 +60,7 @@ class CsvWriter(Writer):
             column_types=schema, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
         )
         parse = csv.ParseOptions(newlines_in_values=any(spec.dtype == TEXT for spec in self.outputs))
-        read = csv.ReadOptions(use_threads=False)
+        read = csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES)
         with csv.open_csv(path, read_options=read, parse_options=parse, convert_options=convert) as file:
             for batch in batches_from(self._cells, file):
                 yield Batch(sample_ids=batch.sample_ids, outputs=self._joined(batch.outputs))

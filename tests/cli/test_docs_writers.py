@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.writers import DOCS, documented
 from deploykit.api import run
 from deploykit.writers import WRITERS
 from tests.cli.conftest import Call
 from tests.handmade import build
 
-TEXT = (Path(__file__).parents[2] / "docs" / "writers.md").read_text(encoding="utf-8")
+TEXT = DOCS.read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL))
 ROWS = 40
 
@@ -77,3 +78,7 @@ def test_every_writer_has_a_section_and_a_row() -> None:
     for name in WRITERS.names():
         assert name in SECTIONS
         assert f"| `{name}`" in TEXT
+
+
+def test_the_numbers_are_those_of_the_committed_results() -> None:
+    assert documented(TEXT) == TEXT, "run python -m benchmarks.writers --table"

@@ -221,10 +221,17 @@ def test_text_needs_no_numpy_dtype(tmp_path: Path, name: str) -> None:
 def test_gaps_in_text_stay_gaps_or_are_refused(tmp_path: Path, name: str) -> None:
     batch = Batch(sample_ids=np.arange(3), outputs={"id": np.array(["", None, "None"], object)})
     if name in ("npz", "zarr"):
-        with pytest.raises(RunError, match="column 'id': holds None"):
+        with pytest.raises(RunError, match="column 'id': a cell is None; this format has no empty cell"):
             make_writer(name, [text("id")]).write(tmp_path / "a", iter([batch]), 3)
     else:
         round_trip(tmp_path, name, [text("id")], [batch])
+
+
+@pytest.mark.parametrize("name", WITH_TEXT)
+def test_what_is_no_text_is_refused(tmp_path: Path, name: str) -> None:
+    batch = Batch(sample_ids=np.arange(2), outputs={"id": np.array(["a", 1.5], object)})
+    with pytest.raises(RunError, match=r"column 'id': a cell is 1\.5; a column of text holds text or None"):
+        make_writer(name, [text("id")]).write(tmp_path / "a", iter([batch]), 2)
 
 
 @pytest.mark.parametrize(("name", "package", "extra"), [("parquet", "pyarrow", "parquet"), ("zarr", "zarr", "zarr")])

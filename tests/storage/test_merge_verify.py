@@ -13,7 +13,7 @@ from deploykit.merging import merge_run
 from deploykit.rundir import RunDirectory
 from deploykit.tensors import TensorSpec
 from deploykit.verify_run import check_run, verify_run
-from deploykit.writers import Batch
+from deploykit.writers import WRITERS, Batch
 
 from .helpers import MEAN, batch_of, files_of, make_job, run_all, writer_of
 from .test_writers import CSV, RAGGED, ragged
@@ -115,6 +115,49 @@ def test_a_writer_without_read_runs_but_does_not_merge(tmp_path: Path) -> None:
         merge_run(tmp_path / "run", tmp_path / "all.npz")
     check = verify_run(tmp_path / "run")
     assert "were not read" in check.notes[0]
+
+
+OWN = """
+import numpy as np
+from deploykit.writers import Batch, Writer
+class Ids(Writer):
+    extension = "ids"
+    def write(self, path, batches, rows):
+        path.write_text(" ".join(str(row) for batch in batches for row in batch.sample_ids))
+    def read(self, path):
+        ids = np.array(path.read_text().split(), np.int64)
+        yield Batch(sample_ids=ids, outputs={"label": ids * 10, "logits.mean": np.zeros((len(ids), 3), np.float32)})
+"""
+
+
+def test_a_writer_outside_of_the_table_merges_into_its_own_format(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    run_all(tmp_path / "run", make_job(rows=5, writer=f"{tmp_path / 'own.py'}:Ids", write_interval="epoch"))
+    assert merge_run(tmp_path / "run", tmp_path / "all.ids").read_text() == "0 1 2 3 4"
+    assert load(merge_run(tmp_path / "run", tmp_path / "all.npz"))["label"].tolist() == [0, 10, 20, 30, 40]
+
+
+def test_a_broken_plug_in_breaks_no_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WRITERS._table, "broken", "no_such_module:Writer")
+    run_all(tmp_path / "run", make_job(rows=5))
+    assert len(load(merge_run(tmp_path / "run", tmp_path / "all.npz"))["label"]) == 5
+
+
+@pytest.mark.parametrize("writer", ["parquet", "arrow", "jsonl", "pt"])
+@pytest.mark.parametrize("interval", ["batch", "epoch"])
+def test_rows_of_different_shapes_through_a_whole_run(tmp_path: Path, writer: str, interval: str) -> None:
+    job = make_job(rows=11, batch_size=2, shard_rows=4, writer=writer, write_interval=interval, outputs=(RAGGED,))
+    directory = RunDirectory.prepare(tmp_path / "run", job)
+    for shard in job.plan.shards():
+        batches = [ragged(start, stop, 1 + start % 3) for start, stop in job.plan.batches(shard)]
+        directory.write_part(shard, writer_of(job), batches, rank=shard.index % 2, timings={})
+    if interval == "epoch":
+        directory.finish_epoch(writer_of(job))
+    assert verify_run(tmp_path / "run").ok
+    lines = merge_run(tmp_path / "run", tmp_path / "all.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"sample_id": row, "tokens": [row - row % 2] * (1 + (row - row % 2) % 3)} for row in range(11)
+    ]
 
 
 class TestVerify:

@@ -38,6 +38,12 @@ def test_rebatch_keeps_rows_and_order(sizes: list[int], size: int) -> None:
     assert all(equal(b, batch_of(int(b.sample_ids[0]), int(b.sample_ids[-1]) + 1)) for b in batches)
 
 
+def test_rebatch_cuts_where_shapes_change() -> None:
+    batches = [ragged(0, 2, 3), ragged(2, 3, 3), ragged(3, 5, 1)]
+    found = [batch.outputs["tokens"].shape for batch in rebatch(batches, 4)]
+    assert found == [(3, 3), (1, 1), (1, 1)]
+
+
 def test_npy_is_a_plain_structured_array(tmp_path: Path) -> None:
     make_writer("npy", OUTPUTS).write(tmp_path / "a.npy", iter([batch_of(0, 4), batch_of(4, 5)]), 5)
     table = np.load(tmp_path / "a.npy", mmap_mode="r", allow_pickle=False)
