@@ -35,6 +35,8 @@ def merge_run(
 ) -> Path:
     """Write every output and ``sample_id`` of a run into ``destination``, whole or not at all.
 
+    Rows that failed in a run with ``--on-error skip`` are in no file and are left out; ``sample_id`` shows the gaps.
+
     ``.npy`` gives one structured array and ``.npz`` one member per output, both streamed; ``.pt`` gives a dict of
     tensors, which is built in memory. Works from parts and from the files of the ranks.
 
@@ -58,7 +60,7 @@ def merge_run(
     shards = _present(directory, state, allow_partial)
     table = _Table(
         writer=writer,
-        rows=sum(shard.rows for shard in shards),
+        rows=sum(shard.rows - len(state.failed_in(shard)) for shard in shards),
         batches=lambda: RunRows(directory.path, state, writer, directory.job.plan.batch_size).of(shards),
     )
     with writing(destination), appears_whole(destination) as temporary:

@@ -23,6 +23,7 @@ from runners.loop import Pipeline
 from runners.memory import peak_memory_bytes
 from runners.process import RankProcess
 from runners.progress import Progress
+from runners.recorder import Recorder
 from runners.stop import StopRequest
 from runners.timing import Meter
 
@@ -84,12 +85,14 @@ def run_here(
     """
     meter, feed = Meter(origin_s=assignment.origin_s), _ListFeed(shards)
     with contextlib.ExitStack() as stack:
+        recorder = stack.enter_context(Recorder(assignment, _HereListener(progress, done), meter))
         task = assignment.open(stack, artifact=artifact, source=source)
-        pipeline = Pipeline(task, feed, _HereListener(progress, done), meter)
+        pipeline = Pipeline(task, feed, recorder, meter)
         stop.listen(finish=feed.close, abandon=pipeline.abandon)
         if stop.finishing:
             feed.close()
         meter.start_s = monotonic() - assignment.origin_s
+        recorder.ready(meter.start_s)
         pipeline.run()
     meter.peak_memory_bytes = peak_memory_bytes()
     return Outcome(meters={assignment.rank: meter})

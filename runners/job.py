@@ -3,7 +3,7 @@
 import contextlib
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -12,7 +12,7 @@ from typing import Any, cast
 from deploykit.artifact import Artifact
 from deploykit.devices import parse_devices
 from deploykit.errors import UsageError
-from deploykit.job import Job, NanPolicy, WriteInterval
+from deploykit.job import ErrorPolicy, Job, NanPolicy, WriteInterval
 from deploykit.manifest import Manifest
 from deploykit.passes import Passes, plan_passes
 from deploykit.plan import make_plan
@@ -36,13 +36,15 @@ class RunResult:
 
     Attributes:
         path: the run directory.
-        rows: rows of the job, all of which are there.
+        rows: rows of the job, all of which are there, or are recorded as failed.
         computed_rows: of these, predicted by this call.
         seconds: from the call to the last file.
         rows_per_s: computed rows per second; 0 where nothing was left to do.
         skipped_shards: shards that were there before.
         notes: what was ignored, assumed or chosen, for people to read.
         draws_per_row: mean draws of the computed rows; None where no bound decided, or nothing was left to do.
+        failed_rows: rows of the job that failed and were left out, on request; ``failed.jsonl`` lists them.
+        spent_s: where the time of all ranks went: seconds of ``read``, ``infer``, ``write`` and ``wait``.
     """
 
     path: Path
@@ -53,6 +55,8 @@ class RunResult:
     skipped_shards: int
     notes: tuple[str, ...]
     draws_per_row: float | None = None
+    failed_rows: int = 0
+    spent_s: Mapping[str, float] = field(default_factory=dict)
 
 
 def run(
@@ -72,6 +76,7 @@ def run(
     write_interval: str = "batch",
     shard_rows: int | None = None,
     nan: str = "error",
+    on_error: str = "fail",
     threads: int | None = None,
     progress: ProgressChoice = "none",
 ) -> RunResult:
@@ -93,6 +98,8 @@ def run(
         write_interval: ``batch``, ``epoch`` or ``batch_and_epoch``.
         shard_rows: rows per part, a multiple of the batch size; chosen if not given.
         nan: what a NaN in the inputs does, ``error`` or ``allow``.
+        on_error: what a row does that cannot be read, has a NaN under ``error``, or makes the model raise: ``fail``
+            stops the job, ``skip`` leaves the row out and lists it in ``failed.jsonl``.
         threads: CPU threads per rank; the runner's choice if not given.
         progress: ``auto``, ``bar``, ``lines`` or ``none``, or a function of the rows that are done and all rows.
 
@@ -106,20 +113,11 @@ def run(
     began = monotonic()
     check_kind(progress)
     options = {
-        "runner": runner,
-        "devices": devices,
-        "batch-size": batch_size,
-        "seed": seed,
-        "draws": draws,
-        "draws-per-pass": draws_per_pass,
-        "draws-until": draws_until,
-        "min-draws": min_draws,
-        "writer": writer,
-        "write-interval": write_interval,
-        "shard-rows": shard_rows,
-        "nan": nan,
-        "threads": threads,
-    }
+        "runner": runner, "devices": devices, "batch-size": batch_size, "seed": seed,
+        "draws": draws, "draws-per-pass": draws_per_pass, "draws-until": draws_until, "min-draws": min_draws,
+        "writer": writer, "write-interval": write_interval, "shard-rows": shard_rows,
+        "nan": nan, "on-error": on_error, "threads": threads,
+    }  # fmt: skip
     with contextlib.ExitStack() as stack:
         setting = _checked(stack, artifact, str(data), out, options, began)
         lock = stack.enter_context(locked(Path(out)))
@@ -161,6 +159,7 @@ def _checked(
         writer=options["writer"],
         write_interval=cast("WriteInterval", options["write-interval"]),
         nan=cast("NanPolicy", options["nan"]),
+        on_error=cast("ErrorPolicy", options["on-error"]),
         version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         passes=passes,
@@ -225,6 +224,7 @@ def _resume_command(artifact: str | Path, data: str, out: str | Path, options: M
         "writer": "npy",
         "write-interval": "batch",
         "nan": "error",
+        "on-error": "fail",
     }
     words = ["deploykit", "run", str(artifact), "--data", data, "-o", str(out)]
     for name, value in options.items():
@@ -254,4 +254,6 @@ def _do(setting: Setting, directory: RunDirectory, lock: int, progress: Progress
         skipped_shards=skipped,
         notes=tuple(notes),
         draws_per_row=computed.draws_per_row,
+        failed_rows=len(directory.state(check_digests=False).failed()) if setting.job.on_error == "skip" else 0,
+        spent_s=computed.spent_s,
     )

@@ -110,16 +110,19 @@ def checked(specs: Sequence[TensorSpec], batch: Batch) -> Batch:
 
 
 def rebatch(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """The same rows in batches of ``size``, the last one of what is left."""
+    """The same rows in batches of the sample ids 0 to ``size`` - 1, and so on; ids that are left out leave no gap."""
     waiting: list[Batch] = []
+    number = -1
     for batch in batches:
         while len(batch):
-            room = size - sum(map(len, waiting))
-            waiting.append(batch[:room])
-            batch = batch[room:]
-            if sum(map(len, waiting)) == size:
+            first = int(batch.sample_ids[0]) // size
+            if waiting and first != number:
                 yield _joined(waiting)
                 waiting = []
+            number = first
+            room = int(np.searchsorted(batch.sample_ids, (number + 1) * size))
+            waiting.append(batch[:room])
+            batch = batch[room:]
     if waiting:
         yield _joined(waiting)
 

@@ -1,0 +1,129 @@
+"""Signs of life of a run: small files below ``status/`` that are replaced as it goes on, for ``deploykit status``.
+
+::
+
+    status/run.json       of the call that works, or worked last, in the directory
+    status/rank-0.json    of each of its ranks
+
+They are no part of the result: nothing but ``deploykit status`` reads them, and where they cannot be written the run
+goes on.
+"""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import time
+from typing import Any, Literal, TypeVar
+
+from deploykit.files import TEMPORARY_PREFIX
+
+__all__ = ["STATUS_NAME", "CallSign", "RankSign", "leave_sign", "read_signs", "signing"]
+
+T = TypeVar("T")
+
+STATUS_NAME = "status"
+
+_CALL = "run.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankSign:
+    """What a rank is doing. Times in seconds since 1970.
+
+    Attributes:
+        state: ``starting``, ``working``, ``ended`` or ``failed``.
+        rows: rows that it has predicted in this call.
+        rows_per_s: the same per second, of late.
+        at: when this was so.
+        error: what it failed with.
+    """
+
+    rank: int
+    device: str
+    host: str
+    pid: int
+    state: Literal["starting", "working", "ended", "failed"]
+    rows: int
+    rows_per_s: float
+    began: float
+    at: float
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallSign:
+    """One call of ``run``: ``ended`` is None while it works, and for ever if it was killed; ``error`` ended it."""
+
+    host: str
+    pid: int
+    ranks: int
+    began: float
+    ended: float | None = None
+    error: str | None = None
+
+    def is_alive(self) -> bool | None:
+        """Whether its process works on; None where that cannot be told, because it is on another host."""
+        if self.ended is not None:
+            return False
+        if self.host != socket.gethostname():
+            return None
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+
+@contextlib.contextmanager
+def signing(directory: Path, ranks: int) -> Iterator[None]:
+    """Say that a call works in the run directory as long as the block does; what earlier ones left is removed."""
+    call = CallSign(host=socket.gethostname(), pid=os.getpid(), ranks=ranks, began=time())
+    with contextlib.suppress(OSError):
+        for old in (directory / STATUS_NAME).glob("rank-*.json"):
+            old.unlink()
+    _replace(directory, _CALL, asdict(call))
+    error = None
+    try:
+        yield
+    except BaseException as raised:  # Told and raised again, whatever it is.
+        error = str(raised) or type(raised).__name__
+        raise
+    finally:
+        _replace(directory, _CALL, {**asdict(call), "ended": time(), "error": error})
+
+
+def leave_sign(directory: Path, sign: RankSign) -> None:
+    """Replace the rank's sign of life."""
+    _replace(directory, f"rank-{sign.rank}.json", asdict(sign))
+
+
+def read_signs(directory: Path) -> tuple[CallSign | None, list[RankSign]]:
+    """The last call's sign, if it left one, and those of its ranks, by rank."""
+    folder = directory / STATUS_NAME
+    call = _read(folder / _CALL, CallSign)
+    ranks = [_read(path, RankSign) for path in folder.glob("rank-*.json")]
+    return call, sorted((rank for rank in ranks if rank is not None), key=lambda rank: rank.rank)
+
+
+def _read(path: Path, kind: type[T]) -> T | None:
+    # A file that another version wrote, or that is gone since it was listed, says nothing.
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return kind(**json.loads(path.read_text(encoding="utf-8")))
+    return None
+
+
+def _replace(directory: Path, name: str, data: Mapping[str, Any]) -> None:
+    """Without a flush to the disk: after a power cut nobody asks how a rank was."""
+    folder = directory / STATUS_NAME
+    temporary = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{name}"
+    # A disk that is full stops the parts, with its own message; looking on must not be what fails first.
+    with contextlib.suppress(OSError):
+        folder.mkdir(exist_ok=True)
+        temporary.write_text(json.dumps(data), encoding="utf-8")
+        os.replace(temporary, folder / name)
