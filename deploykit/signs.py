@@ -14,7 +14,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import time
 from typing import Any, Literal, TypeVar
@@ -56,14 +56,21 @@ class RankSign:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallSign:
-    """One call of ``run``: ``ended`` is None while it works, and for ever if it was killed; ``error`` ended it."""
+    """One call of ``run``, by its process.
+
+    Attributes:
+        birth: when the process was born, as the kernel counts; numbers of processes are given out again.
+        ended: None while it works, and for ever if it was killed.
+        error: the text of what ended it, ``error_type`` the name of its type.
+    """
 
     host: str
     pid: int
-    ranks: int
+    birth: str | None
     began: float
     ended: float | None = None
     error: str | None = None
+    error_type: str | None = None
 
     def is_alive(self) -> bool | None:
         """Whether its process works on; None where that cannot be told, because it is on another host."""
@@ -76,26 +83,26 @@ class CallSign:
         except ProcessLookupError:
             return False
         except PermissionError:
-            return True
-        return True
+            pass
+        return _birth(self.pid) == self.birth
 
 
 @contextlib.contextmanager
-def signing(directory: Path, ranks: int) -> Iterator[None]:
+def signing(directory: Path) -> Iterator[None]:
     """Say that a call works in the run directory as long as the block does; what earlier ones left is removed."""
-    call = CallSign(host=socket.gethostname(), pid=os.getpid(), ranks=ranks, began=time())
+    call = CallSign(host=socket.gethostname(), pid=os.getpid(), birth=_birth(os.getpid()), began=time())
     with contextlib.suppress(OSError):
         for old in (directory / STATUS_NAME).glob("rank-*.json"):
             old.unlink()
     _replace(directory, _CALL, asdict(call))
-    error = None
     try:
         yield
-    except BaseException as raised:  # Told and raised again, whatever it is.
-        error = str(raised) or type(raised).__name__
+    except BaseException as error:  # Told and raised again, whatever it is.
+        _replace(
+            directory, _CALL, asdict(replace(call, ended=time(), error=str(error), error_type=type(error).__name__))
+        )
         raise
-    finally:
-        _replace(directory, _CALL, {**asdict(call), "ended": time(), "error": error})
+    _replace(directory, _CALL, asdict(replace(call, ended=time())))
 
 
 def leave_sign(directory: Path, sign: RankSign) -> None:
@@ -115,6 +122,14 @@ def _read(path: Path, kind: type[T]) -> T | None:
     # A file that another version wrote, or that is gone since it was listed, says nothing.
     with contextlib.suppress(OSError, ValueError, TypeError):
         return kind(**json.loads(path.read_text(encoding="utf-8")))
+    return None
+
+
+def _birth(pid: int) -> str | None:
+    """When a process was born; "dead" for one that only waits to be buried; None where the kernel does not say."""
+    with contextlib.suppress(OSError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return "dead" if fields[0] in "ZX" else fields[19]
     return None
 
 

@@ -21,6 +21,7 @@ from runners.assignment import Assignment
 from runners.base import Group
 from runners.loop import Pipeline
 from runners.memory import peak_memory_bytes
+from runners.pace import behind
 from runners.process import RankProcess
 from runners.progress import Progress
 from runners.recorder import Recorder
@@ -153,7 +154,8 @@ class _Ranks(contextlib.AbstractContextManager["_Ranks"]):
                     self._gone(rank, joins_group=joins_group)
             self._pass_on_stop()
             self._hand_out()
-            self._progress.update(self._done + sum(rank.rows for rank in self._ranks))
+            slow = behind(rank.pace() for rank in self._ranks if rank.descriptor in self._selector.get_map())
+            self._progress.update(self._done + sum(rank.rows for rank in self._ranks), slow)
 
     def outcome(self) -> Outcome:
         if self._error is not None:

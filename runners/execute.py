@@ -12,7 +12,6 @@ from deploykit.failed import write_failed
 from deploykit.job import Job
 from deploykit.plan import Shard, describe_ranges
 from deploykit.rundir import RunDirectory
-from deploykit.signs import signing
 from deploykit.sources import Source
 from deploykit.writers import Writer
 from runners.assignment import Assignment
@@ -37,6 +36,7 @@ class Setting:
         threads: CPU threads per rank, or None for the runner's choice.
         began_s: when the call came, on the monotonic clock.
         resume: the command that takes the job up again.
+        notes: what was chosen, for people to read.
     """
 
     artifact: Artifact
@@ -49,6 +49,7 @@ class Setting:
     job: Job
     began_s: float
     resume: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +79,7 @@ def execute(
     stop = StopRequest()
     assignments = _assignments(setting, directory, len(shards))
     _note_idle_cores(setting, assignments, notes)
-    with signing(directory.path, len(assignments)):
-        outcome = _run(setting, directory, assignments, shards, lock, stop, progress)
+    outcome = _run(setting, directory, assignments, shards, lock, stop, progress)
     notes.extend(outcome.deaths)
     notes.extend(halving_notes(assignments, outcome.meters))
     missing = directory.missing(check_digests=False)

@@ -21,6 +21,7 @@ _TEXTS = (
     "memory allocation failure",
     "alloc_failed",
     "cudaerrormemoryallocation",
+    "is smaller than requested bytes",
 )
 _NAMES = ("OutOfMemoryError", "MemoryError")
 

@@ -18,6 +18,15 @@ def _draws_or_auto(_context: click.Context, _option: click.Parameter, text: str)
     return int(text)
 
 
+def _rows_or_auto(_context: click.Context, _option: click.Parameter, text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither auto nor a number of rows") from None
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -30,7 +39,10 @@ Examples:
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The run directory.")
 @click.option("--runner", default="auto", show_default=True, help="onnx, torch, or auto: ONNX where there is a choice.")
 @click.option("--devices", default="auto", show_default=True, help="cpu, cpu:4 (four ranks), cuda, cuda:0,2 or auto.")
-@click.option("--batch-size", default=256, show_default=True, help="Rows per call of the model.")
+@click.option(
+    "--batch-size", default="256", show_default=True, callback=_rows_or_auto,
+    help="Rows per call of the model; auto tries powers of two on the first device and takes the fastest.",
+)  # fmt: skip
 @click.option("--seed", type=int, help="Seed of the Monte Carlo masks; the artifact's by default.")
 @click.option("--draws", type=int, help="Monte Carlo draws; the artifact's number by default.")
 @click.option(
