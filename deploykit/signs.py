@@ -140,5 +140,9 @@ def _replace(directory: Path, name: str, data: Mapping[str, Any]) -> None:
     # A disk that is full stops the parts, with its own message; looking on must not be what fails first.
     with contextlib.suppress(OSError):
         folder.mkdir(exist_ok=True)
-        temporary.write_text(json.dumps(data), encoding="utf-8")
-        os.replace(temporary, folder / name)
+        try:
+            temporary.write_text(json.dumps(data), encoding="utf-8")
+            os.replace(temporary, folder / name)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            (folder / name).unlink(missing_ok=True)  # What is no longer so is worse than no sign.
