@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from deploykit.version import __version__
 
 if TYPE_CHECKING:
-    from deploykit.api import export, load, merge, open_artifact, pack, run, verify
+    from deploykit.api import export, load, merge, open_artifact, pack, run, status, verify
 
-__all__ = ["__version__", "export", "load", "merge", "open_artifact", "pack", "run", "verify"]
+__all__ = ["__version__", "export", "load", "merge", "open_artifact", "pack", "run", "status", "verify"]
 
 
 # Straight to where each is at home: prediction does not wait for the import of what merges and exports.
@@ -29,6 +29,7 @@ _HOMES = {
     "open_artifact": "deploykit.api:open_artifact",
     "pack": "deploykit.api:pack",
     "run": "runners.job:run",
+    "status": "deploykit.watching:run_status",
     "verify": "deploykit.api:verify",
 }
 

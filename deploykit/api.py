@@ -9,6 +9,7 @@ from deploykit.artifact import pack as pack_artifact
 from deploykit.errors import RunError, UsageError
 from deploykit.merging import merge_run
 from deploykit.verify_run import RunCheck, verify_run
+from deploykit.watching import run_status
 from runners.job import RunResult, run
 from runners.predict import Predictor, Verified, load, verify_artifact
 
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Predictor", "RunCheck", "RunResult", "Verified",
-    "export", "load", "merge", "open_artifact", "pack", "require_torch", "run", "verify",
+    "export", "load", "merge", "open_artifact", "pack", "require_torch", "run", "status", "verify",
 ]  # fmt: skip
 
 merge = merge_run
+status = run_status
 open_artifact = Artifact.open
 
 

@@ -6,7 +6,7 @@ A commit is written after the file that it speaks of; a file without a commit is
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,7 +66,11 @@ def part_name(index: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """A part that counts: rows ``[start, stop)``, computed by ``rank``; ``timings`` in seconds."""
+    """A part that counts: rows ``[start, stop)``, computed by ``rank``; ``timings`` in seconds.
+
+    Attributes:
+        failed: sample ids of rows that failed and are not in the part, and why; only with ``--on-error skip``.
+    """
 
     shard: int
     start: int
@@ -74,17 +78,25 @@ class Commit:
     part: FileDigest
     rank: int
     timings: Mapping[str, float]
+    failed: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
-        return self.stop - self.start
+        """How many rows are in the part."""
+        return self.stop - self.start - len(self.failed)
 
     def save(self, commits: Path) -> None:
         """Write the commit, whole or not at all."""
         data = {"shard": self.shard, "start": self.start, "stop": self.stop, "rows": self.rows}
         write_json(
             commits / f"{part_name(self.shard)}.json",
-            {**data, **asdict(self.part), "rank": self.rank, "timings": dict(self.timings)},
+            {
+                **data,
+                **asdict(self.part),
+                "rank": self.rank,
+                "timings": dict(self.timings),
+                **_failed_to_json(self.failed),
+            },
         )
 
     @classmethod
@@ -103,23 +115,27 @@ class Commit:
                 part=FileDigest(file=data["file"], size_bytes=int(data["size_bytes"]), sha256=data["sha256"]),
                 rank=int(data["rank"]),
                 timings=dict(data["timings"]),
+                failed=_failed_from_json(data),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path.name}: a field is missing or of another type ({error!r})") from error
         fits = (commit.shard, commit.start, commit.stop) == (shard.index, shard.start, shard.stop)
         if not fits or re.fullmatch(rf"parts/{part_name(shard.index)}(\.\w+)+", commit.part.file) is None:
             raise RunError(f"{path.name}: speaks of other rows or of another file than the plan")
+        if not all(shard.start <= row < shard.stop for row in commit.failed):
+            raise RunError(f"{path.name}: names failed rows of another shard")
         return commit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankCommit:
-    """The files of one rank at the end of a run: which shards they hold, in which order."""
+    """The files of one rank at the end of a run: which shards they hold, in which order, less the rows that failed."""
 
     rank: int
     shards: tuple[int, ...]
     rows: int
     files: tuple[FileDigest, ...]
+    failed: Mapping[int, str] = field(default_factory=dict)
 
     @staticmethod
     def path(commits: Path, rank: int) -> Path:
@@ -127,7 +143,7 @@ class RankCommit:
 
     def save(self, commits: Path) -> None:
         """Write the commit, whole or not at all."""
-        write_json(self.path(commits, self.rank), asdict(self))
+        write_json(self.path(commits, self.rank), _without_failed(asdict(self)) | _failed_to_json(self.failed))
 
     @classmethod
     def load(cls, path: Path, plan: Plan) -> Self:
@@ -143,8 +159,9 @@ class RankCommit:
                 shards=tuple(map(int, data["shards"])),
                 rows=int(data["rows"]),
                 files=tuple(FileDigest(**file) for file in data["files"]),
+                failed=_failed_from_json(data),
             )
-            rows = sum(plan.shard(index).rows for index in commit.shards)
+            rows = sum(plan.shard(index).rows for index in commit.shards) - len(commit.failed)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise RunError(f"{path.name}: a field is missing or of another type ({error!r})") from error
         ours = all(rank_of_file(file.file) == commit.rank for file in commit.files)
@@ -159,6 +176,19 @@ def rank_of_file(name: str) -> int | None:
     """The rank in ``predictions_3.npy`` or ``batch_indices_3.pt``; None for any other name."""
     match = _EPOCH_FILE.fullmatch(name)
     return None if match is None else int(match[1])
+
+
+def _without_failed(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name != "failed"}
+
+
+def _failed_to_json(failed: Mapping[int, str]) -> dict[str, Any]:
+    """The entry ``failed``, which only a commit with failed rows has."""
+    return {"failed": [{"sample_id": row, "why": failed[row]} for row in sorted(failed)]} if failed else {}
+
+
+def _failed_from_json(data: Mapping[str, Any]) -> dict[int, str]:
+    return {int(row["sample_id"]): str(row["why"]) for row in data.get("failed", ())}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -69,7 +69,8 @@ def _groups(directory: RunDirectory, state: State) -> dict[int, list[Shard]]:
 
 def _write_rank(directory: RunDirectory, writer: Writer, rows: RunRows, rank: int, shards: list[Shard]) -> RankCommit:
     stage = directory.path / f"{TEMPORARY_PREFIX}{os.getpid()}-rank-{rank}"
-    count = sum(shard.rows for shard in shards)
+    failed = {row: why for shard in shards for row, why in rows.state.failed_in(shard).items()}
+    count = sum(shard.rows for shard in shards) - len(failed)
     with writing(writer.epoch_path(directory.path, rank)):
         try:
             stage.mkdir()
@@ -80,6 +81,7 @@ def _write_rank(directory: RunDirectory, writer: Writer, rows: RunRows, rank: in
                 shards=tuple(shard.index for shard in shards),
                 rows=count,
                 files=tuple(directory.digests.record(file, file.name) for file in files),
+                failed=failed,
             )
             _publish(files, directory.path)
             commit.save(directory.commits)

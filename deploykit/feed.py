@@ -2,13 +2,14 @@
 
 import contextlib
 import errno
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from deploykit.errors import RunError
+from deploykit.plan import remaining
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import Batch, checked
 
@@ -16,15 +17,23 @@ __all__ = ["Feed", "writing"]
 
 
 class Feed(Iterator[Batch]):
-    """Batches that must hold exactly the rows ``[start, stop)``, in order.
+    """Batches that must hold exactly the rows ``[start, stop)`` less those that ``failed``, in order.
 
     Attributes:
         failure: the error that the origin of the batches raised, if it did.
     """
 
-    def __init__(self, batches: Iterable[Batch], outputs: Sequence[TensorSpec], start: int, stop: int) -> None:
+    def __init__(
+        self,
+        batches: Iterable[Batch],
+        outputs: Sequence[TensorSpec],
+        start: int,
+        stop: int,
+        failed: Collection[int] = (),
+    ) -> None:
         self._batches, self._outputs = iter(batches), outputs
-        self._next, self._start, self._stop = start, start, stop
+        self._ids, self._start, self._stop = remaining(start, stop, failed), start, stop
+        self._taken = 0
         self.failure: BaseException | None = None
 
     def __iter__(self) -> Self:
@@ -42,14 +51,15 @@ class Feed(Iterator[Batch]):
         return batch
 
     def _check(self, batch: Batch) -> None:
-        expected = np.arange(self._next, self._next + len(batch), dtype=np.int64)
-        if self._next + len(batch) > self._stop or not np.array_equal(batch.sample_ids, expected):
+        expected = self._ids[self._taken : self._taken + len(batch)]
+        if not np.array_equal(batch.sample_ids, expected):
+            following = expected[0] if len(expected) else self._stop
             raise RunError(
-                f"predictions of rows {self._start} to {self._stop - 1}: expected the sample ids from {self._next} on, "
-                f"got {batch.sample_ids[:4].tolist()}...; nothing was written"
+                f"predictions of rows {self._start} to {self._stop - 1}: expected the sample ids from "
+                f"{following} on, got {batch.sample_ids[:4].tolist()}...; nothing was written"
             )
         checked(self._outputs, batch)
-        self._next += len(batch)
+        self._taken += len(batch)
 
     def require_all(self) -> None:
         """Refuse an end before the last row.
@@ -57,10 +67,10 @@ class Feed(Iterator[Batch]):
         Raises:
             RunError: rows are left.
         """
-        if self._next != self._stop:
+        if self._taken != len(self._ids):
             raise RunError(
-                f"predictions of rows {self._start} to {self._stop - 1}: only {self._next - self._start} of "
-                f"{self._stop - self._start} rows were taken; nothing was written"
+                f"predictions of rows {self._start} to {self._stop - 1}: only {self._taken} of "
+                f"{len(self._ids)} rows were taken; nothing was written"
             )
 
 

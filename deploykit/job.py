@@ -9,15 +9,20 @@ from deploykit.passes import Passes
 from deploykit.plan import Plan
 from deploykit.tensors import TensorSpec
 
-__all__ = ["NAN_POLICIES", "RUN_SCHEMA_VERSION", "WRITE_INTERVALS", "Job", "NanPolicy", "WriteInterval"]
+__all__ = [
+    "ERROR_POLICIES", "NAN_POLICIES", "RUN_SCHEMA_VERSION", "WRITE_INTERVALS",
+    "ErrorPolicy", "Job", "NanPolicy", "WriteInterval",
+]  # fmt: skip
 
 RUN_SCHEMA_VERSION = 1
 
 WriteInterval = Literal["batch", "epoch", "batch_and_epoch"]
 NanPolicy = Literal["error", "allow"]
+ErrorPolicy = Literal["fail", "skip"]
 
 WRITE_INTERVALS: tuple[str, ...] = get_args(WriteInterval)
 NAN_POLICIES: tuple[str, ...] = get_args(NanPolicy)
+ERROR_POLICIES: tuple[str, ...] = get_args(ErrorPolicy)
 
 # What does not change a single predicted byte may change between a run and its resume.
 _FREE = ("artifact_path", "data_source", "created", "version", "outputs")
@@ -46,6 +51,7 @@ class Job:
         version: the deploykit that made the directory.
         created: when, ISO 8601 with time zone.
         passes: how the draws are cut, and when a row has enough of them.
+        on_error: what a row that cannot be read or predicted does: ``fail`` stops the job, ``skip`` leaves the row out.
     """
 
     artifact: str
@@ -63,12 +69,15 @@ class Job:
     version: str
     created: str
     passes: Passes = field(default_factory=Passes)
+    on_error: ErrorPolicy = "fail"
 
     def __post_init__(self) -> None:
         if self.write_interval not in WRITE_INTERVALS:
             raise UnknownNameError("write interval", self.write_interval, WRITE_INTERVALS)
         if self.nan not in NAN_POLICIES:
             raise UnknownNameError("NaN policy", self.nan, NAN_POLICIES)
+        if self.on_error not in ERROR_POLICIES:
+            raise UnknownNameError("error policy", self.on_error, ERROR_POLICIES)
 
     @property
     def keeps_parts(self) -> bool:

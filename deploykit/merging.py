@@ -19,6 +19,8 @@ def merge_run(
 ) -> Path:
     """Write every output and ``sample_id`` of a run into ``destination``, whole or not at all.
 
+    Rows that failed in a run with ``--on-error skip`` are in no file and are left out; ``sample_id`` shows the gaps.
+
     The writer whose extension the destination has writes it, in a stream (``.pt`` alone is built in memory). Works from
     parts and from the files of the ranks, whatever wrote them.
 
@@ -45,8 +47,9 @@ def merge_run(
     state = directory.state()
     shards = _present(directory, state, allow_partial)
     batches = RunRows(directory.path, state, writer).of(shards)
+    rows = sum(shard.rows - len(state.failed_in(shard)) for shard in shards)
     with writing(destination), appears_whole(destination) as temporary:
-        merged.write(temporary, batches, sum(shard.rows for shard in shards))
+        merged.write(temporary, batches, rows)
     return destination
 
 

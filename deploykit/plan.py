@@ -1,12 +1,15 @@
 """How the rows of a job are cut into shards: the same for the same job, however many ranks share the work."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deploykit.errors import UsageError
 
-__all__ = ["Plan", "Shard", "describe_ranges", "make_plan", "merge_ranges"]
+__all__ = ["Plan", "Shard", "describe_ranges", "make_plan", "merge_ranges", "remaining"]
 
 TARGET_BYTES = 64 * 2**20
 MOST_ROWS = 65_536
@@ -100,6 +103,16 @@ def _batches_per_shard(rows: int, batch_size: int, row_bytes: int) -> int:
     by_size = min(TARGET_BYTES // max(row_bytes, 1), MOST_ROWS) // batch_size
     by_share = -(-rows // batch_size) // FEWEST_SHARDS
     return max(1, min(by_size, by_share))
+
+
+def remaining(start: int, stop: int, left_out: Collection[int]) -> NDArray[np.int64]:
+    """The sample ids ``[start, stop)`` in order, without those left out.
+
+    >>> remaining(4, 8, {5}).tolist()
+    [4, 6, 7]
+    """
+    ids = np.arange(start, stop, dtype=np.int64)
+    return ids[~np.isin(ids, list(left_out))] if left_out else ids
 
 
 def merge_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

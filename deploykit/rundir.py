@@ -21,6 +21,7 @@ from deploykit.files import TEMPORARY_PREFIX, appears_whole, write_json
 from deploykit.job import Job
 from deploykit.plan import Shard
 from deploykit.runstate import State, read_state
+from deploykit.signs import STATUS_NAME
 from deploykit.writers.base import Batch, Writer
 
 __all__ = ["LOCK_NAME", "RUN_NAME", "RunDirectory"]
@@ -93,25 +94,40 @@ class RunDirectory:
         return state.missing(self.job.plan, from_parts=self.job.keeps_parts)
 
     def write_part(
-        self, shard: Shard, writer: Writer, batches: Iterable[Batch], *, rank: int, timings: Mapping[str, float]
+        self,
+        shard: Shard,
+        writer: Writer,
+        batches: Iterable[Batch],
+        *,
+        rank: int,
+        timings: Mapping[str, float],
+        failed: Mapping[int, str] | None = None,
     ) -> Commit:
         """Write the predictions of one shard, then its commit.
 
-        ``timings`` in seconds is read after the last batch. On any error there is no commit and nothing half-written.
+        ``timings`` in seconds is read after the last batch. ``failed`` names the rows that
+        are left out, and why. On any error there is no commit and nothing half-written.
 
         Raises:
             RunError: the disk is full or not writable, or the batches are not the rows of the shard.
         """
         part = self.parts / f"{part_name(shard.index)}.{writer.extension}"
-        feed = Feed(batches, writer.outputs, shard.start, shard.stop)
+        failed = failed or {}
+        feed = Feed(batches, writer.outputs, shard.start, shard.stop, failed)
         with writing(part, feed):
             with appears_whole(part) as temporary:
-                writer.write(temporary, feed, shard.rows)
+                writer.write(temporary, feed, shard.rows - len(failed))
                 feed.require_all()
                 _require_written(writer, temporary)
                 record = self.digests.record(temporary, f"parts/{part.name}")
             commit = Commit(
-                shard=shard.index, start=shard.start, stop=shard.stop, part=record, rank=rank, timings=dict(timings)
+                shard=shard.index,
+                start=shard.start,
+                stop=shard.stop,
+                part=record,
+                rank=rank,
+                timings=dict(timings),
+                failed=dict(failed),
             )
             commit.save(self.commits)
         return commit
@@ -140,7 +156,7 @@ class RunDirectory:
 
     def _set_up(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        for folder in (self.path, self.parts, self.commits):
+        for folder in (self.path, self.parts, self.commits, self.path / STATUS_NAME):
             for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 _remove(leftover)
         if not (self.path / RUN_NAME).exists():

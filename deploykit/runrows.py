@@ -21,24 +21,24 @@ class RunRows:
     """
 
     def __init__(self, root: Path, state: State, writer: Writer, batch_size: int | None = None) -> None:
-        self._root, self._state, self._writer, self._batch_size = root, state, writer, batch_size
+        self._root, self.state, self._writer, self._batch_size = root, state, writer, batch_size
         self._rank_of = state.rank_of()
         self._rank_files: dict[int, _RankFile] = {}
 
     def of(self, shards: Iterable[Shard]) -> Iterator[Batch]:
-        """The rows of these shards.
+        """The rows of these shards, without those that failed.
 
         Raises:
             RunError: a file that holds other rows than its commit says.
         """
         for shard in shards:
-            feed = Feed(self._open(shard), self._writer.outputs, shard.start, shard.stop)
+            feed = Feed(self._open(shard), self._writer.outputs, shard.start, shard.stop, self.state.failed_in(shard))
             yield from feed if self._batch_size is None else rebatch(feed, self._batch_size)
             feed.require_all()
 
     def _open(self, shard: Shard) -> Iterator[Batch]:
-        if shard.index in self._state.parts:
-            return self._writer.read(self._root / self._state.parts[shard.index].part.file)
+        if shard.index in self.state.parts:
+            return self._writer.read(self._root / self.state.parts[shard.index].part.file)
         if shard.index not in self._rank_of:
             raise RunError(f"shard {shard.index} (rows {shard.start} to {shard.stop - 1}): in no committed file")
         rank = self._rank_of[shard.index]

@@ -30,6 +30,18 @@ class State:
         """Shard number to the rank whose file holds it; the lowest, should there be two."""
         return {shard: rank for rank in sorted(self.ranks, reverse=True) for shard in self.ranks[rank].shards}
 
+    def failed(self) -> dict[int, str]:
+        """Sample ids of the rows that failed and are in no file, in order, and why."""
+        of_ranks = (item for commit in self.ranks.values() for item in commit.failed.items())
+        return dict(sorted([*of_ranks, *(item for commit in self.parts.values() for item in commit.failed.items())]))
+
+    def failed_in(self, shard: Shard) -> Mapping[int, str]:
+        """The same of one shard."""
+        if shard.index in self.parts:
+            return self.parts[shard.index].failed
+        of_ranks = (item for commit in self.ranks.values() for item in commit.failed.items())
+        return {row: why for row, why in of_ranks if shard.start <= row < shard.stop}
+
     def missing(self, plan: Plan, *, from_parts: bool) -> list[Shard]:
         """The shards that no valid commit holds; ``from_parts`` looks at parts alone."""
         held = self.parts.keys() if from_parts else self.parts.keys() | self.rank_of().keys()

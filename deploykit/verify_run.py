@@ -1,14 +1,14 @@
 """Proof that a run is complete: every sample id is there once, and every digest holds."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from deploykit.errors import IncompleteRunError, RunError
-from deploykit.plan import Shard, describe_ranges, merge_ranges
+from deploykit.plan import Shard, describe_ranges, merge_ranges, remaining
 from deploykit.rundir import RunDirectory
 from deploykit.runstate import State
 from deploykit.writers import Batch, Writer, make_writer
@@ -25,6 +25,7 @@ class RunCheck:
     Attributes:
         rows: rows of the job.
         committed_rows: of these, how many are there.
+        failed: sample ids of the rows that failed and were left out on request, and why.
         missing: rows that no valid file holds.
         duplicates: rows that more than one file of the ranks holds.
         damaged: one text per commit or file that is not what it should be.
@@ -39,6 +40,7 @@ class RunCheck:
     damaged: tuple[str, ...]
     pending: tuple[str, ...]
     notes: tuple[str, ...]
+    failed: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -82,14 +84,16 @@ def check_run(path: str | Path) -> RunCheck:
     job, state = directory.job, directory.state()
     missing = state.missing(job.plan, from_parts=job.keeps_parts)
     wrong, notes = _contents(directory, state)
+    failed = state.failed()
     return RunCheck(
         rows=job.plan.rows,
-        committed_rows=job.plan.rows - sum(shard.rows for shard in missing),
+        committed_rows=job.plan.rows - sum(shard.rows for shard in missing) - len(failed),
         missing=_ranges(missing),
         duplicates=_ranges(_held_twice(directory, state)),
         damaged=(*state.damage, *wrong),
         pending=() if missing else tuple(_pending(directory, state)),
         notes=tuple(notes),
+        failed=failed,
     )
 
 
@@ -118,7 +122,7 @@ def _contents(directory: RunDirectory, state: State) -> tuple[list[str], list[st
     if not writer.can_read():
         return [], [f"the writer {directory.job.writer!r} cannot read its files: their sample ids were not read"]
     files = [*_part_files(directory, state, writer), *_rank_files(directory, state, writer)]
-    found = (_wrong_ids(name, shards, batches) for name, shards, batches in files)
+    found = (_wrong_ids(name, shards, batches, state) for name, shards, batches in files)
     return [text for text in found if text is not None], []
 
 
@@ -137,19 +141,19 @@ def _rank_files(directory: RunDirectory, state: State, writer: Writer) -> Iterat
         yield commit.files[0].file, shards, writer.read_epoch(directory.path, commit.rank)
 
 
-def _wrong_ids(name: str, shards: list[Shard], batches: Iterator[Batch]) -> str | None:
+def _wrong_ids(name: str, shards: list[Shard], batches: Iterator[Batch], state: State) -> str | None:
     """What is wrong with the sample ids of one file, or None."""
-    starts = np.array([shard.start for shard in shards])
-    ends = np.cumsum([shard.rows for shard in shards])
-    firsts = ends - [shard.rows for shard in shards]
+    rows = sum(shard.rows - len(state.failed_in(shard)) for shard in shards)
+    expected = (remaining(shard.start, shard.stop, state.failed_in(shard)) for shard in shards)
+    ids = np.empty(0, np.int64)  # what comes next, of the shards that are begun
     read = 0
     for batch in batches:
-        places = np.arange(read, read + len(batch))
-        read += len(batch)
-        if read > ends[-1]:
-            return f"{name}: more rows than the {ends[-1]} of its commit"
-        shard = np.searchsorted(ends, places, side="right")
-        wrong = np.flatnonzero(batch.sample_ids != starts[shard] + places - firsts[shard])
+        if read + len(batch) > rows:
+            return f"{name}: more rows than the {rows} of its commit"
+        while len(ids) < len(batch):
+            ids = np.concatenate([ids, next(expected)])
+        wrong = np.flatnonzero(batch.sample_ids != ids[: len(batch)])
         if len(wrong):
-            return f"{name}: place {places[wrong[0]]} holds the sample id {batch.sample_ids[wrong[0]]}, not its own"
-    return None if read == ends[-1] else f"{name}: {read} rows, its commit says {ends[-1]}"
+            return f"{name}: place {read + wrong[0]} holds the sample id {batch.sample_ids[wrong[0]]}, not its own"
+        read, ids = read + len(batch), ids[len(batch) :]
+    return None if read == rows else f"{name}: {read} rows, its commit says {rows}"

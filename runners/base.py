@@ -88,6 +88,9 @@ class Runner(abc.ABC):
     def join(self, group: Group) -> None:  # noqa: B027 - most runners need no meeting
         """Meet the other ranks and check that all hold the same file; nothing by default."""
 
+    def release_memory(self) -> None:  # noqa: B027 - most runtimes keep nothing that they could give back
+        """Give back what the runtime keeps for later; called after a batch did not fit. Nothing by default."""
+
     def __enter__(self) -> Self:
         try:
             self._start()

@@ -21,8 +21,10 @@ from runners.assignment import Assignment
 from runners.base import Group
 from runners.loop import Pipeline
 from runners.memory import peak_memory_bytes
+from runners.pace import behind
 from runners.process import RankProcess
 from runners.progress import Progress
+from runners.recorder import Recorder
 from runners.stop import StopRequest
 from runners.timing import Meter
 
@@ -84,12 +86,14 @@ def run_here(
     """
     meter, feed = Meter(origin_s=assignment.origin_s), _ListFeed(shards)
     with contextlib.ExitStack() as stack:
+        recorder = stack.enter_context(Recorder(assignment, _HereListener(progress, done), meter))
         task = assignment.open(stack, artifact=artifact, source=source)
-        pipeline = Pipeline(task, feed, _HereListener(progress, done), meter)
+        pipeline = Pipeline(task, feed, recorder, meter)
         stop.listen(finish=feed.close, abandon=pipeline.abandon)
         if stop.finishing:
             feed.close()
         meter.start_s = monotonic() - assignment.origin_s
+        recorder.ready(meter.start_s)
         pipeline.run()
     meter.peak_memory_bytes = peak_memory_bytes()
     return Outcome(meters={assignment.rank: meter})
@@ -150,7 +154,8 @@ class _Ranks(contextlib.AbstractContextManager["_Ranks"]):
                     self._gone(rank, joins_group=joins_group)
             self._pass_on_stop()
             self._hand_out()
-            self._progress.update(self._done + sum(rank.rows for rank in self._ranks))
+            slow = behind(rank.pace() for rank in self._ranks if rank.descriptor in self._selector.get_map())
+            self._progress.update(self._done + sum(rank.rows for rank in self._ranks), slow)
 
     def outcome(self) -> Outcome:
         if self._error is not None:

@@ -1,13 +1,14 @@
 """Carry out what is left of a job: place the ranks, run them, finish the files, write the report."""
 
 import signal
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from time import monotonic
 
 from deploykit.artifact import Artifact
 from deploykit.devices import Device, available_cores
 from deploykit.errors import IncompleteRunError
+from deploykit.failed import write_failed
 from deploykit.job import Job
 from deploykit.plan import Shard, describe_ranges
 from deploykit.rundir import RunDirectory
@@ -18,7 +19,7 @@ from runners.base import Runner
 from runners.engine_local import Outcome, run_here, run_ranks
 from runners.environment import environment
 from runners.progress import ProgressMode, make_progress
-from runners.report import Figures, make_report, write_report
+from runners.report import Figures, halving_notes, make_report, write_report
 from runners.stop import StopRequest, on_signals
 
 __all__ = ["Computed", "ProgressChoice", "Setting", "execute"]
@@ -35,6 +36,7 @@ class Setting:
         threads: CPU threads per rank, or None for the runner's choice.
         began_s: when the call came, on the monotonic clock.
         resume: the command that takes the job up again.
+        notes: what was chosen, for people to read.
     """
 
     artifact: Artifact
@@ -47,14 +49,16 @@ class Setting:
     job: Job
     began_s: float
     resume: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computed:
-    """What one call predicted: its rows, and their mean number of draws where a bound decided it."""
+    """What one call predicted: its rows, their mean number of draws where a bound decided it, and the time it took."""
 
     rows: int = 0
     draws_per_row: float | None = None
+    spent_s: Mapping[str, float] = field(default_factory=dict)
 
 
 def execute(
@@ -77,13 +81,16 @@ def execute(
     _note_idle_cores(setting, assignments, notes)
     outcome = _run(setting, directory, assignments, shards, lock, stop, progress)
     notes.extend(outcome.deaths)
+    notes.extend(halving_notes(assignments, outcome.meters))
     missing = directory.missing(check_digests=False)
     if not missing and directory.job.has_epoch_files:
         directory.finish_epoch(setting.writer)
+    failed_rows = write_failed(directory) if directory.job.on_error == "skip" else 0
     figures = Figures(
         seconds=monotonic() - setting.began_s,
         skipped_shards=len(directory.job.plan) - len(shards),
         complete=not missing,
+        failed_rows=failed_rows,
         notes=notes,
     )
     where = environment(setting.runner.runtime, setting.runner.check_installed())
@@ -92,7 +99,11 @@ def execute(
     if missing:
         raise _incomplete(setting, directory, missing, outcome, stop)
     used = report["draws_used"]
-    return Computed(rows=sum(shard.rows for shard in shards), draws_per_row=used and used["mean_per_row"])
+    return Computed(
+        rows=sum(shard.rows for shard in shards),
+        draws_per_row=used and used["mean_per_row"],
+        spent_s=report["spent_s"],
+    )
 
 
 def _assignments(setting: Setting, directory: RunDirectory, shards: int) -> list[Assignment]:

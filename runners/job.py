@@ -2,24 +2,27 @@
 
 import contextlib
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from deploykit.artifact import Artifact
 from deploykit.devices import parse_devices
 from deploykit.errors import UsageError
-from deploykit.job import Job, NanPolicy, WriteInterval
+from deploykit.job import ErrorPolicy, Job, NanPolicy, WriteInterval
 from deploykit.manifest import Manifest
 from deploykit.passes import Passes, plan_passes
-from deploykit.plan import make_plan
+from deploykit.plan import Plan, make_plan
 from deploykit.rundir import RunDirectory
+from deploykit.signs import signing
 from deploykit.sources import open_source
 from deploykit.version import __version__
 from deploykit.writers import make_writer
+from runners.batchsize import Probe, probe_batch_size, settle_batch_size
 from runners.execute import Computed, ProgressChoice, Setting, execute
 from runners.lock import locked
 from runners.progress import check_kind
@@ -36,13 +39,15 @@ class RunResult:
 
     Attributes:
         path: the run directory.
-        rows: rows of the job, all of which are there.
+        rows: rows of the job, all of which are there, or are recorded as failed.
         computed_rows: of these, predicted by this call.
         seconds: from the call to the last file.
         rows_per_s: computed rows per second; 0 where nothing was left to do.
         skipped_shards: shards that were there before.
         notes: what was ignored, assumed or chosen, for people to read.
         draws_per_row: mean draws of the computed rows; None where no bound decided, or nothing was left to do.
+        failed_rows: rows of the job that failed and were left out, on request; ``failed.jsonl`` lists them.
+        spent_s: where the time of all ranks went: seconds of ``read``, ``infer``, ``write`` and ``wait``.
     """
 
     path: Path
@@ -53,6 +58,8 @@ class RunResult:
     skipped_shards: int
     notes: tuple[str, ...]
     draws_per_row: float | None = None
+    failed_rows: int = 0
+    spent_s: Mapping[str, float] = field(default_factory=dict)
 
 
 def run(
@@ -62,7 +69,7 @@ def run(
     *,
     runner: str = "auto",
     devices: str = "auto",
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | Literal["auto"] = DEFAULT_BATCH_SIZE,
     seed: int | None = None,
     draws: int | None = None,
     draws_per_pass: int | None = None,
@@ -72,6 +79,7 @@ def run(
     write_interval: str = "batch",
     shard_rows: int | None = None,
     nan: str = "error",
+    on_error: str = "fail",
     threads: int | None = None,
     progress: ProgressChoice = "none",
 ) -> RunResult:
@@ -83,7 +91,7 @@ def run(
         out: the run directory; new, empty, or of the same job.
         runner: ``onnx``, ``torch`` or ``auto`` (ONNX where there is a choice).
         devices: ``cpu``, ``cpu:4``, ``cuda``, ``cuda:0,2`` or ``auto``; one rank each.
-        batch_size: rows per call of the model.
+        batch_size: rows per call of the model; ``auto`` tries powers of two on the first device.
         seed: seed of the Monte Carlo masks; the artifact's if not given.
         draws: Monte Carlo draws; the artifact's number if not given.
         draws_per_pass: most draws of one call of the model; cut where one row's do not fit into memory if not given.
@@ -93,6 +101,8 @@ def run(
         write_interval: ``batch``, ``epoch`` or ``batch_and_epoch``.
         shard_rows: rows per part, a multiple of the batch size; chosen if not given.
         nan: what a NaN in the inputs does, ``error`` or ``allow``.
+        on_error: what a row does that cannot be read, has a NaN under ``error``, or makes the model raise: ``fail``
+            stops the job, ``skip`` leaves the row out and lists it in ``failed.jsonl``.
         threads: CPU threads per rank; the runner's choice if not given.
         progress: ``auto``, ``bar``, ``lines`` or ``none``, or a function of the rows that are done and all rows.
 
@@ -105,21 +115,14 @@ def run(
     """
     began = monotonic()
     check_kind(progress)
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads {threads}: at least one thread is needed")
     options = {
-        "runner": runner,
-        "devices": devices,
-        "batch-size": batch_size,
-        "seed": seed,
-        "draws": draws,
-        "draws-per-pass": draws_per_pass,
-        "draws-until": draws_until,
-        "min-draws": min_draws,
-        "writer": writer,
-        "write-interval": write_interval,
-        "shard-rows": shard_rows,
-        "nan": nan,
-        "threads": threads,
-    }
+        "runner": runner, "devices": devices, "batch-size": batch_size, "seed": seed,
+        "draws": draws, "draws-per-pass": draws_per_pass, "draws-until": draws_until, "min-draws": min_draws,
+        "writer": writer, "write-interval": write_interval, "shard-rows": shard_rows,
+        "nan": nan, "on-error": on_error, "threads": threads,
+    }  # fmt: skip
     with contextlib.ExitStack() as stack:
         setting = _checked(stack, artifact, str(data), out, options, began)
         lock = stack.enter_context(locked(Path(out)))
@@ -135,8 +138,6 @@ def _checked(
     began: float,
 ) -> Setting:
     """Everything that can be refused is refused here, before anything is written."""
-    if options["threads"] is not None and options["threads"] < 1:
-        raise UsageError(f"threads {options['threads']}: at least one thread is needed")
     artifact = stack.enter_context(Artifact.open(artifact_path))
     runner = choose_runner(artifact, options["runner"])
     devices = parse_devices(options["devices"], runner.cuda_count, runtime=runner.runtime)
@@ -145,9 +146,9 @@ def _checked(
     added = passes.column(artifact.manifest.batch_dimension)
     outputs = (*(output.tensor for output in artifact.manifest.outputs), *added)
     writer = make_writer(options["writer"], outputs, write_interval=options["write-interval"])
-    source = open_source(data, artifact.manifest.inputs)
-    stack.callback(source.close)
-    plan = make_plan(len(source), options["batch-size"], _row_bytes(artifact.manifest), options["shard-rows"])
+    source = stack.enter_context(contextlib.closing(open_source(data, artifact.manifest.inputs)))
+    probe = partial(probe_batch_size, artifact, runner, devices, source, passes=passes, seed=seed, draws=draws)
+    plan, notes = _plan(len(source), artifact.manifest, out, options, probe)
     job = Job(
         artifact=artifact.digest,
         artifact_path=str(artifact_path),
@@ -161,6 +162,7 @@ def _checked(
         writer=options["writer"],
         write_interval=cast("WriteInterval", options["write-interval"]),
         nan=cast("NanPolicy", options["nan"]),
+        on_error=cast("ErrorPolicy", options["on-error"]),
         version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         passes=passes,
@@ -176,7 +178,20 @@ def _checked(
         job=job,
         began_s=began,
         resume=_resume_command(artifact_path, data, out, options),
+        notes=notes,
     )
+
+
+def _plan(
+    rows: int, manifest: Manifest, out: str | Path, options: Mapping[str, Any], probe: Callable[..., Probe]
+) -> tuple[Plan, tuple[str, ...]]:
+    batch_size, notes = options["batch-size"], tuple[str, ...]()
+    if batch_size == "auto":
+        batch_size, note = settle_batch_size(
+            out, lambda: probe(threads=options["threads"], shard_rows=options["shard-rows"])
+        )
+        notes = (note,)
+    return make_plan(rows, batch_size, _row_bytes(manifest), options["shard-rows"]), notes
 
 
 def _controls(artifact: Artifact, seed: int | None, draws: int | None) -> tuple[int | None, int | None]:
@@ -225,6 +240,7 @@ def _resume_command(artifact: str | Path, data: str, out: str | Path, options: M
         "writer": "npy",
         "write-interval": "batch",
         "nan": "error",
+        "on-error": "fail",
     }
     words = ["deploykit", "run", str(artifact), "--data", data, "-o", str(out)]
     for name, value in options.items():
@@ -237,13 +253,14 @@ def _do(setting: Setting, directory: RunDirectory, lock: int, progress: Progress
     """Do what is left of the job."""
     missing = directory.missing()
     skipped = len(directory.job.plan) - len(missing)
-    notes = list(setting.source.notes)
+    notes = [*setting.source.notes, *setting.notes]
     computed = Computed()
     # An epoch job without rows has no rank and no file; its report says that it was done.
     if not missing and directory.is_finished() and (directory.path / "report.json").exists():
         notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
     else:
-        computed = execute(setting, directory, missing, lock=lock, progress=progress, notes=notes)
+        with signing(directory.path):
+            computed = execute(setting, directory, missing, lock=lock, progress=progress, notes=notes)
     seconds = monotonic() - setting.began_s
     return RunResult(
         path=directory.path,
@@ -254,4 +271,6 @@ def _do(setting: Setting, directory: RunDirectory, lock: int, progress: Progress
         skipped_shards=skipped,
         notes=tuple(notes),
         draws_per_row=computed.draws_per_row,
+        failed_rows=len(directory.state(check_digests=False).failed()) if setting.job.on_error == "skip" else 0,
+        spent_s=computed.spent_s,
     )

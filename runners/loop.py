@@ -9,22 +9,25 @@ shard is written, the next one is predicted and the one after it is read.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deploykit.commit import Commit
 from deploykit.errors import DeploykitError, RunError
 from deploykit.passes import DRAWS_USED
-from deploykit.plan import Shard
+from deploykit.plan import Shard, remaining
 from deploykit.sources.finite import check_finite, count_nan_rows
 from deploykit.writers.base import Batch, Writer
 from runners.base import Arrays, Runner
 from runners.channel import Channel, Closed
 from runners.drawing import predict_in_passes
+from runners.fitting import Fitting
+from runners.isolate import Predictable, Sound, read_rows, refuse_all_failed
 from runners.timing import Meter
 
 if TYPE_CHECKING:
@@ -63,6 +66,9 @@ class Listener(Protocol):
     def committed(self, commit: Commit) -> None:
         """A shard is on the disk and counts."""
 
+    def warned(self, text: str) -> None:
+        """Something that people should know, and that stops nothing."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -80,7 +86,7 @@ class _Read:
     shard: Shard
     start: int
     stop: int
-    inputs: Arrays
+    sound: Sound
     seconds: float
 
 
@@ -90,6 +96,7 @@ class _Predicted:
     stop: int
     batch: Batch
     timings: dict[str, float]
+    failed: dict[int, str]
 
 
 class Pipeline:
@@ -98,8 +105,11 @@ class Pipeline:
     def __init__(self, task: Task, feed: ShardFeed, listener: Listener, meter: Meter) -> None:
         self._task, self._feed, self._listener, self._meter = task, feed, listener, meter
         self._job = task.directory.job
+        self._skips = self._job.on_error == "skip"
         self._inputs: Channel[_Read] = Channel(DEPTH, DEPTH_BYTES)
         self._outputs: Channel[_Predicted] = Channel(DEPTH, DEPTH_BYTES)
+        self._fitting = Fitting(self._call, release=task.runner.release_memory, said=listener.warned)
+        self._predictable = Predictable(self._fitting)
         self._error: BaseException | None = None
         self._lock = threading.Lock()
 
@@ -120,6 +130,7 @@ class Pipeline:
         reader.join(READER_PATIENCE_S)
         self._meter.wait_input_s += self._inputs.get_wait_s
         self._meter.wait_output_s += self._outputs.put_wait_s
+        self._meter.halvings += self._fitting.halvings
         if self._error is not None:
             raise self._error
 
@@ -144,46 +155,52 @@ class Pipeline:
             self._listener.started(shard)
             for start, stop in self._job.plan.batches(shard):
                 work = self._read(shard, start, stop)
-                self._inputs.put(work, _size(work.inputs))
+                self._inputs.put(work, _size(work.sound.inputs))
         self._inputs.finish()
 
     def _read(self, shard: Shard, start: int, stop: int) -> _Read:
-        began = perf_counter()
+        began, refuse_nan = perf_counter(), self._job.nan == "error"
         try:
-            inputs = self._task.source.read(start, stop)
+            if self._skips:
+                sound = read_rows(self._task.source, start, stop, refuse_nan=refuse_nan)
+            else:
+                inputs = self._task.source.read(start, stop)
+                sound = Sound(ids=remaining(start, stop, ()), inputs=inputs, failed={})
         except DeploykitError:
             raise
         except Exception as error:
             # A data set is the user's own code and may raise anything.
             raise RunError(_failed(start, stop, "reading the data", error)) from error
-        if self._job.nan == "error":
-            check_finite(inputs, start)
-        else:
-            self._meter.nan_rows += count_nan_rows(inputs)
+        if refuse_nan and not self._skips:
+            check_finite(sound.inputs, start)
+        elif not refuse_nan:
+            self._meter.nan_rows += count_nan_rows(sound.inputs)
         seconds = perf_counter() - began
         self._meter.read_s += seconds
-        return _Read(shard=shard, start=start, stop=stop, inputs=inputs, seconds=seconds)
+        return _Read(shard=shard, start=start, stop=stop, sound=sound, seconds=seconds)
 
     def _infer_all(self) -> None:
         timings: dict[str, float] = {}
+        failed: dict[int, str] = {}
         try:
             while True:
                 work = self._inputs.get()
                 if work.start == work.shard.start:
-                    timings = {"read_s": 0.0, "infer_s": 0.0, "write_s": 0.0}
-                done = self._predict(work, timings)
+                    timings, failed = {"read_s": 0.0, "infer_s": 0.0, "write_s": 0.0}, {}
+                done = self._predict(work, timings, failed)
                 # The writer has time; only the end of a shard must not wait, because its commit is due.
                 self._outputs.put(done, _size(done.batch.outputs), urgent=done.stop == done.shard.stop)
         finally:
             self._outputs.finish()
 
-    def _predict(self, work: _Read, timings: dict[str, float]) -> _Predicted:
-        job, ids = self._job, np.arange(work.start, work.stop, dtype=np.int64)
+    def _predict(self, work: _Read, timings: dict[str, float], failed: dict[int, str]) -> _Predicted:
+        sound = work.sound
         began = perf_counter()
         try:
-            outputs = predict_in_passes(
-                self._task.runner, work.inputs, job.passes, sample_ids=ids, seed=job.seed, draws=job.draws
-            )
+            if self._skips:
+                sound, outputs = self._predictable(sound)
+            else:
+                outputs = self._fitting(sound.inputs, sound.ids)
         except DeploykitError:
             raise
         except Exception as error:
@@ -192,19 +209,38 @@ class Pipeline:
         seconds = perf_counter() - began
         timings["read_s"] += work.seconds
         timings["infer_s"] += seconds
-        self._meter.batch(len(ids), seconds)
+        if len(sound.ids):
+            self._meter.batch(len(sound.ids), seconds)
         if DRAWS_USED in outputs:
             self._meter.draws_used += int(outputs[DRAWS_USED].sum())
-        self._listener.predicted(len(ids))
-        batch = Batch(sample_ids=ids, outputs=outputs)
-        return _Predicted(shard=work.shard, stop=work.stop, batch=batch, timings=timings)
+        if sound.failed:
+            failed |= sound.failed
+            row, why = next(iter(sorted(sound.failed.items())))
+            self._listener.warned(f"{len(sound.failed)} rows failed and are left out, the first is row {row}: {why}")
+        self._listener.predicted(work.stop - work.start)
+        batch = Batch(sample_ids=sound.ids, outputs=outputs)
+        return _Predicted(shard=work.shard, stop=work.stop, batch=batch, timings=timings, failed=failed)
+
+    def _call(self, inputs: Arrays, ids: NDArray[np.int64]) -> Arrays:
+        job = self._job
+        return predict_in_passes(self._task.runner, inputs, job.passes, sample_ids=ids, seed=job.seed, draws=job.draws)
 
     def _write_all(self) -> None:
         while True:
             first = self._outputs.get()
             began, waited = perf_counter(), self._outputs.get_wait_s
+            batches: Iterable[Batch] = self._batches(first)
+            if self._skips:
+                # How many rows there are is known at the end of the shard, and a writer is told it at the beginning.
+                batches = list(batches)
+                refuse_all_failed(first.shard, first.failed)
             commit = self._task.directory.write_part(
-                first.shard, self._task.writer, self._batches(first), rank=self._task.rank, timings=first.timings
+                first.shard,
+                self._task.writer,
+                _timed(batches, first.timings),
+                rank=self._task.rank,
+                timings=first.timings,
+                failed=first.failed,
             )
             self._meter.write_s += perf_counter() - began - (self._outputs.get_wait_s - waited)
             self._listener.committed(commit)
@@ -219,20 +255,25 @@ class Pipeline:
         item = first
         while item.stop < item.shard.stop:
             if sum(_size(batch.outputs) for batch in group) >= GROUP_BYTES:
-                yield from self._timed(group, item.timings)
+                yield from _joined(group)
                 group = []
             item = self._outputs.get()
             group.append(item.batch)
-        yield from self._timed(group, item.timings)
-
-    def _timed(self, group: list[Batch], timings: dict[str, float]) -> Iterator[Batch]:
-        began = perf_counter()
         yield from _joined(group)
+
+
+def _timed(batches: Iterable[Batch], timings: dict[str, float]) -> Iterator[Batch]:
+    for batch in batches:
+        began = perf_counter()
+        yield batch
         timings["write_s"] += perf_counter() - began
 
 
 def _joined(group: list[Batch]) -> list[Batch]:
-    """One batch, or the same ones where dynamic dimensions give them rows of different shapes."""
+    """One batch, or the same ones where dynamic dimensions give them rows of different shapes; none without rows."""
+    group = [batch for batch in group if len(batch)]
+    if not group:
+        return []
     first = group[0].outputs
     if len(group) == 1 or any(batch.outputs[n].shape[1:] != first[n].shape[1:] for batch in group for n in first):
         return group

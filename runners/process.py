@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from deploykit.plan import Shard
 from runners.assignment import Assignment
+from runners.pace import Pace
 from runners.timing import Meter
 from runners.wire import Lines, send
 
@@ -27,6 +29,7 @@ class RankProcess:
         begun: indices of those that it has begun to read.
         rows: rows that it has predicted.
         ready: whether it has loaded its model.
+        heard_s, ready_s: when it last said anything, and when it was ready, on the monotonic clock.
         meter: its measurements, once it is done.
         error: type and text of the error that it reported.
         descriptor: where its messages come from.
@@ -38,6 +41,7 @@ class RankProcess:
         self.begun: set[int] = set()
         self.rows = 0
         self.ready = self.ended = False
+        self.heard_s = self.ready_s = monotonic()
         self.meter: Meter | None = None
         self.error: dict[str, str] | None = None
         child_in, self._to_child = os.pipe()
@@ -79,12 +83,14 @@ class RankProcess:
     def hear(self) -> bool:
         """Take in what the rank says; false when it has fallen silent for good."""
         data = os.read(self.descriptor, 1 << 16)
+        self.heard_s = monotonic()
         for message in self._lines.feed(data):
             self._take(message)
         return bool(data)
 
     def _take(self, message: dict[str, Any]) -> None:
-        self.ready = self.ready or "ready" in message
+        if "ready" in message:
+            self.ready, self.ready_s = True, self.heard_s
         self.rows = message.get("rows", self.rows)
         if "started" in message:
             self.begun.add(message["started"])
@@ -103,6 +109,14 @@ class RankProcess:
         said = "".join(f"\n    {line}" for line in lines)
         return f"rank {self.rank} on {self.assignment.device} died, {how}; {self.log} " + (
             f"ends with{said}" if said else "is empty"
+        )
+
+    def pace(self) -> Pace:
+        """How it does. A rank without a shard is not expected to say anything."""
+        now = monotonic()
+        silent_s = now - self.heard_s if self.ready and self.given else 0.0
+        return Pace(
+            rank=self.rank, rows=self.rows, working_s=now - self.ready_s if self.ready else 0.0, silent_s=silent_s
         )
 
     def close(self) -> None:

@@ -16,15 +16,15 @@ WIDTH = 24
 
 
 class Progress(Protocol):
-    """Is told the rows that are done, of all rows of the job, those of earlier runs included."""
+    """Is told the rows that are done, of all rows of the job, those of earlier runs included, and who falls behind."""
 
-    def update(self, done: int) -> None: ...
+    def update(self, done: int, behind: str = "") -> None: ...
 
     def close(self) -> None: ...
 
 
 class _Silent:
-    def update(self, done: int) -> None: ...
+    def update(self, done: int, behind: str = "") -> None: ...
 
     def close(self) -> None: ...
 
@@ -33,7 +33,7 @@ class _Callback:
     def __init__(self, total: int, function: Callable[[int, int], None]) -> None:
         self._total, self._function = total, function
 
-    def update(self, done: int) -> None:
+    def update(self, done: int, behind: str = "") -> None:  # noqa: ARG002 - a function is told the rows alone
         self._function(done, self._total)
 
     def close(self) -> None: ...
@@ -46,10 +46,10 @@ class _Text:
         self._total, self._first, self._done, self._stream, self._bar = total, first, first, stream, bar
         self._every_s = BAR_S if bar else LINES_S
         self._began = self._last = monotonic()
-        self._written = -1
+        self._written, self._behind = -1, ""
 
-    def update(self, done: int) -> None:
-        self._done = done
+    def update(self, done: int, behind: str = "") -> None:
+        self._done, self._behind = done, behind
         now = monotonic()
         if now - self._last >= self._every_s:
             self._last = now
@@ -65,6 +65,8 @@ class _Text:
     def _write(self, now: float) -> None:
         self._written = self._done
         text = describe(self._done, self._total, self._done - self._first, now - self._began)
+        if self._behind and self._done < self._total:
+            text += f"; {self._behind}"
         if self._bar:
             share = self._done / self._total if self._total else 1.0
             filled = "#" * int(share * WIDTH)

@@ -20,6 +20,7 @@ from deploykit.plan import Shard
 from runners.assignment import Assignment
 from runners.loop import Pipeline
 from runners.memory import peak_memory_bytes
+from runners.recorder import Recorder
 from runners.timing import Meter
 from runners.wire import Wire
 
@@ -90,9 +91,11 @@ class _Rank:
     def work(self, assignment: Assignment) -> None:
         meter = Meter(origin_s=assignment.origin_s)
         with contextlib.ExitStack() as stack:
+            recorder = stack.enter_context(Recorder(assignment, _WireListener(self._wire), meter))
             task = assignment.open(stack)
-            self._pipeline = Pipeline(task, self._feed, _WireListener(self._wire), meter)
+            self._pipeline = Pipeline(task, self._feed, recorder, meter)
             meter.start_s = monotonic() - assignment.origin_s
+            recorder.ready(meter.start_s)
             self._wire.send(ready=True)
             self._pipeline.run()
         meter.peak_memory_bytes = peak_memory_bytes()

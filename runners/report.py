@@ -14,7 +14,7 @@ from runners.assignment import Assignment
 from runners.report_page import page
 from runners.timing import RESOLUTION, Histogram, Meter
 
-__all__ = ["REPORT_SCHEMA_VERSION", "Figures", "make_report", "write_report"]
+__all__ = ["REPORT_SCHEMA_VERSION", "Figures", "halving_notes", "make_report", "write_report"]
 
 REPORT_SCHEMA_VERSION = 1
 PERCENTILES = (50, 90, 95, 99, 100)
@@ -28,12 +28,14 @@ class Figures:
         seconds: from the call to the last file.
         skipped_shards: shards that were there before.
         complete: whether every row is there.
+        failed_rows: rows of the job that failed and were left out.
         notes: what a reader should know.
     """
 
     seconds: float
     skipped_shards: int
     complete: bool
+    failed_rows: int
     notes: Sequence[str]
 
 
@@ -64,16 +66,39 @@ def make_report(
         "write_interval": job.write_interval,
         "nan": job.nan,
         "nan_rows": sum(meter.nan_rows for meter in meters.values()),
+        "on_error": job.on_error,
+        "failed_rows": figures.failed_rows,
         "complete": figures.complete,
         "job_rows": job.plan.rows,
         "rows": rows,
         "skipped_shards": figures.skipped_shards,
         "end_to_end": {"seconds": figures.seconds, "rows_per_s": rows / figures.seconds if figures.seconds else None},
+        "spent_s": _spent(list(meters.values())),
         "steady_state": _steady(list(meters.values())),
         "batch_latency_ms": _latency(Histogram.total(meter.latency for meter in meters.values())),
         "ranks": [_rank(assignment, meters.get(assignment.rank)) for assignment in assignments],
         "environment": dict(environment),
         "notes": list(figures.notes),
+    }
+
+
+def halving_notes(assignments: Sequence[Assignment], meters: Mapping[int, Meter]) -> list[str]:
+    """A text for each rank whose batches did not fit into memory."""
+    return [
+        f"rank {each.rank} on {each.device}: batches of {' and '.join(map(str, sizes))} rows did not fit into memory; "
+        f"at most {sizes[-1] // 2} rows went through at once"
+        for each in assignments
+        if each.rank in meters and (sizes := meters[each.rank].halvings)
+    ]
+
+
+def _spent(meters: Sequence[Meter]) -> dict[str, float]:
+    """Where the time of all ranks went. The first three overlap; ``wait`` is inference without rows or without room."""
+    return {
+        "read": sum(meter.read_s for meter in meters),
+        "infer": sum(meter.infer_s for meter in meters),
+        "write": sum(meter.write_s for meter in meters),
+        "wait": sum(meter.wait_input_s + meter.wait_output_s for meter in meters),
     }
 
 
@@ -144,5 +169,6 @@ def _rank(assignment: Assignment, meter: Meter | None) -> dict[str, Any]:
         "write_s": meter.write_s,
         "wait_input_s": meter.wait_input_s,
         "wait_output_s": meter.wait_output_s,
+        "halvings": meter.halvings,
         "peak_memory_bytes": meter.peak_memory_bytes,
     }

@@ -25,6 +25,7 @@ def page(report: Mapping[str, Any]) -> str:
     steady, latency = report["steady_state"], report["batch_latency_ms"]
     head = (
         ("rows predicted", report["rows"]),
+        *((("rows that failed and were left out", report["failed_rows"]),) if report["failed_rows"] else ()),
         ("rows per second, end to end", report["end_to_end"]["rows_per_s"]),
         ("rows per second, steady state", steady["rows_per_s"]),
         ("batch latency, median (ms)", latency["p50"]),

@@ -61,6 +61,7 @@ class Meter:
         first_end_s, last_end_s: when the first and the last batch were predicted, since ``origin_s``.
         windows: rows predicted in each full second since ``origin_s``.
         nan_rows: rows with a NaN in the inputs, where the policy allows it.
+        halvings: sizes of batches that did not fit into memory and were halved.
         draws_used: Monte Carlo draws of all rows together, where a bound decides how many a row gets.
     """
 
@@ -81,6 +82,7 @@ class Meter:
     windows: Counter[int] = field(default_factory=Counter)
     nan_rows: int = 0
     draws_used: int = 0
+    halvings: list[int] = field(default_factory=list)
     peak_memory_bytes: int = 0
 
     def batch(self, rows: int, seconds: float) -> None:

@@ -80,6 +80,11 @@ class TorchRunner(Runner):
             dist.destroy_process_group()
             self._joined = False
 
+    def release_memory(self) -> None:
+        """Blocks that torch keeps are of the sizes of the batch that did not fit."""
+        if self.device.kind == "cuda":
+            _torch().cuda.empty_cache()
+
     def _infer(self, inputs: Arrays, controls: Arrays) -> Arrays:
         torch = _torch()
         names = [spec.name for spec in self.artifact.manifest.inputs]

@@ -21,6 +21,7 @@ _COMMANDS = {
     "merge": ("runs:merge", "Put a run's predictions into one file, in the order of the data."),
     "pack": ("artifact:pack", "Pack an artifact into one file."),
     "run": ("runs:run", "Predict every row of a data set."),
+    "status": ("status:status", "Show how far a run is, from another terminal."),
     "verify": ("verify:verify", "Prove that an artifact or a run is whole and right."),
 }
 

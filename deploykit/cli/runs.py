@@ -18,6 +18,15 @@ def _draws_or_auto(_context: click.Context, _option: click.Parameter, text: str)
     return int(text)
 
 
+def _rows_or_auto(_context: click.Context, _option: click.Parameter, text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither auto nor a number of rows") from None
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -30,7 +39,10 @@ Examples:
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The run directory.")
 @click.option("--runner", default="auto", show_default=True, help="onnx, torch, or auto: ONNX where there is a choice.")
 @click.option("--devices", default="auto", show_default=True, help="cpu, cpu:4 (four ranks), cuda, cuda:0,2 or auto.")
-@click.option("--batch-size", default=256, show_default=True, help="Rows per call of the model.")
+@click.option(
+    "--batch-size", default="256", show_default=True, callback=_rows_or_auto,
+    help="Rows per call of the model; auto tries powers of two on the first device and takes the fastest.",
+)  # fmt: skip
 @click.option("--seed", type=int, help="Seed of the Monte Carlo masks; the artifact's by default.")
 @click.option("--draws", type=int, help="Monte Carlo draws; the artifact's number by default.")
 @click.option(
@@ -54,6 +66,10 @@ Examples:
 )  # fmt: skip
 @click.option("--shard-rows", type=int, help="Rows per part, a multiple of the batch size; chosen by default.")
 @click.option("--nan", default="error", show_default=True, help="What a NaN in the inputs does: error or allow.")
+@click.option(
+    "--on-error", default="fail", show_default=True,
+    help="What a row does that cannot be read or predicted: fail stops the job, skip leaves it out and lists it.",
+)  # fmt: skip
 @click.option("--threads", type=int, help="CPU threads per rank; a fair share by default.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 def run(artifact: Path, data: str, output: Path, quiet: bool, **options: Any) -> None:
@@ -72,6 +88,12 @@ def run(artifact: Path, data: str, output: Path, quiet: bool, **options: Any) ->
         f"{result.path}: {number(result.rows)} rows; {number(result.computed_rows)} computed now "
         f"in {result.seconds:.1f} s ({number(result.rows_per_s)} rows/s); {result.skipped_shards} shards were there"
     )
+    spent = sum(result.spent_s.values())
+    if spent:
+        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.spent_s.items())
+        click.echo(f"time of the ranks, which overlap but for infer and wait: {parts}")
+    if result.failed_rows:
+        click.echo(f"{number(result.failed_rows)} rows failed and were left out: {result.path / 'failed.jsonl'}")
     if result.draws_per_row is not None:
         click.echo(f"{result.draws_per_row:.1f} draws per row; the saving is in {result.path / 'report.html'}")
     click.echo(f"next: deploykit verify {result.path}; deploykit merge {result.path} -o predictions.npz")
@@ -91,5 +113,9 @@ def run(artifact: Path, data: str, output: Path, quiet: bool, **options: Any) ->
 def merge(run_directory: Path, output: Path, allow_partial: bool, overwrite: bool) -> None:
     """Put the predictions of RUN into one file, in the order of the data, with their sample ids."""
     from deploykit.merging import merge_run
+    from deploykit.rundir import RunDirectory
 
     click.echo(f"{merge_run(run_directory, output, overwrite=overwrite, allow_partial=allow_partial)}")
+    failed = len(RunDirectory.open(run_directory).state(check_digests=False).failed())
+    if failed:
+        click.echo(f"note: {number(failed)} rows failed and are not in it: {run_directory / 'failed.jsonl'}", err=True)

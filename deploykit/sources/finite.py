@@ -7,7 +7,7 @@ import numpy as np
 
 from deploykit.errors import DataError
 
-__all__ = ["check_finite", "count_nan_rows"]
+__all__ = ["check_finite", "count_nan_rows", "nan_rows"]
 
 Array = np.ndarray[Any, Any]
 
@@ -28,6 +28,16 @@ def check_finite(inputs: Mapping[str, Array], first_row: int) -> None:
                 f"input {name!r}, row {first_row + place[0]}{where}: NaN; "
                 "clean the data, or let NaN through with --nan allow"
             )
+
+
+def nan_rows(inputs: Mapping[str, Array]) -> dict[int, str]:
+    """Place in the batch of every row with a NaN, and where the first one is: ``NaN in input 'x' at [2]``."""
+    found: dict[int, str] = {}
+    for name, array in inputs.items():
+        if _has_nan(array):
+            for place, *inner in np.argwhere(np.isnan(array)).tolist():
+                found.setdefault(place, f"NaN in input {name!r}" + (f" at {inner}" if inner else ""))
+    return found
 
 
 def count_nan_rows(inputs: Mapping[str, Array]) -> int:

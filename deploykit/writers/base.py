@@ -169,10 +169,23 @@ def of_one_shape(specs: Sequence[TensorSpec], batches: Iterable[Batch], kind: st
 
 
 def rebatch(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """The same rows in batches of ``size``, the last one of what is left; and cut where the shape of a row changes."""
-    for group in grouped(batches, size):
-        for _, alike in groupby(group, _row_shapes):
-            yield _joined(list(alike))
+    """The same rows in batches of the sample ids 0 to ``size`` - 1, and so on; ids that are left out leave no gap.
+
+    A batch is also cut where the shape of a row changes.
+    """
+    waiting: list[Batch] = []
+    number = -1
+    for batch in batches:
+        while len(batch):
+            first = int(batch.sample_ids[0]) // size
+            if waiting and first != number:
+                yield from _joined_alike(waiting)
+                waiting = []
+            number = first
+            room = int(np.searchsorted(batch.sample_ids, (number + 1) * size))
+            waiting.append(batch[:room])
+            batch = batch[room:]
+    yield from _joined_alike(waiting)
 
 
 def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -188,6 +201,11 @@ def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
                 waiting = []
     if waiting:
         yield waiting
+
+
+def _joined_alike(batches: list[Batch]) -> Iterator[Batch]:
+    for _, alike in groupby(batches, _row_shapes):
+        yield _joined(list(alike))
 
 
 def _row_shapes(batch: Batch) -> dict[str, tuple[int, ...]]:

@@ -65,6 +65,49 @@ def test_the_second_run_says_that_nothing_was_left_to_do(call: Call, capsys: pyt
     assert "the job is complete" in capsys.readouterr().err
 
 
+def test_status_from_another_terminal(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("status", "out") == 0
+    assert capsys.readouterr().out.startswith("out: not started")
+    assert call("run", "model", "--data", "rows.npy", "-o", "out", "--devices", "cpu", "-q") == 0
+    assert call("status", "out") == 0
+    shown = capsys.readouterr().out
+    assert "out: finished" in shown
+    assert "40 of 40 rows (100%)" in shown
+    assert call("status", "out", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["done_rows"] == 40
+    assert call("status", "model") == 1
+
+
+def test_rows_that_fail_are_left_out_on_request_and_said(
+    call: Call, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = np.load("rows.npy")
+    rows[[3, 21]] = np.nan
+    np.save("rows.npy", rows)
+    words = ["run", "model", "--data", "rows.npy", "-o", "out", "--devices", "cpu", "--batch-size", "8"]
+    assert call(*words, "--on-error", "skip") == 0
+    printed = capsys.readouterr().out
+    assert "2 rows failed and were left out: out/failed.jsonl" in printed
+    assert "time of the ranks" in printed
+    assert "NaN in input 'x' at [0]" in Path("out/failed.jsonl").read_text()
+    assert call("verify", "out") == 0
+    assert "38 rows are there, each once, and 2 are recorded as failed" in capsys.readouterr().out
+    assert call("merge", "out", "-o", "all.npz") == 0
+    assert "2 rows failed and are not in it: out/failed.jsonl" in capsys.readouterr().err
+    with np.load("all.npz") as merged:
+        assert len(merged["sample_id"]) == 38
+    assert call(*words) == 1
+    assert "on_error: 'skip', asked for 'fail'" in capsys.readouterr().err
+
+
+def test_the_batch_size_may_be_found(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "model", "--data", "rows.npy", "--devices", "cpu", "-o", "out"]
+    assert call(*words, "--batch-size", "auto") == 0
+    assert "chosen, rows per second at 1: " in capsys.readouterr().err
+    assert call(*words, "--batch-size", "many") == 2
+    assert "neither auto nor a number" in capsys.readouterr().err
+
+
 def test_quiet_is_quiet(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("run", "model", "--data", "rows.npy", "-o", "out", "--quiet") == 0
     assert capsys.readouterr() == ("", "")

@@ -44,6 +44,8 @@ class Runner:
     def __init__(self) -> None:
         self.hook: Callable[[int], None] = lambda start: None
 
+    def release_memory(self) -> None: ...
+
     def predict(
         self, inputs: Any, *, sample_ids: Any, seed: Any, draws: Any, first_draw: Any
     ) -> dict[str, np.ndarray[Any, Any]]:
@@ -65,6 +67,7 @@ class Feed:
 class Listener:
     def __init__(self) -> None:
         self.events: list[tuple[str, int]] = []
+        self.warnings: list[str] = []
 
     def started(self, shard: Shard) -> None:
         self.events.append(("started", shard.index))
@@ -75,12 +78,16 @@ class Listener:
     def committed(self, commit: Commit) -> None:
         self.events.append(("committed", commit.shard))
 
+    def warned(self, text: str) -> None:
+        self.warnings.append(text)
+
 
 class Case:
-    def __init__(self, path: Path, plan: Plan, *, nan: Any = "error") -> None:
+    def __init__(self, path: Path, plan: Plan, *, nan: Any = "error", on_error: Any = "fail") -> None:
         job = Job(
             artifact="a", artifact_path="a", format="onnx", data={}, data_source="d", seed=None, draws=None,
             plan=plan, outputs=(OUTPUT,), writer="npy", write_interval="batch", nan=nan, version="0", created="now",
+            on_error=on_error,
         )  # fmt: skip
         self.directory = RunDirectory.prepare(path, job)
         self.source, self.runner, self.listener, self.meter = Source(plan.rows), Runner(), Listener(), Meter()

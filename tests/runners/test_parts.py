@@ -21,6 +21,7 @@ from deploykit.errors import RunError, UnknownNameError
 from runners import progress, stop
 from runners.channel import Channel, Closed
 from runners.lock import locked
+from runners.pace import Pace, behind
 from runners.timing import RESOLUTION, Histogram, Meter
 from runners.wire import Lines
 
@@ -126,6 +127,38 @@ def test_the_bar_updates_one_line_and_plain_lines_stay(monkeypatch: pytest.Monke
         assert text.endswith("\n")
         assert text.count("\n") == (1 if kind == "bar" else 2)
         assert ("\r" in text) is (kind == "bar")
+
+
+def pace(rank: int, rows: int, *, working_s: float = 20.0, silent_s: float = 0.1) -> Pace:
+    return Pace(rank=rank, rows=rows, working_s=working_s, silent_s=silent_s)
+
+
+@pytest.mark.parametrize(
+    ("paces", "text"),
+    [
+        ([], ""),
+        ([pace(0, 10)], ""),
+        ([pace(0, 100), pace(1, 90), pace(2, 95)], ""),
+        ([pace(0, 100), pace(1, 10), pace(2, 100)], "rank 1 at 10% of the median rate"),
+        ([pace(0, 100), pace(1, 100, silent_s=61.2)], "rank 1 silent for 61 s"),
+        ([pace(0, 100), pace(1, 0, working_s=1.0)], ""),
+        ([pace(0, 0, silent_s=9), pace(1, 0, silent_s=9)], "rank 0 silent for 9 s; rank 1 silent for 9 s"),
+    ],
+)
+def test_ranks_that_fall_behind_are_named(paces: list[Pace], text: str) -> None:
+    assert behind(paces) == text
+
+
+def test_a_line_of_progress_names_them_until_all_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINES_S", 0.0)
+    stream = io.StringIO()
+    shown = progress.make_progress("lines", 10, 0, stream=stream)
+    shown.update(5, "rank 1 silent for 7 s")
+    shown.update(10, "rank 1 silent for 8 s")
+    shown.close()
+    first, last = stream.getvalue().splitlines()
+    assert first.endswith("left; rank 1 silent for 7 s")
+    assert "silent" not in last
 
 
 def test_progress_elsewhere() -> None:

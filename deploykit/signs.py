@@ -1,0 +1,148 @@
+"""Signs of life of a run: small files below ``status/`` that are replaced as it goes on, for ``deploykit status``.
+
+::
+
+    status/run.json       of the call that works, or worked last, in the directory
+    status/rank-0.json    of each of its ranks
+
+They are no part of the result: nothing but ``deploykit status`` reads them, and where they cannot be written the run
+goes on.
+"""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import time
+from typing import Any, Literal, TypeVar
+
+from deploykit.files import TEMPORARY_PREFIX
+
+__all__ = ["STATUS_NAME", "CallSign", "RankSign", "leave_sign", "read_signs", "signing"]
+
+T = TypeVar("T")
+
+STATUS_NAME = "status"
+
+_CALL = "run.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankSign:
+    """What a rank is doing. Times in seconds since 1970.
+
+    Attributes:
+        state: ``starting``, ``working``, ``ended`` or ``failed``.
+        rows: rows that it has predicted in this call.
+        rows_per_s: the same per second, of late.
+        at: when this was so.
+        error: what it failed with.
+    """
+
+    rank: int
+    device: str
+    host: str
+    pid: int
+    state: Literal["starting", "working", "ended", "failed"]
+    rows: int
+    rows_per_s: float
+    began: float
+    at: float
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallSign:
+    """One call of ``run``, by its process.
+
+    Attributes:
+        birth: when the process was born, as the kernel counts; numbers of processes are given out again.
+        ended: None while it works, and for ever if it was killed.
+        error: the text of what ended it, ``error_type`` the name of its type.
+    """
+
+    host: str
+    pid: int
+    birth: str | None
+    began: float
+    ended: float | None = None
+    error: str | None = None
+    error_type: str | None = None
+
+    def is_alive(self) -> bool | None:
+        """Whether its process works on; None where that cannot be told, because it is on another host."""
+        if self.ended is not None:
+            return False
+        if self.host != socket.gethostname():
+            return None
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return _birth(self.pid) == self.birth
+
+
+@contextlib.contextmanager
+def signing(directory: Path) -> Iterator[None]:
+    """Say that a call works in the run directory as long as the block does; what earlier ones left is removed."""
+    call = CallSign(host=socket.gethostname(), pid=os.getpid(), birth=_birth(os.getpid()), began=time())
+    with contextlib.suppress(OSError):
+        for old in (directory / STATUS_NAME).glob("rank-*.json"):
+            old.unlink()
+    _replace(directory, _CALL, asdict(call))
+    try:
+        yield
+    except BaseException as error:  # Told and raised again, whatever it is.
+        _replace(
+            directory, _CALL, asdict(replace(call, ended=time(), error=str(error), error_type=type(error).__name__))
+        )
+        raise
+    _replace(directory, _CALL, asdict(replace(call, ended=time())))
+
+
+def leave_sign(directory: Path, sign: RankSign) -> None:
+    """Replace the rank's sign of life."""
+    _replace(directory, f"rank-{sign.rank}.json", asdict(sign))
+
+
+def read_signs(directory: Path) -> tuple[CallSign | None, list[RankSign]]:
+    """The last call's sign, if it left one, and those of its ranks, by rank."""
+    folder = directory / STATUS_NAME
+    call = _read(folder / _CALL, CallSign)
+    ranks = [_read(path, RankSign) for path in folder.glob("rank-*.json")]
+    return call, sorted((rank for rank in ranks if rank is not None), key=lambda rank: rank.rank)
+
+
+def _read(path: Path, kind: type[T]) -> T | None:
+    # A file that another version wrote, or that is gone since it was listed, says nothing.
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return kind(**json.loads(path.read_text(encoding="utf-8")))
+    return None
+
+
+def _birth(pid: int) -> str | None:
+    """When a process was born; "dead" for one that only waits to be buried; None where the kernel does not say."""
+    with contextlib.suppress(OSError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return "dead" if fields[0] in "ZX" else fields[19]
+    return None
+
+
+def _replace(directory: Path, name: str, data: Mapping[str, Any]) -> None:
+    """Without a flush to the disk: after a power cut nobody asks how a rank was."""
+    folder = directory / STATUS_NAME
+    temporary = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{name}"
+    # A disk that is full stops the parts, with its own message; looking on must not be what fails first.
+    with contextlib.suppress(OSError):
+        folder.mkdir(exist_ok=True)
+        try:
+            temporary.write_text(json.dumps(data), encoding="utf-8")
+            os.replace(temporary, folder / name)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            (folder / name).unlink(missing_ok=True)  # What is no longer so is worse than no sign.

@@ -1,0 +1,150 @@
+"""How far a run is, read from its directory alone: cheap, at any time, and unnoticed by the run."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import time
+from typing import Any, Literal
+
+from deploykit.errors import IncompleteRunError, RunError
+from deploykit.rundir import LOCK_NAME, RunDirectory
+from deploykit.runstate import State
+from deploykit.signs import CallSign, RankSign, read_signs
+
+__all__ = ["RankStatus", "RunStatus", "run_status"]
+
+SILENT_S = 60.0
+"""A call on another host, of which no rank has given a sign for so long, counts as interrupted."""
+
+_STOPPED = (None, IncompleteRunError.__name__, KeyboardInterrupt.__name__)
+
+Condition = Literal["not started", "running", "interrupted", "failed", "finished"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankStatus:
+    """One rank of the last call.
+
+    Attributes:
+        rows: rows that it has predicted in this call.
+        rows_per_s: of late, while it works; over the whole call when it is over.
+        lag_s: seconds since its last sign of life; None when it has ended.
+        error: what it failed with.
+    """
+
+    rank: int
+    device: str
+    host: str
+    state: str
+    rows: int
+    rows_per_s: float
+    lag_s: float | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """How far a run is.
+
+    Attributes:
+        state: ``not started``, ``running``, ``interrupted`` (killed or stopped, or a rank died), ``failed`` (the last
+            call ended with another ``error``) or ``finished``.
+        rows: rows of the job.
+        done_rows: rows in committed parts, those that failed included.
+        failed_rows: rows that are recorded as failed.
+        shards, done_shards: the same in shards.
+        rows_per_s: of all ranks that work; None when none does.
+        left_s: seconds that the rest takes at this rate; None where there is no rate.
+        damage: one text for each commit that does not count. Digests are not read: ``deploykit verify`` does that.
+    """
+
+    path: str
+    state: Condition
+    rows: int = 0
+    done_rows: int = 0
+    failed_rows: int = 0
+    shards: int = 0
+    done_shards: int = 0
+    rows_per_s: float | None = None
+    left_s: float | None = None
+    ranks: tuple[RankStatus, ...] = ()
+    damage: tuple[str, ...] = ()
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run_status(path: str | Path) -> RunStatus:
+    """The status of a run directory. Nothing is written, no lock is taken, and no prediction is read.
+
+    Raises:
+        RunError: something else than a run directory, or its ``run.json`` cannot be read.
+    """
+    path = Path(path)
+    if _is_untouched(path):
+        return RunStatus(path=str(path), state="not started")
+    directory = RunDirectory.open(path)
+    now = time()
+    # Before the commits: what is committed meanwhile is counted rather than missed.
+    call, signs = read_signs(path)
+    state, plan = directory.state(check_digests=False), directory.job.plan
+    missing = state.missing(plan, from_parts=False)
+    left = sum(shard.rows for shard in missing)
+    condition = _condition(call, signs, finished=not missing and not _pending(directory, state), now=now)
+    running = condition == "running"
+    rate = sum(sign.rows_per_s for sign in signs if sign.state == "working") if running else 0.0
+    return RunStatus(
+        path=str(path),
+        state=condition,
+        rows=plan.rows,
+        done_rows=plan.rows - left,
+        failed_rows=len(state.failed()),
+        shards=len(plan),
+        done_shards=len(plan) - len(missing),
+        rows_per_s=rate or None,
+        left_s=left / rate if rate else None,
+        ranks=tuple(_rank(sign, now, running=running) for sign in signs),
+        damage=state.damage,
+        error=call.error or None if call is not None and condition in {"failed", "interrupted"} else None,
+    )
+
+
+def _is_untouched(path: Path) -> bool:
+    """Nothing there yet, or no more than the first moments of a run leave."""
+    if path.exists() and not path.is_dir():
+        raise RunError(f"run directory {path}: is a file; name a directory that deploykit run made")
+    return not path.exists() or all(entry.name == LOCK_NAME for entry in path.iterdir())
+
+
+def _pending(directory: RunDirectory, state: State) -> bool:
+    """Whether the last steps, after the last part, are still to come."""
+    job = directory.job
+    joined = len(state.rank_of()) == len(job.plan) and (job.keeps_parts or not state.parts)
+    return job.has_epoch_files and not joined
+
+
+def _condition(call: CallSign | None, signs: Sequence[RankSign], *, finished: bool, now: float) -> Condition:
+    alive = None if call is None else call.is_alive()
+    if alive is None:
+        alive = any(sign.state in {"starting", "working"} and now - sign.at < SILENT_S for sign in signs)
+    if alive:
+        return "running"
+    if finished:
+        return "finished"
+    return "interrupted" if call is None or call.error_type in _STOPPED else "failed"
+
+
+def _rank(sign: RankSign, now: float, *, running: bool) -> RankStatus:
+    over = sign.state in {"ended", "failed"}
+    mean = sign.rows / max(sign.at - sign.began, 1e-9)
+    return RankStatus(
+        rank=sign.rank,
+        device=sign.device,
+        host=sign.host,
+        state=sign.state if over or running else "gone",
+        rows=sign.rows,
+        rows_per_s=mean if over or not running else sign.rows_per_s,
+        lag_s=None if over else max(0.0, now - sign.at),
+        error=sign.error,
+    )

@@ -1,0 +1,112 @@
+"""The choice of a batch size, on devices of which the speed is known, and in a run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploykit.errors import UsageError
+from deploykit.rundir import RunDirectory
+from runners.batchsize import GOOD_SHARE, find_plateau
+from runners.job import run
+from tests import handmade
+
+
+class Device:
+    """A call of n rows takes ``call_s + n * row_s`` seconds, and ``slow`` times as long beyond the cache."""
+
+    def __init__(self, call_s: float, row_s: float, *, cache: int = 10**9, memory: int = 10**9) -> None:
+        self.call_s, self.row_s, self.cache, self.memory = call_s, row_s, cache, memory
+        self.now, self.released = 0.0, 0
+
+    def seconds(self, rows: int) -> float:
+        return self.call_s + rows * self.row_s * (3 if rows > self.cache else 1)
+
+    def call(self, rows: int) -> None:
+        if rows > self.memory:
+            raise MemoryError
+        self.now += self.seconds(rows)
+
+    def release(self) -> None:
+        self.released += 1
+
+    def clock(self) -> float:
+        return self.now
+
+
+SIZES = [1 << power for power in range(13)]
+
+
+@given(
+    st.floats(1e-5, 1e-2), st.floats(1e-7, 1e-3), st.sampled_from([32, 256, 10**9]), st.sampled_from([48, 700, 10**9])
+)
+def test_the_smallest_size_at_the_plateau(call_s: float, row_s: float, cache: int, memory: int) -> None:
+    device = Device(call_s, row_s, cache=cache, memory=memory)
+    probe = find_plateau(device.call, SIZES, release=device.release, clock=device.clock)
+    seen = {size: size / device.seconds(size) for size in probe.rows_per_s}
+    assert probe.rows_per_s == pytest.approx(seen)
+    good = [size for size, rate in seen.items() if rate >= GOOD_SHARE * max(seen.values())]
+    assert probe.size == min(good)
+    assert probe.size <= memory
+    if probe.too_large is not None:
+        assert probe.too_large == 2 * max(probe.rows_per_s) > memory
+        assert device.released == 1
+        assert f"{probe.too_large} rows did not fit into memory" in str(probe)
+    assert device.now < 60, "a short probe"
+
+
+def test_nothing_goes_through() -> None:
+    with pytest.raises(UsageError, match="1 rows failed already"):
+        find_plateau(Device(1, 1, memory=0).call, SIZES)
+
+
+def test_a_row_that_fails_ends_the_search_and_is_left_to_the_run() -> None:
+    device = Device(1e-3, 1e-6)
+
+    def call(rows: int) -> None:
+        if rows > 20:
+            raise ValueError("row 20 is bad")
+        device.call(rows)
+
+    assert find_plateau(call, SIZES, clock=device.clock).size == 16
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    np.save(tmp_path / "x.npy", handmade.random_inputs("mc", 300)["x"])
+    return tmp_path / "x.npy"
+
+
+@pytest.mark.parametrize("runner", ["onnx", "torch"])
+def test_a_resumed_run_takes_the_recorded_size(
+    artifact_paths: dict[str, Path], data: Path, tmp_path: Path, runner: str
+) -> None:
+    def go() -> Callable[[str], bool]:
+        found = run(artifact_paths["mc"], data, tmp_path / "r", runner=runner, batch_size="auto", devices="cpu")
+        return lambda text: any(text in note for note in found.notes)
+
+    said = go()
+    size = RunDirectory.open(tmp_path / "r").job.plan.batch_size
+    assert size & (size - 1) == 0
+    assert size <= 256
+    assert said(f"batch size {size} chosen, rows per second at 1: ")
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert report["batch_size"] == size
+    assert any("chosen" in note for note in report["notes"])
+    (tmp_path / "r" / "commits" / "part-000000.json").unlink()
+    assert go()(f"batch size {size}, as run.json records it")
+
+
+def test_shards_that_were_asked_for_stay_whole(artifact_paths: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    run(artifact_paths["plain"], data, tmp_path / "r", batch_size="auto", shard_rows=12, devices="cpu")
+    assert RunDirectory.open(tmp_path / "r").job.plan.batch_size in {1, 2, 4}
+
+
+def test_no_rows(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.empty((0, 4), np.float32))
+    result = run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "r", batch_size="auto", devices="cpu")
+    assert "no rows to try" in result.notes[0]

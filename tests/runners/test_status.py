@@ -1,0 +1,241 @@
+"""Looking on: the status of a run in every condition that it can be in, its logs, and that looking disturbs nothing."""
+
+import json
+import signal
+import socket
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploykit import signs
+from deploykit.cli.status import _describe as describe
+from deploykit.errors import IncompleteRunError, RunError
+from deploykit.rundir import RunDirectory
+from deploykit.signs import CallSign, RankSign, leave_sign, read_signs, signing
+from deploykit.watching import run_status
+from runners import recorder
+from runners.assignment import Assignment
+from runners.job import run
+from runners.recorder import Recorder
+from runners.timing import Meter
+from tests.runners.test_ranks import OPTIONS, SLOW, rank_pids, start, wait_for
+
+
+def snapshot(path: Path) -> dict[str, tuple[int, int]]:
+    return {str(file): (file.stat().st_mtime_ns, file.stat().st_size) for file in path.rglob("*") if file.is_file()}
+
+
+def events(path: Path, rank: int) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "logs" / f"rank-{rank}.jsonl").read_text().splitlines()]
+
+
+def test_before_a_run(tmp_path: Path) -> None:
+    for path in (tmp_path / "never", tmp_path):
+        found = run_status(path)
+        assert (found.state, found.rows, found.ranks) == ("not started", 0, ())
+        assert "deploykit run" in describe(found)
+    assert not (tmp_path / "never").exists()
+    (tmp_path / "a.txt").touch()
+    for path, said in ((tmp_path, r"holds no run\.json"), (tmp_path / "a.txt", "is a file")):
+        with pytest.raises(RunError, match=said):
+            run_status(path)
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+def test_a_finished_run(artifact_paths: dict[str, Path], tmp_path: Path, devices: str) -> None:
+    run(artifact_paths["mc"], SLOW, tmp_path / "r", devices=devices, **OPTIONS)  # type: ignore[arg-type]
+    before = snapshot(tmp_path / "r")
+    found = run_status(tmp_path / "r")
+    assert snapshot(tmp_path / "r") == before
+    assert (found.state, found.rows, found.done_rows, found.shards, found.done_shards) == ("finished", 64, 64, 8, 8)
+    assert (found.rows_per_s, found.left_s, found.damage, found.error) == (None, None, (), None)
+    assert sum(rank.rows for rank in found.ranks) == 64
+    assert {(rank.state, rank.lag_s, rank.device) for rank in found.ranks} == {("ended", None, "cpu")}
+    assert "64 of 64 rows (100%) in 8 of 8 parts" in describe(found)
+    assert json.loads(json.dumps(found.to_json()))["ranks"][0]["rank"] == 0
+    (tmp_path / "r" / "parts" / "part-000002.npy").write_bytes(b"")
+    damaged = run_status(tmp_path / "r")
+    assert (damaged.state, damaged.done_rows) == ("interrupted", 56)
+    assert "part-000002.npy: 0 bytes" in damaged.damage[0]
+    assert "damaged: parts/part-000002.npy" in describe(damaged)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks through /proc")
+def test_a_run_at_work_and_after_its_death(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    with start(artifact_paths["mc"], out, {"SLOW_S": "0.06"}, devices="cpu:2") as process:
+        wait_for(lambda: len(list(out.glob("commits/part-*.json"))) >= 2)
+        wait_for(lambda: all(rank.rows for rank in run_status(out).ranks))
+        found = run_status(out)
+        pids = rank_pids(process.pid)
+        process.kill()
+        process.communicate()
+    assert found.state == "running"
+    assert 16 <= found.done_rows < 64
+    assert found.rows_per_s is not None
+    assert found.left_s == pytest.approx((64 - found.done_rows) / found.rows_per_s)
+    assert [(rank.rank, rank.state) for rank in found.ranks] == [(0, "working"), (1, "working")]
+    assert all(rank.lag_s is not None and rank.lag_s < 30 for rank in found.ranks)
+    assert "left" in describe(found)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    dead = run_status(out)
+    assert (dead.state, dead.rows_per_s, dead.left_s) == ("interrupted", None, None)
+    assert {rank.state for rank in dead.ranks} == {"gone"}
+    assert "resumes it" in describe(dead)
+    run(artifact_paths["mc"], SLOW, out, devices="cpu", **OPTIONS)  # type: ignore[arg-type]
+    again = run_status(out)
+    assert (again.state, [rank.rank for rank in again.ranks]) == ("finished", [0]), "old ranks are forgotten"
+    assert not list((out / "status").glob(".tmp*"))
+
+
+def test_a_run_that_was_stopped_says_how_to_resume(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    with start(artifact_paths["mc"], out, {"SLOW_S": "0.02"}, devices="cpu") as process:
+        wait_for(lambda: list(out.glob("commits/part-*.json")))
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    found = run_status(out)
+    assert found.state == "interrupted"
+    assert found.error is not None
+    assert "stopped by SIGINT" in found.error
+    assert "deploykit run" in describe(found)
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+def test_a_run_that_failed_says_why(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: str
+) -> None:
+    monkeypatch.setenv("BROKEN_ROW", "42")
+    with pytest.raises(Exception, match="this row is broken"):
+        run(artifact_paths["mc"], SLOW, tmp_path / "r", devices=devices, **OPTIONS)  # type: ignore[arg-type]
+    found = run_status(tmp_path / "r")
+    assert found.state == "failed"
+    assert "this row is broken" in str(found.error)
+    assert any("this row is broken" in str(rank.error) for rank in found.ranks)
+    errors = [each for rank in found.ranks for each in events(tmp_path / "r", rank.rank) if each["event"] == "error"]
+    assert "this row is broken" in errors[0]["message"]
+
+
+def test_a_rank_that_dies_leaves_an_interrupted_run(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEADLY_ROWS", "27")
+    with pytest.raises(IncompleteRunError):
+        run(artifact_paths["mc"], SLOW, tmp_path / "r", devices="cpu:2", **OPTIONS)  # type: ignore[arg-type]
+    found = run_status(tmp_path / "r")
+    assert found.state == "interrupted"
+    assert "killed by SIGKILL" in str(found.error)
+
+
+def test_the_log_of_a_rank_tells_its_story_once_for_each_call(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    run(artifact_paths["mc"], SLOW, out, devices="cpu", **OPTIONS)  # type: ignore[arg-type]
+    told = events(out, 0)
+    assert [each["event"] for each in told][:3] == ["start", "ready", "begun"]
+    assert told[0]["device"] == "cpu"
+    assert sorted(each["shard"] for each in told if each["event"] == "committed") == list(range(8))
+    for each in told:
+        if each["event"] == "committed":
+            assert each["rows"] == 8
+            assert {"seconds", "read_s", "infer_s", "write_s"} <= set(each)
+    assert told[-1]["event"] == "end"
+    assert told[-1]["rows"] == 64
+    log = out / "logs" / "rank-0.jsonl"
+    log.write_text(log.read_text() + '{"event": "beg')  # Killed in the middle of a line.
+    (out / "commits" / "part-000003.json").unlink()
+    run(artifact_paths["mc"], SLOW, out, devices="cpu", **OPTIONS)  # type: ignore[arg-type]
+    lines = log.read_text().splitlines()
+    assert lines[len(told)] == '{"event": "beg'
+    assert [json.loads(line)["event"] for line in lines[len(told) + 1 :]] == [
+        "start", "ready", "begun", "committed", "end",
+    ]  # fmt: skip
+
+
+class Quiet:
+    def started(self, shard: Any) -> None: ...
+
+    def predicted(self, rows: int) -> None: ...
+
+    def committed(self, commit: Any) -> None: ...
+
+
+def assignment(path: Path) -> Assignment:
+    from deploykit.devices import Device
+
+    return Assignment(
+        artifact="a", data="d", directory=str(path), runner="onnx", rank=3, device=Device(), threads=1, group=None,
+        origin_s=time.monotonic(),
+    )  # fmt: skip
+
+
+def test_signs_are_rare_and_a_full_disk_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[RankSign] = []
+    monkeypatch.setattr(recorder, "leave_sign", lambda path, sign: written.append(sign))
+    with Recorder(assignment(tmp_path), Quiet(), Meter()) as one:
+        one.ready(0.1)
+        for _ in range(10_000):
+            one.predicted(2)
+    assert len(written) < 10
+    assert (written[-1].rows, written[-1].state) == (20_000, "ended")
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    with Recorder(assignment(tmp_path / "file"), Quiet(), Meter()) as one:  # Neither file can be written.
+        one.predicted(2)
+        one.warned("still there")
+
+
+def sign(**changes: Any) -> RankSign:
+    fields = {"rank": 0, "device": "cuda:0", "host": "elsewhere", "pid": 1, "state": "working", "rows": 5,
+              "rows_per_s": 2.0, "began": time.time() - 9, "at": time.time()}  # fmt: skip
+    return RankSign(**{**fields, **changes})
+
+
+def test_a_call_on_another_host_lives_as_long_as_its_ranks_give_signs(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "r"
+    run(artifact_paths["mc"], SLOW, out, devices="cpu", **OPTIONS)  # type: ignore[arg-type]
+    (out / "commits" / "part-000003.json").unlink()
+    with signing(out):
+        call, _ = read_signs(out)
+        assert call is not None
+        assert call.is_alive()
+        assert replace(call, birth="another process of that number").is_alive() is False
+        (out / "status" / "run.json").write_text(json.dumps(asdict(replace(call, host="elsewhere"))))
+        leave_sign(out, sign())
+        leave_sign(out, sign(rank=1, at=time.time() - 30))
+        found = run_status(out)
+        assert (found.state, found.rows_per_s, found.left_s) == ("running", 4.0, 2.0)
+        assert [round(rank.lag_s or 0) for rank in found.ranks] == [0, 30]
+        leave_sign(out, sign(at=time.time() - 1000))
+        leave_sign(out, sign(rank=1, at=time.time() - 1000))
+        assert run_status(out).state == "interrupted"
+        (out / "status" / "rank-0.json").write_text("{half")
+        assert [rank.rank for rank in run_status(out).ranks] == [1], "what cannot be read says nothing"
+
+
+def test_a_dead_process_is_not_alive() -> None:
+    import subprocess
+
+    process = subprocess.Popen(["sleep", "60"])
+    call = CallSign(host=socket.gethostname(), pid=process.pid, birth=signs._birth(process.pid), began=0.0)
+    assert call.is_alive() is True
+    process.kill()
+    wait_for(lambda: not call.is_alive())  # Dead, and not yet waited for.
+    process.wait()
+    assert call.is_alive() is False
+
+
+def test_the_directory_may_be_copied_while_it_is_watched(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    """Signs are no part of the job: without them the run is as finished as before."""
+    import shutil
+
+    out = tmp_path / "r"
+    run(artifact_paths["mc"], SLOW, out, devices="cpu", write_interval="epoch", **OPTIONS)  # type: ignore[arg-type]
+    assert run_status(out).state == "finished"
+    shutil.rmtree(out / "status")
+    assert RunDirectory.open(out).is_finished()
+    assert (run_status(out).state, run_status(out).done_rows) == ("finished", 64)
