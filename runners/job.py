@@ -12,18 +12,19 @@ from typing import Any, cast
 from deploykit.artifact import Artifact
 from deploykit.devices import parse_devices
 from deploykit.errors import UsageError
-from deploykit.job import Job, NanPolicy, WriteInterval
+from deploykit.job import Job, NanPolicy
+from deploykit.layout import CONTIGUOUS
 from deploykit.manifest import Manifest
 from deploykit.passes import Passes, plan_passes
 from deploykit.plan import make_plan
 from deploykit.rundir import RunDirectory
 from deploykit.sources import open_source
 from deploykit.version import __version__
-from deploykit.writers import make_writer
 from runners.execute import Computed, ProgressChoice, Setting, execute
 from runners.lock import locked
 from runners.progress import check_kind
 from runners.table import choose_runner
+from runners.writing import choose_writing
 
 __all__ = ["RunResult", "run"]
 
@@ -69,7 +70,9 @@ def run(
     draws_until: float | None = None,
     min_draws: int | None = None,
     writer: str = "npy",
-    write_interval: str = "batch",
+    writer_arg: Mapping[str, Any] | None = None,
+    write_interval: str | None = None,
+    layout: str = CONTIGUOUS,
     shard_rows: int | None = None,
     nan: str = "error",
     threads: int | None = None,
@@ -89,8 +92,10 @@ def run(
         draws_per_pass: most draws of one call of the model; cut where one row's do not fit into memory if not given.
         draws_until: stop a row when the standard error of its mean is at most this; adds the output ``draws_used``.
         min_draws: draws that every row gets all the same; 10 if not given.
-        writer: ``npy``, ``pt`` or ``package.module:Class``.
-        write_interval: ``batch``, ``epoch`` or ``batch_and_epoch``.
+        writer: ``npy``, ``pt`` or ``package.module:Class``, which may be a Lightning ``BasePredictionWriter``.
+        writer_arg: arguments for the constructor of the latter.
+        write_interval: ``batch`` (the default), ``epoch`` or ``batch_and_epoch``.
+        layout: ``contiguous`` or ``strided``: which rank's files or calls hold which rows.
         shard_rows: rows per part, a multiple of the batch size; chosen if not given.
         nan: what a NaN in the inputs does, ``error`` or ``allow``.
         threads: CPU threads per rank; the runner's choice if not given.
@@ -115,7 +120,9 @@ def run(
         "draws-until": draws_until,
         "min-draws": min_draws,
         "writer": writer,
+        "writer-arg": writer_arg,
         "write-interval": write_interval,
+        "layout": layout,
         "shard-rows": shard_rows,
         "nan": nan,
         "threads": threads,
@@ -144,7 +151,7 @@ def _checked(
     passes = _passes(artifact, draws, options)
     added = passes.column(artifact.manifest.batch_dimension)
     outputs = (*(output.tensor for output in artifact.manifest.outputs), *added)
-    writer = make_writer(options["writer"], outputs, write_interval=options["write-interval"])
+    writing = choose_writing(options, outputs, len(devices))
     source = open_source(data, artifact.manifest.inputs)
     stack.callback(source.close)
     plan = make_plan(len(source), options["batch-size"], _row_bytes(artifact.manifest), options["shard-rows"])
@@ -158,17 +165,16 @@ def _checked(
         draws=draws,
         plan=plan,
         outputs=outputs,
-        writer=options["writer"],
-        write_interval=cast("WriteInterval", options["write-interval"]),
         nan=cast("NanPolicy", options["nan"]),
         version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         passes=passes,
+        **writing.job_fields(),
     )
     return Setting(
         artifact=artifact,
         source=source,
-        writer=writer,
+        writing=writing,
         runner=runner,
         runner_name=options["runner"],
         devices=devices,
@@ -223,12 +229,14 @@ def _resume_command(artifact: str | Path, data: str, out: str | Path, options: M
         "devices": "auto",
         "batch-size": DEFAULT_BATCH_SIZE,
         "writer": "npy",
-        "write-interval": "batch",
+        "layout": CONTIGUOUS,
         "nan": "error",
     }
     words = ["deploykit", "run", str(artifact), "--data", data, "-o", str(out)]
     for name, value in options.items():
-        if value is not None and value != defaults.get(name):
+        if isinstance(value, Mapping):
+            words += [word for key, one in value.items() for word in (f"--{name}", f"{key}={one}")]
+        elif value is not None and value != defaults.get(name):
             words += [f"--{name}", str(value)]
     return shlex.join(words)
 

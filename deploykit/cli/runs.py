@@ -18,6 +18,12 @@ def _draws_or_auto(_context: click.Context, _option: click.Parameter, text: str)
     return int(text)
 
 
+def _writer_arguments(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+    from runners.lightning_writer import parse_writer_arguments
+
+    return parse_writer_arguments(texts)
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -42,10 +48,18 @@ Examples:
     "--draws-per-pass", default="auto", show_default=True, callback=_draws_or_auto,
     help="Most draws of one call of the model; auto cuts them where one row's do not fit into memory.",
 )  # fmt: skip
-@click.option("--writer", default="npy", show_default=True, help="npy, pt, or package.module:Class.")
+@click.option("--writer", default="npy", show_default=True, help="npy, pt, or package.module:Class, also Lightning's.")
 @click.option(
-    "--write-interval", default="batch", show_default=True,
-    help="batch (a file per shard), epoch (a file per rank) or batch_and_epoch.",
+    "--writer-arg", multiple=True, metavar="NAME=VALUE", callback=_writer_arguments,
+    help="Constructor argument of a Lightning BasePredictionWriter.",
+)  # fmt: skip
+@click.option(
+    "--write-interval",
+    help="batch (a file per shard; the default), epoch (a file per rank) or batch_and_epoch.",
+)
+@click.option(
+    "--layout", default="contiguous", show_default=True,
+    help="Rows of the ranks' files: contiguous, or strided as Lightning's ranks have them.",
 )  # fmt: skip
 @click.option("--shard-rows", type=int, help="Rows per part, a multiple of the batch size; chosen by default.")
 @click.option("--nan", default="error", show_default=True, help="What a NaN in the inputs does: error or allow.")
