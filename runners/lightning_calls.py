@@ -50,10 +50,10 @@ class Calls:
         """
         trainer, module = self._stand_ins(writer)
         try:
-            writer.setup(trainer, module, stage="predict")
-            with _inference_mode():
+            writer.setup(trainer, module, stage=trainer.state.fn)
+            with _without_gradients(self.layout.ranks):
                 self._predict(writer, trainer, module)
-            writer.teardown(trainer, module, stage="predict")
+            writer.teardown(trainer, module, stage=trainer.state.fn)
         except DeploykitError:
             raise
         # The user's code may raise anything; the cause is kept.
@@ -154,7 +154,8 @@ def _tensors(arrays: Mapping[str, np.ndarray[Any, Any]]) -> "dict[str, torch.Ten
     return {name: torch.from_numpy(np.array(array, order="C")) for name, array in arrays.items()}
 
 
-def _inference_mode() -> Any:
+def _without_gradients(ranks: int) -> Any:
+    """As in Lightning, which with a gloo process group cannot use the inference mode."""
     import torch
 
-    return torch.inference_mode()
+    return torch.no_grad() if ranks > 1 else torch.inference_mode()

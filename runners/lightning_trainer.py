@@ -1,8 +1,8 @@
 """What a prediction writer sees of a Trainer and a LightningModule: what writers read, and an error for the rest."""
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from deploykit.errors import UsageError
@@ -49,7 +49,7 @@ def make_trainer(
     known |= {"predicting": True, "training": False, "validating": False, "testing": False, "sanity_checking": False}
     known |= {"current_epoch": 0, "global_step": 0, "ckpt_path": None, "limit_predict_batches": 1.0}
     known |= {
-        "state": SimpleNamespace(fn="predict", stage="predict", status="running"),
+        "state": _state(type(writer)),
         "predict_dataloaders": loaders,
         "num_predict_batches": list(batches),
         "predict_loop": StandIn("trainer.predict_loop", _loop(batches)),
@@ -58,6 +58,17 @@ def make_trainer(
         "print": print if rank == 0 else lambda *_: None,
     }
     return StandIn("trainer", known)
+
+
+def _state(writer: type) -> Any:
+    """The state of a Trainer that predicts, of the package that the writer comes from."""
+    base = next(base for base in writer.__mro__ if base.__name__ == "BasePredictionWriter")
+    states = importlib.import_module(f"{base.__module__.partition('.callbacks')[0]}.trainer.states")
+    return states.TrainerState(
+        fn=states.TrainerFn.PREDICTING,
+        status=states.TrainerStatus.RUNNING,
+        stage=states.RunningStage.PREDICTING,
+    )
 
 
 def _loop(batches: Sequence[int]) -> dict[str, Any]:
