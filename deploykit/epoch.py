@@ -18,13 +18,15 @@ from deploykit.runrows import RunRows
 from deploykit.runstate import State
 from deploykit.writers.base import Writer
 
-__all__ = ["finish_epoch"]
+__all__ = ["finish_epoch", "publish", "refuse_misplaced"]
 
 
 def finish_epoch(directory: RunDirectory, writer: Writer) -> list[RankCommit]:
     """Write ``predictions_{rank}`` for every rank that computed a shard, and its commit; safe to repeat.
 
-    A shard belongs to the rank that its commit names. With the write interval ``epoch`` the parts are removed at last.
+    A shard belongs to the rank that its commit names; in the strided layout the rows decide instead, see
+    ``deploykit.strided``. With the write interval ``epoch`` the parts are removed at last, unless
+    that layout needs them.
 
     Raises:
         IncompleteRunError: shards are missing.
@@ -34,6 +36,11 @@ def finish_epoch(directory: RunDirectory, writer: Writer) -> list[RankCommit]:
         raise RunError(f"run directory {directory.path}: its write interval is batch; it has no file for each rank")
     state = directory.state()
     _refuse_missing(directory, state)
+    if directory.job.is_strided:
+        from deploykit.strided import finish_strided  # it builds on this module
+
+        finish_strided(directory, writer)
+        return []
     groups = _groups(directory, state)
     rows = RunRows(directory.path, state, writer, directory.job.plan.batch_size)
     kept = [
@@ -75,7 +82,7 @@ def _write_rank(directory: RunDirectory, writer: Writer, rows: RunRows, rank: in
         try:
             stage.mkdir()
             files = writer.write_epoch(stage, rank, rows.of(shards), count)
-            _refuse_misplaced(writer, stage, rank, files)
+            refuse_misplaced(writer, stage, rank, files)
             commit = RankCommit(
                 rank=rank,
                 shards=tuple(shard.index for shard in shards),
@@ -83,14 +90,19 @@ def _write_rank(directory: RunDirectory, writer: Writer, rows: RunRows, rank: in
                 files=tuple(directory.digests.record(file, file.name) for file in files),
                 failed=failed,
             )
-            _publish(files, directory.path)
+            publish(files, directory.path)
             commit.save(directory.commits)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     return commit
 
 
-def _refuse_misplaced(writer: Writer, stage: Path, rank: int, files: list[Path]) -> None:
+def refuse_misplaced(writer: Writer, stage: Path, rank: int, files: list[Path]) -> None:
+    """Refuse files that a writer put elsewhere, or did not write.
+
+    Raises:
+        RunError: a file of another name or in another folder.
+    """
     for file in files:
         if file.parent != stage or rank_of_file(file.name) != rank or not file.is_file():
             raise RunError(
@@ -99,7 +111,8 @@ def _refuse_misplaced(writer: Writer, stage: Path, rank: int, files: list[Path])
             )
 
 
-def _publish(files: list[Path], directory: Path) -> None:
+def publish(files: list[Path], directory: Path) -> None:
+    """Flush the files to the disk and move them into the directory."""
     for file in files:
         with file.open("rb") as opened:
             os.fsync(opened.fileno())

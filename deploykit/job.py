@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast, get_args
 
 from deploykit.errors import RunError, UnknownNameError
+from deploykit.layout import CONTIGUOUS
 from deploykit.passes import Passes
 from deploykit.plan import Plan
 from deploykit.tensors import TensorSpec
@@ -52,6 +53,8 @@ class Job:
         created: when, ISO 8601 with time zone.
         passes: how the draws are cut, and when a row has enough of them.
         on_error: what a row that cannot be read or predicted does: ``fail`` stops the job, ``skip`` leaves the row out.
+        layout: which rank's files or calls hold which rows; ``contiguous``, or with a number of ranks ``strided:2``.
+        lightning: the ``BasePredictionWriter`` that is called when all rows are there: ``writer`` and ``arguments``.
     """
 
     artifact: str
@@ -70,6 +73,8 @@ class Job:
     created: str
     passes: Passes = field(default_factory=Passes)
     on_error: ErrorPolicy = "fail"
+    layout: str = CONTIGUOUS
+    lightning: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.write_interval not in WRITE_INTERVALS:
@@ -82,7 +87,12 @@ class Job:
     @property
     def keeps_parts(self) -> bool:
         """Whether the parts stay when the run is finished."""
-        return self.write_interval != "epoch"
+        return self.write_interval != "epoch" or self.is_strided
+
+    @property
+    def is_strided(self) -> bool:
+        """Whether the files of the ranks are cut across the parts."""
+        return self.layout.startswith("strided")
 
     @property
     def has_epoch_files(self) -> bool:

@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from deploykit.commit import Commit, Digests, RankCommit, part_name
 from deploykit.errors import RunError
@@ -24,10 +25,11 @@ from deploykit.runstate import State, read_state
 from deploykit.signs import STATUS_NAME
 from deploykit.writers.base import Batch, Writer
 
-__all__ = ["LOCK_NAME", "RUN_NAME", "RunDirectory"]
+__all__ = ["DELIVERED_NAME", "LOCK_NAME", "RUN_NAME", "RunDirectory"]
 
 RUN_NAME = "run.json"
 LOCK_NAME = ".lock"
+DELIVERED_NAME = "lightning.json"
 
 
 class RunDirectory:
@@ -140,11 +142,25 @@ class RunDirectory:
 
     def is_finished(self) -> bool:
         """Whether nothing is left to do: every shard is there, and every rank file if the job has them."""
+        from deploykit.strided import strided_problems  # it builds on this module
+
         state, plan = self.state(), self.job.plan
+        if not self.is_delivered():
+            return False
+        if self.job.is_strided and self.job.has_epoch_files:
+            return not (state.missing(plan, from_parts=True) or strided_problems(self))
         if not self.job.has_epoch_files:
             return not state.missing(plan, from_parts=True)
         held = len(state.rank_of()) == sum(len(commit.shards) for commit in state.ranks.values()) == len(plan)
         return held and (not state.missing(plan, from_parts=True) if self.job.keeps_parts else not state.parts)
+
+    def is_delivered(self) -> bool:
+        """Whether the job's Lightning writer was called to its end, if it has one and there are rows."""
+        return self.job.lightning is None or not self.job.plan.rows or (self.commits / DELIVERED_NAME).exists()
+
+    def mark_delivered(self, facts: Mapping[str, Any]) -> None:
+        """Note that the Lightning writer was called to its end, so that no run calls it again."""
+        write_json(self.commits / DELIVERED_NAME, dict(facts))
 
     def _refuse_other(self, job: Job) -> None:
         differences = self.job.differences(job)

@@ -11,6 +11,7 @@ from deploykit.errors import IncompleteRunError, RunError
 from deploykit.plan import Shard, describe_ranges, merge_ranges, remaining
 from deploykit.rundir import RunDirectory
 from deploykit.runstate import State
+from deploykit.strided import strided_problems, strided_wrong_ids
 from deploykit.writers import Batch, Writer, make_writer
 
 __all__ = ["RunCheck", "check_run", "verify_run"]
@@ -85,6 +86,8 @@ def check_run(path: str | Path) -> RunCheck:
     missing = state.missing(job.plan, from_parts=job.keeps_parts)
     wrong, notes = _contents(directory, state)
     failed = state.failed()
+    if job.is_strided and job.has_epoch_files and not missing:
+        wrong += strided_wrong_ids(directory, make_writer(job.writer, job.outputs))
     return RunCheck(
         rows=job.plan.rows,
         committed_rows=job.plan.rows - sum(shard.rows for shard in missing) - len(failed),
@@ -108,7 +111,12 @@ def _held_twice(directory: RunDirectory, state: State) -> list[Shard]:
 
 def _pending(directory: RunDirectory, state: State) -> Iterator[str]:
     job = directory.job
+    if not directory.is_delivered():
+        yield f"the writer {(job.lightning or {})['writer']} was not called to its end"
     if not job.has_epoch_files:
+        return
+    if job.is_strided:
+        yield from strided_problems(directory)
         return
     if len(state.rank_of()) < len(job.plan):
         yield "the files of the ranks are not written yet"

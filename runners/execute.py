@@ -7,13 +7,12 @@ from time import monotonic
 
 from deploykit.artifact import Artifact
 from deploykit.devices import Device, available_cores
-from deploykit.errors import IncompleteRunError
+from deploykit.errors import IncompleteRunError, RunError
 from deploykit.failed import write_failed
 from deploykit.job import Job
 from deploykit.plan import Shard, describe_ranges
 from deploykit.rundir import RunDirectory
 from deploykit.sources import Source
-from deploykit.writers import Writer
 from runners.assignment import Assignment
 from runners.base import Runner
 from runners.engine_local import Outcome, run_here, run_ranks
@@ -21,6 +20,7 @@ from runners.environment import environment
 from runners.progress import ProgressMode, make_progress
 from runners.report import Figures, halving_notes, make_report, write_report
 from runners.stop import StopRequest, on_signals
+from runners.writing import Writing
 
 __all__ = ["Computed", "ProgressChoice", "Setting", "execute"]
 
@@ -41,7 +41,7 @@ class Setting:
 
     artifact: Artifact
     source: Source
-    writer: Writer
+    writing: Writing
     runner: type[Runner]
     runner_name: str
     devices: tuple[Device, ...]
@@ -84,8 +84,10 @@ def execute(
     notes.extend(halving_notes(assignments, outcome.meters))
     missing = directory.missing(check_digests=False)
     if not missing and directory.job.has_epoch_files:
-        directory.finish_epoch(setting.writer)
+        directory.finish_epoch(setting.writing.writer)
     failed_rows = write_failed(directory) if directory.job.on_error == "skip" else 0
+    if not missing and not directory.is_delivered():
+        notes.append(_deliver(setting, directory, lock))
     figures = Figures(
         seconds=monotonic() - setting.began_s,
         skipped_shards=len(directory.job.plan) - len(shards),
@@ -103,6 +105,23 @@ def execute(
         rows=sum(shard.rows for shard in shards),
         draws_per_row=used and used["mean_per_row"],
         spent_s=report["spent_s"],
+    )
+
+
+def _deliver(setting: Setting, directory: RunDirectory, lock: int) -> str:
+    from runners.lightning_engine import deliver  # only for those who have such a writer
+
+    writing = setting.writing
+    if writing.lightning is None:
+        raise RunError(f"run directory {directory.path}: names a Lightning writer that this run does not have")
+    return deliver(
+        writing.lightning,
+        writing.made,
+        directory,
+        writing.writer,
+        artifact=setting.artifact,
+        source=setting.source,
+        inherit=[lock],
     )
 
 

@@ -13,7 +13,8 @@ from typing import Any, Literal, cast
 from deploykit.artifact import Artifact
 from deploykit.devices import parse_devices
 from deploykit.errors import UsageError
-from deploykit.job import ErrorPolicy, Job, NanPolicy, WriteInterval
+from deploykit.job import ErrorPolicy, Job, NanPolicy
+from deploykit.layout import CONTIGUOUS
 from deploykit.manifest import Manifest
 from deploykit.passes import Passes, plan_passes
 from deploykit.plan import Plan, make_plan
@@ -21,12 +22,12 @@ from deploykit.rundir import RunDirectory
 from deploykit.signs import signing
 from deploykit.sources import open_source
 from deploykit.version import __version__
-from deploykit.writers import make_writer
 from runners.batchsize import Probe, probe_batch_size, settle_batch_size
 from runners.execute import Computed, ProgressChoice, Setting, execute
 from runners.lock import locked
 from runners.progress import check_kind
 from runners.table import choose_runner
+from runners.writing import choose_writing
 
 __all__ = ["RunResult", "run"]
 
@@ -76,7 +77,9 @@ def run(
     draws_until: float | None = None,
     min_draws: int | None = None,
     writer: str = "npy",
-    write_interval: str = "batch",
+    writer_arg: Mapping[str, Any] | None = None,
+    write_interval: str | None = None,
+    layout: str = CONTIGUOUS,
     shard_rows: int | None = None,
     nan: str = "error",
     on_error: str = "fail",
@@ -98,7 +101,10 @@ def run(
         draws_until: stop a row when the standard error of its mean is at most this; adds the output ``draws_used``.
         min_draws: draws that every row gets all the same; 10 if not given.
         writer: ``npy``, ``parquet`` or another name of ``deploykit.writers.WRITERS``, or ``package.module:Class``.
-        write_interval: ``batch``, ``epoch`` or ``batch_and_epoch``.
+            The class may also be a Lightning ``BasePredictionWriter``.
+        writer_arg: arguments for the constructor of the latter.
+        write_interval: ``batch`` (the default), ``epoch`` or ``batch_and_epoch``.
+        layout: ``contiguous`` or ``strided``: which rank's files or calls hold which rows.
         shard_rows: rows per part, a multiple of the batch size; chosen if not given.
         nan: what a NaN in the inputs does, ``error`` or ``allow``.
         on_error: what a row does that cannot be read, has a NaN under ``error``, or makes the model raise: ``fail``
@@ -120,8 +126,8 @@ def run(
     options = {
         "runner": runner, "devices": devices, "batch-size": batch_size, "seed": seed,
         "draws": draws, "draws-per-pass": draws_per_pass, "draws-until": draws_until, "min-draws": min_draws,
-        "writer": writer, "write-interval": write_interval, "shard-rows": shard_rows,
-        "nan": nan, "on-error": on_error, "threads": threads,
+        "writer": writer, "writer-arg": writer_arg, "write-interval": write_interval, "layout": layout,
+        "shard-rows": shard_rows, "nan": nan, "on-error": on_error, "threads": threads,
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
         setting = _checked(stack, artifact, str(data), out, options, began)
@@ -145,7 +151,7 @@ def _checked(
     passes = _passes(artifact, draws, options)
     added = passes.column(artifact.manifest.batch_dimension)
     outputs = (*(output.tensor for output in artifact.manifest.outputs), *added)
-    writer = make_writer(options["writer"], outputs, write_interval=options["write-interval"])
+    writing = choose_writing(options, outputs, len(devices))
     source = stack.enter_context(contextlib.closing(open_source(data, artifact.manifest.inputs)))
     probe = partial(probe_batch_size, artifact, runner, devices, source, passes=passes, seed=seed, draws=draws)
     plan, notes = _plan(len(source), artifact.manifest, out, options, probe)
@@ -159,18 +165,17 @@ def _checked(
         draws=draws,
         plan=plan,
         outputs=outputs,
-        writer=options["writer"],
-        write_interval=cast("WriteInterval", options["write-interval"]),
         nan=cast("NanPolicy", options["nan"]),
         on_error=cast("ErrorPolicy", options["on-error"]),
         version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         passes=passes,
+        **writing.job_fields(),
     )
     return Setting(
         artifact=artifact,
         source=source,
-        writer=writer,
+        writing=writing,
         runner=runner,
         runner_name=options["runner"],
         devices=devices,
@@ -238,13 +243,15 @@ def _resume_command(artifact: str | Path, data: str, out: str | Path, options: M
         "devices": "auto",
         "batch-size": DEFAULT_BATCH_SIZE,
         "writer": "npy",
-        "write-interval": "batch",
+        "layout": CONTIGUOUS,
         "nan": "error",
         "on-error": "fail",
     }
     words = ["deploykit", "run", str(artifact), "--data", data, "-o", str(out)]
     for name, value in options.items():
-        if value is not None and value != defaults.get(name):
+        if isinstance(value, Mapping):
+            words += [word for key, one in value.items() for word in (f"--{name}", f"{key}={one}")]
+        elif value is not None and value != defaults.get(name):
             words += [f"--{name}", str(value)]
     return shlex.join(words)
 

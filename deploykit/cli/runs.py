@@ -27,6 +27,12 @@ def _rows_or_auto(_context: click.Context, _option: click.Parameter, text: str) 
         raise click.BadParameter(f"{text!r} is neither auto nor a number of rows") from None
 
 
+def _writer_arguments(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+    from runners.lightning_writer import parse_writer_arguments
+
+    return parse_writer_arguments(texts)
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -58,11 +64,19 @@ Examples:
     "--writer",
     default="npy",
     show_default=True,
-    help="arrow, csv, jsonl, npy, npz, parquet, pt, zarr, or package.module:Class.",
+    help="arrow, csv, jsonl, npy, npz, parquet, pt, zarr, or package.module:Class, also Lightning's.",
 )
 @click.option(
-    "--write-interval", default="batch", show_default=True,
-    help="batch (a file per shard), epoch (a file per rank) or batch_and_epoch.",
+    "--writer-arg", multiple=True, metavar="NAME=VALUE", callback=_writer_arguments,
+    help="Constructor argument of a Lightning BasePredictionWriter.",
+)  # fmt: skip
+@click.option(
+    "--write-interval",
+    help="batch (a file per shard; the default), epoch (a file per rank) or batch_and_epoch.",
+)
+@click.option(
+    "--layout", default="contiguous", show_default=True,
+    help="Rows of the ranks' files: contiguous, or strided as Lightning's ranks have them.",
 )  # fmt: skip
 @click.option("--shard-rows", type=int, help="Rows per part, a multiple of the batch size; chosen by default.")
 @click.option("--nan", default="error", show_default=True, help="What a NaN in the inputs does: error or allow.")

@@ -23,6 +23,9 @@ class FactorySource:
     Rows are read by one thread of this process: ``num_workers``, batch size and order of a DataLoader are not used,
     its ``collate_fn`` is.
 
+    Attributes:
+        dataset, loader, datamodule: what the factory returned, as far as it had them; None after ``close``.
+
     Raises:
         DataError: the dataset has no length, or a row does not fit the model.
     """
@@ -30,7 +33,8 @@ class FactorySource:
     def __init__(self, target: str, found: Found, inputs: Sequence[TensorSpec]) -> None:
         self.notes: list[str] = list(found.notes)
         self._what, self._target = f"data {target}", _without_folder(target)
-        self._dataset, self._collate, self._inputs = found.dataset, found.collate, tuple(inputs)
+        self._collate, self._inputs = found.collate, tuple(inputs)
+        self.dataset, self.loader, self.datamodule = found.dataset, found.loader, found.datamodule
         self._length = rows_of(found.dataset, self._what)
         self._items = Items(inputs, self._what, self.notes)
         self._fingerprint: dict[str, Any] | None = None
@@ -40,7 +44,7 @@ class FactorySource:
 
     def read(self, start: int, stop: int) -> Arrays:
         """Rows ``[start, stop)``; one thread at a time."""
-        items = self._fetch(start, stop)
+        items = self._fetch(range(start, stop))
         if self._collate is None:
             batch = self._stacked([self._items.row(item, row) for row, item in enumerate(items, start)], start)
         else:
@@ -51,6 +55,13 @@ class FactorySource:
         except DataError as error:
             raise DataError(f"{self._what}: {error}") from None
         return batch
+
+    def collated(self, rows: Sequence[int]) -> Any:
+        """The batch of these rows as a torch ``DataLoader`` gives it, labels and all else included."""
+        from torch.utils.data import default_collate
+
+        where = f"{self._what}, rows {rows[0]} to {rows[-1]}: the collate_fn"
+        return called(where, self._collate or default_collate, self._fetch(rows))
 
     def fingerprint(self) -> dict[str, Any]:
         """The target, the number of rows, and a digest of the first and the last row."""
@@ -66,18 +77,18 @@ class FactorySource:
 
     def close(self) -> None:
         """Let go of the dataset."""
-        self._dataset = self._collate = None
+        self.dataset = self.loader = self.datamodule = self._collate = None
 
-    def _fetch(self, start: int, stop: int) -> list[Any]:
-        many = getattr(self._dataset, "__getitems__", None)
+    def _fetch(self, rows: Sequence[int]) -> list[Any]:
+        many = getattr(self.dataset, "__getitems__", None)
         if many is not None:
-            where = f"{self._what}, rows {start} to {stop - 1}"
-            items = list(called(where, many, list(range(start, stop))))
-            if len(items) != stop - start:
+            where = f"{self._what}, rows {rows[0]} to {rows[-1]}"
+            items = list(called(where, many, list(rows)))
+            if len(items) != len(rows):
                 raise DataError(f"{where}: __getitems__ returned {len(items)} rows; it must return one for each index")
             return items
-        get = self._dataset.__getitem__
-        return [called(f"{self._what}, row {row}", get, row) for row in range(start, stop)]
+        get = self.dataset.__getitem__
+        return [called(f"{self._what}, row {row}", get, row) for row in rows]
 
     def _stacked(self, rows: list[Arrays], start: int) -> Arrays:
         for spec in self._inputs:

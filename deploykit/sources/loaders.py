@@ -4,7 +4,7 @@ Objects are known by what they can do, so neither torch nor Lightning is importe
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deploykit.errors import DataError, DeploykitError
@@ -16,11 +16,16 @@ _TRANSFER_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A map-style dataset, the ``collate_fn`` that makes batches of its rows, if any, and what was ignored."""
+    """A map-style dataset, the ``collate_fn`` that makes batches of its rows, if any, and what was ignored.
+
+    ``loader`` and ``datamodule`` are the DataLoader and the LightningDataModule that it came from, if any.
+    """
 
     dataset: Any
     collate: Callable[[list[Any]], Any] | None
     notes: tuple[str, ...] = ()
+    loader: Any = None
+    datamodule: Any = None
 
 
 def called(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -44,11 +49,12 @@ def find_dataset(made: Any, what: str, *, prepare: bool) -> Found:
     Raises:
         DataError: something else, several dataloaders, or a loader that does not visit each row once.
     """
+    datamodule = None
     if all(hasattr(made, name) for name in ("prepare_data", "setup", "predict_dataloader")):
-        made = _predict_loader(made, what, prepare=prepare)
+        datamodule, made = made, _predict_loader(made, what, prepare=prepare)
     if all(hasattr(made, name) for name in ("dataset", "collate_fn", "sampler")):
-        return _from_loader(made, what)
-    return Found(dataset=made, collate=None)
+        return replace(_from_loader(made, what), loader=made, datamodule=datamodule)
+    return Found(dataset=made, collate=None, datamodule=datamodule)
 
 
 def rows_of(dataset: Any, what: str) -> int:

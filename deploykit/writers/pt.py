@@ -1,6 +1,6 @@
 """Files for ``torch.load(path, weights_only=True)``; for each rank in the layout that Lightning users know."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,7 +9,9 @@ import numpy as np
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import NUMBERS, SAMPLE_ID, Arrays, Batch, Writer, checked, empty_rows
 
-__all__ = ["PtWriter", "load_pt", "save_pt"]
+__all__ = ["PtWriter", "as_returned", "load_pt", "save_pt"]
+
+BARE = "output"
 
 
 class PtWriter(Writer):
@@ -48,14 +50,13 @@ class PtWriter(Writer):
     def write_epoch(self, directory: Path, rank: int, batches: Iterator[Batch], rows: int) -> list[Path]:  # noqa: ARG002
         """Write ``predictions_{rank}.pt`` and ``batch_indices_{rank}.pt``.
 
-        The first is a list with the prediction of each batch, a bare tensor if the model has one output, else a dict;
+        The first is a list with the prediction of each batch, as the module returned it (``as_returned``);
         the second nests the sample ids as dataloader, batch, sample. All rows of the rank are in memory meanwhile.
         """
         predictions: list[Any] = []
         indices: list[list[int]] = []
         for batch in batches:
-            outputs = {spec.name: checked(self.outputs, batch).outputs[spec.name] for spec in self.outputs}
-            predictions.append(outputs if len(outputs) > 1 else next(iter(outputs.values())))
+            predictions.append(as_returned(self.outputs, checked(self.outputs, batch).outputs))
             indices.append(batch.sample_ids.tolist())
         paths = [self.epoch_path(directory, rank), _indices_path(directory, rank)]
         save_pt(paths[0], predictions)
@@ -68,6 +69,12 @@ class PtWriter(Writer):
         for prediction, ids in zip(load_pt(self.epoch_path(directory, rank)), indices, strict=True):
             outputs: Arrays = prediction if isinstance(prediction, dict) else {self.outputs[0].name: prediction}
             yield Batch(sample_ids=np.array(ids, np.int64), outputs=outputs)
+
+
+def as_returned(specs: Sequence[TensorSpec], outputs: Mapping[str, Any]) -> Any:
+    """The bare value where the module returned a bare tensor, whose name is ``output``; else a dict by output name."""
+    names = [spec.name for spec in specs]
+    return outputs[BARE] if names == [BARE] else {name: outputs[name] for name in names}
 
 
 def _indices_path(directory: Path, rank: int) -> Path:

@@ -225,7 +225,7 @@ def test_a_data_module(tmp_path: Path) -> None:
     path = factory(tmp_path, LIGHTNING, "Module()")
     source = opened(path, [X])
     np.testing.assert_array_equal(source.read(5, 6)["x"], [[20, 21, 22, 23]])
-    assert source._dataset is not None  # type: ignore[attr-defined]
+    assert source.dataset is not None  # type: ignore[attr-defined]
     calls = sys.modules[next(n for n in sys.modules if n.startswith("_deploykit_file") and hasattr(sys.modules[n], "Module") and str(sys.modules[n].__file__) == path.removesuffix(":make"))].Module.calls  # fmt: skip # noqa: E501
     assert calls == ["prepare", "predict"]
 

@@ -15,6 +15,7 @@ from deploykit.writers import Batch, make_writer, rebatch
 
 from .helpers import LABEL, MEAN, OUTPUTS, batch_of, make_job, run_all
 
+BARE = TensorSpec(name="output", dtype="float32", shape=("batch", 3))
 RAGGED = TensorSpec(name="tokens", dtype="float32", shape=("batch", "seq"))
 
 
@@ -88,7 +89,7 @@ def test_pt_files_of_a_rank_are_what_lightning_users_know(tmp_path: Path) -> Non
     """predictions: one entry per batch; batch_indices: dataloader > batch > sample ids."""
     import torch
 
-    job = make_job(rows=7, batch_size=2, shard_rows=2, writer="pt", write_interval="epoch", outputs=(MEAN,))
+    job = make_job(rows=7, batch_size=2, shard_rows=2, writer="pt", write_interval="epoch", outputs=(BARE,))
     run_all(tmp_path, job, ranks=2)
     indices = [torch.load(tmp_path / f"batch_indices_{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert indices == [[[[0, 1], [4, 5]]], [[[2, 3], [6]]]]
@@ -105,6 +106,16 @@ def test_pt_files_of_a_rank_with_two_outputs(tmp_path: Path) -> None:
     predictions = torch.load(tmp_path / "predictions_0.pt", weights_only=True)
     assert [list(p) for p in predictions] == [["logits.mean", "label"]] * 3
     assert predictions[2]["label"].tolist() == [40]
+
+
+def test_pt_files_of_a_rank_with_one_named_output(tmp_path: Path) -> None:
+    """A module that returns ``{"logits.mean": tensor}`` gives Lightning a dict, not a bare tensor."""
+    import torch
+
+    run_all(tmp_path, make_job(rows=3, writer="pt", write_interval="epoch", outputs=(MEAN,)), ranks=1)
+    predictions = torch.load(tmp_path / "predictions_0.pt", weights_only=True)
+    assert [list(p) for p in predictions] == [["logits.mean"]] * 2
+    assert predictions[1]["logits.mean"].tolist() == [[20, 21, 22]]
 
 
 def test_the_same_layout_as_lightnings_own_writer(tmp_path: Path) -> None:
@@ -134,7 +145,7 @@ def test_the_same_layout_as_lightnings_own_writer(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.predict(Model(), loader, return_predictions=False)
-    run_all(tmp_path / "ours", make_job(7, 2, 4, writer="pt", write_interval="epoch", outputs=(MEAN,)), ranks=1)
+    run_all(tmp_path / "ours", make_job(7, 2, 4, writer="pt", write_interval="epoch", outputs=(BARE,)), ranks=1)
     for name in ("predictions_0.pt", "batch_indices_0.pt"):
         theirs = torch.load(tmp_path / name, weights_only=True)
         ours = torch.load(tmp_path / "ours" / name, weights_only=True)

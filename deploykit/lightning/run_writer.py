@@ -1,0 +1,114 @@
+"""The callback itself, for whichever package Lightning comes in."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploykit.errors import DeploykitError, MissingExtraError, RunError, UsageError
+from deploykit.lightning.assemble import assemble
+from deploykit.lightning.indices import Loader, loaders_of
+from deploykit.lightning.spool import RankSpool
+from deploykit.lightning.values import named_arrays, specs_of
+from deploykit.writers import WRITERS
+from deploykit.writers.base import Batch
+
+__all__ = ["RunWriting", "make_run_writer"]
+
+
+class RunWriting:
+    """Writes the predictions of ``Trainer.predict`` into a run directory, each sample once, whatever the strategy.
+
+    Each rank puts its rows aside beside the directory; when all are done, rank 0 sorts them into the parts. ``deploykit
+    verify`` and ``deploykit merge`` read the result. The sample id of a row is its index in the dataset; several
+    dataloaders count on, one after another. Nothing counts before the end: predict again after an interruption.
+
+    Args:
+        path: the run directory, new or empty, on storage that all ranks share.
+        writer: format of the parts, ``npy``, ``pt`` or another that ``deploykit run`` knows.
+        shard_rows: rows per part, a multiple of the batch size; chosen if not given.
+
+    Raises:
+        UsageError, RunError, DataError: from ``Trainer.predict``: the directory holds something, or it cannot be known
+            which sample a row belongs to.
+    """
+
+    def __init__(self, path: str | Path, *, writer: str = "npy", shard_rows: int | None = None) -> None:
+        super().__init__("batch")  # type: ignore[call-arg]
+        WRITERS.load(writer)
+        self._path, self._writer, self._shard_rows = Path(path), writer, shard_rows
+        self._loaders: list[Loader] = []
+        self._spool: RankSpool | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse a directory that holds something, before anything is predicted."""
+        super().setup(trainer, pl_module, stage)  # type: ignore[misc]
+        if stage == "predict" and self._path.exists() and (not self._path.is_dir() or any(self._path.iterdir())):
+            raise RunError(f"run directory {self._path}: is not empty; name a new directory")
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        """Look at the dataloaders and make the rank's folder."""
+        del pl_module
+        self._loaders = loaders_of(trainer)
+        self._spool = RankSpool(self._path, trainer.global_rank)
+        self._spool.start()
+
+    def write_on_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Put the rows of one batch aside, under their sample ids."""
+        del trainer, pl_module, batch
+        arrays = named_arrays(prediction)
+        rows = len(next(iter(arrays.values())))
+        indices = self._loaders[dataloader_idx].checked(batch_indices, batch_idx, rows)
+        first = sum(loader.rows for loader in self._loaders[:dataloader_idx])
+        if self._spool is None:
+            raise UsageError("RunWriter: Trainer.predict did not start; it is a callback of that alone")
+        ids = np.array(indices, np.int64) + first
+        self._spool.add(Batch(sample_ids=ids, outputs=arrays), specs_of(arrays))
+
+    def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
+        """Wait for all ranks; rank 0 makes the run directory, and all hear how that went."""
+        if self._spool is None:
+            return
+        self._spool.finish(
+            loaders=tuple(loader.rows for loader in self._loaders),
+            padding=sum(loader.padding for loader in self._loaders),
+            batch_size=self._loaders[0].batch_size,
+        )
+        trainer.strategy.barrier("deploykit: the rows of all ranks")
+        problem: DeploykitError | None = None
+        if trainer.global_rank == 0:
+            problem = self._assembled(trainer.world_size, type(pl_module))
+        text = trainer.strategy.broadcast(None if problem is None else str(problem), 0)
+        if text is not None:
+            raise problem or RunError(text)
+
+    def _assembled(self, ranks: int, module: type) -> DeploykitError | None:
+        name = f"{module.__module__}.{module.__qualname__}"
+        try:
+            assemble(self._path, ranks, writer=self._writer, module=name, shard_rows=self._shard_rows)
+        except DeploykitError as error:
+            return error
+        return None
+
+
+def make_run_writer(package: str, home: str) -> type:
+    """``RunWriter`` as a class of Lightning's own, living in the module ``home``, where pickle finds it.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+    """
+    try:
+        base = importlib.import_module(package).BasePredictionWriter
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(package.partition(".")[0], "lightning", "writing a run from Trainer.predict") from error
+    return type("RunWriter", (RunWriting, base), {"__module__": home, "__doc__": RunWriting.__doc__})

@@ -1,0 +1,172 @@
+"""Predictions as one rank gets them, in any order, put aside until all ranks are done; and read back in order.
+
+::
+
+    RUN.spool/rank-0001/chunk-000000.npy    rows with their sample ids, in the order in which they came
+    RUN.spool/rank-0001/done.json           written last: rows, dataloaders, outputs
+
+The folder is beside the run directory and is removed when that is complete. Without its ``done.json`` a rank's rows do
+not count.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploykit.errors import DataError, RunError
+from deploykit.feed import writing
+from deploykit.files import appears_whole, write_json
+from deploykit.tensors import TensorSpec
+from deploykit.writers.base import SAMPLE_ID, Batch
+from deploykit.writers.npy import NpyWriter
+
+__all__ = ["RankSpool", "Spooled", "Summary", "spool_path"]
+
+CHUNK_BYTES = 16 * 2**20
+
+
+def spool_path(run: Path) -> Path:
+    """Where the ranks put their rows meanwhile."""
+    return run.with_name(f"{run.name}.spool")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a rank says when it is done.
+
+    Attributes:
+        loaders: samples of each dataloader.
+        padding: samples that all ranks together have once more than once, as their samplers say.
+        batch_size: of the first dataloader.
+        outputs: None where the rank predicted nothing.
+    """
+
+    rows: int
+    loaders: tuple[int, ...]
+    padding: int
+    batch_size: int
+    outputs: tuple[TensorSpec, ...] | None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Summary":
+        outputs = data["outputs"] and tuple(map(TensorSpec.from_json, data["outputs"]))
+        return cls(**{**data, "loaders": tuple(data["loaders"]), "outputs": outputs})
+
+
+class RankSpool:
+    """Collects the batches of one rank; memory holds 16 MiB of them."""
+
+    def __init__(self, run: Path, rank: int) -> None:
+        self._folder = spool_path(run) / f"rank-{rank:04d}"
+        self._waiting: list[Batch] = []
+        self._chunks = self._bytes = self.rows = 0
+        self.outputs: tuple[TensorSpec, ...] | None = None
+
+    def start(self) -> None:
+        """Make the folder, empty: what a run that died has left there goes."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        with writing(self._folder):
+            self._folder.mkdir(parents=True)
+
+    def add(self, batch: Batch, outputs: tuple[TensorSpec, ...]) -> None:
+        """Put a batch aside.
+
+        Raises:
+            DataError: its outputs are not those of the batches before.
+            RunError: the disk is full or not writable.
+        """
+        self.outputs = self.outputs or outputs
+        if outputs != self.outputs:
+            raise DataError(
+                f"predict_step returned {', '.join(map(str, outputs))} for the sample {batch.sample_ids[0]}, and "
+                f"before {', '.join(map(str, self.outputs))}; return the same names, dtypes and shapes for each batch"
+            )
+        # Copied: the module may use its memory again for the next batch.
+        self._waiting.append(
+            Batch(sample_ids=batch.sample_ids, outputs={name: a.copy() for name, a in batch.outputs.items()})
+        )
+        self.rows += len(batch)
+        self._bytes += sum(array.nbytes for array in batch.outputs.values())
+        if self._bytes >= CHUNK_BYTES:
+            self._flush()
+
+    def finish(self, *, loaders: tuple[int, ...], padding: int, batch_size: int) -> None:
+        """Say that this rank is done.
+
+        Raises:
+            RunError: the disk is full or not writable.
+        """
+        self._flush()
+        done = Summary(
+            rows=self.rows, loaders=loaders, padding=padding, batch_size=batch_size, outputs=self.outputs
+        )  # fmt: skip
+        with writing(self._folder):
+            write_json(self._folder / "done.json", asdict(done))
+
+    def _flush(self) -> None:
+        if not self._waiting or self.outputs is None:
+            return
+        path = self._folder / f"chunk-{self._chunks:06d}.npy"
+        with writing(path), appears_whole(path) as temporary:
+            NpyWriter(self.outputs).write(temporary, iter(self._waiting), sum(map(len, self._waiting)))
+        self._chunks += 1
+        self._waiting, self._bytes = [], 0
+
+
+class Spooled:
+    """The rows of all ranks.
+
+    Raises:
+        RunError: a rank's rows are not there.
+    """
+
+    def __init__(self, run: Path, ranks: int) -> None:
+        self._folder = spool_path(run)
+        folders = [self._folder / f"rank-{rank:04d}" for rank in range(ranks)]
+        self.summaries = [_summary(folder, run) for folder in folders]
+        self._chunks = [
+            np.load(path, mmap_mode="r", allow_pickle=False)
+            for folder in folders
+            for path in sorted(folder.glob("chunk-*.npy"))
+        ]
+        self._firsts = np.cumsum([0, *map(len, self._chunks)])
+        ids = [np.asarray(chunk[SAMPLE_ID]) for chunk in self._chunks]
+        self.ids = np.concatenate(ids) if ids else np.empty(0, np.int64)
+
+    def order(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Places of the rows by ascending sample id, each id once (its first place), and the ids that came again."""
+        places = np.argsort(self.ids, kind="stable")
+        again = np.flatnonzero(self.ids[places][1:] == self.ids[places][:-1]) + 1
+        return np.delete(places, again), self.ids[places][again]
+
+    def batches(self, places: np.ndarray[Any, Any], outputs: Sequence[TensorSpec]) -> Iterator[Batch]:
+        """The rows at these places, in this order, as one batch."""
+        records = np.empty(len(places), self._chunks[0].dtype)
+        chunk_of = np.searchsorted(self._firsts, places, side="right") - 1
+        for chunk in np.unique(chunk_of):
+            here = chunk_of == chunk
+            records[here] = self._chunks[chunk][places[here] - self._firsts[chunk]]
+        yield Batch(
+            sample_ids=np.ascontiguousarray(records[SAMPLE_ID]),
+            outputs={spec.name: np.ascontiguousarray(records[spec.name]) for spec in outputs},
+        )
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        self._chunks = []
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _summary(folder: Path, run: Path) -> Summary:
+    path = folder / "done.json"
+    if not path.is_file():
+        raise RunError(
+            f"run directory {run}: {path.parent.name} left no rows in {path.parent.parent}; all ranks must write to "
+            "storage that rank 0 sees: name a folder on a shared file system"
+        )
+    return Summary.from_json(json.loads(path.read_text(encoding="utf-8")))

@@ -1,0 +1,114 @@
+"""The files of each rank as Lightning's ranks write them: rank r of W has the rows r, r + W, r + 2W ...
+
+They are made from the parts when every row is there, and the parts stay: resume, merge and the proof that each row is
+there once work from those. ``commits/strided-0001.json`` is written after the files of rank 1.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deploykit.commit import FileDigest
+from deploykit.epoch import publish, refuse_misplaced
+from deploykit.feed import writing
+from deploykit.files import TEMPORARY_PREFIX, write_json
+from deploykit.layout import parse_layout
+from deploykit.rankrows import rank_batches
+from deploykit.rundir import RunDirectory
+from deploykit.writers.base import Batch, Writer
+
+__all__ = ["finish_strided", "strided_problems", "strided_wrong_ids"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RankFiles:
+    rank: int
+    ranks: int
+    rows: int
+    files: tuple[FileDigest, ...]
+
+
+def finish_strided(directory: RunDirectory, writer: Writer) -> None:
+    """Write the files of every rank that are not there yet; a rank without rows gets empty ones.
+
+    Without any row there is no file, as in Lightning, whose loop then calls no writer.
+
+    Raises:
+        RunError: a part is missing, or the disk is full or not writable.
+    """
+    for rank in _ranks(directory):
+        if _damage(directory, rank) is not None:
+            _write(directory, writer, rank)
+
+
+def strided_problems(directory: RunDirectory) -> list[str]:
+    """One text for each rank whose files are missing or damaged; running again writes them again."""
+    problems = []
+    for rank in _ranks(directory):
+        text = _damage(directory, rank)
+        if text is not None:
+            problems.append(text)
+    return problems
+
+
+def strided_wrong_ids(directory: RunDirectory, writer: Writer) -> list[str]:
+    """One text for each rank whose file holds other sample ids than its own; files with other problems are left out."""
+    whole = (rank for rank in _ranks(directory) if writer.can_read() and _damage(directory, rank) is None)
+    found = (_wrong_ids(directory, writer, rank) for rank in whole)
+    return [text for text in found if text is not None]
+
+
+def _ranks(directory: RunDirectory) -> range:
+    return range(parse_layout(directory.job.layout, 1).ranks if directory.job.plan.rows else 0)
+
+
+def _damage(directory: RunDirectory, rank: int) -> str | None:
+    path = _commit_path(directory, rank)
+    if not path.exists():
+        return f"the files of rank {rank} are not written yet"
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        files = [FileDigest(**file) for file in data["files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{path.name}: cannot be read ({error!r})"
+    damage = (directory.digests.damage(directory.path, file, check_digest=True) for file in files)
+    return next((text for text in damage if text is not None), None)
+
+
+def _wrong_ids(directory: RunDirectory, writer: Writer, rank: int) -> str | None:
+    plan, layout = directory.job.plan, parse_layout(directory.job.layout, 1)
+    expected, read = layout.rows(rank, plan.rows, plan.batch_size), 0
+    for batch in writer.read_epoch(directory.path, rank):
+        if batch.sample_ids.tolist() != list(expected[read : read + len(batch)]):
+            name = writer.epoch_path(directory.path, rank).name
+            return f"{name}: from place {read} on it holds other rows than those of rank {rank}"
+        read += len(batch)
+    return None if read == len(expected) else f"rank {rank}: {read} rows in its file, {len(expected)} are its own"
+
+
+def _write(directory: RunDirectory, writer: Writer, rank: int) -> None:
+    plan, layout = directory.job.plan, parse_layout(directory.job.layout, 1)
+    rows = len(layout.rows(rank, plan.rows, plan.batch_size))
+    stage = directory.path / f"{TEMPORARY_PREFIX}{os.getpid()}-rank-{rank}"
+    with writing(writer.epoch_path(directory.path, rank)):
+        try:
+            stage.mkdir()
+            batches: Iterator[Batch] = (
+                batch for _, batch in rank_batches(directory, writer, layout, rank, [plan.rows])
+            )
+            files = writer.write_epoch(stage, rank, batches, rows)
+            refuse_misplaced(writer, stage, rank, files)
+            records = tuple(directory.digests.record(file, file.name) for file in files)
+            publish(files, directory.path)
+            done = _RankFiles(rank=rank, ranks=layout.ranks, rows=rows, files=records)
+            write_json(_commit_path(directory, rank), asdict(done))
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _commit_path(directory: RunDirectory, rank: int) -> Path:
+    return directory.commits / f"strided-{rank:04d}.json"

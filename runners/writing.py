@@ -1,0 +1,86 @@
+"""How the predictions of a run are to be written: the writer, its files, and whose writer is called at the end."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from deploykit.errors import UsageError
+from deploykit.job import WriteInterval
+from deploykit.layout import CONTIGUOUS, parse_layout
+from deploykit.tensors import TensorSpec
+from deploykit.writers import Writer, make_writer
+from runners.lightning_writer import LightningWriter, find_lightning_writer
+
+__all__ = ["Writing", "choose_writing"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """A request, checked.
+
+    Attributes:
+        writer: what writes the parts.
+        name: its name, as ``make_writer`` knows it.
+        layout: as the job keeps it.
+        lightning: the user's ``BasePredictionWriter``, if that is what was named.
+        made: such a writer, made: what its constructor refuses is refused before any work.
+    """
+
+    writer: Writer
+    name: str
+    write_interval: WriteInterval
+    layout: str
+    lightning: LightningWriter | None = None
+    made: Any = None
+
+    def job_fields(self) -> dict[str, Any]:
+        """What the job keeps of it."""
+        return {
+            "writer": self.name,
+            "write_interval": self.write_interval,
+            "layout": self.layout,
+            "lightning": None if self.lightning is None else self.lightning.to_json(),
+        }
+
+
+def choose_writing(options: Mapping[str, Any], outputs: Sequence[TensorSpec], ranks: int) -> Writing:
+    """Make sense of ``writer``, ``writer-arg``, ``write-interval`` and ``layout`` together.
+
+    Raises:
+        UsageError: they do not fit each other, the writer, or the outputs.
+    """
+    name, interval = options["writer"], options["write-interval"]
+    layout = parse_layout(options["layout"], ranks)
+    lightning = find_lightning_writer(name, options["writer-arg"] or {}, interval)
+    if lightning is not None:
+        name, interval = _parts_format(outputs), "batch"
+    interval = interval or "batch"
+    if lightning is None and options["layout"] != CONTIGUOUS:
+        _require_files_of_ranks(options["layout"], interval, is_strided=layout.is_strided)
+    return Writing(
+        writer=make_writer(name, outputs, write_interval=interval),
+        name=name,
+        write_interval=cast("WriteInterval", interval),
+        layout=str(layout) if layout.is_strided or lightning is not None else CONTIGUOUS,
+        lightning=lightning,
+        made=None if lightning is None else lightning.make(),
+    )
+
+
+def _require_files_of_ranks(layout: str, interval: str, *, is_strided: bool) -> None:
+    if not is_strided:
+        raise UsageError(
+            f"layout {layout!r}: contiguous files hold what a rank computed, whatever the number of ranks; "
+            f"use --layout {CONTIGUOUS}, or a Lightning writer"
+        )
+    if interval == "batch":
+        raise UsageError(
+            f"layout {layout!r}: is that of the files of the ranks, and with the write interval batch there are none; "
+            "add --write-interval epoch or batch_and_epoch"
+        )
+
+
+def _parts_format(outputs: Sequence[TensorSpec]) -> str:
+    """npy, unless a dynamic dimension may differ from batch to batch, or a name is not ASCII."""
+    fixed = all(isinstance(size, int) for spec in outputs for size in spec.row_shape)
+    return "npy" if fixed and all(spec.name.isascii() for spec in outputs) else "pt"

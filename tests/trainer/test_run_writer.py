@@ -1,0 +1,292 @@
+"""``RunWriter``: a run directory from Lightning's own ``Trainer.predict``, and the indices that it does not believe."""
+
+import importlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+
+from deploykit.errors import DataError, IncompleteRunError, RunError, UnknownNameError
+from deploykit.lightning import RunWriter
+from deploykit.merging import merge_run
+from deploykit.rundir import RunDirectory
+from deploykit.verify_run import check_run, verify_run
+from tests import handmade
+from tests.trainer.recording import Plain, Rows, predict
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def merged(run: Path, name: str = "all.npz") -> dict[str, Any]:
+    with np.load(merge_run(run, run.with_name(name))) as table:
+        return dict(table)
+
+
+def spool(run: Path) -> Path:
+    return run.with_name(f"{run.name}.spool")
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 3}, {"batch_size": 4, "shuffle": True}, {"batch_size": 20}])
+@pytest.mark.parametrize("writer", ["npy", "pt"])
+def test_a_plain_predict_is_a_run(tmp_path: Path, writer: str, options: dict[str, Any]) -> None:
+    data, run = Rows(13), tmp_path / "run"
+    predict([RunWriter(run, writer=writer)], DataLoader(data, **options))
+    assert verify_run(run).ok
+    table = merged(run)
+    want = handmade.expected("plain", {"x": data.x.numpy()})
+    assert table["sample_id"].tolist() == list(range(13))
+    assert sorted(table) == ["aux.norm", "logits", "sample_id"]
+    for name in want:
+        np.testing.assert_allclose(table[name], want[name], rtol=1e-5, atol=1e-6)
+    assert not spool(run).exists()
+    assert RunDirectory.open(run).job.artifact_path.endswith("Net")
+
+
+def test_several_dataloaders_count_on(tmp_path: Path) -> None:
+    data = [Rows(5), Rows(4, seed=1)]
+    predict([RunWriter(tmp_path / "run")], [DataLoader(one, batch_size=2) for one in data])
+    assert verify_run(tmp_path / "run").ok
+    x = np.concatenate([one.x.numpy() for one in data])
+    want = handmade.expected("plain", {"x": x})["logits"]
+    np.testing.assert_allclose(merged(tmp_path / "run")["logits"], want, rtol=1e-5, atol=1e-6)
+
+
+def test_many_rows_in_parts_of_a_chosen_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks smaller than parts, parts smaller than chunks, any order."""
+    monkeypatch.setattr("deploykit.lightning.spool.CHUNK_BYTES", 2000)
+    torch.manual_seed(0)
+    loader = DataLoader(Rows(1000), batch_size=16, shuffle=True)
+    predict([RunWriter(tmp_path / "run", shard_rows=96)], loader)
+    assert check_run(tmp_path / "run").rows == 1000
+    assert len(list((tmp_path / "run" / "parts").iterdir())) == 11
+    want = handmade.expected("plain", {"x": Rows(1000).x.numpy()})["aux.norm"]
+    np.testing.assert_allclose(merged(tmp_path / "run")["aux.norm"], want, rtol=1e-5)
+
+
+@dataclass
+class Answer:
+    scores: torch.Tensor
+    more: Any
+
+
+class Odd(nn.Module):
+    """Returns what a test asks for."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.make(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda x: x, ["output"]),
+        (lambda x: (x, {"a": x, "b": [x, x]}), ["0", "1.a", "1.b.0", "1.b.1"]),
+        (lambda x: Answer(scores=x, more=(x.long(),)), ["more.0", "scores"]),
+        (lambda x: {"half": x.bfloat16()}, ["half"]),
+        (lambda x: x.numpy(), ["output"]),
+    ],
+)
+def test_names_are_those_of_an_exported_artifact(tmp_path: Path, make: Any, names: list[str]) -> None:
+    predict([RunWriter(tmp_path / "run")], DataLoader(Rows(5), batch_size=2), inner=Odd(make))
+    table = merged(tmp_path / "run")
+    assert sorted(table) == sorted([*names, "sample_id"])
+    np.testing.assert_allclose(table[names[0]].astype(np.float32).reshape(5, 4), Rows(5).x, rtol=0.01, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda x: None, "predict_step returned None"),
+        (lambda x: {"y": x, "loss": x.sum()}, "leave losses and other sums out"),
+        (lambda x: {"y": x, "z": x[:1]}, "first dimension of each must be the batch"),
+        (lambda x: {"y": x, "name": "cat"}, "returned a str as 'name'"),
+        (lambda x: x.to(torch.complex64), "complex64 as 'output'"),
+        (lambda x: x[:1], "2 samples and a prediction of 1 rows"),
+        (lambda x: x[:, : len(x) + 1], "return the same names, dtypes and shapes"),
+    ],
+)
+def test_predictions_that_no_file_can_hold(tmp_path: Path, make: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        predict([RunWriter(tmp_path / "run")], DataLoader(Rows(5), batch_size=2), inner=Odd(make))
+    assert not (tmp_path / "run").exists(), "nothing counts"
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(Rows(4).x)
+
+
+class Endless(Rows):
+    def __init__(self) -> None:
+        super().__init__(4)
+
+    def __getitem__(self, row: int) -> Any:
+        return super().__getitem__(row % 4)
+
+
+class Names:
+    """A batch sampler with an index that is none of the dataset's."""
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return iter([[0, np.int64(1)], [2, 9]])
+
+    def __len__(self) -> int:
+        return 2
+
+
+@pytest.mark.parametrize(
+    ("loaders", "said"),
+    [
+        (lambda: [torch.ones(2, 4)] * 2, "Lightning does not know which samples"),
+        (lambda: DataLoader(Stream(), batch_size=2), "Lightning does not know which samples"),
+        # Lightning hands the second loader the indices of the first one's last batch.
+        (lambda: [DataLoader(Rows(4), batch_size=2), [torch.ones(2, 4)]], r"dataloader 1 \(list\)"),
+        (lambda: DataLoader(Endless(), batch_sampler=Names()), "are not all numbers from 0 to 3"),  # type: ignore[arg-type]
+    ],
+    ids=["list", "iterable", "stale", "names"],
+)
+def test_indices_that_lightning_does_not_know(tmp_path: Path, loaders: Any, said: str) -> None:
+    with pytest.raises((DataError, IndexError), match=said):
+        predict([RunWriter(tmp_path / "run")], loaders())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("given", [None, [], [0], [1, 0], [2, 3]])
+def test_indices_of_another_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any) -> None:
+    """What older versions of Lightning gave with workers, and with return_predictions=False."""
+    writer = RunWriter(tmp_path / "run")
+    write = writer.write_on_batch_end
+    monkeypatch.setattr(writer, "write_on_batch_end", lambda t, m, p, indices, *rest: write(t, m, p, given, *rest))
+    with pytest.raises(DataError, match=r"batch 0: Lightning gave the batch indices .*its sampler gave \[0, 1\]"):
+        predict([writer], DataLoader(Rows(4), batch_size=2))
+
+
+def test_samples_that_come_twice_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="row 1: were predicted more than once, 1 times too often"):
+        predict([RunWriter(tmp_path / "twice")], DataLoader(Rows(3), sampler=[0, 1, 2, 1]))
+    assert not (tmp_path / "twice").exists()
+    with pytest.raises(IncompleteRunError, match="2 of 6 samples were not predicted: rows 4 to 5; the parts that are"):
+        predict([RunWriter(tmp_path / "part")], DataLoader(Rows(6), batch_size=2), limit_predict_batches=2)
+    found = check_run(tmp_path / "part")
+    assert (found.committed_rows, found.missing) == (4, ((4, 6),))
+    sampler = DistributedSampler(range(5), num_replicas=2, rank=0, drop_last=True)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="drop_last=True and leaves out 1 of 5 samples"):
+        predict([RunWriter(tmp_path / "drop")], DataLoader(Rows(5), sampler=sampler))
+
+
+def test_only_into_a_new_directory(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").touch()
+    with pytest.raises(RunError, match="is not empty; name a new directory"):
+        predict([RunWriter(tmp_path / "run")], DataLoader(Rows(3)))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    with pytest.raises(UnknownNameError, match="known are npy"):
+        RunWriter(tmp_path / "new", writer="xml")
+
+
+def test_what_a_dead_run_left_does_not_count(tmp_path: Path) -> None:
+    def die(x: torch.Tensor) -> torch.Tensor:
+        if len(x) == 1:
+            raise ValueError("a broken row")
+        return x
+
+    loader = DataLoader(Rows(5), batch_size=2)
+    with pytest.raises(ValueError, match="a broken row"):
+        predict([RunWriter(tmp_path / "run")], loader, inner=Odd(die))
+    assert spool(tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists()
+    predict([RunWriter(tmp_path / "run")], loader)
+    assert verify_run(tmp_path / "run").ok
+    assert not spool(tmp_path / "run").exists()
+
+
+def test_the_other_package() -> None:
+    from deploykit.pytorch_lightning import RunWriter as Other
+
+    assert Other.__module__ == "deploykit.pytorch_lightning"
+    assert issubclass(Other, importlib.import_module("pytorch_lightning").Callback)
+    assert not issubclass(Other, RunWriter)
+    assert pickle.loads(pickle.dumps(Other("run")))._path == Path("run")
+
+
+def test_lightning_is_imported_only_when_asked_for() -> None:
+    code = "import sys, deploykit.lightning, deploykit.pytorch_lightning; assert 'lightning' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+RANKS = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+from torch.utils.data import DataLoader, DistributedSampler
+from deploykit.lightning import RunWriter
+from tests.trainer.recording import Rows, predict
+for rows, folder, padded in json.loads(sys.argv[1]):
+    data = Rows(rows)
+    options = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": not padded}
+    import torch.distributed as dist, os
+    rank = int(os.environ["RANK"])
+    sampler = DistributedSampler(data, num_replicas=2, rank=rank, shuffle=False) if padded else None
+    predict([RunWriter(folder)], DataLoader(data, batch_size=2, sampler=sampler), **options)
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_of_ddp(tmp_path: Path) -> None:
+    """Strided ranks become contiguous parts; a sample that padding gave to both ranks is there once."""
+    (tmp_path / "ranks.py").write_text(RANKS)
+    cases = [(rows, str(tmp_path / f"{rows}-{padded}"), padded) for rows in (7, 8) for padded in (False, True)]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "ranks.py",
+         json.dumps(cases)],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rows, folder, _ in cases:
+        assert verify_run(folder).ok
+        want = handmade.expected("plain", {"x": Rows(rows).x.numpy()})["logits"]
+        found = merged(Path(folder), f"{Path(folder).name}.npz")
+        np.testing.assert_allclose(found["logits"], want, rtol=1e-5, atol=1e-6)
+
+
+def test_padding_is_taken_off_once(tmp_path: Path) -> None:
+    """The same without processes: two ranks' rows, the last one padded with sample 0."""
+    from deploykit.lightning.assemble import assemble
+    from deploykit.lightning.spool import RankSpool
+    from deploykit.lightning.values import specs_of
+    from deploykit.writers import Batch
+
+    for rank, ids in enumerate([[0, 2, 4], [1, 3, 0]]):
+        rows = RankSpool(tmp_path / "run", rank)
+        rows.start()
+        arrays = {"y": np.array(ids, np.float32)[:, None]}
+        rows.add(Batch(sample_ids=np.array(ids), outputs=arrays), specs_of(arrays))
+        rows.finish(loaders=(5,), padding=1, batch_size=2)
+    with pytest.raises(RunError, match="rank-0002 left no rows"):
+        assemble(tmp_path / "run", 3, writer="npy", module="m", shard_rows=None)
+    assemble(tmp_path / "run", 2, writer="npy", module="m", shard_rows=None)
+    assert verify_run(tmp_path / "run").ok
+    assert merged(tmp_path / "run")["y"].tolist() == [[0], [1], [2], [3], [4]]
+
+
+def test_the_module_is_left_alone(tmp_path: Path) -> None:
+    inner = Plain()
+    before = {name: value.clone() for name, value in inner.state_dict().items()}
+    predict([RunWriter(tmp_path / "run")], DataLoader(TensorDataset(Rows(3).x)), inner=inner)
+    assert all(torch.equal(before[name], value) for name, value in inner.state_dict().items())

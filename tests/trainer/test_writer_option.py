@@ -1,0 +1,251 @@
+"""``--writer`` with a class of Lightning's: how it is made, what it may read, and what happens when it fails."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploykit.errors import IncompleteRunError, RunError, UsageError
+from deploykit.verify_run import verify_run
+from runners import loop
+from runners.job import run
+from runners.lightning_trainer import NotThereError, make_module, make_trainer
+from runners.lightning_writer import find_lightning_writer, parse_writer_arguments
+from tests import handmade
+
+WRITERS = """
+import os
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+
+class Whole(BasePredictionWriter):
+    '''Keeps what it got in memory and writes it at last: works only if one object gets every call.'''
+
+    def __init__(self, file, write_interval="batch"):
+        super().__init__(write_interval)
+        self.file, self.rows = file, []
+
+    def write_on_batch_end(self, trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx):
+        assert batch.shape == (len(batch_indices), 4)
+        self.rows += batch_indices
+        if os.environ.get("FAIL_AT") == str(batch_idx):
+            raise KeyError("a field that is not there")
+        if os.environ.get("DIE_AT") == str(batch_idx):
+            os.kill(os.getpid(), 9)
+
+    def on_predict_end(self, trainer, pl_module):
+        with open(f"{self.file}.{trainer.global_rank}", "a") as file:
+            file.write(f"{type(pl_module).__name__} {self.rows}\\n")
+
+
+class Gather(BasePredictionWriter):
+    '''Gathers over the ranks, as many writers do.'''
+
+    def __init__(self):
+        super().__init__("epoch")
+
+    def write_on_epoch_end(self, trainer, pl_module, predictions, batch_indices):
+        everything = [None] * trainer.world_size
+        dist.all_gather_object(everything, batch_indices)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            torch.save(everything, "gathered.pt")
+
+
+class Curious(BasePredictionWriter):
+    def write_on_batch_end(self, trainer, *rest):
+        trainer.optimizers
+
+
+class Picky(Whole):
+    def __init__(self, file, *, digits):
+        super().__init__(file)
+        if digits > 8:
+            raise ValueError("at most 8 digits")
+
+
+class Other:
+    pass
+"""
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return handmade.build(tmp_path_factory.mktemp("a") / "plain", "plain", ["onnx"])
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mine.py").write_text(WRITERS)
+    np.save(tmp_path / "x.npy", handmade.random_inputs("plain", 11)["x"])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def start(artifact: Path, name: str = "Whole", out: str = "run", **options: Any) -> Any:
+    arguments = {"file": "seen"} if name == "Whole" else {}
+    options = {"devices": "cpu", "batch_size": 4, "writer_arg": arguments, **options}
+    return run(artifact, "x.npy", out, writer=f"mine.py:{name}", **options)
+
+
+def test_one_object_gets_all_calls_and_a_finished_job_makes_none(artifact: Path, place: Path) -> None:
+    result = start(artifact)
+    assert Path("seen.0").read_text() == f"plain {list(range(11))}\n"
+    assert "was called with all 11 rows as 1 rank (contiguous); it writes files of its own" in result.notes[-1]
+    assert "nothing was left to do" in start(artifact).notes[-1]
+    assert Path("seen.0").read_text().count("\n") == 1
+    assert verify_run("run").ok
+
+
+def test_a_writer_that_fails_costs_no_prediction(artifact: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAIL_AT", "1")
+    with pytest.raises(RunError, match=r"Whole: rank 0: raised KeyError: 'a field.*predicts nothing again"):
+        start(artifact)
+    with pytest.raises(
+        IncompleteRunError, match=r"mine\.py:Whole was not called to its end.*Run the same command again"
+    ):
+        verify_run("run")
+    monkeypatch.delenv("FAIL_AT")
+    monkeypatch.setattr(loop.Pipeline, "run", lambda self: pytest.fail("something was predicted"))
+    assert start(artifact).computed_rows == 0
+    assert Path("seen.0").read_text() == f"plain {list(range(11))}\n"
+    assert verify_run("run").ok
+
+
+def test_a_writer_that_is_killed_is_called_again_from_its_beginning(artifact: Path, place: Path) -> None:
+    words = ["run", str(artifact), "--data", "x.npy", "-o", "run", "--writer", "mine.py:Whole", "--batch-size", "4"]
+    command = [sys.executable, "-m", "deploykit", *words, "--writer-arg", "file=seen", "--devices", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env={**environment, "DIE_AT": "2"}, check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    start(artifact)
+    assert Path("seen.0").read_text() == f"plain {list(range(11))}\n"
+
+
+@pytest.mark.slow
+def test_ranks_are_processes_of_one_group(artifact: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    start(artifact, "Gather", devices="cpu:2")
+    assert torch.load("gathered.pt", weights_only=True) == [[[[0, 1, 2, 3]]], [[[4, 5, 6, 7], [8, 9, 10]]]]
+    # Only one of two batches of each rank has this number, so one rank fails and the other must not wait for ever.
+    monkeypatch.setenv("DIE_AT", "1")
+    with pytest.raises(RunError, match=r"rank 1 died with exit code -9; every prediction is in the run directory"):
+        start(artifact, out="two", devices="cpu:2")
+    monkeypatch.setenv("FAIL_AT", "1")
+    monkeypatch.delenv("DIE_AT")
+    with pytest.raises(RunError, match=r"rank 1: raised KeyError"):
+        start(artifact, out="two", devices="cpu:2")
+    monkeypatch.delenv("FAIL_AT")
+    start(artifact, out="two", devices="cpu:2")
+    assert Path("seen.1").read_text() == "plain [4, 5, 6, 7, 8, 9, 10]\n"
+
+
+def test_more_ranks_than_rows(artifact: Path, place: Path) -> None:
+    """Lightning's sampler crashes there; here a rank without rows is called with none."""
+    np.save("x.npy", handmade.random_inputs("plain", 1)["x"])
+    start(artifact, layout="strided:2")
+    assert [Path(f"seen.{rank}").read_text() for rank in (0, 1)] == ["plain [0]\n", "plain []\n"]
+
+
+def test_no_rows_no_calls(artifact: Path, place: Path) -> None:
+    np.save("x.npy", np.empty((0, 4), np.float32))
+    start(artifact)
+    start(artifact)
+    assert not Path("seen.0").exists()
+    assert verify_run("run").ok
+
+
+def test_the_job_knows_writer_arguments_and_ranks(artifact: Path, place: Path) -> None:
+    start(artifact)
+    kept = json.loads(Path("run/run.json").read_text())
+    assert kept["lightning"] == {"writer": "mine.py:Whole", "arguments": {"file": "seen"}}
+    assert (kept["layout"], kept["writer"], kept["write_interval"]) == ("contiguous:1", "npy", "batch")
+    for options, said in (
+        ({"writer_arg": {"file": "other"}}, r"lightning.arguments.file: 'seen', asked for 'other'"),
+        ({"layout": "strided"}, "layout: 'contiguous:1', asked for 'strided:1'"),
+        ({"devices": "cpu:2"}, "layout: 'contiguous:1', asked for 'contiguous:2'"),
+    ):
+        with pytest.raises(RunError, match=said):
+            start(artifact, **options)
+    start(artifact, devices="cpu:2", layout="contiguous:1")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("Whole", {"writer_arg": {}}, r"needs the argument 'file'; it takes \(file, write_interval='batch'\)"),
+        ("Whole", {"writer_arg": {"file": "a", "fiel": "b"}}, "no argument 'fiel'; it takes"),
+        ("Gather", {"write_interval": "epoch"}, "leave --write-interval out"),
+        ("Whole", {"write_interval": "hourly"}, "raised MisconfigurationException: `write_interval` should be one of"),
+        ("Whole", {"writer_arg": {"file": object()}}, "must be numbers, texts, lists or dicts"),
+        ("Picky", {"writer_arg": {"file": "a", "digits": 9}}, "raised ValueError: at most 8 digits; it takes"),
+        ("Other", {"writer_arg": {"a": 1}}, "takes no arguments, got a; leave --writer-arg out"),
+        ("Whole", {"layout": "zigzag"}, "layout 'zigzag': known are contiguous and strided"),
+    ],
+)
+def test_refused_before_anything_is_written(
+    artifact: Path, place: Path, name: str, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        start(artifact, name, **options)
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"layout": "strided"}, "add --write-interval epoch or batch_and_epoch"),
+        ({"layout": "contiguous:2", "write_interval": "epoch"}, "contiguous files hold what a rank computed"),
+        ({"writer_arg": {"a": 1}}, "writer 'npy': takes no arguments"),
+    ],
+)
+def test_layouts_of_plain_writers(artifact: Path, place: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        run(artifact, "x.npy", "run", **options)
+    assert not Path("run").exists()
+
+
+def test_strided_files_from_a_run(artifact: Path, place: Path) -> None:
+    for devices, folder in (("cpu", "one"), ("cpu:2", "two")):
+        run(
+            artifact, "x.npy", folder, devices=devices, batch_size=2, writer="pt", write_interval="epoch",
+            layout="strided:3",
+        )  # fmt: skip
+    for name in (f"{kind}_{rank}.pt" for kind in ("predictions", "batch_indices") for rank in range(3)):
+        assert Path("one", name).read_bytes() == Path("two", name).read_bytes()
+    shutil.rmtree("one")
+
+
+def test_what_is_not_there_is_named(artifact: Path, place: Path) -> None:
+    with pytest.raises(UsageError, match=r"trainer\.optimizers: deploykit run has no Trainer.*global_rank.*RunWriter"):
+        start(artifact, "Curious")
+    found = find_lightning_writer("mine.py:Gather", {}, None)
+    assert found is not None
+    trainer = make_trainer(1, 2, found.make(), loaders=None, batches=[3])
+    module = make_module("net", trainer)
+    assert (trainer.world_size, trainer.is_global_zero, trainer.num_predict_batches) == (2, False, [3])
+    assert trainer.lightning_module is trainer.model is module
+    assert module.trainer is trainer
+    assert not hasattr(trainer, "fit_loop")
+    assert getattr(module, "hparams", None) is None
+    with pytest.raises(NotThereError, match="use the predictions as they come"):
+        module.predict_step(None, 0)
+
+
+def test_arguments_from_the_command_line() -> None:
+    texts = ["output_dir=out/a=b", "digits=3", "sizes=[1, 2]", "on=True", "none="]
+    want = {"output_dir": "out/a=b", "digits": 3, "sizes": [1, 2], "on": True, "none": ""}
+    assert parse_writer_arguments(texts) == want
+    for wrong in (["output_dir"], ["=3"], ["a-b=3"], ["a=1", "a=2"]):
+        with pytest.raises(UsageError, match="expected NAME=VALUE, each name once"):
+            parse_writer_arguments(wrong)
