@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 
 from deploykit.artifact import Artifact
@@ -15,15 +16,17 @@ from deploykit.sources import Source
 from deploykit.writers import Writer
 from runners.assignment import Assignment
 from runners.base import Runner
-from runners.engine_local import Outcome, run_here, run_ranks
 from runners.environment import environment
+from runners.lock import locked
 from runners.progress import ProgressMode, make_progress
 from runners.report import Figures, make_report, write_report
 from runners.stop import StopRequest, on_signals
+from runners.work import Outcome, Work
 
-__all__ = ["Computed", "ProgressChoice", "Setting", "execute"]
+__all__ = ["Computed", "Placer", "ProgressChoice", "Setting", "drive", "execute"]
 
 ProgressChoice = ProgressMode | Callable[[int, int], None]
+Placer = Callable[[Work], Outcome]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +54,36 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computed:
-    """What one call predicted: its rows, and their mean number of draws where a bound decided it."""
+    """What one call predicted.
+
+    Attributes:
+        rows: rows that this call predicted.
+        draws_per_row: their mean number of draws where a bound decided it.
+        skipped_shards: shards that were there before, or that other calls computed.
+        missing_shards: shards that other ranks of the same launch have still to compute.
+    """
 
     rows: int = 0
     draws_per_row: float | None = None
+    skipped_shards: int = 0
+    missing_shards: int = 0
+
+
+def drive(setting: Setting, out: Path, place: Placer, *, progress: ProgressChoice, notes: list[str]) -> Computed:
+    """Do what is left of the job in ``out``, as the one process that places the ranks.
+
+    Raises:
+        RunError: the directory holds another job or is in use.
+        DeploykitError: whatever else stopped it.
+    """
+    with locked(out) as lock:
+        directory = RunDirectory.prepare(out, setting.job)
+        missing = directory.missing()
+        # An epoch job without rows has no rank and no file; its report says that it was done.
+        if not missing and directory.is_finished() and (directory.path / "report.json").exists():
+            notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
+            return Computed(skipped_shards=len(directory.job.plan))
+        return execute(setting, directory, missing, lock=lock, progress=progress, notes=notes, place=place)
 
 
 def execute(
@@ -65,6 +94,7 @@ def execute(
     lock: int,
     progress: ProgressChoice,
     notes: list[str],
+    place: Placer,
 ) -> Computed:
     """Predict the missing ``shards`` and finish the job's files.
 
@@ -75,8 +105,8 @@ def execute(
     stop = StopRequest()
     assignments = _assignments(setting, directory, len(shards))
     _note_idle_cores(setting, assignments, notes)
-    outcome = _run(setting, directory, assignments, shards, lock, stop, progress)
-    notes.extend(outcome.deaths)
+    outcome = _run(setting, directory, assignments, shards, lock, stop, progress, place)
+    notes.extend((*outcome.notes, *outcome.deaths))
     missing = directory.missing(check_digests=False)
     if not missing and directory.job.has_epoch_files:
         directory.finish_epoch(setting.writer)
@@ -92,7 +122,11 @@ def execute(
     if missing:
         raise _incomplete(setting, directory, missing, outcome, stop)
     used = report["draws_used"]
-    return Computed(rows=sum(shard.rows for shard in shards), draws_per_row=used and used["mean_per_row"])
+    return Computed(
+        rows=sum(shard.rows for shard in shards),
+        draws_per_row=used and used["mean_per_row"],
+        skipped_shards=figures.skipped_shards,
+    )
 
 
 def _assignments(setting: Setting, directory: RunDirectory, shards: int) -> list[Assignment]:
@@ -123,28 +157,27 @@ def _run(
     lock: int,
     stop: StopRequest,
     choice: ProgressChoice,
+    place: Placer,
 ) -> Outcome:
     if not assignments:
         return Outcome(meters={})
     done = directory.job.plan.rows - sum(shard.rows for shard in shards)
     progress = make_progress(choice, directory.job.plan.rows, done)
+    work = Work(
+        assignments=assignments,
+        shards=shards,
+        artifact=setting.artifact,
+        source=setting.source,
+        joins_group=setting.runner.joins_group,
+        logs=directory.path / "logs",
+        lock=lock,
+        done=done,
+        progress=progress,
+        stop=stop,
+    )
     try:
         with on_signals(stop):
-            if len(assignments) == 1:
-                artifact, source = setting.artifact, setting.source
-                return run_here(
-                    assignments[0], shards, artifact=artifact, source=source, done=done, progress=progress, stop=stop
-                )
-            return run_ranks(
-                assignments,
-                shards,
-                logs=directory.path / "logs",
-                joins_group=setting.runner.joins_group,
-                inherit=[lock],
-                done=done,
-                progress=progress,
-                stop=stop,
-            )
+            return place(work)
     finally:
         progress.close()
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,18 +10,17 @@ from time import monotonic
 from typing import Any, cast
 
 from deploykit.artifact import Artifact
-from deploykit.devices import parse_devices
 from deploykit.errors import UsageError
 from deploykit.job import Job, NanPolicy, WriteInterval
 from deploykit.manifest import Manifest
 from deploykit.passes import Passes, plan_passes
 from deploykit.plan import make_plan
-from deploykit.rundir import RunDirectory
 from deploykit.sources import open_source
 from deploykit.version import __version__
 from deploykit.writers import make_writer
-from runners.execute import Computed, ProgressChoice, Setting, execute
-from runners.lock import locked
+from runners.engine import Engine
+from runners.engines import choose_engine
+from runners.execute import Computed, ProgressChoice, Setting
 from runners.progress import check_kind
 from runners.table import choose_runner
 
@@ -36,13 +35,14 @@ class RunResult:
 
     Attributes:
         path: the run directory.
-        rows: rows of the job, all of which are there.
+        rows: rows of the job; all are there if no shard is missing.
         computed_rows: of these, predicted by this call.
         seconds: from the call to the last file.
         rows_per_s: computed rows per second; 0 where nothing was left to do.
-        skipped_shards: shards that were there before.
+        skipped_shards: shards that were there before, or that other ranks of a launcher computed.
         notes: what was ignored, assumed or chosen, for people to read.
         draws_per_row: mean draws of the computed rows; None where no bound decided, or nothing was left to do.
+        missing_shards: shards that other ranks of a launcher have still to compute; 0 with the engines local and ray.
     """
 
     path: Path
@@ -53,6 +53,7 @@ class RunResult:
     skipped_shards: int
     notes: tuple[str, ...]
     draws_per_row: float | None = None
+    missing_shards: int = 0
 
 
 def run(
@@ -73,6 +74,7 @@ def run(
     shard_rows: int | None = None,
     nan: str = "error",
     threads: int | None = None,
+    engine: str = "auto",
     progress: ProgressChoice = "none",
 ) -> RunResult:
     """Predict every row of ``data`` into the run directory ``out``, or take up the same job where it stopped.
@@ -94,6 +96,8 @@ def run(
         shard_rows: rows per part, a multiple of the batch size; chosen if not given.
         nan: what a NaN in the inputs does, ``error`` or ``allow``.
         threads: CPU threads per rank; the runner's choice if not given.
+        engine: who starts the ranks: ``local``, ``torchrun``, ``slurm``, ``array``, ``ray``, ``package.module:Class``,
+            or ``auto``: the launcher that has started this process as one of several ranks, else ``local``.
         progress: ``auto``, ``bar``, ``lines`` or ``none``, or a function of the rows that are done and all rows.
 
     Raises:
@@ -105,6 +109,7 @@ def run(
     """
     began = monotonic()
     check_kind(progress)
+    chosen = choose_engine(engine)
     options = {
         "runner": runner,
         "devices": devices,
@@ -119,11 +124,28 @@ def run(
         "shard-rows": shard_rows,
         "nan": nan,
         "threads": threads,
+        "engine": engine,
     }
     with contextlib.ExitStack() as stack:
-        setting = _checked(stack, artifact, str(data), out, options, began)
-        lock = stack.enter_context(locked(Path(out)))
-        return _do(setting, RunDirectory.prepare(out, setting.job), lock, progress)
+        setting = _checked(stack, artifact, str(data), out, options, began, chosen.engine)
+        notes = [*chosen.notes, *setting.source.notes]
+        computed = chosen.engine.run(setting, Path(out), progress=progress, notes=notes)
+        return _result(setting, Path(out), computed, notes)
+
+
+def _result(setting: Setting, out: Path, computed: Computed, notes: Sequence[str]) -> RunResult:
+    seconds = monotonic() - setting.began_s
+    return RunResult(
+        path=out,
+        rows=setting.job.plan.rows,
+        computed_rows=computed.rows,
+        seconds=seconds,
+        rows_per_s=computed.rows / seconds,
+        skipped_shards=computed.skipped_shards,
+        notes=tuple(notes),
+        draws_per_row=computed.draws_per_row,
+        missing_shards=computed.missing_shards,
+    )
 
 
 def _checked(
@@ -133,20 +155,20 @@ def _checked(
     out: str | Path,
     options: Mapping[str, Any],
     began: float,
+    engine: Engine,
 ) -> Setting:
     """Everything that can be refused is refused here, before anything is written."""
     if options["threads"] is not None and options["threads"] < 1:
         raise UsageError(f"threads {options['threads']}: at least one thread is needed")
     artifact = stack.enter_context(Artifact.open(artifact_path))
     runner = choose_runner(artifact, options["runner"])
-    devices = parse_devices(options["devices"], runner.cuda_count, runtime=runner.runtime)
+    devices = engine.devices(options["devices"], runner)
     seed, draws = _controls(artifact, options["seed"], options["draws"])
     passes = _passes(artifact, draws, options)
     added = passes.column(artifact.manifest.batch_dimension)
     outputs = (*(output.tensor for output in artifact.manifest.outputs), *added)
     writer = make_writer(options["writer"], outputs, write_interval=options["write-interval"])
-    source = open_source(data, artifact.manifest.inputs)
-    stack.callback(source.close)
+    source = stack.enter_context(contextlib.closing(open_source(data, artifact.manifest.inputs)))
     plan = make_plan(len(source), options["batch-size"], _row_bytes(artifact.manifest), options["shard-rows"])
     job = Job(
         artifact=artifact.digest,
@@ -225,33 +247,10 @@ def _resume_command(artifact: str | Path, data: str, out: str | Path, options: M
         "writer": "npy",
         "write-interval": "batch",
         "nan": "error",
+        "engine": "auto",
     }
     words = ["deploykit", "run", str(artifact), "--data", data, "-o", str(out)]
     for name, value in options.items():
         if value is not None and value != defaults.get(name):
             words += [f"--{name}", str(value)]
     return shlex.join(words)
-
-
-def _do(setting: Setting, directory: RunDirectory, lock: int, progress: ProgressChoice) -> RunResult:
-    """Do what is left of the job."""
-    missing = directory.missing()
-    skipped = len(directory.job.plan) - len(missing)
-    notes = list(setting.source.notes)
-    computed = Computed()
-    # An epoch job without rows has no rank and no file; its report says that it was done.
-    if not missing and directory.is_finished() and (directory.path / "report.json").exists():
-        notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
-    else:
-        computed = execute(setting, directory, missing, lock=lock, progress=progress, notes=notes)
-    seconds = monotonic() - setting.began_s
-    return RunResult(
-        path=directory.path,
-        rows=directory.job.plan.rows,
-        computed_rows=computed.rows,
-        seconds=seconds,
-        rows_per_s=computed.rows / seconds,
-        skipped_shards=skipped,
-        notes=tuple(notes),
-        draws_per_row=computed.draws_per_row,
-    )

@@ -50,6 +50,10 @@ Examples:
 @click.option("--shard-rows", type=int, help="Rows per part, a multiple of the batch size; chosen by default.")
 @click.option("--nan", default="error", show_default=True, help="What a NaN in the inputs does: error or allow.")
 @click.option("--threads", type=int, help="CPU threads per rank; a fair share by default.")
+@click.option(
+    "--engine", default="auto", show_default=True,
+    help="Who starts the ranks: local, torchrun, slurm, array, ray, or auto: what started this process.",
+)  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 def run(artifact: Path, data: str, output: Path, quiet: bool, **options: Any) -> None:
     """Predict every row of a data set with ARTIFACT.
@@ -69,6 +73,8 @@ def run(artifact: Path, data: str, output: Path, quiet: bool, **options: Any) ->
     )
     if result.draws_per_row is not None:
         click.echo(f"{result.draws_per_row:.1f} draws per row; the saving is in {result.path / 'report.html'}")
+    if result.missing_shards:
+        return  # The rank of a launcher that is the last to end says what is next.
     click.echo(f"next: deploykit verify {result.path}; deploykit merge {result.path} -o predictions.npz")
 
 
