@@ -2,6 +2,8 @@
 
 import abc
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from deploykit.devices import Device, parse_devices
 from runners.base import Runner
@@ -11,7 +13,7 @@ __all__ = ["Engine"]
 
 
 class Engine(abc.ABC):
-    """Made once for a call of ``run``, without arguments. A subclass fills in ``run``, and ``devices`` where it must.
+    """Made and entered once for a call of ``run``, without arguments. A subclass fills in ``run``, and what it must.
 
     An engine that places the ranks itself calls ``runners.execute.drive`` with a function that runs them; that locks
     and prepares the directory, finds what is missing, and writes the report.
@@ -24,6 +26,14 @@ class Engine(abc.ABC):
             UsageError, DeviceError: a form that the engine does not know, or a device that is not there.
         """
         return parse_devices(text, runner.cuda_count, runtime=runner.runtime)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(  # noqa: B027 - most engines hold nothing
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of whatever was obtained on entry."""
 
     @abc.abstractmethod
     def run(self, setting: Setting, out: Path, *, progress: ProgressChoice, notes: list[str]) -> Computed:

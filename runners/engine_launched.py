@@ -144,6 +144,7 @@ class LaunchedEngine(Engine):
         mode = choice if callable(choice) or self.launch.rank == 0 else "none"
         plan = directory.job.plan
         progress = make_progress(mode, plan.rows, 0)
+        listener = _Listener(progress, directory, claims)
         try:
             with on_signals(stop):
                 outcome = run_here(
@@ -151,10 +152,11 @@ class LaunchedEngine(Engine):
                     claims,
                     artifact=setting.artifact,
                     source=setting.source,
-                    listener=_Listener(progress, directory, claims),
+                    listener=listener,
                     stop=stop,
                 )
         finally:
+            listener.look()
             progress.close()
         return outcome.meters[assignment.rank]
 
@@ -208,6 +210,11 @@ class _Listener:
     def predicted(self, rows: int) -> None:
         self._own += rows
         if monotonic() - self._looked >= LOOK_S:
-            self._looked = monotonic()
-            self._others = self._directory.committed_rows(without=self._claims.taken)
+            self.look()
+        self._progress.update(self._own + self._others)
+
+    def look(self) -> None:
+        """See what the others have done by now."""
+        self._looked = monotonic()
+        self._others = self._directory.committed_rows(without=self._claims.taken)
         self._progress.update(self._own + self._others)

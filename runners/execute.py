@@ -108,6 +108,7 @@ def execute(
     outcome = _run(setting, directory, assignments, shards, lock, stop, progress, place)
     notes.extend((*outcome.notes, *outcome.deaths))
     missing = directory.missing(check_digests=False)
+    directory.clean()  # What a rank left that died; every rank has ended.
     if not missing and directory.job.has_epoch_files:
         directory.finish_epoch(setting.writer)
     figures = Figures(

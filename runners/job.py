@@ -127,9 +127,10 @@ def run(
         "engine": engine,
     }
     with contextlib.ExitStack() as stack:
-        setting = _checked(stack, artifact, str(data), out, options, began, chosen.engine)
+        engine_here = stack.enter_context(chosen.engine)
+        setting = _checked(stack, artifact, str(data), out, options, began, engine_here)
         notes = [*chosen.notes, *setting.source.notes]
-        computed = chosen.engine.run(setting, Path(out), progress=progress, notes=notes)
+        computed = engine_here.run(setting, Path(out), progress=progress, notes=notes)
         return _result(setting, Path(out), computed, notes)
 
 
