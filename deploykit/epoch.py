@@ -11,7 +11,7 @@ from pathlib import Path
 from deploykit.commit import RankCommit, part_name, rank_of_file
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.feed import writing
-from deploykit.files import TEMPORARY_PREFIX, sync_directory
+from deploykit.files import sync_directory, temporary_name
 from deploykit.plan import Shard, describe_ranges
 from deploykit.rundir import RunDirectory
 from deploykit.runrows import RunRows
@@ -75,7 +75,7 @@ def _groups(directory: RunDirectory, state: State) -> dict[int, list[Shard]]:
 
 
 def _write_rank(directory: RunDirectory, writer: Writer, rows: RunRows, rank: int, shards: list[Shard]) -> RankCommit:
-    stage = directory.path / f"{TEMPORARY_PREFIX}{os.getpid()}-rank-{rank}"
+    stage = directory.path / temporary_name(f"rank-{rank}")
     failed = {row: why for shard in shards for row, why in rows.state.failed_in(shard).items()}
     count = sum(shard.rows for shard in shards) - len(failed)
     with writing(writer.epoch_path(directory.path, rank)):

@@ -3,12 +3,21 @@
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TEMPORARY_PREFIX", "appears_whole", "sha256_of", "sync_directory", "write_json"]
+__all__ = [
+    "TEMPORARY_PREFIX",
+    "appears_whole",
+    "sha256_of",
+    "sync_directory",
+    "temporary_name",
+    "write_json",
+    "write_json_once",
+]
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -20,7 +29,7 @@ def appears_whole(path: Path) -> Iterator[Path]:
     On any error, Ctrl-C included, the temporary file is removed and ``path`` is as it was.
     """
     # The name ends as the final one does: some libraries choose the format by it, or add it where it is missing.
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -29,6 +38,14 @@ def appears_whole(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def temporary_name(name: str) -> str:
+    """A name for a half-written ``name`` that no other process takes, of this machine or of another one.
+
+    Processes of several containers share a file system, and each has the process number 1.
+    """
+    return f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{name}"
 
 
 def sync_directory(directory: Path) -> None:
@@ -44,6 +61,20 @@ def write_json(path: Path, data: Any) -> None:
     """Write indented JSON, whole or not at all."""
     with appears_whole(path) as temporary:
         temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def write_json_once(path: Path, data: Any) -> bool:
+    """Write indented JSON, whole, unless the file exists; says whether it wrote. Of several processes one does."""
+    temporary = path.with_name(temporary_name(path.name))
+    try:
+        write_json(temporary, data)
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+    return True
 
 
 def sha256_of(path: Path) -> str:

@@ -11,14 +11,14 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from deploykit.commit import Commit, Digests, RankCommit, part_name
 from deploykit.errors import RunError
 from deploykit.feed import Feed, writing
-from deploykit.files import TEMPORARY_PREFIX, appears_whole, write_json
+from deploykit.files import TEMPORARY_PREFIX, appears_whole, write_json, write_json_once
 from deploykit.job import Job
 from deploykit.plan import Shard
 from deploykit.runstate import State, read_state
@@ -58,6 +58,29 @@ class RunDirectory:
             directory = cls(path, job)
         with writing(path):
             directory._set_up()
+            directory.clean()
+        return directory
+
+    @classmethod
+    def join(cls, path: str | Path, job: Job) -> "RunDirectory":
+        """Take part in the job together with other processes, on this machine or on others that share the directory.
+
+        Whoever comes first creates it. Nothing is removed, because others may be at work.
+
+        Raises:
+            RunError: the directory holds something else, or another job; the message names what differs.
+        """
+        path = Path(path)
+        if not (path / RUN_NAME).exists():
+            try:
+                _refuse_foreign(path)
+            except RunError:
+                if not (path / RUN_NAME).exists():  # Another process may have created it since.
+                    raise
+        with writing(path):
+            cls(path, job)._set_up()
+        directory = cls.open(path)
+        directory._refuse_other(job)
         return directory
 
     @classmethod
@@ -94,6 +117,12 @@ class RunDirectory:
         """The shards that are still to be computed, in order."""
         state = self.state(check_digests=check_digests)
         return state.missing(self.job.plan, from_parts=self.job.keeps_parts)
+
+    def committed_rows(self, *, without: Collection[int] = ()) -> int:
+        """Rows of the parts that have a commit, but for these; fast, because no commit is read or checked."""
+        names = (path.stem.removeprefix("part-") for path in self.commits.glob("part-*.json"))
+        numbers = {int(name) for name in names if name.isdecimal()} - set(without)
+        return sum(self.job.plan.shard(number).rows for number in numbers if number < len(self.job.plan))
 
     def write_part(
         self,
@@ -170,13 +199,16 @@ class RunDirectory:
                 "Use the old values to resume it, or name a new directory"
             )
 
-    def _set_up(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+    def clean(self) -> None:
+        """Remove what killed processes left half-written; nobody else may be writing."""
         for folder in (self.path, self.parts, self.commits, self.path / STATUS_NAME):
             for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 _remove(leftover)
+
+    def _set_up(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / RUN_NAME).exists():
-            write_json(self.path / RUN_NAME, self.job.to_json())
+            write_json_once(self.path / RUN_NAME, self.job.to_json())
         self.parts.mkdir(exist_ok=True)
         self.commits.mkdir(exist_ok=True)
 

@@ -61,7 +61,7 @@ class Assignment:
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
-        if self.group is not None:
+        if self.group is not None and self.group.store is not None:
             data["group"]["store"] = str(self.group.store)
         return data
 
@@ -70,6 +70,6 @@ class Assignment:
         group = data["group"]
         fields = {
             "device": Device(**data["device"]),
-            "group": None if group is None else Group(**{**group, "store": Path(group["store"])}),
+            "group": None if group is None else Group(**{**group, "store": group["store"] and Path(group["store"])}),
         }
         return cls(**{**data, **fields})

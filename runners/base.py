@@ -22,11 +22,17 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The ranks of one run: ``store`` is a file through which they find each other, so that no port can clash."""
+    """The ranks of one run, and how they find each other.
+
+    Attributes:
+        store: a file, so that no port can clash; None for the address that a launcher has put into the environment.
+        here: whether all of them are on this machine.
+    """
 
     rank: int
     world_size: int
-    store: Path
+    store: Path | None
+    here: bool = True
     timeout_s: float = 120.0
 
 

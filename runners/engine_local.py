@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -19,30 +19,61 @@ from deploykit.plan import Shard
 from deploykit.sources import Source
 from runners.assignment import Assignment
 from runners.base import Group
-from runners.loop import Pipeline
+from runners.engine import Engine
+from runners.execute import Computed, ProgressChoice, Setting, drive
+from runners.loop import Pipeline, ShardFeed
 from runners.memory import peak_memory_bytes
 from runners.pace import behind
 from runners.process import RankProcess
 from runners.progress import Progress
-from runners.recorder import Recorder
+from runners.recorder import Recorder, Told
 from runners.stop import StopRequest
 from runners.timing import Meter
+from runners.work import Outcome, Work
 
-__all__ = ["Outcome", "run_here", "run_ranks"]
+__all__ = ["ListFeed", "LocalEngine", "place", "rebuilt", "run_here", "run_ranks"]
 
 TICK_S = 0.1
 PATIENCE_S = 10.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What the ranks measured, by rank, and how those died that did."""
+class LocalEngine(Engine):
+    """One rank in this process, or one process for each device of this machine."""
 
-    meters: dict[int, Meter]
-    deaths: tuple[str, ...] = ()
+    def run(self, setting: Setting, out: Path, *, progress: ProgressChoice, notes: list[str]) -> Computed:
+        return drive(setting, out, place, progress=progress, notes=notes)
 
 
-class _ListFeed:
+def place(work: Work) -> Outcome:
+    """Run the ranks on this machine.
+
+    Raises:
+        DeploykitError: whatever stopped them.
+    """
+    if len(work.assignments) > 1:
+        return run_ranks(
+            work.assignments,
+            work.shards,
+            logs=work.logs,
+            joins_group=work.joins_group,
+            inherit=[work.lock],
+            done=work.done,
+            progress=work.progress,
+            stop=work.stop,
+        )
+    return run_here(
+        work.assignments[0],
+        ListFeed(work.shards),
+        artifact=work.artifact,
+        source=work.source,
+        listener=_HereListener(work.progress, work.done),
+        stop=work.stop,
+    )
+
+
+class ListFeed:
+    """These shards, one after another."""
+
     def __init__(self, shards: Sequence[Shard]) -> None:
         self._shards = deque(shards)
         self._lock = threading.RLock()  # A signal handler may close it in the very thread that holds it.
@@ -71,22 +102,21 @@ class _HereListener:
 
 def run_here(
     assignment: Assignment,
-    shards: Sequence[Shard],
+    feed: ShardFeed,
     *,
     artifact: Artifact,
     source: Source,
-    done: int,
-    progress: Progress,
+    listener: Told,
     stop: StopRequest,
 ) -> Outcome:
-    """Run one rank in this process. ``done`` rows were there before.
+    """Run one rank in this process.
 
     Raises:
         DeploykitError: whatever stopped it.
     """
-    meter, feed = Meter(origin_s=assignment.origin_s), _ListFeed(shards)
+    meter = Meter(origin_s=assignment.origin_s)
     with contextlib.ExitStack() as stack:
-        recorder = stack.enter_context(Recorder(assignment, _HereListener(progress, done), meter))
+        recorder = stack.enter_context(Recorder(assignment, listener, meter))
         task = assignment.open(stack, artifact=artifact, source=source)
         pipeline = Pipeline(task, feed, recorder, meter)
         stop.listen(finish=feed.close, abandon=pipeline.abandon)
@@ -167,7 +197,7 @@ class _Ranks(contextlib.AbstractContextManager["_Ranks"]):
         if rank.meter is not None:
             return
         if rank.error is not None:
-            self._fail(_rebuilt(rank.error))
+            self._fail(rebuilt(rank.error))
         elif joins_group and not rank.ready:
             # The others wait for it and would wait in vain.
             self._fail(RunError(f"{rank.how_it_died()}\nThe ranks could not meet; nothing was computed"))
@@ -228,7 +258,7 @@ class _Ranks(contextlib.AbstractContextManager["_Ranks"]):
                 rank.process.wait()
 
 
-def _rebuilt(error: dict[str, str]) -> DeploykitError:
+def rebuilt(error: dict[str, str]) -> DeploykitError:
     """The error that a rank reported, of the type that it had there."""
     kind = getattr(errors, error["type"], RunError)
     rebuilt: DeploykitError = kind.__new__(kind)

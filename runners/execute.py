@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
 
 from deploykit.artifact import Artifact
@@ -12,19 +13,22 @@ from deploykit.failed import write_failed
 from deploykit.job import Job
 from deploykit.plan import Shard, describe_ranges
 from deploykit.rundir import RunDirectory
+from deploykit.signs import signing
 from deploykit.sources import Source
 from runners.assignment import Assignment
 from runners.base import Runner
-from runners.engine_local import Outcome, run_here, run_ranks
 from runners.environment import environment
+from runners.lock import locked
 from runners.progress import ProgressMode, make_progress
 from runners.report import Figures, halving_notes, make_report, write_report
 from runners.stop import StopRequest, on_signals
+from runners.work import Outcome, Work
 from runners.writing import Writing
 
-__all__ = ["Computed", "ProgressChoice", "Setting", "execute"]
+__all__ = ["Computed", "Placer", "ProgressChoice", "Setting", "drive", "execute", "finish_files", "list_failed"]
 
 ProgressChoice = ProgressMode | Callable[[int, int], None]
+Placer = Callable[[Work], Outcome]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +58,39 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computed:
-    """What one call predicted: its rows, their mean number of draws where a bound decided it, and the time it took."""
+    """What one call predicted.
+
+    Attributes:
+        rows: rows that this call predicted.
+        draws_per_row: their mean number of draws where a bound decided it.
+        skipped_shards: shards that were there before, or that other calls computed.
+        missing_shards: shards that other ranks of the same launch have still to compute.
+        spent_s: where the time of the ranks of this call went.
+    """
 
     rows: int = 0
     draws_per_row: float | None = None
+    skipped_shards: int = 0
+    missing_shards: int = 0
     spent_s: Mapping[str, float] = field(default_factory=dict)
+
+
+def drive(setting: Setting, out: Path, place: Placer, *, progress: ProgressChoice, notes: list[str]) -> Computed:
+    """Do what is left of the job in ``out``, as the one process that places the ranks.
+
+    Raises:
+        RunError: the directory holds another job or is in use.
+        DeploykitError: whatever else stopped it.
+    """
+    with locked(out) as lock:
+        directory = RunDirectory.prepare(out, setting.job)
+        missing = directory.missing()
+        # An epoch job without rows has no rank and no file; its report says that it was done.
+        if not missing and directory.is_finished() and (directory.path / "report.json").exists():
+            notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
+            return Computed(skipped_shards=len(directory.job.plan))
+        with signing(directory.path):
+            return execute(setting, directory, missing, lock=lock, progress=progress, notes=notes, place=place)
 
 
 def execute(
@@ -69,6 +101,7 @@ def execute(
     lock: int,
     progress: ProgressChoice,
     notes: list[str],
+    place: Placer,
 ) -> Computed:
     """Predict the missing ``shards`` and finish the job's files.
 
@@ -79,20 +112,17 @@ def execute(
     stop = StopRequest()
     assignments = _assignments(setting, directory, len(shards))
     _note_idle_cores(setting, assignments, notes)
-    outcome = _run(setting, directory, assignments, shards, lock, stop, progress)
-    notes.extend(outcome.deaths)
-    notes.extend(halving_notes(assignments, outcome.meters))
+    outcome = _run(setting, directory, assignments, shards, lock, stop, progress, place)
+    notes.extend((*outcome.notes, *outcome.deaths, *halving_notes(assignments, outcome.meters)))
     missing = directory.missing(check_digests=False)
-    if not missing and directory.job.has_epoch_files:
-        directory.finish_epoch(setting.writing.writer)
-    failed_rows = write_failed(directory) if directory.job.on_error == "skip" else 0
-    if not missing and not directory.is_delivered():
-        notes.append(_deliver(setting, directory, lock))
+    directory.clean()  # What a rank left that died; every rank has ended.
+    if not missing:
+        finish_files(setting, directory, inherit=[lock], notes=notes)
     figures = Figures(
         seconds=monotonic() - setting.began_s,
         skipped_shards=len(directory.job.plan) - len(shards),
         complete=not missing,
-        failed_rows=failed_rows,
+        failed_rows=list_failed(directory),
         notes=notes,
     )
     where = environment(setting.runner.runtime, setting.runner.check_installed())
@@ -104,11 +134,28 @@ def execute(
     return Computed(
         rows=sum(shard.rows for shard in shards),
         draws_per_row=used and used["mean_per_row"],
+        skipped_shards=figures.skipped_shards,
         spent_s=report["spent_s"],
     )
 
 
-def _deliver(setting: Setting, directory: RunDirectory, lock: int) -> str:
+def finish_files(setting: Setting, directory: RunDirectory, *, inherit: Sequence[int], notes: list[str]) -> None:
+    """What a job that has every part still lacks: the files of the ranks, and the calls of a Lightning writer.
+
+    ``inherit`` are descriptors for the processes of the latter; they hold the run directory as long as these live.
+    """
+    if directory.job.has_epoch_files:
+        directory.finish_epoch(setting.writing.writer)
+    if not directory.is_delivered():
+        notes.append(_deliver(setting, directory, inherit))
+
+
+def list_failed(directory: RunDirectory) -> int:
+    """Write the list of the rows that failed, where the job leaves them out; how many they are."""
+    return write_failed(directory) if directory.job.on_error == "skip" else 0
+
+
+def _deliver(setting: Setting, directory: RunDirectory, inherit: Sequence[int]) -> str:
     from runners.lightning_engine import deliver  # only for those who have such a writer
 
     writing = setting.writing
@@ -121,7 +168,7 @@ def _deliver(setting: Setting, directory: RunDirectory, lock: int) -> str:
         writing.writer,
         artifact=setting.artifact,
         source=setting.source,
-        inherit=[lock],
+        inherit=inherit,
     )
 
 
@@ -153,28 +200,27 @@ def _run(
     lock: int,
     stop: StopRequest,
     choice: ProgressChoice,
+    place: Placer,
 ) -> Outcome:
     if not assignments:
         return Outcome(meters={})
     done = directory.job.plan.rows - sum(shard.rows for shard in shards)
     progress = make_progress(choice, directory.job.plan.rows, done)
+    work = Work(
+        assignments=assignments,
+        shards=shards,
+        artifact=setting.artifact,
+        source=setting.source,
+        joins_group=setting.runner.joins_group,
+        logs=directory.path / "logs",
+        lock=lock,
+        done=done,
+        progress=progress,
+        stop=stop,
+    )
     try:
         with on_signals(stop):
-            if len(assignments) == 1:
-                artifact, source = setting.artifact, setting.source
-                return run_here(
-                    assignments[0], shards, artifact=artifact, source=source, done=done, progress=progress, stop=stop
-                )
-            return run_ranks(
-                assignments,
-                shards,
-                logs=directory.path / "logs",
-                joins_group=setting.runner.joins_group,
-                inherit=[lock],
-                done=done,
-                progress=progress,
-                stop=stop,
-            )
+            return place(work)
     finally:
         progress.close()
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -11,7 +11,6 @@ from time import monotonic
 from typing import Any, Literal, cast
 
 from deploykit.artifact import Artifact
-from deploykit.devices import parse_devices
 from deploykit.errors import UsageError
 from deploykit.job import ErrorPolicy, Job, NanPolicy
 from deploykit.layout import CONTIGUOUS
@@ -19,12 +18,12 @@ from deploykit.manifest import Manifest
 from deploykit.passes import Passes, plan_passes
 from deploykit.plan import Plan, make_plan
 from deploykit.rundir import RunDirectory
-from deploykit.signs import signing
 from deploykit.sources import open_source
 from deploykit.version import __version__
 from runners.batchsize import Probe, probe_batch_size, settle_batch_size
-from runners.execute import Computed, ProgressChoice, Setting, execute
-from runners.lock import locked
+from runners.engine import Engine
+from runners.engines import choose_engine
+from runners.execute import Computed, ProgressChoice, Setting
 from runners.progress import check_kind
 from runners.table import choose_runner
 from runners.writing import choose_writing
@@ -40,15 +39,16 @@ class RunResult:
 
     Attributes:
         path: the run directory.
-        rows: rows of the job, all of which are there, or are recorded as failed.
+        rows: rows of the job; if no shard is missing, all are there or are recorded as failed.
         computed_rows: of these, predicted by this call.
         seconds: from the call to the last file.
         rows_per_s: computed rows per second; 0 where nothing was left to do.
-        skipped_shards: shards that were there before.
+        skipped_shards: shards that were there before, or that other ranks of a launcher computed.
         notes: what was ignored, assumed or chosen, for people to read.
         draws_per_row: mean draws of the computed rows; None where no bound decided, or nothing was left to do.
         failed_rows: rows of the job that failed and were left out, on request; ``failed.jsonl`` lists them.
         spent_s: where the time of all ranks went: seconds of ``read``, ``infer``, ``write`` and ``wait``.
+        missing_shards: shards that other ranks of a launcher have still to compute; 0 with the engines local and ray.
     """
 
     path: Path
@@ -61,6 +61,7 @@ class RunResult:
     draws_per_row: float | None = None
     failed_rows: int = 0
     spent_s: Mapping[str, float] = field(default_factory=dict)
+    missing_shards: int = 0
 
 
 def run(
@@ -84,6 +85,7 @@ def run(
     nan: str = "error",
     on_error: str = "fail",
     threads: int | None = None,
+    engine: str = "auto",
     progress: ProgressChoice = "none",
 ) -> RunResult:
     """Predict every row of ``data`` into the run directory ``out``, or take up the same job where it stopped.
@@ -110,6 +112,8 @@ def run(
         on_error: what a row does that cannot be read, has a NaN under ``error``, or makes the model raise: ``fail``
             stops the job, ``skip`` leaves the row out and lists it in ``failed.jsonl``.
         threads: CPU threads per rank; the runner's choice if not given.
+        engine: who starts the ranks: ``local``, ``torchrun``, ``slurm``, ``array``, ``ray``, ``package.module:Class``,
+            or ``auto``: the launcher that has started this process as one of several ranks, else ``local``.
         progress: ``auto``, ``bar``, ``lines`` or ``none``, or a function of the rows that are done and all rows.
 
     Raises:
@@ -127,12 +131,36 @@ def run(
         "runner": runner, "devices": devices, "batch-size": batch_size, "seed": seed,
         "draws": draws, "draws-per-pass": draws_per_pass, "draws-until": draws_until, "min-draws": min_draws,
         "writer": writer, "writer-arg": writer_arg, "write-interval": write_interval, "layout": layout,
-        "shard-rows": shard_rows, "nan": nan, "on-error": on_error, "threads": threads,
+        "shard-rows": shard_rows, "nan": nan, "on-error": on_error, "threads": threads, "engine": engine,
     }  # fmt: skip
+    chosen = choose_engine(engine)
     with contextlib.ExitStack() as stack:
-        setting = _checked(stack, artifact, str(data), out, options, began)
-        lock = stack.enter_context(locked(Path(out)))
-        return _do(setting, RunDirectory.prepare(out, setting.job), lock, progress)
+        engine_here = stack.enter_context(chosen.engine)
+        setting = _checked(stack, artifact, str(data), out, options, began, engine_here)
+        notes = [*chosen.notes, *setting.source.notes, *setting.notes]
+        computed = engine_here.run(setting, Path(out), progress=progress, notes=notes)
+        return _result(setting, Path(out), computed, notes)
+
+
+def _result(setting: Setting, out: Path, computed: Computed, notes: Sequence[str]) -> RunResult:
+    seconds = monotonic() - setting.began_s
+    return RunResult(
+        path=out,
+        rows=setting.job.plan.rows,
+        computed_rows=computed.rows,
+        seconds=seconds,
+        rows_per_s=computed.rows / seconds,
+        skipped_shards=computed.skipped_shards,
+        notes=tuple(notes),
+        draws_per_row=computed.draws_per_row,
+        missing_shards=computed.missing_shards,
+        failed_rows=_failed_rows(out, setting.job),
+        spent_s=computed.spent_s,
+    )
+
+
+def _failed_rows(out: Path, job: Job) -> int:
+    return len(RunDirectory.open(out).state(check_digests=False).failed()) if job.on_error == "skip" else 0
 
 
 def _checked(
@@ -142,11 +170,17 @@ def _checked(
     out: str | Path,
     options: Mapping[str, Any],
     began: float,
+    engine: Engine,
 ) -> Setting:
     """Everything that can be refused is refused here, before anything is written."""
+    if options["batch-size"] == "auto" and not engine.finds_batch_size:
+        raise UsageError(
+            "batch size auto: each rank of a launcher would find another one; find it once with --engine local on a "
+            "few rows, and give that number"
+        )
     artifact = stack.enter_context(Artifact.open(artifact_path))
     runner = choose_runner(artifact, options["runner"])
-    devices = parse_devices(options["devices"], runner.cuda_count, runtime=runner.runtime)
+    devices = engine.devices(options["devices"], runner)
     seed, draws = _controls(artifact, options["seed"], options["draws"])
     passes = _passes(artifact, draws, options)
     added = passes.column(artifact.manifest.batch_dimension)
@@ -246,6 +280,7 @@ def _resume_command(artifact: str | Path, data: str, out: str | Path, options: M
         "layout": CONTIGUOUS,
         "nan": "error",
         "on-error": "fail",
+        "engine": "auto",
     }
     words = ["deploykit", "run", str(artifact), "--data", data, "-o", str(out)]
     for name, value in options.items():
@@ -254,30 +289,3 @@ def _resume_command(artifact: str | Path, data: str, out: str | Path, options: M
         elif value is not None and value != defaults.get(name):
             words += [f"--{name}", str(value)]
     return shlex.join(words)
-
-
-def _do(setting: Setting, directory: RunDirectory, lock: int, progress: ProgressChoice) -> RunResult:
-    """Do what is left of the job."""
-    missing = directory.missing()
-    skipped = len(directory.job.plan) - len(missing)
-    notes = [*setting.source.notes, *setting.notes]
-    computed = Computed()
-    # An epoch job without rows has no rank and no file; its report says that it was done.
-    if not missing and directory.is_finished() and (directory.path / "report.json").exists():
-        notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
-    else:
-        with signing(directory.path):
-            computed = execute(setting, directory, missing, lock=lock, progress=progress, notes=notes)
-    seconds = monotonic() - setting.began_s
-    return RunResult(
-        path=directory.path,
-        rows=directory.job.plan.rows,
-        computed_rows=computed.rows,
-        seconds=seconds,
-        rows_per_s=computed.rows / seconds,
-        skipped_shards=skipped,
-        notes=tuple(notes),
-        draws_per_row=computed.draws_per_row,
-        failed_rows=len(directory.state(check_digests=False).failed()) if setting.job.on_error == "skip" else 0,
-        spent_s=computed.spent_s,
-    )

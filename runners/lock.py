@@ -11,17 +11,18 @@ from deploykit.errors import RunError
 from deploykit.feed import writing
 from deploykit.rundir import LOCK_NAME, RUN_NAME
 
-__all__ = ["locked"]
+__all__ = ["finishing", "locked"]
 
 PATIENCE_S = 1.0
 """The ranks of a run that was killed need a moment to notice; they hold the lock until they are gone."""
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[int]:
+def locked(path: Path, *, shared: bool = False) -> Iterator[int]:
     """Hold the directory's lock, creating the directory; gives the lock's descriptor, which ranks inherit.
 
-    The kernel releases the lock when the last process that holds the descriptor is gone, however it died.
+    The kernel releases the lock when the last process that holds the descriptor is gone, however it died. The ranks
+    that a launcher starts hold it together, ``shared``; a run that places its ranks itself holds it alone.
 
     Raises:
         RunError: another run holds it, or the directory cannot be created.
@@ -32,7 +33,7 @@ def locked(path: Path) -> Iterator[int]:
         path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        _take(path, descriptor)
+        _take(path, descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         try:
             yield descriptor
         finally:
@@ -43,11 +44,19 @@ def locked(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _take(path: Path, descriptor: int) -> None:
+@contextlib.contextmanager
+def finishing(path: Path) -> Iterator[None]:
+    """Hold the right to write the files of the whole job in a run directory; waits while another process has it."""
+    with (path / RUN_NAME).open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _take(path: Path, descriptor: int, kind: int) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise RunError(
@@ -55,5 +64,10 @@ def _take(path: Path, descriptor: int) -> None:
                     "or name another directory"
                 ) from None
             time.sleep(0.05)
+        except OSError as error:
+            raise RunError(
+                f"run directory {path}: its file system has no locks ({error.strerror}), which keep two runs apart; "
+                "name a directory on one that has them: NFS 4, or Lustre mounted with the option flock"
+            ) from error
         else:
             return

@@ -15,7 +15,7 @@ from runners.pace import Pace
 from runners.timing import Meter
 from runners.wire import Lines, send
 
-__all__ = ["RankProcess"]
+__all__ = ["RankProcess", "log_ending"]
 
 TAIL_LINES = 8
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -105,11 +105,7 @@ class RankProcess:
         """``killed by SIGKILL`` or ``exited with code 1``, and the last lines of its log."""
         code = self.process.wait()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
-        said = "".join(f"\n    {line}" for line in lines)
-        return f"rank {self.rank} on {self.assignment.device} died, {how}; {self.log} " + (
-            f"ends with{said}" if said else "is empty"
-        )
+        return f"rank {self.rank} on {self.assignment.device} died, {how}; {log_ending(self.log)}"
 
     def pace(self) -> Pace:
         """How it does. A rank without a shard is not expected to say anything."""
@@ -123,6 +119,13 @@ class RankProcess:
         """Close the pipes: a rank that still lives ends itself."""
         os.close(self._to_child)
         os.close(self.descriptor)
+
+
+def log_ending(log: Path) -> str:
+    """The last lines of a rank's log, as a message ends with them."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    said = "".join(f"\n    {line}" for line in text.splitlines()[-TAIL_LINES:])
+    return f"{log} ends with{said}" if said else f"{log} is empty"
 
 
 def _start(

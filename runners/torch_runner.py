@@ -114,15 +114,13 @@ class TorchRunner(Runner):
         import torch
         import torch.distributed as dist
 
-        if self.device.kind == "cpu" and sys.platform == "linux":
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # All ranks are on this machine.
+        if group.here and self.device.kind == "cpu" and sys.platform == "linux":
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         device = torch.device(str(self.device))
         try:
             dist.init_process_group(
                 backend="nccl" if self.device.kind == "cuda" else "gloo",
-                store=dist.FileStore(  # type: ignore[attr-defined]
-                    str(group.store), group.world_size
-                ),
+                store=_store(group),
                 rank=group.rank,
                 world_size=group.world_size,
                 timeout=timedelta(seconds=group.timeout_s),
@@ -158,6 +156,18 @@ def _torch() -> Any:
     except ImportError as error:
         raise MissingExtraError("torch", "torch", "running a TorchScript artifact") from error
     return torch
+
+
+def _store(group: Group) -> Any:
+    """Where the ranks meet: a file of the run, or the address that the launcher has put into the environment."""
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    if group.store is not None:
+        return dist.FileStore(str(group.store), group.world_size)  # type: ignore[attr-defined]
+    timeout = timedelta(seconds=group.timeout_s)
+    store, _, _ = next(rendezvous("env://", group.rank, group.world_size, timeout=timeout))
+    return store
 
 
 def _take_device(torch: Any, device: Device) -> None:

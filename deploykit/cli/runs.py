@@ -85,6 +85,10 @@ Examples:
     help="What a row does that cannot be read or predicted: fail stops the job, skip leaves it out and lists it.",
 )  # fmt: skip
 @click.option("--threads", type=int, help="CPU threads per rank; a fair share by default.")
+@click.option(
+    "--engine", default="auto", show_default=True,
+    help="Who starts the ranks: local, torchrun, slurm, array, ray, or auto: what started this process.",
+)  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 def run(artifact: Path, data: str, output: Path, quiet: bool, **options: Any) -> None:
     """Predict every row of a data set with ARTIFACT.
@@ -110,6 +114,8 @@ def run(artifact: Path, data: str, output: Path, quiet: bool, **options: Any) ->
         click.echo(f"{number(result.failed_rows)} rows failed and were left out: {result.path / 'failed.jsonl'}")
     if result.draws_per_row is not None:
         click.echo(f"{result.draws_per_row:.1f} draws per row; the saving is in {result.path / 'report.html'}")
+    if result.missing_shards:
+        return  # The rank of a launcher that is the last to end says what is next.
     click.echo(f"next: deploykit verify {result.path}; deploykit merge {result.path} -o predictions.npz")
 
 

@@ -1,7 +1,9 @@
 import errno
 import json
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -314,3 +316,40 @@ def test_outputs_with_dynamic_dimensions(tmp_path: Path) -> None:
     spec = TensorSpec(name="tokens", dtype="float16", shape=("batch", "seq", 2))
     directory = run_all(tmp_path, make_job(outputs=(spec,)))
     assert np.load(directory.parts / "part-000000.npy")["tokens"].shape == (4, 2, 2)
+
+
+def test_many_processes_may_create_one_directory(tmp_path: Path) -> None:
+    """Whoever is first, all see one and the same job, and nobody mistakes another's beginnings for something else."""
+    for attempt in range(20):
+        path, barrier = tmp_path / f"{attempt}" / "r", threading.Barrier(8)
+
+        def join(number: int, path: Path = path, barrier: threading.Barrier = barrier) -> str:
+            barrier.wait()
+            return RunDirectory.join(path, make_job(created=f"by {number}")).job.created
+
+        with ThreadPoolExecutor(8) as pool:
+            assert len(set(pool.map(join, range(8)))) == 1
+        assert not list(path.rglob(".tmp*"))
+
+
+def test_joining_refuses_another_job_and_leaves_what_others_write(tmp_path: Path) -> None:
+    first = RunDirectory.join(tmp_path / "r", make_job())
+    (first.parts / ".tmp-77-part-000003.npy").write_text("half")
+    RunDirectory.join(tmp_path / "r", make_job())
+    assert (first.parts / ".tmp-77-part-000003.npy").exists()
+    with pytest.raises(RunError, match="seed: 0, asked for 1"):
+        RunDirectory.join(tmp_path / "r", make_job(seed=1))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    with pytest.raises(RunError, match="not empty"):
+        RunDirectory.join(tmp_path / "other", make_job())
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
+
+
+def test_rows_of_commits_are_counted_by_name(tmp_path: Path) -> None:
+    directory = run_all(tmp_path / "r", make_job(rows=10))
+    assert directory.committed_rows() == 10
+    assert directory.committed_rows(without={1}) == 6
+    (directory.commits / "part-junk.json").touch()
+    (directory.commits / "part-000099.json").touch()
+    assert directory.committed_rows() == 10

@@ -1,0 +1,245 @@
+"""Ray: one actor for each device of a cluster, whose machines share the run directory."""
+
+import os
+import sys
+import time
+from collections import Counter, deque
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from deploykit.devices import Device, available_cores
+from deploykit.errors import DeploykitError, DeviceError, MissingExtraError, RunError, UsageError
+from deploykit.plan import Shard
+from runners.assignment import Assignment
+from runners.base import Runner
+from runners.engine import Engine
+from runners.engine_local import rebuilt
+from runners.execute import Computed, ProgressChoice, Setting, drive
+from runners.process import log_ending
+from runners.ray_rank import Home, RayRank
+from runners.shipping import packed_bytes
+from runners.timing import Meter
+from runners.work import Outcome, Work
+
+__all__ = ["RayEngine"]
+
+TICK_S = 0.1
+AHEAD = 2
+"""Shards that a rank has at a time: while one is predicted, the next one is read."""
+
+TRIES = 3
+"""A shard may be what kills the ranks: after so many deaths it is left for the message."""
+
+PATIENCE_S = 300.0
+STORE_BYTES = 200 * 2**20
+
+
+class RayEngine(Engine):
+    """Uses the cluster that this process is connected to, that ``RAY_ADDRESS`` names, or that runs on this machine.
+
+    Where there is none it starts one on this machine, without dashboard and usage statistics, and ends it afterwards.
+
+    Raises:
+        MissingExtraError: ray is not installed.
+    """
+
+    def __init__(self) -> None:
+        self._ray = _ray()
+        self._connected = False
+
+    def __enter__(self) -> Self:
+        if not self._ray.is_initialized():
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            try:
+                self._connect()
+            except ConnectionError as error:
+                raise RunError(
+                    f"engine ray: no Ray cluster answers at {os.environ.get('RAY_ADDRESS', 'the address it left')} "
+                    f"({error}); correct RAY_ADDRESS, or set RAY_ADDRESS=local for a cluster on this machine"
+                ) from error
+            self._connected = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._connected:
+            self._ray.shutdown()
+
+    def _connect(self) -> None:
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        own = {"num_cpus": available_cores(), "object_store_memory": STORE_BYTES, "include_dashboard": False}
+        try:
+            self._ray.init(**own, **quiet)
+        except ValueError:  # There is a cluster, whose size is not ours to say.
+            self._ray.init(**quiet)
+
+    def devices(self, text: str, runner: type[Runner]) -> tuple[Device, ...]:  # noqa: ARG002
+        """``cpu:4`` are four actors, ``cuda`` one for each GPU of the cluster, ``auto`` that or one for each CPU."""
+        resources = self._ray.cluster_resources()
+        there = {"cpu": int(resources.get("CPU", 0)), "cuda": int(resources.get("GPU", 0))}
+        kind, _, count = text.partition(":")
+        if text == "auto":
+            kind = "cuda" if there["cuda"] else "cpu"
+            count = str(there[kind])
+        if text == "cuda":
+            count = str(max(there["cuda"], 1))
+        if kind not in there or not (count or "1").isdecimal() or int(count or 1) < 1 or text.startswith("cuda:"):
+            raise UsageError(
+                f"devices {text!r}: Ray chooses the devices itself; expected auto, cpu, cpu:4 (four ranks) or cuda "
+                "(every GPU of the cluster)"
+            )
+        wanted = int(count or 1)
+        if wanted > there[kind]:
+            raise DeviceError(
+                f"devices {text!r}: {wanted} ranks, but the Ray cluster has {there['cpu']} CPUs and {there['cuda']} "
+                "GPUs; ask for fewer, or add machines to the cluster"
+            )
+        return tuple(Device(kind="cuda" if kind == "cuda" else "cpu", index=index) for index in range(wanted))
+
+    def run(self, setting: Setting, out: Path, *, progress: ProgressChoice, notes: list[str]) -> Computed:
+        """Run actors until nothing is missing; one thread each if no number is given."""
+        setting = replace(setting, threads=setting.threads or 1)
+
+        def place(work: Work) -> Outcome:
+            return _Cast(self._ray, setting, work).run()
+
+        return drive(setting, out.resolve(), place, progress=progress, notes=notes)
+
+
+class _Cast:
+    """The actors of one run. The shards of a dead one go to the others, and a new one takes its place somewhere."""
+
+    def __init__(self, ray: Any, setting: Setting, work: Work) -> None:
+        self._ray, self._work = ray, work
+        self._packed = ray.put(packed_bytes(work.artifact))
+        self._home = Home(
+            began=time.time() - (time.monotonic() - setting.began_s),
+            folder=str(Path.cwd()),
+            path=[entry or str(Path.cwd()) for entry in sys.path],
+            digest=work.artifact.digest,
+        )
+        self._waiting = deque(work.shards)
+        self._actors: dict[int, Any] = {}
+        self._ready: set[int] = set()
+        self._calls: dict[Any, tuple[str, int, Shard | None]] = {}
+        self._tries: Counter[int] = Counter()
+        self._barren: Counter[int] = Counter()
+        self._done = work.done
+        self._meters: dict[int, Meter] = {}
+        self._deaths: list[str] = []
+        self._error: DeploykitError | None = None
+
+    def run(self) -> Outcome:
+        self._work.logs.mkdir(exist_ok=True)
+        idle_since = time.monotonic()
+        try:
+            for assignment in self._work.assignments:
+                self._start(assignment)
+            while self._hand_out() and not self._work.stop.abandoning:
+                answered, _ = self._ray.wait(list(self._calls), timeout=TICK_S)
+                for call in answered:
+                    self._take(call)
+                if self._work.stop.finishing:
+                    self._waiting.clear()
+                self._work.progress.update(self._done)
+                idle_since = time.monotonic() if self._ready else idle_since
+                self._refuse_to_wait(time.monotonic() - idle_since)
+        finally:
+            for actor in self._actors.values():
+                self._ray.kill(actor)
+        if self._error is not None:
+            raise self._error
+        return Outcome(meters=self._meters, deaths=tuple(self._deaths))
+
+    def _start(self, assignment: Assignment) -> None:
+        on_gpu = assignment.device.kind == "cuda"
+        # Ray shows an actor its own GPU only, so that it is always number 0.
+        here = replace(assignment, device=Device(kind="cuda")) if on_gpu else assignment
+        remote = self._ray.remote(RayRank).options(
+            num_cpus=assignment.threads, num_gpus=1 if on_gpu else 0, max_concurrency=AHEAD + 2
+        )
+        actor = remote.remote(here, self._home, self._packed)
+        self._actors[assignment.rank] = actor
+        self._calls[actor.ready.remote()] = ("ready", assignment.rank, None)
+
+    def _hand_out(self) -> bool:
+        """Give every rank what it can take; says whether there is anything to wait for."""
+        busy: Counter[int] = Counter()
+        for _, rank, shard in self._calls.values():
+            if shard is not None:
+                busy[rank] += self._places(shard)
+        for rank in sorted(self._ready) * AHEAD:
+            if self._waiting and busy[rank] + self._places(self._waiting[0]) <= AHEAD:
+                shard = self._waiting.popleft()
+                busy[rank] += self._places(shard)
+                self._calls[self._actors[rank].compute.remote(shard)] = ("compute", rank, shard)
+        # While a shard is in work, the death of its rank would bring it back for the others.
+        if not self._waiting and not busy:
+            for rank in sorted(self._ready):
+                self._calls[self._actors[rank].end.remote()] = ("end", rank, None)
+            self._ready.clear()
+            self._calls = {call: about for call, about in self._calls.items() if about[0] == "end"}
+        return bool(self._calls)
+
+    def _places(self, shard: Shard) -> int:
+        """A shard that was in work when a rank died is given out alone, so that it takes no other one with it again."""
+        return AHEAD if self._tries[shard.index] else 1
+
+    def _take(self, call: Any) -> None:
+        what, rank, shard = self._calls.pop(call)
+        try:
+            answer: dict[str, Any] = self._ray.get(call)
+        except self._ray.exceptions.RayError as error:
+            self._bury(rank, shard, error)
+            return
+        if "error" in answer:
+            self._error = self._error or rebuilt(answer["error"])
+            self._waiting.clear()
+            self._ready.discard(rank)
+        elif what == "ready":
+            self._ready.add(rank)
+        elif shard is not None:
+            self._barren[rank] = 0
+            self._done += shard.rows
+        else:
+            self._meters[rank] = Meter.from_json(answer["meter"])
+
+    def _bury(self, rank: int, shard: Shard | None, error: Exception) -> None:
+        if shard is not None:
+            self._tries[shard.index] += 1
+            if self._tries[shard.index] < TRIES and self._error is None and not self._work.stop.finishing:
+                self._waiting.appendleft(shard)
+        actor = self._actors.pop(rank, None)
+        if actor is None:
+            return  # Its other calls fail too.
+        with suppress(self._ray.exceptions.RayError):
+            self._ray.kill(actor)
+        self._ready.discard(rank)
+        self._deaths.append(self._how_it_died(rank, error))
+        self._barren[rank] += 1
+        if self._barren[rank] < TRIES and self._error is None:
+            self._start(self._work.assignments[rank])
+
+    def _how_it_died(self, rank: int, error: Exception) -> str:
+        said = " ".join(str(error).split())[:300]
+        log = self._work.logs / f"rank-{rank}.log"
+        return f"rank {rank} on {self._work.assignments[rank].device} died, {said}; {log_ending(log)}"
+
+    def _refuse_to_wait(self, idle_s: float) -> None:
+        if idle_s > PATIENCE_S:
+            raise RunError(
+                f"engine ray: no rank could be placed for {PATIENCE_S:g} s; the cluster offers "
+                f"{self._ray.available_resources()}; free some of it or add machines, and give the same command again"
+            )
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtraError("ray", "ray", "the engine ray") from error
+    return ray

@@ -1,0 +1,67 @@
+"""The end of a job whose ranks know nothing of each other: whoever finds every part there writes the job's files."""
+
+import json
+import time
+from collections.abc import Sequence
+
+from deploykit.rundir import RunDirectory
+from runners.environment import environment
+from runners.execute import Setting, finish_files, list_failed
+from runners.launch import Launch
+from runners.lock import finishing
+from runners.measured import Measured, load_measured
+from runners.report import Figures, make_report, write_report
+
+__all__ = ["finish_together"]
+
+
+def finish_together(
+    setting: Setting, directory: RunDirectory, launch: Launch, *, worked: bool, notes: list[str]
+) -> None:
+    """Write the last files and the report of a job that has every part; safe to do twice, one process at a time.
+
+    Two ranks may both find the last part there. The second writes the report again, with the measurements of both. A
+    rank that has not ``worked`` leaves a finished job as it is.
+
+    Raises:
+        RunError: the disk is full or not writable.
+    """
+    with finishing(directory.path):
+        if not worked and _is_reported(directory) and directory.is_finished():
+            notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
+            return
+        directory.clean()
+        finish_files(setting, directory, inherit=(), notes=notes)
+        _report(setting, directory, launch, notes)
+    notes.append(f"{launch} found every part there and finished the job: report.json, report.html")
+
+
+def _is_reported(directory: RunDirectory) -> bool:
+    try:
+        report = json.loads((directory.path / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(report.get("complete"))
+
+
+def _report(setting: Setting, directory: RunDirectory, launch: Launch, notes: Sequence[str]) -> None:
+    found = load_measured(directory.path, launch)
+    figures = Figures(
+        seconds=time.time() - min(each.began for each in found),
+        skipped_shards=len(directory.job.plan) - sum(each.shards for each in found),
+        complete=True,
+        failed_rows=list_failed(directory),
+        notes=[*notes, *_absent(found, launch)],
+    )
+    assignments = [each.assignment for each in found]
+    meters = {each.assignment.rank: each.meter for each in found}
+    where = environment(setting.runner.runtime, setting.runner.check_installed())
+    write_report(directory, make_report(directory, assignments, meters, figures, where))
+
+
+def _absent(found: Sequence[Measured], launch: Launch) -> list[str]:
+    absent = sorted(set(range(launch.world_size)) - {each.assignment.rank for each in found})
+    if not absent:
+        return []
+    names = ", ".join(map(str, absent))
+    return [f"no measurements of rank {names} of {launch.world_size}: it died, or had not ended yet"]

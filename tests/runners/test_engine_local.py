@@ -1,0 +1,89 @@
+"""The local engine gives the next shard to whoever is free, and plug-ins extend the table of engines."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploykit.rundir import RunDirectory
+from deploykit.verify_run import verify_run
+from runners.engine import Engine
+from runners.engine_local import ListFeed, place
+from runners.engines import choose_engine
+from runners.execute import Computed, ProgressChoice, Setting, drive
+from runners.job import run
+from runners.work import Outcome, Work
+
+ONE_SLOW = """
+import os, sys, time
+import numpy as np
+slow = False
+class Rows:
+    def __len__(self):
+        return 128
+    def __getitem__(self, row):
+        if slow:
+            time.sleep(0.05)
+        return np.full(4, row, np.float32)
+def make():
+    global slow
+    if "runners.rank" in " ".join(sys.orig_argv):
+        try:
+            os.close(os.open({marker!r}, os.O_CREAT | os.O_EXCL))
+            slow = True
+        except FileExistsError:
+            pass
+    return Rows()
+"""
+
+
+def test_a_slow_device_does_not_hold_the_job(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    """One rank of two takes 0.2 s for a shard, the other next to nothing."""
+    data = tmp_path / "rows.py"
+    data.write_text(ONE_SLOW.format(marker=str(tmp_path / "marker")))
+    run(artifact_paths["plain"], f"{data}:make", tmp_path / "r", devices="cpu:2", batch_size=4, shard_rows=4)
+    ranks = [commit.rank for commit in RunDirectory.open(tmp_path / "r").committed().values()]
+    counts = sorted([ranks.count(0), ranks.count(1)])
+    assert counts[0] > 0, "the slow one works as well"
+    assert counts[1] > 2 * counts[0]
+
+
+class Counting(Engine):
+    """As documentation tells the author of an engine to do it."""
+
+    seen = 0
+
+    def run(self, setting: Setting, out: Path, *, progress: ProgressChoice, notes: list[str]) -> Computed:
+        def counted(work: Work) -> Outcome:
+            type(self).seen += len(work.shards)
+            return place(work)
+
+        return drive(setting, out, counted, progress=progress, notes=notes)
+
+
+def test_an_engine_of_somebody_else(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((40, 4), np.float32))
+    name = f"{Path(__file__)}:Counting"
+    engine: Any = type(choose_engine(name).engine)
+    options: dict[str, Any] = {"batch_size": 4, "shard_rows": 8, "engine": name}
+    run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "r", **options)
+    assert engine.seen == 5
+    assert verify_run(tmp_path / "r").rows == 40
+
+
+def test_a_closed_feed_gives_nothing_more() -> None:
+    feed = ListFeed([])
+    assert feed.next() is None
+    feed.close()
+    assert feed.next() is None
+
+
+def test_an_engine_that_is_entered_is_left(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[bool] = []
+    monkeypatch.setattr("runners.engine_local.LocalEngine.__exit__", lambda *_: left.append(True), raising=False)
+    np.save(tmp_path / "x.npy", np.ones((3, 4), np.float32))
+    run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "r")
+    assert left == [True]

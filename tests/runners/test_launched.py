@@ -1,0 +1,353 @@
+"""Ranks that a launcher starts: plain processes with its environment, one or several at a time, in any order."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploykit.errors import DeviceError, IncompleteRunError, RunError, UsageError
+from deploykit.rundir import RunDirectory
+from deploykit.verify_run import check_run, verify_run
+from runners.job import run
+
+SLOW = f"{Path(__file__).parent / 'slowdata.py'}:make"
+ROWS = 64
+OPTIONS = ("--batch-size", "2", "--shard-rows", "8")
+
+Environment = dict[str, str]
+
+
+def torchrun(rank: int, world_size: int, port: int = 0) -> Environment:
+    names: Environment = {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "TORCHELASTIC_RUN_ID": "one",
+    }
+    return names | ({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if port else {})
+
+
+def srun(rank: int, world_size: int) -> Environment:
+    """Two machines as far as Slurm says: one rank on each."""
+    return {
+        "SLURM_JOB_ID": "9",
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": str(rank),
+        "SLURM_NTASKS": str(world_size),
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": str(rank),
+        "SLURM_STEP_TASKS_PER_NODE": f"1(x{world_size})",
+        "SLURM_CPUS_PER_TASK": "1",
+    }
+
+
+def slurm_array(rank: int, world_size: int) -> Environment:
+    first = 3
+    return {
+        "SLURM_ARRAY_JOB_ID": "9",
+        "SLURM_ARRAY_TASK_ID": str(first + rank),
+        "SLURM_ARRAY_TASK_MIN": str(first),
+        "SLURM_ARRAY_TASK_COUNT": str(world_size),
+    }
+
+
+def indexed_job(rank: int, world_size: int) -> Environment:
+    return {"JOB_COMPLETION_INDEX": str(rank), "WORLD_SIZE": str(world_size)}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def start(artifact: Path, out: Path, environment: Environment, *options: str, data: str = SLOW) -> Any:
+    command = [sys.executable, "-W", "error", "-m", "deploykit", "run", artifact, "--data", data, "-o", out]
+    return subprocess.Popen(
+        [*command, *OPTIONS, *options],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: Any, code: int = 0) -> str:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, out + err
+    return str(out + err)
+
+
+def parts(path: Path) -> dict[str, bytes]:
+    return {part.name: part.read_bytes() for part in (path / "parts").iterdir()}
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def as_rank(monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str]) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="module")
+def whole(artifact_paths: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The parts of an undisturbed run of the local engine on one rank."""
+    path = tmp_path_factory.mktemp("whole") / "r"
+    run(artifact_paths["mc"], SLOW, path, batch_size=2, shard_rows=8, engine="local")
+    return parts(path)
+
+
+@pytest.mark.parametrize(
+    ("engine", "environment"),
+    [("torchrun", torchrun), ("slurm", srun), ("array", slurm_array), ("array", indexed_job)],
+    ids=["torchrun", "slurm", "slurm-array", "indexed-job"],
+)
+def test_ranks_that_are_already_there_give_the_same_bytes(
+    artifact_paths: dict[str, Path],
+    tmp_path: Path,
+    whole: dict[str, bytes],
+    engine: str,
+    environment: Callable[[int, int], Environment],
+) -> None:
+    out = tmp_path / "r"
+    ranks = [start(artifact_paths["mc"], out, environment(rank, 2), "--engine", engine) for rank in range(2)]
+    texts = [ended(rank) for rank in ranks]
+    assert parts(out) == whole
+    assert verify_run(out).ok
+    assert "finished the job" in "".join(texts)
+    assert "next: deploykit verify" in "".join(texts)
+    report = json.loads((out / "report.json").read_text())
+    assert report["complete"]
+    assert {commit.rank for commit in RunDirectory.open(out).committed().values()} == {0, 1}
+    assert {rank["rank"] for rank in report["ranks"]} <= {0, 1}
+    assert sum(rank["rows"] for rank in report["ranks"]) == report["rows"]
+
+
+@pytest.mark.parametrize("interval", ["batch", "epoch", "batch_and_epoch"])
+def test_ranks_one_after_the_other_finish_with_the_last(
+    artifact_paths: dict[str, Path], tmp_path: Path, interval: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the jobs of an array do on a full cluster; the last one need not have the last number."""
+    options: dict[str, Any] = {"batch_size": 2, "shard_rows": 8, "write_interval": interval, "engine": "array"}
+    for done, rank in enumerate([2, 0, 1]):
+        as_rank(monkeypatch, {"RANK": str(rank), "WORLD_SIZE": "3"})
+        result = run(artifact_paths["mc"], SLOW, tmp_path / "r", **options)
+        if done < 2:
+            assert result.missing_shards > 0
+            assert "missing: rows" in result.notes[-1]
+            assert not (tmp_path / "r" / "report.json").exists()
+    assert result.missing_shards == 0
+    assert verify_run(tmp_path / "r").ok
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert [rank["rank"] for rank in report["ranks"]] == [0, 1, 2]
+    assert report["rows"] == ROWS
+    assert report["skipped_shards"] == 0
+    names = sorted(path.name for path in (tmp_path / "r").glob("predictions_*"))
+    assert names == ([f"predictions_{rank}.npy" for rank in range(3)] if interval != "batch" else [])
+    again = run(artifact_paths["mc"], SLOW, tmp_path / "r", **options)
+    assert (again.computed_rows, again.missing_shards, again.skipped_shards) == (0, 0, 8)
+
+
+def test_whoever_comes_to_a_job_with_every_part_finishes_it(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last rank was killed after its last part and before the report."""
+    options: dict[str, Any] = {"batch_size": 2, "shard_rows": 8, "engine": "array"}
+    as_rank(monkeypatch, {"RANK": "0", "WORLD_SIZE": "1"})
+    run(artifact_paths["mc"], SLOW, tmp_path / "r", **options)
+    (tmp_path / "r" / "report.json").unlink()
+    (tmp_path / "r" / "parts" / ".tmp-1-left").touch()
+    as_rank(monkeypatch, {"RANK": "0", "WORLD_SIZE": "5"})
+    result = run(artifact_paths["mc"], SLOW, tmp_path / "r", **options)
+    assert result.computed_rows == 0
+    assert json.loads((tmp_path / "r" / "report.json").read_text())["complete"]
+    assert not list(tmp_path.rglob(".tmp*"))
+    assert "complete" in run(artifact_paths["mc"], SLOW, tmp_path / "r", **options).notes[-1]
+
+
+def test_more_ranks_than_shards_and_no_rows(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rows in (0, 1):
+        np.save(tmp_path / "x.npy", np.ones((rows, 4), np.float32))
+        for rank in (1, 2, 0):
+            as_rank(monkeypatch, {"RANK": str(rank), "WORLD_SIZE": "3"})
+            run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / f"r{rows}", engine="array")
+        assert verify_run(tmp_path / f"r{rows}").committed_rows == rows
+        assert json.loads((tmp_path / f"r{rows}" / "report.json").read_text())["complete"]
+
+
+def test_a_rank_that_dies_costs_its_shard_and_another_engine_resumes(
+    artifact_paths: dict[str, Path], tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    out, deadly = tmp_path / "r", {"DEADLY_ROWS": "27"}
+    ranks = [start(artifact_paths["mc"], out, torchrun(rank, 2) | deadly, "--engine", "torchrun") for rank in range(2)]
+    ended(ranks[1], -signal.SIGKILL)
+    text = ended(ranks[0])
+    assert "start the ranks again to resume: deploykit run" in text
+    assert "--engine torchrun" in text
+    missing = check_run(out).missing
+    assert missing
+    assert all(start // 8 % 2 == 1 for start, _ in missing), "the shards of rank 0 are all there"
+    ended(start(artifact_paths["mc"], out, srun(0, 3), "--engine", "slurm"))
+    run(artifact_paths["mc"], SLOW, out, batch_size=2, shard_rows=8, devices="cpu:2", engine="local")
+    assert parts(out) == whole
+    assert verify_run(out).ok
+
+
+def test_launched_ranks_resume_what_the_local_engine_began(
+    artifact_paths: dict[str, Path], tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "r"
+    run(artifact_paths["mc"], SLOW, out, batch_size=2, shard_rows=8, engine="local")
+    (out / "commits" / "part-000002.json").unlink()
+    damaged = out / "parts" / "part-000005.npy"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    computed = 0
+    for rank in range(2):
+        as_rank(monkeypatch, torchrun(rank, 2))
+        result = run(artifact_paths["mc"], SLOW, out, batch_size=2, shard_rows=8)
+        computed += result.computed_rows
+        assert any("--engine torchrun" in note for note in result.notes), "what was detected is said"
+    assert computed == 16
+    assert parts(out) == whole
+    assert verify_run(out).ok
+
+
+def test_sigterm_finishes_the_shard_and_says_how_to_resume(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    process = start(artifact_paths["mc"], out, {**srun(1, 2), "SLOW_S": "0.02"}, "--engine", "slurm")
+    wait_for(lambda: list(out.glob("commits/part-*.json")))
+    process.terminate()
+    text = ended(process, 143)
+    assert "stopped by SIGTERM" in text
+    assert "rank 1 of 2 ends" in text
+    assert not check_run(out).damaged
+    assert not list(out.rglob(".tmp*"))
+
+
+def test_a_local_run_and_launched_ranks_keep_apart(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "r"
+    options: dict[str, Any] = {"batch_size": 2, "shard_rows": 8}
+    with start(artifact_paths["mc"], out, {**torchrun(0, 2), "SLOW_S": "0.1"}) as process:
+        wait_for((out / "run.json").exists)
+        with pytest.raises(RunError, match="another run is writing into it"):
+            run(artifact_paths["mc"], SLOW, out, engine="local", **options)
+        as_rank(monkeypatch, torchrun(1, 2))
+        with pytest.raises(RunError, match="another job: draws"):
+            run(artifact_paths["mc"], SLOW, out, draws=3, **options)
+        assert run(artifact_paths["mc"], SLOW, out, **options).computed_rows == 32
+        process.kill()
+        process.communicate()
+
+
+def test_a_directory_of_something_else_is_refused(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "thesis.txt").touch()
+    as_rank(monkeypatch, torchrun(0, 2))
+    with pytest.raises(RunError, match="not empty"):
+        run(artifact_paths["plain"], SLOW, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "error", "text"),
+    [
+        ("cpu:2", UsageError, "each process is one rank; use --devices cpu"),
+        ("cuda:0", DeviceError, "no CUDA device|local rank 1 has none"),
+    ],
+)
+def test_devices_of_a_rank(
+    artifact_paths: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    devices: str,
+    error: type[Exception],
+    text: str,
+) -> None:
+    as_rank(monkeypatch, torchrun(1, 2))
+    with pytest.raises(error, match=text):
+        run(artifact_paths["plain"], SLOW, tmp_path / "r", devices=devices)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_rank_takes_the_device_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runners.engine_launched import SlurmEngine, TorchrunEngine
+    from runners.onnx_runner import OnnxRunner
+
+    monkeypatch.setattr(OnnxRunner, "cuda_count", classmethod(lambda _: 4))
+    as_rank(monkeypatch, torchrun(2, 4))
+    engine = TorchrunEngine()
+    assert [str(device) for device in engine.devices("cuda", OnnxRunner)] == ["cuda:2"]
+    assert [str(device) for device in engine.devices("auto", OnnxRunner)] == ["cuda:2"]
+    assert [str(device) for device in engine.devices("cuda:3,1,0", OnnxRunner)] == ["cuda:0"]
+    assert [str(device) for device in engine.devices("cpu", OnnxRunner)] == ["cpu"]
+    with pytest.raises(DeviceError, match="local rank 2 has none, there are 2 for 4 ranks"):
+        engine.devices("cuda:0,1", OnnxRunner)
+    as_rank(monkeypatch, srun(2, 4) | {"SLURM_LOCALID": "2"})
+    monkeypatch.setattr(OnnxRunner, "cuda_count", classmethod(lambda _: 1))
+    assert [str(device) for device in SlurmEngine().devices("cuda", OnnxRunner)] == ["cuda:0"], "as --gpus-per-task"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["onnx", "torch"])
+def test_torchrun_itself(artifact_paths: dict[str, Path], tmp_path: Path, runner: str) -> None:
+    """The torch runner's ranks meet in a process group and take shards from a counter in its store."""
+    options: dict[str, Any] = {"batch_size": 2, "shard_rows": 8, "runner": runner}
+    run(artifact_paths["mc"], SLOW, tmp_path / "whole", engine="local", **options)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    command = ["-m", "deploykit", "run", artifact_paths["mc"], "--data", SLOW, "-o", tmp_path / "r"]
+    done = subprocess.run(
+        [sys.executable, *launcher, *command, *OPTIONS, "--runner", runner, "--engine", "torchrun"],
+        capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert parts(tmp_path / "r") == parts(tmp_path / "whole")
+    assert verify_run(tmp_path / "r").ok
+
+
+@pytest.mark.slow
+def test_a_slow_torch_rank_leaves_its_work_to_the_others(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    """No torchrun here: rank 0 itself holds the store, as it does under other launchers."""
+    out, port = tmp_path / "r", free_port()
+    speeds = ["0", "0.1"]
+    ranks = [
+        start(artifact_paths["mc"], out, torchrun(rank, 2, port) | {"SLOW_S": slow}, "--runner", "torch")
+        for rank, slow in enumerate(speeds)
+    ]
+    for rank in ranks:
+        ended(rank)
+    assert verify_run(out).ok
+    counts = [commit.rank for commit in RunDirectory.open(out).committed().values()]
+    assert counts.count(0) > counts.count(1) > 0
+
+
+@pytest.mark.slow
+def test_a_torch_rank_that_never_comes_is_said(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runners.base import Group
+
+    as_rank(monkeypatch, torchrun(0, 2, free_port()))
+    monkeypatch.setattr("runners.engine_launched.Group", lambda **fields: Group(**fields, timeout_s=2.0))
+    with pytest.raises(RunError, match="2 ranks did not meet within 2 s") as caught:
+        run(artifact_paths["mc"], SLOW, tmp_path / "r", runner="torch")
+    assert not isinstance(caught.value, IncompleteRunError)

@@ -1,0 +1,290 @@
+"""The engine ray on a cluster of two nodes in this machine: the same bytes, deaths of ranks and nodes, errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploykit.artifact import Artifact
+from deploykit.errors import ArtifactError, DataError, DeviceError, IncompleteRunError, UsageError
+from deploykit.verify_run import check_run, verify_run
+from runners import shipping
+from runners.job import run
+from runners.shipping import packed_bytes, unpacked
+
+SLOW = f"{Path(__file__).parent / 'slowdata.py'}:make"
+OPTIONS: dict[str, Any] = {"batch_size": 2, "shard_rows": 8, "runner": "onnx"}
+STORE_BYTES = 100 * 2**20
+
+DATA = """
+import os, pathlib, signal, time
+import numpy as np
+X = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+class Rows:
+    def __len__(self):
+        return 64
+    def __getitem__(self, row):
+        time.sleep({seconds})
+        if row == {row} and "ray::" in pathlib.Path("/proc/self/cmdline").read_text():
+            {deed}
+        return {{"x": X[row]}}
+def make():
+    if "ray::" in pathlib.Path("/proc/self/cmdline").read_text() and {meeting}:
+        import ray
+        here = pathlib.Path(__file__).parent
+        (here / f"rank-{{os.getpid()}}.node").write_text(ray.get_runtime_context().get_node_id())
+        deadline = time.monotonic() + 60
+        while len(list(here.glob("rank-*.node"))) < {meeting} and time.monotonic() < deadline:
+            time.sleep(0.02)
+    return Rows()
+"""
+DIE = "print('about to read it', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+
+
+def data(folder: Path, deed: str = "pass", *, row: int = 27, seconds: float = 0.0, meeting: int = 0) -> str:
+    """A data set that does a deed when a Ray actor reads a row, and whose ranks wait for each other where they meet.
+
+    An actor does not see the environment of this process, so all of it is in the text.
+    """
+    (folder / "rows.py").write_text(DATA.format(deed=deed, row=row, seconds=seconds, meeting=meeting))
+    return f"{folder / 'rows.py'}:make"
+
+
+def parts(path: Path) -> dict[str, bytes]:
+    return {part.name: part.read_bytes() for part in (path / "parts").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        cluster.add_node(**node)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def whole(artifact_paths: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    path = tmp_path_factory.mktemp("whole") / "r"
+    run(artifact_paths["mc"], SLOW, path, engine="local", **OPTIONS)
+    return parts(path)
+
+
+@pytest.mark.slow
+def test_two_nodes_give_the_same_bytes(
+    artifact_paths: dict[str, Path], tmp_path: Path, whole: dict[str, bytes], cluster: Any
+) -> None:
+    seen: list[tuple[int, int]] = []
+    result = run(
+        artifact_paths["mc"],
+        data(tmp_path, meeting=2),
+        tmp_path / "r",
+        engine="ray",
+        devices="cpu:2",
+        progress=lambda *state: seen.append(state),
+        **OPTIONS,
+    )
+    assert (result.computed_rows, result.missing_shards) == (64, 0)
+    assert parts(tmp_path / "r") == whole
+    assert verify_run(tmp_path / "r").ok
+    assert seen[-1] == (64, 64)
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert [rank["died"] for rank in report["ranks"]] == [False, False]
+    assert sum(rank["rows"] for rank in report["ranks"]) == 64
+    nodes = {file.read_text() for file in tmp_path.glob("rank-*.node")}
+    assert len(nodes) == 2
+    assert report["batch_latency_ms"]["batches"] > 0
+
+
+@pytest.mark.slow
+def test_epoch_files_and_resume_under_other_engines(
+    artifact_paths: dict[str, Path], tmp_path: Path, whole: dict[str, bytes], cluster: Any
+) -> None:
+    options = {**OPTIONS, "write_interval": "batch_and_epoch"}
+    run(artifact_paths["mc"], SLOW, tmp_path / "r", engine="local", **options)
+    for number in (1, 4):
+        (tmp_path / "r" / "commits" / f"part-00000{number}.json").unlink()
+    result = run(artifact_paths["mc"], SLOW, tmp_path / "r", engine="ray", devices="auto", **options)
+    assert (result.computed_rows, result.skipped_shards) == (16, 6)
+    assert parts(tmp_path / "r") == whole
+    assert verify_run(tmp_path / "r").ok
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_replaced_and_its_shard_done_again(
+    artifact_paths: dict[str, Path], tmp_path: Path, whole: dict[str, bytes], cluster: Any
+) -> None:
+    marker = tmp_path / "marker"
+    once = f"p = pathlib.Path({str(marker)!r}); e = p.exists(); p.touch(); e or os.kill(os.getpid(), 9)"
+    result = run(artifact_paths["mc"], data(tmp_path, once), tmp_path / "r", engine="ray", devices="cpu:2", **OPTIONS)
+    assert marker.exists()
+    assert "died" in result.notes[-1]
+    assert parts(tmp_path / "r") == whole
+    assert verify_run(tmp_path / "r").ok
+
+
+@pytest.mark.slow
+def test_a_shard_that_kills_every_rank_is_left_and_said(
+    artifact_paths: dict[str, Path], tmp_path: Path, whole: dict[str, bytes], cluster: Any
+) -> None:
+    with pytest.raises(IncompleteRunError) as caught:
+        run(artifact_paths["mc"], data(tmp_path, DIE), tmp_path / "r", engine="ray", devices="cpu:2", **OPTIONS)
+    text = str(caught.value)
+    assert "about to read it" in text
+    assert "--engine ray" in text
+    assert check_run(tmp_path / "r").missing == ((24, 32),)
+    run(artifact_paths["mc"], data(tmp_path), tmp_path / "r", engine="local", **OPTIONS)
+    assert parts(tmp_path / "r") == whole
+
+
+@pytest.mark.slow
+def test_a_lost_node_costs_nothing(
+    artifact_paths: dict[str, Path], tmp_path: Path, whole: dict[str, bytes], cluster: Any
+) -> None:
+    node = cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+    cluster.wait_for_nodes()
+    commits = tmp_path / "r" / "commits"
+
+    def pull_the_plug() -> None:
+        deadline = time.monotonic() + 60
+        while not list(commits.glob("part-*.json")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        cluster.remove_node(node, allow_graceful=False)
+
+    thread = threading.Thread(target=pull_the_plug)
+    thread.start()
+    run(artifact_paths["mc"], data(tmp_path, seconds=0.05), tmp_path / "r", engine="ray", devices="cpu:3", **OPTIONS)
+    thread.join()
+    assert parts(tmp_path / "r") == whole
+
+
+@pytest.mark.slow
+def test_an_error_in_the_data_comes_through(artifact_paths: dict[str, Path], tmp_path: Path, cluster: Any) -> None:
+    with pytest.raises(DataError, match="row 27: raised ValueError: this row is broken"):
+        run(
+            artifact_paths["mc"],
+            data(tmp_path, "raise ValueError('this row is broken')"),
+            tmp_path / "r",
+            engine="ray",
+            devices="cpu:2",
+            **OPTIONS,
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("devices", "error", "text"),
+    [
+        ("cpu:9", DeviceError, r"the Ray cluster has \d CPUs"),
+        ("cuda", DeviceError, "0 GPUs"),
+        ("cuda:1", UsageError, "Ray chooses the devices itself"),
+        ("tpu", UsageError, "expected auto, cpu"),
+    ],
+)
+def test_devices_that_the_cluster_has_not(
+    artifact_paths: dict[str, Path], tmp_path: Path, cluster: Any, devices: str, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        run(artifact_paths["mc"], SLOW, tmp_path / "r", engine="ray", devices=devices, **OPTIONS)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+def test_the_command_says_its_own_words_alone_and_ctrl_c_leaves_a_directory_to_resume(
+    artifact_paths: dict[str, Path], tmp_path: Path, whole: dict[str, bytes], cluster: Any
+) -> None:
+    slow, out = data(tmp_path, seconds=0.05), tmp_path / "r"
+    command = [sys.executable, "-W", "error", "-m", "deploykit", "run", artifact_paths["mc"], "--data", slow, "-o", out]
+    command += ["--engine", "ray", "--devices", "cpu:2", "--batch-size", "2", "--shard-rows", "8"]
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+
+    def started() -> Any:
+        return subprocess.Popen(
+            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+        )
+
+    with started() as process:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("commits/part-*.json")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "stopped by SIGINT" in err
+    assert 0 < check_run(out).committed_rows < 64
+    with started() as process:
+        told, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert [line.split(":")[0].split()[-1] for line in told.splitlines()] == [str(out), "next"]
+    assert all("rows" in line for line in err.splitlines()), err
+    assert parts(out) == whole
+
+
+@pytest.mark.slow
+def test_a_cluster_is_made_and_ended_where_there_is_none(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((9, 4), np.float32))
+    # Not the cluster of the other tests, which Ray would find.
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    command = ["-m", "deploykit", "run", artifact_paths["plain"], "--data", "x.npy", "-o", "r"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *command, "--engine", "ray", "--devices", "cpu"],
+        cwd=tmp_path, env=environment, text=True, capture_output=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2, done.stdout
+    assert all("rows" in line for line in done.stderr.splitlines()), done.stderr
+    assert verify_run(tmp_path / "r").ok
+
+
+def test_an_artifact_is_unpacked_once_and_checked(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with Artifact.open(artifact_paths["mc"]) as artifact:
+        packed, digest = packed_bytes(artifact), artifact.digest
+    first = unpacked(packed, digest)
+    assert first.digest == digest
+    monkeypatch.setattr(shipping, "unpack", lambda *_: pytest.fail("unpacked again"))
+    assert unpacked(packed, digest).directory == first.directory
+    monkeypatch.undo()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    first.file("onnx").unlink()  # As a cleaner of old temporary files does.
+    assert unpacked(packed, digest).file("onnx").is_file()
+    assert [path.name for path in shipping.cache_folder().iterdir()] == [digest]
+    with pytest.raises(ArtifactError, match="expected 000000"):
+        unpacked(packed, "0" * 64)
+
+
+def test_a_cache_that_others_can_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    shipping.cache_folder().chmod(0o777)
+    with pytest.raises(ArtifactError, match="can be written by others"):
+        shipping.cache_folder()
+
+
+def test_without_ray_the_command_is_named(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deploykit.errors import MissingExtraError
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'deploykit\[ray\]'"):
+        run(artifact_paths["mc"], SLOW, tmp_path / "r", engine="ray")
