@@ -110,9 +110,7 @@ def test_a_writer_that_fails_costs_no_prediction(artifact: Path, place: Path, mo
     monkeypatch.setenv("FAIL_AT", "1")
     with pytest.raises(RunError, match=r"Whole: rank 0: raised KeyError: 'a field.*predicts nothing again"):
         start(artifact)
-    with pytest.raises(
-        IncompleteRunError, match=r"mine\.py:Whole was not called to its end.*Run the same command again"
-    ):
+    with pytest.raises(IncompleteRunError, match=r"mine\.py:Whole was not called to its end.*Run the same command"):
         verify_run("run")
     monkeypatch.delenv("FAIL_AT")
     monkeypatch.setattr(loop.Pipeline, "run", lambda self: pytest.fail("something was predicted"))
@@ -137,19 +135,16 @@ def test_ranks_are_processes_of_one_group(artifact: Path, place: Path, monkeypat
 
     start(artifact, "Gather", devices="cpu:2")
     assert torch.load("gathered.pt", weights_only=True) == [[[[0, 1, 2, 3]]], [[[4, 5, 6, 7], [8, 9, 10]]]]
-    # Only one of two batches of each rank has this number, so one rank fails and the other must not wait for ever.
+    # Rank 1 alone has two batches; the other must not wait for it for ever.
     monkeypatch.setenv("DIE_AT", "1")
     with pytest.raises(RunError, match=r"rank 1 died with exit code -9; every prediction is in the run directory"):
         start(artifact, out="two", devices="cpu:2")
-    monkeypatch.setenv("FAIL_AT", "1")
     monkeypatch.delenv("DIE_AT")
-    with pytest.raises(RunError, match=r"rank 1: raised KeyError"):
-        start(artifact, out="two", devices="cpu:2")
-    monkeypatch.delenv("FAIL_AT")
     start(artifact, out="two", devices="cpu:2")
     assert Path("seen.1").read_text() == "plain [4, 5, 6, 7, 8, 9, 10]\n"
 
 
+@pytest.mark.slow
 def test_more_ranks_than_rows(artifact: Path, place: Path) -> None:
     """Lightning's sampler crashes there; here a rank without rows is called with none."""
     np.save("x.npy", handmade.random_inputs("plain", 1)["x"])
