@@ -2,7 +2,8 @@
 
 import ctypes
 import importlib
-from types import ModuleType
+from collections.abc import Mapping
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ class OnnxRunner(Runner):
     runtime = "onnxruntime"
 
     _session: Any = None
+    _on_device: Mapping[str, Any] = MappingProxyType({})
     _outputs: tuple[str, ...] = ()
     _optional: frozenset[str] = frozenset()
 
@@ -59,7 +61,7 @@ class OnnxRunner(Runner):
             raise _cannot_load(self.artifact.path, self.device, error) from error
         session.disable_fallback()
         _verify_provider(ort, session, self.device)
-        self._session = session
+        self._session, self._on_device = session, {}
         self._outputs = tuple(output.name for output in self.artifact.manifest.outputs)
         self._optional = frozenset(node.name for node in session.get_overridable_initializers())
         self._check_outputs()
@@ -74,7 +76,11 @@ class OnnxRunner(Runner):
             )
 
     def _stop(self) -> None:
-        self._session = None
+        self._session, self._on_device = None, {}
+
+    def release_memory(self) -> None:
+        """The last batch's inputs are still on the device."""
+        self._on_device = {}
 
     def _infer(self, inputs: Arrays, controls: Arrays) -> Arrays:
         unknown = sorted(set(controls) - self._optional)
@@ -92,18 +98,27 @@ class OnnxRunner(Runner):
 
     def _run_bound(self, inputs: Arrays, controls: Arrays) -> list[np.ndarray[Any, Any]]:
         """Data goes to the device once and comes back once; controls stay where the graph reads them."""
-        ort, index = _onnxruntime(), self.device.index
+        kind, index = self.device.kind, self.device.index
         binding = self._session.io_binding()
-        for name, array in inputs.items():
-            contiguous = np.ascontiguousarray(array)
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(contiguous, "cuda", index))
+        self._on_device = {name: self._put(name, np.ascontiguousarray(array)) for name, array in inputs.items()}
+        for name, value in self._on_device.items():
+            binding.bind_ortvalue_input(name, value)
         for name, array in controls.items():
             binding.bind_cpu_input(name, array)
         for name in self._outputs:
-            binding.bind_output(name, "cuda", index)
+            binding.bind_output(name, kind, index)
         self._session.run_with_iobinding(binding)
         found: list[np.ndarray[Any, Any]] = binding.copy_outputs_to_cpu()
         return found
+
+    def _put(self, name: str, array: np.ndarray[Any, Any]) -> Any:
+        """The array on the device, in the memory of the last batch where that had the same shape."""
+        value = self._on_device.get(name)
+        if value is None or value.shape() != list(array.shape):
+            make = _onnxruntime().OrtValue.ortvalue_from_shape_and_type
+            value = make(list(array.shape), array.dtype.type, self.device.kind, self.device.index)
+        value.update_inplace(array)
+        return value
 
 
 def _onnxruntime() -> ModuleType:

@@ -87,15 +87,25 @@ class TorchRunner(Runner):
 
     def _infer(self, inputs: Arrays, controls: Arrays) -> Arrays:
         torch = _torch()
-        names = [spec.name for spec in self.artifact.manifest.inputs]
+        given = [spec.name for spec in self.artifact.manifest.inputs]
         # Not optimised: the profiling executor rewrites the graph after the first calls, so that a batch's last bits
         # would depend on how many batches this process has seen.
         with torch.inference_mode(), torch.jit.optimized_execution(False):
-            tensors = [_to_tensor(torch, inputs[name], self.device) for name in names]
+            tensors = [_to_tensor(torch, inputs[name], self.device) for name in given]
             found = self._module(*tensors, **self._keywords(torch, controls))
-            return {
-                output.name: _to_numpy(torch, found[output.name], inputs) for output in self.artifact.manifest.outputs
-            }
+            names = [output.name for output in self.artifact.manifest.outputs]
+            return dict(zip(names, self._to_host(torch, [found[name] for name in names], inputs), strict=True))
+
+    def _to_host(self, torch: Any, tensors: list[Any], inputs: Arrays) -> list[np.ndarray[Any, Any]]:
+        if self.device.kind == "cpu":
+            return [_to_numpy(torch, tensor, inputs) for tensor in tensors]
+        # All copies are under way before the first is waited for. The caller's arrays are not in pinned memory, which
+        # is for the next batch.
+        pinned = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+        for host, tensor in zip(pinned, tensors, strict=True):
+            host.copy_(tensor, non_blocking=True)
+        torch.cuda.current_stream(self.device.index).synchronize()
+        return [_to_numpy(torch, host, inputs).copy() for host in pinned]
 
     def _keywords(self, torch: Any, controls: Arrays) -> dict[str, Any]:
         keywords: dict[str, Any] = {name: int(value) for name, value in controls.items() if name != "sample_ids"}
@@ -191,7 +201,11 @@ def _quiet_deprecation() -> Iterator[None]:
 def _to_tensor(torch: Any, array: np.ndarray[Any, Any], device: Device) -> Any:
     # torch cannot mark a tensor read-only and warns about an array that is.
     usable = array if array.flags.writeable and array.flags.c_contiguous else array.copy(order="C")
-    return torch.from_numpy(usable).to(str(device))
+    tensor = torch.from_numpy(usable)
+    if device.kind == "cpu":
+        return tensor
+    # From pinned memory the copy goes on by itself while the next input is made ready; torch keeps the block meanwhile.
+    return tensor.pin_memory().to(str(device), non_blocking=True)
 
 
 def _to_numpy(torch: Any, tensor: Any, inputs: Arrays) -> np.ndarray[Any, Any]:

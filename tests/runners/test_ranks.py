@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.rundir import RunDirectory
 from deploykit.verify_run import check_run, verify_run
+from runners import pace, progress
 from runners.job import run
 from tests import handmade
 
@@ -24,6 +26,7 @@ OPTIONS = {"batch_size": 2, "shard_rows": 8}
 SCRIPT = """
 import json, sys
 from deploykit.errors import DeploykitError
+from runners import pace, progress
 from runners.job import run
 try:
     result = run(sys.argv[1], sys.argv[2], sys.argv[3], **json.loads(sys.argv[4]))
@@ -236,3 +239,29 @@ def test_no_rank_comes_away_empty_where_there_is_a_shard_for_each(
     names = sorted(path.name for path in (tmp_path / "out").glob("predictions_*.npy"))
     assert names == [f"predictions_{rank}.npy" for rank in range(count)]
     verify_run(tmp_path / "out")
+
+
+def test_a_rank_that_falls_silent_is_named_while_the_run_goes_on(
+    artifact_paths: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(pace, "SILENT_S", 0.3)
+    monkeypatch.setattr(progress, "LINES_S", 0.0)
+    rows = handmade.random_inputs("plain", 16)["x"]
+    np.save(tmp_path / "x.npy", rows)
+    (tmp_path / "uneven.py").write_text(
+        "import numpy as np, time\n"
+        f"x = np.load({str(tmp_path / 'x.npy')!r})\n"
+        "class Uneven:\n"
+        "    def __len__(self): return len(x)\n"
+        "    def __getitem__(self, row):\n"
+        "        if row == 6: time.sleep(1.5)\n"
+        "        return x[row]\n"
+        "make = Uneven\n"
+    )
+    options = {"devices": "cpu:2", "batch_size": 2, "shard_rows": 4, "progress": "lines"}
+    run(artifact_paths["plain"], f"{tmp_path / 'uneven.py'}:make", tmp_path / "r", **options)  # type: ignore[arg-type]
+    shown = capsys.readouterr().err
+    assert re.search(r"rank [01] silent for \d s", shown), shown

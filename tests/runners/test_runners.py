@@ -220,3 +220,44 @@ def test_cuda_agrees_with_the_cpu(artifacts: dict[str, Artifact], runner_class: 
     controls: dict[str, Any] = {"sample_ids": np.arange(33) + 9, "seed": 3} if kind == "mc" else {}
     with runner_class(artifacts[kind], Device(kind="cuda")) as runner:
         close(runner.predict(inputs, **controls), handmade.expected(kind, inputs, **controls))
+
+
+def in_changing_sizes(runner: Runner, kind: str) -> None:
+    """Batches of the same and of other sizes, one after the other; earlier outputs stay as they were."""
+    given, found = [], []
+    for seed, rows in enumerate((8, 8, 3, 8, 1, 1)):
+        inputs = handmade.random_inputs(kind, rows, seed=seed)
+        given.append(inputs)
+        found.append(runner.predict(inputs))
+    for inputs, outputs in zip(given, found, strict=True):
+        close(outputs, handmade.expected(kind, inputs))
+
+
+@pytest.mark.parametrize("kind", ["plain", "pair", "mc"])
+def test_the_bound_path_takes_batches_of_any_size(
+    artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """I/O binding, which is for CUDA, on the CPU: memory on the device is used again, and only where it fits."""
+    monkeypatch.setattr(OnnxRunner, "_run_plain", OnnxRunner._run_bound)
+    with OnnxRunner(artifacts[kind]) as runner:
+        in_changing_sizes(runner, kind)
+        first = runner._on_device["x"]
+        runner.predict(handmade.random_inputs(kind, 1, seed=9))
+        assert runner._on_device["x"] is first
+        runner.release_memory()
+        runner.predict(handmade.random_inputs(kind, 1, seed=9))
+        assert runner._on_device["x"] is not first
+    assert runner._on_device == {}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["plain", "pair", "mc"])
+@both
+def test_cuda_takes_batches_of_any_size(artifacts: dict[str, Artifact], runner_class: type[Runner], kind: str) -> None:
+    if not runner_class.cuda_count():
+        pytest.skip(f"{runner_class.runtime} sees no CUDA device here")
+    with runner_class(artifacts[kind], Device(kind="cuda")) as runner:
+        in_changing_sizes(runner, kind)
+        outputs = runner.predict(handmade.random_inputs(kind, 8))
+    for array in outputs.values():
+        assert not torch.from_numpy(array).is_pinned(), "pinned memory is for the next batch"

@@ -45,6 +45,21 @@ def test_rebatch_cuts_where_shapes_change() -> None:
     assert found == [(3, 3), (1, 1), (1, 1)]
 
 
+@given(st.integers(0, 40), st.sets(st.integers(0, 39)), st.lists(st.integers(1, 9), max_size=9), st.integers(1, 9))
+def test_rebatch_gives_the_batches_of_the_plan_where_rows_are_left_out(
+    rows: int, left_out: set[int], sizes: list[int], size: int
+) -> None:
+    """However a file cuts them: rows of two batches may differ in shape and must not be joined."""
+    whole = batch_of(0, rows)
+    kept = [row for row in range(rows) if row not in left_out]
+    stored = Batch(sample_ids=np.array(kept, np.int64), outputs={n: a[kept] for n, a in whole.outputs.items()})
+    edges = [0, *(edge for edge in np.cumsum(sizes).tolist() if edge < len(kept)), len(kept)]
+    found = list(rebatch([stored[a:b] for a, b in pairwise(edges)], size))
+    assert [batch.sample_ids.tolist() for batch in found] == [
+        group for start in range(0, rows, size) if (group := [row for row in kept if start <= row < start + size])
+    ]
+
+
 def test_npy_is_a_plain_structured_array(tmp_path: Path) -> None:
     make_writer("npy", OUTPUTS).write(tmp_path / "a.npy", iter([batch_of(0, 4), batch_of(4, 5)]), 5)
     table = np.load(tmp_path / "a.npy", mmap_mode="r", allow_pickle=False)
