@@ -20,7 +20,7 @@ WRITE_INTERVALS: tuple[str, ...] = get_args(WriteInterval)
 NAN_POLICIES: tuple[str, ...] = get_args(NanPolicy)
 
 # What does not change a single predicted byte may change between a run and its resume.
-_FREE = ("artifact_path", "data_source", "created", "version", "outputs")
+_FREE = ("artifact_path", "data_source", "columns", "created", "version", "outputs")
 _ABSENT = "nothing"
 
 
@@ -46,6 +46,8 @@ class Job:
         version: the deploykit that made the directory.
         created: when, ISO 8601 with time zone.
         passes: how the draws are cut, and when a row has enough of them.
+        keep: columns of the data that go with the predictions, behind the outputs of the model.
+        columns: which columns give an input, as the user said it; what that means is in ``data``.
     """
 
     artifact: str
@@ -63,6 +65,8 @@ class Job:
     version: str
     created: str
     passes: Passes = field(default_factory=Passes)
+    keep: tuple[str, ...] = ()
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.write_interval not in WRITE_INTERVALS:
@@ -116,6 +120,8 @@ class Job:
             fields["plan"] = Plan.from_json(fields["plan"])
             fields["outputs"] = tuple(map(TensorSpec.from_json, fields["outputs"]))
             fields["passes"] = Passes(**fields.get("passes", {}))
+            fields["keep"] = tuple(fields.get("keep", ()))
+            fields["columns"] = {name: tuple(names) for name, names in fields.get("columns", {}).items()}
             return cls(**fields)
         except (TypeError, KeyError, AttributeError) as error:
             raise RunError(

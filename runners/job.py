@@ -2,7 +2,7 @@
 
 import contextlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +17,10 @@ from deploykit.manifest import Manifest
 from deploykit.passes import Passes, plan_passes
 from deploykit.plan import make_plan
 from deploykit.rundir import RunDirectory
-from deploykit.sources import open_source
 from deploykit.version import __version__
-from deploykit.writers import make_writer
+from runners.dataindex import save_index
 from runners.execute import Computed, ProgressChoice, Setting, execute
+from runners.jobdata import open_data
 from runners.lock import locked
 from runners.progress import check_kind
 from runners.table import choose_runner
@@ -73,13 +73,15 @@ def run(
     shard_rows: int | None = None,
     nan: str = "error",
     threads: int | None = None,
+    columns: Mapping[str, Sequence[str]] | None = None,
+    keep: Sequence[str] = (),
     progress: ProgressChoice = "none",
 ) -> RunResult:
     """Predict every row of ``data`` into the run directory ``out``, or take up the same job where it stopped.
 
     Args:
         artifact: an artifact, directory or packed file.
-        data: a ``.npy`` or ``.npz`` file, or ``package.module:factory``.
+        data: a file, directory, glob or URL of any source, or ``package.module:factory``.
         out: the run directory; new, empty, or of the same job.
         runner: ``onnx``, ``torch`` or ``auto`` (ONNX where there is a choice).
         devices: ``cpu``, ``cpu:4``, ``cuda``, ``cuda:0,2`` or ``auto``; one rank each.
@@ -94,6 +96,8 @@ def run(
         shard_rows: rows per part, a multiple of the batch size; chosen if not given.
         nan: what a NaN in the inputs does, ``error`` or ``allow``.
         threads: CPU threads per rank; the runner's choice if not given.
+        columns: by input the columns, or patterns of them, that give it; those of the inputs' names if not given.
+        keep: columns of the data that go with the predictions.
         progress: ``auto``, ``bar``, ``lines`` or ``none``, or a function of the rows that are done and all rows.
 
     Raises:
@@ -119,6 +123,8 @@ def run(
         "shard-rows": shard_rows,
         "nan": nan,
         "threads": threads,
+        "map": {name: tuple(names) for name, names in (columns or {}).items()},
+        "keep": tuple(keep),
     }
     with contextlib.ExitStack() as stack:
         setting = _checked(stack, artifact, str(data), out, options, began)
@@ -143,10 +149,8 @@ def _checked(
     seed, draws = _controls(artifact, options["seed"], options["draws"])
     passes = _passes(artifact, draws, options)
     added = passes.column(artifact.manifest.batch_dimension)
-    outputs = (*(output.tensor for output in artifact.manifest.outputs), *added)
-    writer = make_writer(options["writer"], outputs, write_interval=options["write-interval"])
-    source = open_source(data, artifact.manifest.inputs)
-    stack.callback(source.close)
+    predicted = (*(output.tensor for output in artifact.manifest.outputs), *added)
+    source, writer = open_data(stack, artifact, data, predicted, options)
     plan = make_plan(len(source), options["batch-size"], _row_bytes(artifact.manifest), options["shard-rows"])
     job = Job(
         artifact=artifact.digest,
@@ -157,13 +161,15 @@ def _checked(
         seed=seed,
         draws=draws,
         plan=plan,
-        outputs=outputs,
+        outputs=writer.outputs,
         writer=options["writer"],
         write_interval=cast("WriteInterval", options["write-interval"]),
         nan=cast("NanPolicy", options["nan"]),
         version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         passes=passes,
+        keep=options["keep"],
+        columns=options["map"],
     )
     return Setting(
         artifact=artifact,
@@ -228,7 +234,11 @@ def _resume_command(artifact: str | Path, data: str, out: str | Path, options: M
     }
     words = ["deploykit", "run", str(artifact), "--data", data, "-o", str(out)]
     for name, value in options.items():
-        if value is not None and value != defaults.get(name):
+        if name == "map":
+            words += [word for key, names in value.items() for word in ("--map", f"{key}={','.join(names)}")]
+        elif name == "keep":
+            words += ["--keep", ",".join(value)] if value else []
+        elif value is not None and value != defaults.get(name):
             words += [f"--{name}", str(value)]
     return shlex.join(words)
 
@@ -237,6 +247,7 @@ def _do(setting: Setting, directory: RunDirectory, lock: int, progress: Progress
     """Do what is left of the job."""
     missing = directory.missing()
     skipped = len(directory.job.plan) - len(missing)
+    save_index(directory.path, setting.source)
     notes = list(setting.source.notes)
     computed = Computed()
     # An epoch job without rows has no rank and no file; its report says that it was done.

@@ -21,6 +21,7 @@ from deploykit.errors import DeploykitError, RunError
 from deploykit.passes import DRAWS_USED
 from deploykit.plan import Shard
 from deploykit.sources.finite import check_finite, count_nan_rows
+from deploykit.sources.reading import KEPT
 from deploykit.writers.base import Batch, Writer
 from runners.base import Arrays, Runner
 from runners.channel import Channel, Closed
@@ -81,6 +82,7 @@ class _Read:
     start: int
     stop: int
     inputs: Arrays
+    kept: Arrays
     seconds: float
 
 
@@ -144,7 +146,7 @@ class Pipeline:
             self._listener.started(shard)
             for start, stop in self._job.plan.batches(shard):
                 work = self._read(shard, start, stop)
-                self._inputs.put(work, _size(work.inputs))
+                self._inputs.put(work, _size(work.inputs) + _size(work.kept))
         self._inputs.finish()
 
     def _read(self, shard: Shard, start: int, stop: int) -> _Read:
@@ -156,13 +158,14 @@ class Pipeline:
         except Exception as error:
             # A data set is the user's own code and may raise anything.
             raise RunError(_failed(start, stop, "reading the data", error)) from error
+        kept = {name.removeprefix(KEPT): inputs.pop(name) for name in list(inputs) if name.startswith(KEPT)}
         if self._job.nan == "error":
             check_finite(inputs, start)
         else:
             self._meter.nan_rows += count_nan_rows(inputs)
         seconds = perf_counter() - began
         self._meter.read_s += seconds
-        return _Read(shard=shard, start=start, stop=stop, inputs=inputs, seconds=seconds)
+        return _Read(shard=shard, start=start, stop=stop, inputs=inputs, kept=kept, seconds=seconds)
 
     def _infer_all(self) -> None:
         timings: dict[str, float] = {}
@@ -196,7 +199,7 @@ class Pipeline:
         if DRAWS_USED in outputs:
             self._meter.draws_used += int(outputs[DRAWS_USED].sum())
         self._listener.predicted(len(ids))
-        batch = Batch(sample_ids=ids, outputs=outputs)
+        batch = Batch(sample_ids=ids, outputs={**outputs, **work.kept})
         return _Predicted(shard=work.shard, stop=work.stop, batch=batch, timings=timings)
 
     def _write_all(self) -> None:

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from deploykit.errors import RunError
-from deploykit.tensors import TensorSpec
+from deploykit.errors import RunError, UsageError
+from deploykit.tensors import TEXT, TensorSpec
 
-__all__ = ["SAMPLE_ID", "Arrays", "Batch", "Writer", "checked", "rebatch"]
+__all__ = ["SAMPLE_ID", "Arrays", "Batch", "Writer", "checked", "rebatch", "refuse_text"]
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -107,6 +107,20 @@ def checked(specs: Sequence[TensorSpec], batch: Batch) -> Batch:
                 f"the artifact promises {spec}; export it again"
             )
     return batch
+
+
+def refuse_text(writer: str, specs: Sequence[TensorSpec]) -> None:
+    """Refuse columns of text, for a format of numbers alone.
+
+    Raises:
+        UsageError: there are some.
+    """
+    text = [spec.name for spec in specs if spec.dtype == TEXT]
+    if text:
+        raise UsageError(
+            f"writer {writer}: holds numbers, and {', '.join(text)} (--keep) is text; use --writer parquet, jsonl or "
+            "csv, or leave it out"
+        )
 
 
 def rebatch(batches: Iterable[Batch], size: int) -> Iterator[Batch]:

@@ -9,7 +9,7 @@ import numpy as np
 from deploykit.errors import RunError, UsageError
 from deploykit.storedarray import open_npy
 from deploykit.tensors import TensorSpec
-from deploykit.writers.base import SAMPLE_ID, Batch, Writer, checked
+from deploykit.writers.base import SAMPLE_ID, Batch, Writer, checked, refuse_text
 
 __all__ = ["NpyWriter"]
 
@@ -28,6 +28,7 @@ class NpyWriter(Writer):
                 raise UsageError(
                     f"writer npy: the output name {spec.name!r} is not ASCII, as the format needs; use --writer pt"
                 )
+        refuse_text("npy", self.outputs)
 
     def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:
         """Append batch by batch behind a header that already names ``rows``; memory holds one batch.

@@ -9,7 +9,7 @@ import numpy as np
 
 from deploykit.errors import MissingExtraError
 from deploykit.tensors import TensorSpec
-from deploykit.writers.base import SAMPLE_ID, Arrays, Batch, Writer, checked
+from deploykit.writers.base import SAMPLE_ID, Arrays, Batch, Writer, checked, refuse_text
 
 __all__ = ["PtWriter", "load_pt", "save_pt"]
 
@@ -27,6 +27,7 @@ class PtWriter(Writer):
         super().__init__(outputs)
         if importlib.util.find_spec("torch") is None:
             raise MissingExtraError("torch", "torch", "the writer 'pt'")
+        refuse_text("pt", self.outputs)
 
     def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:  # noqa: ARG002 (the batches say it)
         """Write one part."""
