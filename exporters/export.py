@@ -120,10 +120,9 @@ def export_module(
     preprocessing = parse_preprocessing(preprocess, model_inputs.specs)
     names = model_inputs.names
     entry = Entry(module, method, names, arrangement_for(module, method, names, batch), tasks.left_out)
-    options = DrawOptions(
+    subject = prepare(entry, model_inputs, DrawOptions(
         draws=mc_draws, modules=tuple(mc_modules), mode=mask_mode, seed=seed, tasks=tasks, keep_draws=keep_draws
-    )
-    subject = prepare(entry, model_inputs, options)
+    ))  # fmt: skip
     limit = default_tolerance(model_inputs.specs[0].dtype) if tolerance is None else tolerance
     with _Workshop(path) as workshop:
         records, parity = _write_formats(workshop.path, writers, subject, model_inputs, limit)

@@ -58,7 +58,9 @@ def _messages(file: IO[bytes], position: int, size: int) -> Iterator[tuple[int, 
     while position < size:
         file.seek(position)
         prefix = file.read(8)
-        marker, length = struct.unpack("<II", prefix) if len(prefix) == 8 else (0, 0)
+        if len(prefix) < 8 and prefix != b"\0\0\0\0":
+            break
+        marker, length = struct.unpack("<II", prefix.ljust(8, b"\0"))
         skip = 8
         if marker != _MARKER:
             # Before Arrow 0.15 there was no marker.
@@ -77,6 +79,8 @@ def _messages(file: IO[bytes], position: int, size: int) -> Iterator[tuple[int, 
             raise ValueError(f"it ends within the message at byte {position}")
         yield position, metadata, body
         position += skip + length + body
+    # Without the mark nobody knows whether batches are missing.
+    raise ValueError("it ends without the mark of its end, so that rows may be missing")
 
 
 class _Table:

@@ -5,6 +5,7 @@ last is kept, so that going on from there costs nothing twice; memory holds one 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,10 +18,19 @@ from deploykit.sources.columns import match_columns
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.tensors import TensorSpec, check_inputs
 
-__all__ = ["CHUNK_BYTES", "Pieces", "TableSource", "require_pyarrow"]
+__all__ = ["CHUNK_BYTES", "BadRow", "Pieces", "TableSource", "require_pyarrow"]
 
 CHUNK_BYTES = 8 * 2**20
 """About how much is decoded at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A chunk of one row that cannot be read, among others that can: an error only for who asks for it."""
+
+    name: str
+    problem: str
+    num_rows: int = 1
 
 
 class Pieces(Protocol):
@@ -53,7 +63,7 @@ class Pieces(Protocol):
         ...
 
     def chunks(self, piece: int) -> Iterator[Any]:
-        """The rows of one piece, as record batches or tables of any size.
+        """The rows of one piece, as record batches, tables of any size, or single bad rows.
 
         Raises:
             Exception: whatever pyarrow raises where the piece cannot be read.
@@ -99,7 +109,7 @@ class TableSource:
         while row < stop:
             chunk = self._chunk_at(row)
             end = min(stop, chunk.stop)
-            parts.append({key: array[row - chunk.start : end - chunk.start] for key, array in chunk.arrays.items()})
+            parts.append(self._rows(chunk, row, end))
             row = end
         try:
             arrays = {key: _joined([part[key] for part in parts]) for key in parts[0]}
@@ -132,19 +142,30 @@ class TableSource:
         if piece != cursor.piece or row < cursor.start:
             cursor = self._cursor = _Cursor(piece, self._pieces.chunks(piece), int(self._ends[piece]))
         while row >= cursor.stop:
-            self._advance(cursor, row)
+            self._advance(cursor)
         return cursor
 
-    def _advance(self, cursor: "_Cursor", row: int) -> None:
+    def _rows(self, cursor: "_Cursor", start: int, stop: int) -> Arrays:
+        """Rows of the cursor's chunk. A row that does not fit is an error for those alone who ask for it."""
+        rows = slice(start - cursor.start, stop - cursor.start)
+        if cursor.arrays is None and not cursor.is_bad:
+            try:
+                cursor.arrays = self._converted(cursor.chunk, cursor.start)
+            except DataError:
+                cursor.is_bad = True
+        if cursor.arrays is None:
+            return self._converted(_sliced(cursor.chunk, rows.start, stop - start), start)
+        return {key: array[rows] for key, array in cursor.arrays.items()}
+
+    def _advance(self, cursor: "_Cursor") -> None:
         end = int(self._ends[cursor.piece + 1])
         try:
             chunk = next(cursor.chunks, None)
             count = 0 if chunk is None else chunk.num_rows
             if chunk is None or cursor.stop + count > end:
                 raise ValueError(f"it has other rows than it promised, up to row {cursor.stop + count} of {end}")
-            wanted = row < cursor.stop + count
-            cursor.start, cursor.stop = cursor.stop, cursor.stop + count
-            cursor.arrays = self._converted(chunk, cursor.start) if wanted else {}
+            cursor.start, cursor.stop, cursor.chunk = cursor.stop, cursor.stop + count, chunk
+            cursor.arrays, cursor.is_bad = None, False
         except DeploykitError:
             raise
         # pyarrow raises OSError, its own errors and plain ones, whatever the damage meets first.
@@ -152,6 +173,8 @@ class TableSource:
             raise self._pieces.explain(cursor.piece, int(self._ends[cursor.piece]), error) from error
 
     def _converted(self, chunk: Any, first_row: int) -> Arrays:
+        if isinstance(chunk, BadRow):
+            raise DataError(f"data {chunk.name}, row {first_row}: {chunk.problem}")
         place = Place(self._pieces.what, first_row)
         columns = {name: _one(chunk.column(name)) for name in self._match.columns}
         arrays: Arrays = {}
@@ -176,12 +199,14 @@ class TableSource:
 
 
 class _Cursor:
-    """Where the reading of a piece is: the rows ``[start, stop)`` are decoded in ``arrays``."""
+    """Where the reading of a piece is: ``chunk`` has the rows ``[start, stop)``, ``arrays`` what was made of them."""
 
     def __init__(self, piece: int, chunks: Iterator[Any], row: int) -> None:
         self.piece, self.chunks = piece, chunks
         self.start = self.stop = row
-        self.arrays: Arrays = {}
+        self.chunk: Any = None
+        self.arrays: Arrays | None = None
+        self.is_bad = False
 
 
 def require_pyarrow(what: str) -> None:
@@ -201,6 +226,10 @@ def _one(column: Any) -> Any:
     if not hasattr(column, "chunks"):
         return column
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _sliced(chunk: Any, start: int, rows: int) -> Any:
+    return chunk if isinstance(chunk, BadRow) else chunk.slice(start, rows)
 
 
 def _is_scalar_of_vector(column: Any, spec: TensorSpec) -> bool:

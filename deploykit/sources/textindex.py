@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
-__all__ = ["BLOCK_BYTES", "TextPiece", "text_pieces"]
+__all__ = ["BLOCK_BYTES", "TextPiece", "row_bounds", "text_pieces"]
 
 BLOCK_BYTES = 4 * 2**20
 
@@ -38,6 +38,15 @@ def text_pieces(file: IO[bytes], *, quotes: bool, header: bool, block_bytes: int
         if rows:
             pieces.append((start, stop, rows))
     return pieces
+
+
+def row_bounds(block: bytes, row: int, *, quotes: bool) -> tuple[int, int]:
+    """First byte of a row of whole rows, counted from 0, and the byte after its last."""
+    ends = _row_ends(block, quotes)
+    if not len(ends) or ends[-1] != len(block) - 1:
+        ends = np.append(ends, len(block) - 1)
+    full = np.flatnonzero(_is_full(block, ends, quotes))
+    return int(ends[full[row] - 1]) + 1 if full[row] else 0, int(ends[full[row]]) + 1
 
 
 def _blocks(file: IO[bytes], quotes: bool, block_bytes: int) -> Iterator[tuple[int, int, int, int]]:
@@ -82,11 +91,12 @@ def _is_full(block: bytes, ends: np.ndarray[Any, Any], quotes: bool) -> np.ndarr
     """For each row whether there is something in it."""
     values = np.frombuffer(block, np.uint8)
     lengths = np.diff(ends, prepend=-1)
-    at_end = values[ends] != _LINE_FEED
-    full: np.ndarray[Any, Any] = (lengths > 1) | at_end
+    full: np.ndarray[Any, Any] = lengths > 1
     pairs = np.flatnonzero(lengths == 2)
-    full[pairs] &= ~((values[ends[pairs] - 1] == _RETURN) & ~at_end[pairs])
+    full[pairs] &= values[ends[pairs] - 1] != _RETURN
     if not quotes and (block[:1] in (b" ", b"\t") or b"\n " in block or b"\n\t" in block):
-        blank = [match.end() for match in _WHITE.finditer(block)]
-        full &= ~np.isin(ends, blank) & ~(at_end & np.isin(ends, np.array(blank, np.int64) - 1))
+        full &= ~np.isin(ends, [match.end() for match in _WHITE.finditer(block)])
+    if block and values[ends[-1]] != _LINE_FEED:
+        last = block[ends[-2] + 1 if len(ends) > 1 else 0 :]
+        full[-1] = bool(last.strip(b"\r" if quotes else None))
     return full

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from deploykit.errors import DataError
 from deploykit.locations import DataFile
-from deploykit.sources.tables import require_pyarrow
-from deploykit.sources.textindex import TextPiece, text_pieces
+from deploykit.sources.tables import BadRow, require_pyarrow
+from deploykit.sources.textindex import TextPiece, row_bounds, text_pieces
 
 __all__ = ["SAMPLE_BYTES", "TextTables", "problem_with_number", "widest"]
 
@@ -58,21 +58,26 @@ class TextTables(abc.ABC):
         self._columns, self._dtypes = tuple(columns), {name: widest(dtype) for name, dtype in dtypes.items()}
 
     def chunks(self, piece: int) -> Iterator[Any]:
-        """The rows of one piece, at once."""
-        table = self._parse(self._bytes(piece))
-        if table.num_rows != self.rows[piece]:
-            raise ValueError(
-                f"{table.num_rows} rows where {self.rows[piece]} lines were counted; quotes within values?"
-            )
-        yield table
+        """The rows of one piece, at once; where some are bad, those between them."""
+        data, name = self._bytes(piece), self.files[self._where[piece][0]].name
+        while data:
+            try:
+                yield self._parse(data)
+                return
+            # The errors of pyarrow, which is not imported here, are ValueErrors.
+            except ValueError:
+                found = self._problem(data)
+                if found is None:
+                    raise
+            start, stop = row_bounds(data, found[0], quotes=self.quotes)
+            if found[0]:
+                yield self._parse(data[:start])
+            yield BadRow(name, found[1])
+            data = data[stop:]
 
     def explain(self, piece: int, first_row: int, error: Exception) -> DataError:
-        """The error, with the first row that causes it."""
-        number, _ = self._where[piece]
-        name = self.files[number].name
-        found = self._problem(self._bytes(piece))
-        if found is not None:
-            return DataError(f"data {name}, row {first_row + found[0]}: {found[1]}")
+        """The error, with the rows."""
+        name = self.files[self._where[piece][0]].name
         text = (str(error).splitlines() or [type(error).__name__])[0][:300]
         last = first_row + self.rows[piece] - 1
         return DataError(f"data {name}, rows {first_row} to {last}: cannot be read ({text}); mend the file")
