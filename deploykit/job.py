@@ -26,7 +26,7 @@ NAN_POLICIES: tuple[str, ...] = get_args(NanPolicy)
 ERROR_POLICIES: tuple[str, ...] = get_args(ErrorPolicy)
 
 # What does not change a single predicted byte may change between a run and its resume.
-_FREE = ("artifact_path", "data_source", "created", "version", "outputs")
+_FREE = ("artifact_path", "data_source", "columns", "created", "version", "outputs")
 _ABSENT = "nothing"
 
 
@@ -55,6 +55,8 @@ class Job:
         on_error: what a row that cannot be read or predicted does: ``fail`` stops the job, ``skip`` leaves the row out.
         layout: which rank's files or calls hold which rows; ``contiguous``, or with a number of ranks ``strided:2``.
         lightning: the ``BasePredictionWriter`` that is called when all rows are there: ``writer`` and ``arguments``.
+        keep: columns of the data that go with the predictions, behind the outputs of the model.
+        columns: which columns give an input, as the user said it; what that means is in ``data``.
     """
 
     artifact: str
@@ -75,6 +77,8 @@ class Job:
     on_error: ErrorPolicy = "fail"
     layout: str = CONTIGUOUS
     lightning: Mapping[str, Any] | None = None
+    keep: tuple[str, ...] = ()
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.write_interval not in WRITE_INTERVALS:
@@ -135,6 +139,8 @@ class Job:
             fields["plan"] = Plan.from_json(fields["plan"])
             fields["outputs"] = tuple(map(TensorSpec.from_json, fields["outputs"]))
             fields["passes"] = Passes(**fields.get("passes", {}))
+            fields["keep"] = tuple(fields.get("keep", ()))
+            fields["columns"] = {name: tuple(names) for name, names in fields.get("columns", {}).items()}
             return cls(**fields)
         except (TypeError, KeyError, AttributeError) as error:
             raise RunError(

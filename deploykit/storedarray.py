@@ -1,17 +1,17 @@
 """One array inside a file, read by position.
 
-Reads go straight into a fresh array with ``preadv``: nothing is mapped, so the memory of the process does not grow
-with the rows that were read, the GIL is free during the read, and any thread may read.
+Reads go straight into a fresh array: nothing is mapped, so the memory of the process does not grow with the rows that
+were read, and any thread may read.
 """
 
 import math
-import os
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from deploykit.errors import DataError
+from deploykit.locations import DataFile, PositionedFile, local_file
 
 __all__ = ["StoredArray", "open_npy", "read_header"]
 
@@ -32,31 +32,30 @@ class StoredArray:
         shape: its first dimension are the rows.
     """
 
-    def __init__(self, path: Path, offset: int, header: Header) -> None:
+    def __init__(self, file: DataFile, offset: int, header: Header) -> None:
         self.shape, self._by_column, self._stored = header
         self.dtype = self._stored.newbyteorder("=")
-        self._path, self._offset = path, offset
+        self._name, self._offset = file.name, offset
         self._width = math.prod(self.shape[1:])
         # Column-major order of rows without elements inside is the same as row-major order.
         self._by_column = self._by_column and len(self.shape) > 1
-        self._check()
-        self._file = path.open("rb", buffering=0)
+        self._check(file.size_and_version()[0])
+        self._file = PositionedFile(file)
 
     @property
     def end(self) -> int:
         """The position after the last byte."""
         return self._offset + math.prod(self.shape) * self.dtype.itemsize
 
-    def _check(self) -> None:
-        size = self._path.stat().st_size
+    def _check(self, size: int) -> None:
         if size < self.end:
             raise DataError(
-                f"data {self._path}: truncated: its header promises {list(self.shape)} {self.dtype}, "
+                f"data {self._name}: truncated: its header promises {list(self.shape)} {self.dtype}, "
                 f"{self.end} bytes with the header, the file has {size}; copy or write it again"
             )
         if self._by_column and self._width > _MOST_COLUMNS:
             raise DataError(
-                f"data {self._path}: in Fortran (column-major) order with {self._width} values per row, too slow to "
+                f"data {self._name}: in Fortran (column-major) order with {self._width} values per row, too slow to "
                 "read by rows; save it with np.save(path, np.ascontiguousarray(array))"
             )
 
@@ -92,25 +91,23 @@ class StoredArray:
         position = self._offset + first_element * self._stored.itemsize
         room = block.reshape(-1).view(np.uint8).data
         while room:
-            try:
-                count = os.preadv(self._file.fileno(), [room], position)
-            except OSError as error:
-                raise DataError(f"data {self._path}: cannot be read at byte {position}: {error.strerror}") from error
+            count = self._file.read_into(room, position)
             if not count:
-                raise DataError(f"data {self._path}: became shorter while it was read, at byte {position}")
+                raise DataError(f"data {self._name}: became shorter while it was read, at byte {position}")
             room, position = room[count:], position + count
 
 
-def open_npy(path: Path) -> StoredArray:
+def open_npy(file: DataFile | Path) -> StoredArray:
     """Open a ``.npy`` file.
 
     Raises:
         DataError: not a npy file, truncated, of objects, or without rows to count.
     """
-    with path.open("rb") as file:
-        header = read_header(file, str(path))
-        offset = file.tell()
-    return StoredArray(path, offset, header)
+    file = local_file(file) if isinstance(file, Path) else file
+    with file.open() as opened:
+        header = read_header(opened, file.name)
+        offset = opened.tell()
+    return StoredArray(file, offset, header)
 
 
 def read_header(file: IO[bytes], what: str) -> Header:

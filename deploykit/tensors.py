@@ -9,13 +9,16 @@ import numpy as np
 
 from deploykit.errors import DataError, UsageError
 
-__all__ = ["DTYPES", "TensorSpec", "check_inputs", "parse_spec"]
+__all__ = ["DTYPES", "TEXT", "TensorSpec", "check_inputs", "parse_spec"]
 
 DTYPES = (
     "float16", "float32", "float64",
     "int8", "int16", "int32", "int64", "uint8", "bool",
 )  # fmt: skip
 """The dtypes that numpy, torch and ONNX Runtime all hold."""
+
+TEXT = "string"
+"""The dtype of text that goes with the predictions: in numpy an object array of ``str``. No model's tensor has it."""
 
 _SPEC = re.compile(r"^(?P<name>[A-Za-z_]\w*):(?P<dtype>\w+)\[(?P<shape>[^\]]*)\]$")
 _DIMENSION = re.compile(r"[A-Za-z_]\w*")
@@ -43,7 +46,7 @@ class TensorSpec:
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.dtype)
+        return np.dtype(object if self.dtype == TEXT else self.dtype)
 
     def with_sizes(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The concrete shape when each dynamic dimension has the size given for its name."""

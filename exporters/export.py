@@ -20,6 +20,7 @@ from deploykit.compare import default_tolerance
 from deploykit.errors import ExportError, UsageError
 from deploykit.files import sha256_of, sync_directory, write_json
 from deploykit.manifest import FileRecord, FormatRecord, Manifest, ParityRecord
+from deploykit.preprocessing import parse_preprocessing
 from deploykit.tensors import TensorSpec, parse_spec
 from exporters.entry import Entry, arrangement_for
 from exporters.formats import FORMATS, Format
@@ -70,6 +71,7 @@ def export_module(
     tolerance: float | None = None,
     overwrite: bool = False,
     user: Mapping[str, Any] | None = None,
+    preprocess: str | Sequence[str] = (),
     checkpoint: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> ExportResult:
@@ -100,6 +102,8 @@ def export_module(
         tolerance: largest error relative to the scale of an output; by default 1e-4, and 1e-2 with float16.
         overwrite: replace an artifact that is there.
         user: JSON values to keep in the manifest.
+        preprocess: how an image becomes an input, to record in the manifest: ``"x=image resize=256 scale=255"``; a
+            text for each input.
         checkpoint: what is known of the checkpoint, for the manifest.
         notes: what the user should know already; put before the notes of the export.
 
@@ -110,16 +114,15 @@ def export_module(
     """
     path = Path(destination)
     writers = _check_request(path, formats, mc_draws, overwrite)
-    _check_modules(mc_modules, mc_draws)
-    tasks = _check_tasks(task, variance, log_variance, mc_draws)
+    tasks = _check_draws(mc_modules, task, variance, log_variance, mc_draws)
     _check_device(module)
     model_inputs = find_inputs(module, specs=inputs, example=example, ranges=ranges)
-    arrangement = arrangement_for(module, method, model_inputs.names, batch)
-    entry = Entry(module, method, model_inputs.names, arrangement, tasks.left_out)
-    options = DrawOptions(
+    preprocessing = parse_preprocessing(preprocess, model_inputs.specs)
+    names = model_inputs.names
+    entry = Entry(module, method, names, arrangement_for(module, method, names, batch), tasks.left_out)
+    subject = prepare(entry, model_inputs, DrawOptions(
         draws=mc_draws, modules=tuple(mc_modules), mode=mask_mode, seed=seed, tasks=tasks, keep_draws=keep_draws
-    )
-    subject = prepare(entry, model_inputs, options)
+    ))  # fmt: skip
     limit = default_tolerance(model_inputs.specs[0].dtype) if tolerance is None else tolerance
     with _Workshop(path) as workshop:
         records, parity = _write_formats(workshop.path, writers, subject, model_inputs, limit)
@@ -129,7 +132,7 @@ def export_module(
             inputs=model_inputs.specs, outputs=subject.outputs, tested=tested_sizes(model_inputs, subject),
             monte_carlo=subject.monte_carlo, formats=records, files=_digests(workshop.path), golden=GOLDEN_NAME,
             tolerance=limit, parity=tuple(_worst_per_output(parity)), checkpoint=checkpoint, versions=_versions(),
-            user=dict(user or {}),
+            preprocessing=preprocessing, user=dict(user or {}),
         )  # fmt: skip
         write_json(workshop.path / MANIFEST_NAME, manifest.to_json())
         workshop.publish()
@@ -156,12 +159,10 @@ def _limits(subject: Subject) -> list[str]:
 
 def check_request(destination: str | Path, options: Mapping[str, Any]) -> None:
     """Refuse, before any work, what ``export_module`` would refuse whatever the module is."""
-    formats = options.get("formats", DEFAULT_FORMATS)
-    _check_request(Path(destination), formats, options.get("mc_draws"), options.get("overwrite", False))
-    _check_modules(options.get("mc_modules", ()), options.get("mc_draws"))
-    _check_tasks(
-        options.get("task", "raw"), options.get("variance"), options.get("log_variance"), options.get("mc_draws")
-    )
+    formats, draws = options.get("formats", DEFAULT_FORMATS), options.get("mc_draws")
+    _check_request(Path(destination), formats, draws, options.get("overwrite", False))
+    task = options.get("task", "raw")
+    _check_draws(options.get("mc_modules", ()), task, options.get("variance"), options.get("log_variance"), draws)
     for spec in options.get("inputs", ()):
         if isinstance(spec, str):
             parse_spec(spec)
@@ -181,17 +182,16 @@ def _check_request(path: Path, formats: Sequence[str], draws: int | None, overwr
     return {name: FORMATS.load(name)() for name in dict.fromkeys(formats)}
 
 
-def _check_modules(patterns: Sequence[str], draws: int | None) -> None:
-    if patterns and draws is None:
-        raise UsageError(f"--mc-modules {', '.join(patterns)}: needs --mc-draws, which says how often they draw")
-
-
-def _check_tasks(
+def _check_draws(
+    modules: Sequence[str],
     task: str | Sequence[str],
     variance: Mapping[str, str] | None,
     log_variance: Mapping[str, str] | None,
     draws: int | None,
 ) -> TaskRequest:
+    """What needs draws, held against their number."""
+    if modules and draws is None:
+        raise UsageError(f"--mc-modules {', '.join(modules)}: needs --mc-draws, which says how often they draw")
     request = parse_tasks(task, variance, log_variance)
     if request.heads and draws is None:
         raise UsageError(

@@ -9,13 +9,14 @@ from typing import Any
 from deploykit.artifact import Artifact
 from deploykit.devices import Device
 from deploykit.rundir import RunDirectory
-from deploykit.sources import Source, open_source
+from deploykit.sources import Reading, Source, open_source
 from deploykit.writers import make_writer
 from runners.base import Group
+from runners.dataindex import load_index
 from runners.loop import Task
 from runners.table import choose_runner
 
-__all__ = ["Assignment"]
+__all__ = ["Assignment", "reading_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,8 @@ class Assignment:
             artifact = stack.enter_context(Artifact.open(self.artifact))
         directory = RunDirectory.open(self.directory)
         if source is None:
-            source = open_source(self.data, artifact.manifest.inputs, prepare=False)
+            reading = reading_of(directory, artifact)
+            source = open_source(self.data, artifact.manifest.inputs, prepare=False, reading=reading)
             stack.callback(source.close)
         writer = make_writer(directory.job.writer, directory.job.outputs, write_interval=directory.job.write_interval)
         runner_class = choose_runner(artifact, self.runner)
@@ -73,3 +75,15 @@ class Assignment:
             "group": None if group is None else Group(**{**group, "store": group["store"] and Path(group["store"])}),
         }
         return cls(**{**data, **fields})
+
+
+def reading_of(directory: RunDirectory, artifact: Artifact) -> Reading:
+    """How the job reads its data, with what the process that prepared it found on the way."""
+    job = directory.job
+    return Reading(
+        columns=job.columns,
+        keep=job.keep,
+        allow_nan=job.nan == "allow",
+        preprocessing=artifact.manifest.preprocessing,
+        index=load_index(directory.path, job.data),
+    )

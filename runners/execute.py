@@ -17,6 +17,7 @@ from deploykit.signs import signing
 from deploykit.sources import Source
 from runners.assignment import Assignment
 from runners.base import Runner
+from runners.dataindex import save_index
 from runners.environment import environment
 from runners.lock import locked
 from runners.progress import ProgressMode, make_progress
@@ -84,6 +85,7 @@ def drive(setting: Setting, out: Path, place: Placer, *, progress: ProgressChoic
     """
     with locked(out) as lock:
         directory = RunDirectory.prepare(out, setting.job)
+        save_index(directory.path, setting.source)
         missing = directory.missing()
         # An epoch job without rows has no rank and no file; its report says that it was done.
         if not missing and directory.is_finished() and (directory.path / "report.json").exists():

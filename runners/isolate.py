@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from deploykit.errors import ArtifactError, DeviceError, MissingExtraError, RunError, UsageError
 from deploykit.plan import Shard, remaining
 from deploykit.sources.finite import nan_rows
+from deploykit.sources.reading import split
 from runners.base import Arrays
 from runners.fitting import is_out_of_memory
 
@@ -27,10 +28,11 @@ _NOT_THE_ROWS = (UsageError, ArtifactError, DeviceError, MissingExtraError)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sound:
-    """The rows of a batch that can go on, by sample id, and why the others failed."""
+    """The rows of a batch that can go on, by sample id, what is kept of them, and why the others failed."""
 
     ids: NDArray[np.int64]
     inputs: Arrays
+    kept: Arrays
     failed: Mapping[int, str]
 
 
@@ -47,12 +49,14 @@ def read_rows(source: "Source", start: int, stop: int, *, refuse_nan: bool) -> S
         failed = {start + place: _why("reading", each) for place, each in errors.items()}
         ids = remaining(start, stop, failed)
         inputs = _read_runs(source, ids)
+    inputs, kept = split(inputs)
     if refuse_nan:
         broken = {int(ids[place]): why for place, why in nan_rows(inputs).items()}
         failed |= broken
         keep = ~np.isin(ids, list(broken))
-        ids, inputs = (ids[keep], _chosen(inputs, keep)) if broken else (ids, inputs)
-    return Sound(ids=ids, inputs=inputs, failed=failed)
+        if broken:
+            ids, inputs, kept = ids[keep], _chosen(inputs, keep), _chosen(kept, keep)
+    return Sound(ids=ids, inputs=inputs, kept=kept, failed=failed)
 
 
 def _read_runs(source: "Source", ids: NDArray[np.int64]) -> Arrays:
@@ -96,7 +100,10 @@ class Predictable:
         errors = isolated(len(read.ids), attempt, error)
         keep = ~np.isin(np.arange(len(read.ids)), list(errors))
         failed = {int(read.ids[place]): _why("the model", each) for place, each in errors.items()}
-        rest = Sound(ids=read.ids[keep], inputs=_chosen(read.inputs, keep), failed={**read.failed, **failed})
+        rest = Sound(
+            ids=read.ids[keep], inputs=_chosen(read.inputs, keep), kept=_chosen(read.kept, keep),
+            failed={**read.failed, **failed},
+        )  # fmt: skip
         if len(rest.ids):
             return rest, self._predict(rest.inputs, rest.ids)
         if self._sound is not None:

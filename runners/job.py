@@ -18,15 +18,14 @@ from deploykit.manifest import Manifest
 from deploykit.passes import Passes, plan_passes
 from deploykit.plan import Plan, make_plan
 from deploykit.rundir import RunDirectory
-from deploykit.sources import open_source
 from deploykit.version import __version__
 from runners.batchsize import Probe, probe_batch_size, settle_batch_size
 from runners.engine import Engine
 from runners.engines import choose_engine
 from runners.execute import Computed, ProgressChoice, Setting
+from runners.jobdata import open_data
 from runners.progress import check_kind
 from runners.table import choose_runner
-from runners.writing import choose_writing
 
 __all__ = ["RunResult", "run"]
 
@@ -86,13 +85,15 @@ def run(
     on_error: str = "fail",
     threads: int | None = None,
     engine: str = "auto",
+    columns: Mapping[str, Sequence[str]] | None = None,
+    keep: Sequence[str] = (),
     progress: ProgressChoice = "none",
 ) -> RunResult:
     """Predict every row of ``data`` into the run directory ``out``, or take up the same job where it stopped.
 
     Args:
         artifact: an artifact, directory or packed file.
-        data: a ``.npy`` or ``.npz`` file, or ``package.module:factory``.
+        data: a file, directory, glob or URL of any source, or ``package.module:factory``.
         out: the run directory; new, empty, or of the same job.
         runner: ``onnx``, ``torch`` or ``auto`` (ONNX where there is a choice).
         devices: ``cpu``, ``cpu:4``, ``cuda``, ``cuda:0,2`` or ``auto``; one rank each.
@@ -114,6 +115,8 @@ def run(
         threads: CPU threads per rank; the runner's choice if not given.
         engine: who starts the ranks: ``local``, ``torchrun``, ``slurm``, ``array``, ``ray``, ``package.module:Class``,
             or ``auto``: the launcher that has started this process as one of several ranks, else ``local``.
+        columns: by input the columns, or patterns of them, that give it; those of the inputs' names if not given.
+        keep: columns of the data that go with the predictions.
         progress: ``auto``, ``bar``, ``lines`` or ``none``, or a function of the rows that are done and all rows.
 
     Raises:
@@ -132,6 +135,7 @@ def run(
         "draws": draws, "draws-per-pass": draws_per_pass, "draws-until": draws_until, "min-draws": min_draws,
         "writer": writer, "writer-arg": writer_arg, "write-interval": write_interval, "layout": layout,
         "shard-rows": shard_rows, "nan": nan, "on-error": on_error, "threads": threads, "engine": engine,
+        "map": {name: tuple(names) for name, names in (columns or {}).items()}, "keep": tuple(keep),
     }  # fmt: skip
     chosen = choose_engine(engine)
     with contextlib.ExitStack() as stack:
@@ -184,9 +188,8 @@ def _checked(
     seed, draws = _controls(artifact, options["seed"], options["draws"])
     passes = _passes(artifact, draws, options)
     added = passes.column(artifact.manifest.batch_dimension)
-    outputs = (*(output.tensor for output in artifact.manifest.outputs), *added)
-    writing = choose_writing(options, outputs, len(devices))
-    source = stack.enter_context(contextlib.closing(open_source(data, artifact.manifest.inputs)))
+    predicted = (*(output.tensor for output in artifact.manifest.outputs), *added)
+    source, writing = open_data(stack, artifact, data, predicted, options, ranks=len(devices))
     probe = partial(probe_batch_size, artifact, runner, devices, source, passes=passes, seed=seed, draws=draws)
     plan, notes = _plan(len(source), artifact.manifest, out, options, probe)
     job = Job(
@@ -198,13 +201,15 @@ def _checked(
         seed=seed,
         draws=draws,
         plan=plan,
-        outputs=outputs,
+        outputs=writing.writer.outputs,
         nan=cast("NanPolicy", options["nan"]),
         on_error=cast("ErrorPolicy", options["on-error"]),
         version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         passes=passes,
         **writing.job_fields(),
+        keep=options["keep"],
+        columns=options["map"],
     )
     return Setting(
         artifact=artifact,
@@ -284,7 +289,11 @@ def _resume_command(artifact: str | Path, data: str, out: str | Path, options: M
     }
     words = ["deploykit", "run", str(artifact), "--data", data, "-o", str(out)]
     for name, value in options.items():
-        if isinstance(value, Mapping):
+        if name == "map":
+            words += [word for key, names in value.items() for word in ("--map", f"{key}={','.join(names)}")]
+        elif name == "keep":
+            words += ["--keep", ",".join(value)] if value else []
+        elif isinstance(value, Mapping):
             words += [word for key, one in value.items() for word in (f"--{name}", f"{key}={one}")]
         elif value is not None and value != defaults.get(name):
             words += [f"--{name}", str(value)]

@@ -14,6 +14,7 @@ from deploykit.layout import Layout
 from deploykit.rankrows import rank_batches
 from deploykit.rundir import RunDirectory
 from deploykit.sources import Source
+from deploykit.sources.reading import split
 from deploykit.writers import Batch, Writer
 from deploykit.writers.pt import as_returned
 from runners.lightning_trainer import StandIn, make_module, make_trainer
@@ -117,7 +118,7 @@ class Calls:
         if collated is not None:
             return collated(ids.tolist())
         first = int(ids[0])
-        arrays = self.source.read(first, int(ids[-1]) + 1)
+        arrays, _ = split(self.source.read(first, int(ids[-1]) + 1))
         tensors = _tensors({name: array[ids - first] for name, array in arrays.items()})
         return tensors if len(tensors) > 1 else next(iter(tensors.values()))
 

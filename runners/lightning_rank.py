@@ -19,6 +19,7 @@ from deploykit.layout import parse_layout
 from deploykit.rundir import RunDirectory
 from deploykit.sources import open_source
 from deploykit.writers import make_writer
+from runners.assignment import reading_of
 from runners.lightning_calls import Calls
 from runners.lightning_writer import find_lightning_writer
 
@@ -53,8 +54,9 @@ class RankCalls:
         wanted: dict[str, Any] = dict(job.lightning or {})
         layout = parse_layout(job.layout, 1)
         with contextlib.ExitStack() as stack:
-            manifest = stack.enter_context(Artifact.open(self.artifact)).manifest
-            source = open_source(self.data, manifest.inputs, prepare=False)
+            artifact = stack.enter_context(Artifact.open(self.artifact))
+            manifest, reading = artifact.manifest, reading_of(directory, artifact)
+            source = open_source(self.data, manifest.inputs, prepare=False, reading=reading)
             stack.callback(source.close)
             store = dist.FileStore(self.store, layout.ranks)  # type: ignore[attr-defined]
             dist.init_process_group(

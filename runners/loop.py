@@ -22,6 +22,7 @@ from deploykit.errors import DeploykitError, RunError
 from deploykit.passes import DRAWS_USED
 from deploykit.plan import Shard, remaining
 from deploykit.sources.finite import check_finite, count_nan_rows
+from deploykit.sources.reading import split
 from deploykit.writers.base import Batch, Writer
 from runners.base import Arrays, Runner
 from runners.channel import Channel, Closed
@@ -155,7 +156,7 @@ class Pipeline:
             self._listener.started(shard)
             for start, stop in self._job.plan.batches(shard):
                 work = self._read(shard, start, stop)
-                self._inputs.put(work, _size(work.sound.inputs))
+                self._inputs.put(work, _size(work.sound.inputs) + _size(work.sound.kept))
         self._inputs.finish()
 
     def _read(self, shard: Shard, start: int, stop: int) -> _Read:
@@ -164,8 +165,8 @@ class Pipeline:
             if self._skips:
                 sound = read_rows(self._task.source, start, stop, refuse_nan=refuse_nan)
             else:
-                inputs = self._task.source.read(start, stop)
-                sound = Sound(ids=remaining(start, stop, ()), inputs=inputs, failed={})
+                inputs, kept = split(self._task.source.read(start, stop))
+                sound = Sound(ids=remaining(start, stop, ()), inputs=inputs, kept=kept, failed={})
         except DeploykitError:
             raise
         except Exception as error:
@@ -218,7 +219,7 @@ class Pipeline:
             row, why = next(iter(sorted(sound.failed.items())))
             self._listener.warned(f"{len(sound.failed)} rows failed and are left out, the first is row {row}: {why}")
         self._listener.predicted(work.stop - work.start)
-        batch = Batch(sample_ids=sound.ids, outputs=outputs)
+        batch = Batch(sample_ids=sound.ids, outputs=outputs and {**outputs, **sound.kept})
         return _Predicted(shard=work.shard, stop=work.stop, batch=batch, timings=timings, failed=failed)
 
     def _call(self, inputs: Arrays, ids: NDArray[np.int64]) -> Arrays:

@@ -55,6 +55,10 @@ Examples:
 @click.option("--variance", multiple=True, metavar="MEAN=NAME", help="Output NAME is the variance of output MEAN.")
 @click.option("--log-variance", multiple=True, metavar="MEAN=NAME", help="The same for the logarithm of a variance.")
 @click.option("--keep-draws", is_flag=True, help="Also give every single draw.")
+@click.option(
+    "--preprocess", multiple=True, metavar="'INPUT=image ...'",
+    help="Record how an image becomes an input: 'x=image resize=256 crop=224 channels=RGB scale=255 mean=0.5,0.5,0.5'.",
+)  # fmt: skip
 @click.option("--tolerance", type=float, help="Largest error, relative to an output's scale; 1e-4 by default.")
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is there.")
 @click.option("--user", multiple=True, metavar="NAME=VALUE", help="Something of your own to keep in the manifest.")

@@ -33,15 +33,29 @@ def _writer_arguments(_context: click.Context, _option: click.Parameter, texts: 
     return parse_writer_arguments(texts)
 
 
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
 @click.command(
     epilog="""\b
 Examples:
   deploykit run model --data rows.npy -o predictions
+  deploykit run model --data rows.parquet --map 'x=f*' --keep id -o predictions
   deploykit run model --data my.data:make_dataset -o predictions --devices cpu:2 --writer pt
 """
 )
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--data", required=True, help="A .npy or .npz file, or package.module:factory (or file.py:factory).")
+@click.option(
+    "--data", required=True,
+    help="A file, directory, glob or URL: npy, npz, safetensors, parquet, arrow, csv, jsonl, images, a saved data set; "
+    "or package.module:factory (or file.py:factory).",
+)  # fmt: skip
+@click.option(
+    "--map", "mapping", multiple=True, metavar="INPUT=COLUMNS",
+    help="The columns of an input, x=f0,f1,f2 or x='f*'; by default those that have its name.",
+)  # fmt: skip
+@click.option("--keep", metavar="COLUMNS", help="Columns of the data that go with the predictions, with commas.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The run directory.")
 @click.option("--runner", default="auto", show_default=True, help="onnx, torch, or auto: ONNX where there is a choice.")
 @click.option("--devices", default="auto", show_default=True, help="cpu, cpu:4 (four ranks), cuda, cuda:0,2 or auto.")
@@ -90,13 +104,17 @@ Examples:
     help="Who starts the ranks: local, torchrun, slurm, array, ray, or auto: what started this process.",
 )  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-def run(artifact: Path, data: str, output: Path, quiet: bool, **options: Any) -> None:
+def run(
+    artifact: Path, data: str, output: Path, quiet: bool, mapping: tuple[str, ...], keep: str | None, **options: Any
+) -> None:
     """Predict every row of a data set with ARTIFACT.
 
     The same command again resumes a run that was stopped; it computes only what is missing.
     """
+    from deploykit.sources import parse_map
     from runners.job import run as run_job
 
+    options |= {"columns": parse_map(mapping), "keep": _names(keep)}
     result = run_job(artifact, data, output, **options, progress="none" if quiet else "auto")
     if quiet:
         return

@@ -2,6 +2,17 @@
 
 from deploykit.sources.base import Arrays, Source
 from deploykit.sources.finite import check_finite, count_nan_rows
+from deploykit.sources.reading import KEPT, Reading, parse_map
 from deploykit.sources.table import SOURCES, open_source
 
-__all__ = ["SOURCES", "Arrays", "Source", "check_finite", "count_nan_rows", "open_source"]
+__all__ = [
+    "KEPT",
+    "SOURCES",
+    "Arrays",
+    "Reading",
+    "Source",
+    "check_finite",
+    "count_nan_rows",
+    "open_source",
+    "parse_map",
+]

@@ -1,17 +1,16 @@
 """What a source is, and what sources over files share."""
 
 import hashlib
-import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from deploykit.errors import DataError
+from deploykit.locations import DataFile
 from deploykit.tensors import TensorSpec, check_inputs
 
-__all__ = ["Arrays", "Source", "check_header", "file_fingerprint", "require_file"]
+__all__ = ["Arrays", "Source", "check_header", "file_fingerprint"]
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -21,6 +20,9 @@ _BLOCKS = 16
 
 class Source(Protocol):
     """Rows of data, by number.
+
+    A source with columns to keep also has ``kept``, the ``TensorSpec`` of each; one whose opening takes long has
+    ``index()``, JSON values that make the next opening of the same data cheap (``Reading.index``).
 
     Attributes:
         notes: what was ignored or assumed, for people to read.
@@ -34,6 +36,8 @@ class Source(Protocol):
 
     def read(self, start: int, stop: int) -> Arrays:
         """Rows ``[start, stop)``: by input name, fresh C-contiguous arrays ``(stop - start, ...)``.
+
+        Kept columns are there too, under ``KEPT`` and their own names; text as object arrays.
 
         Raises:
             DataError: rows that do not fit the model, or that cannot be read.
@@ -49,57 +53,67 @@ class Source(Protocol):
         ...
 
 
-def require_file(path: Path) -> None:
-    """Refuse what is not a regular file that can be read.
-
-    Raises:
-        DataError: nothing there, a directory, a pipe or device, or no permission.
-    """
-    if path.is_dir():
-        raise DataError(f"data {path}: a directory; name a file in it")
-    if not path.exists():
-        raise DataError(f"data {path}: no such file; check the path (the working directory is {Path.cwd()})")
-    if not path.is_file():
-        raise DataError(f"data {path}: not a regular file; rows are read by position, so copy it to a file first")
-    if not os.access(path, os.R_OK):
-        raise DataError(f"data {path}: may not be read by this user; change its permissions")
-
-
-def check_header(path: Path, inputs: Sequence[TensorSpec], headers: dict[str, tuple[Any, tuple[int, ...]]]) -> None:
+def check_header(name: str, inputs: Sequence[TensorSpec], headers: dict[str, tuple[Any, tuple[int, ...]]]) -> None:
     """Hold dtype and shape of whole arrays against the model.
 
     Raises:
         DataError: they do not fit.
     """
     # Nothing is allocated: every element is the same one.
-    stands_for = {name: np.broadcast_to(np.empty((), dtype), shape) for name, (dtype, shape) in headers.items()}
-    rows = {name: shape[0] for name, (_, shape) in headers.items()}
-    if len(set(rows.values())) > 1:
-        raise DataError(f"data {path}: its arrays have different numbers of rows: {rows}; give each the same")
+    stands_for = {key: np.broadcast_to(np.empty((), dtype), shape) for key, (dtype, shape) in headers.items()}
     try:
         check_inputs(inputs, stands_for)
     except DataError as error:
-        raise DataError(f"data {path}: {error}") from None
+        raise DataError(f"data {name}: {error}") from None
 
 
-def file_fingerprint(path: Path, kind: str, arrays: dict[str, tuple[Any, tuple[int, ...]]]) -> dict[str, Any]:
-    """Fingerprint of a file: its arrays, size, time of change, and a digest of at most 1 MiB of it.
+def file_fingerprint(files: Sequence[DataFile], kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Fingerprint of files: what they hold, sizes, times of change, and a digest of at most 1 MiB of them.
 
-    No part of the path is in it: a file may move between a run and its resume.
+    Only names inside a directory are in it: the data may move between a run and its resume.
+
+    Args:
+        files: in their order.
+        kind: the kind of source.
+        content: JSON values that say what is read of them.
     """
-    with path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        digest = hashlib.sha256()
-        for position in _sample_positions(status.st_size):
-            file.seek(position)
-            digest.update(file.read(_BLOCK_BYTES))
-    return {
-        "kind": kind,
-        "arrays": {name: {"dtype": str(dtype), "shape": list(shape)} for name, (dtype, shape) in arrays.items()},
-        "size_bytes": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "sha256_sample": digest.hexdigest(),
-    }
+    versions = [file.size_and_version() for file in files]
+    known = {"kind": kind, **content, "size_bytes": sum(size for size, _ in versions)}
+    sample = {"sha256_sample": _sample(files, [size for size, _ in versions])}
+    if len(files) == 1:
+        ((_, version),) = versions
+        return {**known, "mtime_ns" if files[0].is_local else "version": version, **sample}
+    named = hashlib.sha256()
+    for name, (size, version) in zip(_short_names(files), versions, strict=True):
+        named.update(f"{name}\0{size}\0{version}\n".encode())
+    return {**known, "files": len(files), "sha256_files": named.hexdigest(), **sample}
+
+
+def _short_names(files: Sequence[DataFile]) -> list[str]:
+    """The names without the folders that all of them share."""
+    parts = [file.name.split("/") for file in files]
+    shared = 0
+    while all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
+        shared += 1
+    return ["/".join(part[shared:]) for part in parts]
+
+
+def _sample(files: Sequence[DataFile], sizes: Sequence[int]) -> str:
+    """A digest of blocks spread over one file, or of the first block of files spread over many."""
+    digest = hashlib.sha256()
+    if len(files) == 1:
+        for position in _sample_positions(sizes[0]):
+            digest.update(_block(files[0], position))
+    else:
+        for index in sorted({(len(files) - 1) * number // (_BLOCKS - 1) for number in range(_BLOCKS)}):
+            digest.update(_block(files[index], 0))
+    return digest.hexdigest()
+
+
+def _block(file: DataFile, position: int) -> bytes:
+    with file.open() as opened:
+        opened.seek(position)
+        return opened.read(_BLOCK_BYTES)
 
 
 def _sample_positions(size: int) -> list[int]:

@@ -2,45 +2,128 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from deploykit.errors import DataError
+from deploykit.locations import Found, find
 from deploykit.registry import Registry
-from deploykit.sources.base import Source, require_file
+from deploykit.sources.base import Source
+from deploykit.sources.datasetdir import STATE, refuse_splits
 from deploykit.sources.factory import open_factory
+from deploykit.sources.reading import Reading
 from deploykit.tensors import TensorSpec
 
 __all__ = ["SOURCES", "open_source"]
+
+_PARQUET = "deploykit.sources.parquet:ParquetSource"
+_ARROW = "deploykit.sources.arrowfile:ArrowSource"
+_CSV = "deploykit.sources.csvfile:CsvSource"
+_JSON_LINES = "deploykit.sources.jsonlines:JsonLinesSource"
+_IMAGES = "deploykit.sources.images:ImagesSource"
 
 SOURCES = Registry(
     "source",
     {
         "npy": "deploykit.sources.npy:NpySource",
         "npz": "deploykit.sources.npz:NpzSource",
+        "safetensors": "deploykit.sources.tensorfile:TensorFileSource",
+        "parquet": _PARQUET,
+        "pq": _PARQUET,
+        "arrow": _ARROW,
+        "arrows": _ARROW,
+        "feather": _ARROW,
+        "ipc": _ARROW,
+        "csv": _CSV,
+        "tsv": _CSV,
+        "jsonl": _JSON_LINES,
+        "ndjson": _JSON_LINES,
+        "datasets": "deploykit.sources.datasetdir:DatasetSource",
+        "images": _IMAGES,
+        **dict.fromkeys(("png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp"), _IMAGES),
     },
 )
 
 
-def open_source(text: str, inputs: Sequence[TensorSpec], *, prepare: bool = True) -> Source:
-    """Open a data file by its extension, or what ``package.module:factory`` or ``file.py:factory`` returns.
+def open_source(
+    text: str, inputs: Sequence[TensorSpec], *, prepare: bool = True, reading: Reading | None = None
+) -> Source:
+    """Open data by its extension or shape, or what ``package.module:factory`` or ``file.py:factory`` returns.
 
     Args:
-        text: the file or the factory.
+        text: a file, directory, glob or URL, also with the name of the source before it (``csv:rows.txt``); or the
+            factory.
         inputs: the model's inputs.
         prepare: call ``prepare_data()`` of a LightningDataModule; one process of a job does, the others need not.
+        reading: which columns, and how; by default what the names of the inputs say.
 
     Raises:
         DataError: nothing there, an unknown extension, damaged, or data that does not fit the model.
         UsageError: the factory cannot be imported.
+        MissingExtraError: the format or the URL needs a package that is not installed.
     """
-    path = Path(text)
-    extension = path.suffix.lower().removeprefix(".")
-    if extension in SOURCES.names():
-        return cast("Source", SOURCES.load(extension)(path, inputs))
-    if ":" in text and not path.exists():
-        return open_factory(text, inputs, prepare=prepare)
-    require_file(path)
-    raise DataError(
-        f"data {text}: unknown extension {path.suffix!r}; known are "
-        f"{', '.join(f'.{name}' for name in SOURCES.names())}, or package.module:factory"
-    )
+    reading = reading or Reading()
+    name, place = _named(text)
+    if name is None and ":" in text and "://" not in text and not _is_known_file(text):
+        return _open_factory(text, inputs, prepare, reading)
+    found = find(place)
+    opener = _opener(found, name)
+    if not getattr(opener, "many", False) and (found.directory is not None or len(found.files) != 1):
+        raise DataError(f"data {text}: a directory or several files, of which one is read at a time; name a file")
+    return cast("Source", opener(found, inputs, reading))
+
+
+def _named(text: str) -> tuple[str | None, str]:
+    """The name of a source before the place, if there is one, and the place."""
+    name, colon, place = text.partition(":")
+    if not colon or place.startswith("//") or name not in SOURCES.names() or Path(text).exists():
+        return None, text
+    # What looks like no place is an attribute of a module of the user's that has the name of a source.
+    is_place = Path(place).exists() or "://" in place or set("*?[./") & set(place)
+    return (name, place) if is_place else (None, text)
+
+
+def _is_known_file(text: str) -> bool:
+    return Path(text).exists() or Path(text).suffix.lower().removeprefix(".") in SOURCES.names()
+
+
+def _open_factory(text: str, inputs: Sequence[TensorSpec], prepare: bool, reading: Reading) -> Source:
+    if reading.keep or reading.columns:
+        raise DataError(
+            f"data {text}: --map and --keep name columns, which a factory's rows have not; leave them out, and return "
+            "from the factory what the model takes"
+        )
+    return open_factory(text, inputs, prepare=prepare)
+
+
+def _opener(found: Found, name: str | None) -> Any:
+    if name is not None:
+        return SOURCES.load(name)
+    if found.directory is not None:
+        refuse_splits(found)
+        if any(file.name == STATE for file in found.files):
+            return SOURCES.load("datasets")
+    return SOURCES.load(_extension(found))
+
+
+def _extension(found: Found) -> str:
+    """The extension of the files, of which all must be read by the same source."""
+    known = SOURCES.names()
+    extensions = sorted({file.extension for file in found.files})
+    ours = [extension for extension in extensions if extension in known]
+    if not found.files:
+        raise DataError(f"data {found.text}: an empty directory; name one with files in it")
+    if not ours:
+        listed = ", ".join(f".{extension}" for extension in known)
+        shown = ", ".join(repr(f".{extension}" if extension else "") for extension in extensions[:8])
+        raise DataError(
+            f"data {found.text}: unknown extension {shown}; known are {listed}, or package.module:factory. "
+            "The name of a source can stand before the place: csv:rows.txt"
+        )
+    if len({str(SOURCES.load(extension)) for extension in ours}) > 1 or (
+        found.directory is None and ours != extensions
+    ):
+        raise DataError(
+            f"data {found.text}: files of several kinds ({', '.join(extensions)}); name those of one with a pattern, "
+            f"such as '{found.text.rstrip('/')}/*.{ours[0]}'"
+        )
+    return ours[0]

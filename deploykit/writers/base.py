@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from deploykit.errors import RunError
-from deploykit.tensors import DTYPES, TensorSpec
+from deploykit.tensors import DTYPES, TEXT, TensorSpec
 
 __all__ = [
     "NUMBERS", "SAMPLE_ID", "TEXT", "Arrays", "Batch", "Writer",
@@ -22,9 +22,6 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 SAMPLE_ID = "sample_id"
 
 NUMBERS = frozenset(DTYPES)
-
-TEXT = "string"
-"""The dtype of a text column in its ``TensorSpec``; its array holds ``str`` objects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,197 @@
+"""Where data is: local files, directories and globs, and whatever else fsspec opens by a URL.
+
+A local path and a ``file://`` URL need no package; ``memory://``, ``s3://`` and all others go through fsspec.
+"""
+
+import glob
+import os
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import IO, Any, cast
+from urllib.parse import unquote
+
+from deploykit.errors import DataError, MissingExtraError
+
+__all__ = ["DataFile", "Found", "PositionedFile", "find", "local_file"]
+
+_GLOB = frozenset("*?[")
+_LOCAL_URLS = ("file://", "local://")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFile:
+    """One file.
+
+    Attributes:
+        name: how messages name it; of a file in a directory, its path in that directory.
+        path: where it is in its filesystem.
+        filesystem: an fsspec filesystem; None for this machine's.
+    """
+
+    name: str
+    path: str
+    filesystem: Any = None
+
+    @property
+    def extension(self) -> str:
+        """In lower case, without the dot."""
+        return PurePath(self.path).suffix.lower().removeprefix(".")
+
+    @property
+    def is_local(self) -> bool:
+        return self.filesystem is None
+
+    def open(self, *, buffered: bool = True) -> IO[bytes]:
+        """A new, seekable reader of the file; a store always buffers.
+
+        Raises:
+            DataError: it cannot be opened.
+        """
+        try:
+            if self.filesystem is None:
+                return cast("IO[bytes]", Path(self.path).open("rb", buffering=-1 if buffered else 0))
+            return cast("IO[bytes]", self.filesystem.open(self.path, "rb"))
+        except OSError as error:
+            raise DataError(
+                f"data {self.name}: cannot be opened ({error}); check the path and its permissions"
+            ) from error
+
+    def size_and_version(self) -> tuple[int, str | int]:
+        """Bytes, and something that changes when the content does: the time of change, or what the store says of it."""
+        if self.filesystem is None:
+            status = Path(self.path).stat()
+            return status.st_size, status.st_mtime_ns
+        return int(self.filesystem.size(self.path)), str(self.filesystem.ukey(self.path))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a text names: ``files`` in a fixed order. ``directory`` is set where it names one."""
+
+    text: str
+    files: tuple[DataFile, ...]
+    directory: str | None = None
+    filesystem: Any = None
+
+
+class PositionedFile:
+    """Reads at any position; any thread may call it. Local reads leave the GIL and move no shared position."""
+
+    def __init__(self, file: DataFile) -> None:
+        self._name, self._local = file.name, file.is_local
+        self._lock = threading.Lock()
+        self._file: Any = file.open(buffered=False)
+
+    def read_into(self, room: memoryview, position: int) -> int:
+        """Fill ``room`` as far as one read does; the number of bytes, 0 at the end.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        try:
+            if self._local:
+                return os.preadv(self._file.fileno(), [room], position)
+            with self._lock:
+                self._file.seek(position)
+                return int(self._file.readinto(room))
+        except OSError as error:
+            raise DataError(
+                f"data {self._name}: cannot be read at byte {position}: {error.strerror or error}"
+            ) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def local_file(path: Path) -> DataFile:
+    """A file of this machine, by its path."""
+    return DataFile(name=str(path), path=str(path))
+
+
+def find(text: str) -> Found:
+    """The files that a path, glob or URL names: one, all those below a directory, or all matches, sorted by name.
+
+    Hidden files and those whose names begin with an underscore (``_SUCCESS``) do not count in directories and globs.
+
+    Raises:
+        DataError: nothing there, nothing in it, no match, no regular file, or no permission.
+        MissingExtraError: a URL needs a package that is not installed.
+    """
+    for prefix in _LOCAL_URLS:
+        if text.startswith(prefix):
+            return _find_local(text, unquote(text.removeprefix(prefix)))
+    return _find_remote(text) if "://" in text else _find_local(text, text)
+
+
+def _find_local(text: str, place: str) -> Found:
+    path = Path(place)
+    if path.is_dir():
+        names = [str(Path(folder, name)) for folder, _, names in os.walk(path) for name in names]
+        return Found(text=text, files=_listed(names, place), directory=place)
+    if not path.exists() and _GLOB & set(place):
+        matches = [name for name in glob.glob(place, recursive=True) if Path(name).is_file()]  # noqa: PTH207
+        return Found(text=text, files=_matches(text, matches, None))
+    _require_readable(text, path)
+    return Found(text=text, files=(DataFile(name=text, path=place),))
+
+
+def _require_readable(text: str, path: Path) -> None:
+    if not path.exists():
+        raise DataError(f"data {text}: no such file; check the path (the working directory is {Path.cwd()})")
+    if not path.is_file():
+        raise DataError(f"data {text}: not a regular file; rows are read by position, so copy it to a file first")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"data {text}: may not be read by this user; change its permissions")
+
+
+def _find_remote(text: str) -> Found:
+    filesystem, place = _filesystem(text)
+    try:
+        if _GLOB & set(place):
+            return Found(text=text, files=_matches(text, filesystem.glob(place), filesystem))
+        if filesystem.isdir(place):
+            files = _listed(filesystem.find(place), place, filesystem)
+            return Found(text=text, files=files, directory=place, filesystem=filesystem)
+        if not filesystem.exists(place):
+            raise DataError(f"data {text}: no such file; check the URL")
+    except OSError as error:
+        raise DataError(f"data {text}: cannot be looked at ({error}); check the URL and the credentials") from error
+    return Found(text=text, files=(DataFile(name=text, path=place, filesystem=filesystem),))
+
+
+def _filesystem(text: str) -> tuple[Any, str]:
+    try:
+        import fsspec
+    except ImportError:
+        raise MissingExtraError("fsspec", "remote", f"reading {text}") from None
+    try:
+        filesystem, place = fsspec.core.url_to_fs(text)
+    except ImportError as error:
+        raise DataError(f"data {text}: its store needs a package that is not installed: {error}") from error
+    except ValueError as error:
+        raise DataError(
+            f"data {text}: {error}; known to fsspec are {', '.join(sorted(fsspec.available_protocols()))}"
+        ) from error
+    return filesystem, str(place)
+
+
+def _matches(text: str, paths: Iterable[str], filesystem: Any) -> tuple[DataFile, ...]:
+    shown = sorted(path for path in paths if _counts(PurePath(path).name))
+    if not shown:
+        raise DataError(f"data {text}: no file matches; check the pattern (the working directory is {Path.cwd()})")
+    return tuple(DataFile(name=path, path=path, filesystem=filesystem) for path in shown)
+
+
+def _listed(paths: Iterable[str], root: str, filesystem: Any = None) -> tuple[DataFile, ...]:
+    named = [(os.path.relpath(path, root).replace(os.sep, "/"), path) for path in paths]
+    return tuple(
+        DataFile(name=name, path=path, filesystem=filesystem)
+        for name, path in sorted(named)
+        if all(map(_counts, name.split("/")))
+    )
+
+
+def _counts(name: str) -> bool:
+    return not name.startswith((".", "_"))

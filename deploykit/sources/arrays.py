@@ -1,0 +1,131 @@
+"""Rows of whole arrays that lie in one file under names: what ``.npy``, ``.npz`` and safetensors share."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from deploykit.errors import DataError
+from deploykit.locations import DataFile
+from deploykit.sources.base import Arrays, check_header, file_fingerprint
+from deploykit.sources.reading import KEPT, Reading
+from deploykit.tensors import DTYPES, TEXT, TensorSpec
+
+__all__ = ["ArraysSource", "Rows", "chosen_arrays"]
+
+
+class Rows(Protocol):
+    """An array that is read by rows."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def rows(self, start: int, stop: int) -> np.ndarray[Any, Any]:
+        """Rows ``[start, stop)``, fresh and C-contiguous."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the file."""
+        ...
+
+
+class ArraysSource:
+    """The arrays that the inputs and the kept columns take.
+
+    Args:
+        file: the file, for messages and the fingerprint.
+        kind: the kind of source.
+        open_array: opens the array with a name.
+        names: the array of each input, and under ``KEPT`` and its name each array to keep.
+        inputs: the model's inputs.
+
+    Raises:
+        DataError: an array does not fit.
+    """
+
+    def __init__(
+        self, file: DataFile, kind: str, open_array: Callable[[str], Rows], names: Mapping[str, str],
+        inputs: Sequence[TensorSpec], notes: list[str],
+    ) -> None:  # fmt: skip
+        self.notes = notes
+        self._arrays: dict[str, Rows] = {}
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close)
+            for key, name in names.items():
+                self._arrays[key] = open_array(name)
+            headers = {key: (array.dtype, array.shape) for key, array in self._arrays.items()}
+            self.kept = tuple(
+                _kept(file, name, *headers[f"{KEPT}{name}"], str(inputs[0].shape[0]))
+                for name in (key.removeprefix(KEPT) for key in headers if key.startswith(KEPT))
+            )
+            _check_rows(file, headers)
+            check_header(file.name, inputs, {spec.name: headers[spec.name] for spec in inputs})
+            described = {key: {"dtype": str(dtype), "shape": list(shape)} for key, (dtype, shape) in headers.items()}
+            self._fingerprint = file_fingerprint([file], kind, {"arrays": described})
+            stack.pop_all()
+
+    def __len__(self) -> int:
+        return next(iter(self._arrays.values())).shape[0]
+
+    def read(self, start: int, stop: int) -> Arrays:
+        """Rows ``[start, stop)``; any thread may call it."""
+        found = {key: array.rows(start, stop) for key, array in self._arrays.items()}
+        return {key: array.astype(object) if array.dtype.kind == "U" else array for key, array in found.items()}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """As of the moment when the file was opened."""
+        return self._fingerprint
+
+    def close(self) -> None:
+        """Close the file and let go of arrays in memory."""
+        for array in self._arrays.values():
+            array.close()
+
+
+def chosen_arrays(
+    file: DataFile, present: Sequence[str], inputs: Sequence[TensorSpec], reading: Reading, notes: list[str]
+) -> dict[str, str]:
+    """The array of each input, by the user's choice, by its name, or because there is one of each; and those to keep.
+
+    Raises:
+        DataError: an array is missing, or several are asked for one input.
+    """
+    wanted = {spec.name: reading.columns.get(spec.name, (spec.name,)) for spec in inputs}
+    several = [name for name, arrays in wanted.items() if len(arrays) > 1]
+    if several:
+        raise DataError(f"data {file.name}: input {several[0]!r} takes one array here; give --map {several[0]}=ARRAY")
+    names = {name: arrays[0] for name, arrays in wanted.items()}
+    rest = [name for name in present if name not in reading.keep]
+    if not reading.columns and len(names) == 1 and len(rest) == 1:
+        (name,) = names
+        if rest[0] != name:
+            notes.append(f"the array {rest[0]!r} is taken for the input {name!r}: it is the only one")
+        names = {name: rest[0]}
+    missing = sorted({*names.values(), *reading.keep} - set(present))
+    if missing:
+        raise DataError(
+            f"data {file.name}: holds the arrays {sorted(present)}, the model takes {list(names)}: missing {missing}; "
+            "save each under the name of its input, or name it with --map INPUT=ARRAY"
+        )
+    ignored = sorted(set(present) - set(names.values()) - set(reading.keep))
+    if ignored:
+        notes.append(f"arrays that the model does not take are ignored: {', '.join(ignored)}")
+    return {**names, **{f"{KEPT}{name}": name for name in reading.keep}}
+
+
+def _kept(file: DataFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], batch: str) -> TensorSpec:
+    text = TEXT if dtype.kind == "U" else dtype.name
+    if text not in (*DTYPES, TEXT):
+        raise DataError(
+            f"data {file.name}: the array {name!r} of {dtype} cannot be kept; kept are {', '.join(DTYPES)} and text"
+        )
+    return TensorSpec(name=name, dtype=text, shape=(batch, *shape[1:]))
+
+
+def _check_rows(file: DataFile, headers: Mapping[str, tuple[Any, tuple[int, ...]]]) -> None:
+    if any(not shape for _, shape in headers.values()):
+        raise DataError(f"data {file.name}: an array is a single number; the first dimension must be the rows")
+    rows = {key.removeprefix(KEPT): shape[0] for key, (_, shape) in headers.items()}
+    if len(set(rows.values())) > 1:
+        raise DataError(f"data {file.name}: its arrays have different numbers of rows: {rows}; give each the same")

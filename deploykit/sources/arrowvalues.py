@@ -1,0 +1,219 @@
+"""Columns of Arrow as numpy arrays of a model's dtypes and shapes: nothing is lost in silence.
+
+pyarrow is needed by whoever calls these functions, and imported by them alone.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from deploykit.errors import DataError
+from deploykit.sources.columns import Column
+from deploykit.tensors import TEXT, TensorSpec
+
+__all__ = ["Place", "described_columns", "input_array", "kept_array", "stacked"]
+
+Array = np.ndarray[Any, Any]
+
+_STACK_ROWS = 1024
+"""Rows that are stacked at a time: they stay in the cache, whatever the chunk is."""
+
+_KEPT_AS = {"uint16": "int32", "uint32": "int64", "uint64": "int64"}
+
+
+class Place:
+    """Where values come from, for messages. ``first_row`` is the global number of the first of them."""
+
+    def __init__(self, what: str, first_row: int) -> None:
+        self.what, self.first_row = what, first_row
+
+    def error(self, column: str, row: int, problem: str) -> DataError:
+        """An error at row ``row`` of the values."""
+        return DataError(f"data {self.what}, row {self.first_row + row}, column {column!r}: {problem}")
+
+
+def described_columns(schema: Any, hints: Mapping[str, str]) -> list[Column]:
+    """The columns of an Arrow schema; ``hints`` say where a column of text has its first text."""
+    return [_described(field.name, field.type, hints.get(field.name)) for field in schema]
+
+
+def _described(name: str, kind: Any, hint: str | None) -> Column:
+    import pyarrow as pa
+
+    shape: list[int | None] = []
+    leaf = kind
+    while True:
+        if isinstance(leaf, pa.BaseExtensionType):
+            leaf = leaf.storage_type
+        elif pa.types.is_dictionary(leaf):
+            leaf = leaf.value_type
+        elif pa.types.is_fixed_size_list(leaf):
+            shape.append(leaf.list_size)
+            leaf = leaf.value_type
+        elif pa.types.is_list(leaf) or pa.types.is_large_list(leaf):
+            shape.append(None)
+            leaf = leaf.value_type
+        else:
+            break
+    dtype, is_number = _dtype(leaf)
+    if dtype == TEXT and shape:
+        dtype = None
+    sizes = "".join(f"[{'' if size is None else size}]" for size in shape)
+    shown = "text" if dtype == TEXT and _is_text(leaf) else f"{dtype if is_number else leaf}{sizes}"
+    shown += f" ({hint})" if hint and not is_number else ""
+    keeps = _KEPT_AS.get(dtype, dtype) if dtype is not None else None
+    return Column(name=name, dtype=keeps, shape=tuple(shape), described=shown, is_number=is_number)
+
+
+def _dtype(leaf: Any) -> tuple[str | None, bool]:
+    """The dtype as numpy calls it, and whether it is a number."""
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_boolean(leaf):
+        return "bool", True
+    if types.is_integer(leaf) or types.is_floating(leaf):
+        return np.dtype(leaf.to_pandas_dtype()).name, True
+    if _is_text(leaf) or types.is_temporal(leaf) or types.is_decimal(leaf):
+        return TEXT, False
+    return None, False
+
+
+def _is_text(leaf: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(leaf) or pa.types.is_large_string(leaf) or pa.types.is_string_view(leaf))
+
+
+def input_array(column: Any, spec: TensorSpec, name: str, place: Place, *, allow_nan: bool) -> Array:
+    """One column as the rows of an input, (rows, ...) of the input's dtype; may be a view of Arrow's memory.
+
+    Raises:
+        DataError: a null, ragged rows, or a value that the dtype does not hold; names the row.
+    """
+    flat, sizes = _flattened(column, name, place)
+    wanted = spec.row_shape
+    _check_sizes(sizes, wanted, name, place)
+    shape = sizes if len(sizes) == len(wanted) else [d for d in wanted if isinstance(d, int)]
+    values = _numbers(flat, spec.dtype, name, place, max(1, math.prod(sizes)), allow_nan=allow_nan)
+    return values.reshape(len(column), *shape)
+
+
+def stacked(columns: Sequence[Array], dtype: str) -> Array:
+    """Columns (rows) side by side: (rows, columns)."""
+    rows = len(columns[0])
+    table = np.empty((rows, len(columns)), dtype)
+    for start in range(0, rows, _STACK_ROWS):
+        block = table[start : start + _STACK_ROWS]
+        for index, column in enumerate(columns):
+            block[:, index] = column[start : start + _STACK_ROWS]
+    return table
+
+
+def kept_array(column: Any, spec: TensorSpec, place: Place) -> Array:
+    """One column to keep: numbers in its dtype, text as an object array of ``str``, None where there is none.
+
+    Raises:
+        DataError: a null that the dtype does not hold.
+    """
+    import pyarrow as pa
+
+    if spec.dtype == TEXT:
+        return np.asarray(column.cast(pa.string()).to_numpy(zero_copy_only=False), dtype=object)
+    flat, sizes = _flattened(column, spec.name, place)
+    values = _numbers(flat, spec.dtype, spec.name, place, max(1, math.prod(sizes)), allow_nan=True)
+    return values.reshape(len(column), *sizes)
+
+
+def _flattened(column: Any, name: str, place: Place) -> tuple[Any, list[int]]:
+    """The innermost values, and the size of each level of lists; every row has the same."""
+    import pyarrow as pa
+
+    sizes: list[int] = []
+    while True:
+        kind = column.type
+        if isinstance(kind, pa.BaseExtensionType):
+            column = column.storage
+        elif pa.types.is_dictionary(kind):
+            column = column.dictionary_decode()
+        elif pa.types.is_nested(kind):
+            _refuse_null(column, name, place, max(1, math.prod(sizes)))
+            sizes.append(_list_size(column, name, place, max(1, math.prod(sizes))))
+            column = column.flatten()
+        else:
+            return column, sizes
+
+
+def _list_size(column: Any, name: str, place: Place, per_row: int) -> int:
+    import pyarrow as pa
+
+    if pa.types.is_fixed_size_list(column.type):
+        return int(column.type.list_size)
+    if not len(column):
+        return 0
+    lengths = np.diff(column.offsets.to_numpy())
+    other = np.flatnonzero(lengths != lengths[0])
+    if len(other):
+        row = int(other[0]) // per_row
+        raise place.error(
+            name, row, f"{lengths[other[0]]} values, row {place.first_row} has {lengths[0]}; pad the rows to one size"
+        )
+    return int(lengths[0])
+
+
+def _check_sizes(sizes: list[int], wanted: tuple[int | str, ...], name: str, place: Place) -> None:
+    whole = [size for size in wanted if isinstance(size, int)]
+    if len(sizes) == len(wanted):
+        fits = all(isinstance(want, str) or want == size for want, size in zip(wanted, sizes, strict=True))
+    else:
+        fits = len(whole) == len(wanted) and math.prod(sizes) == math.prod(whole)
+    if not fits:
+        raise place.error(name, 0, f"a list of {sizes} values, the model takes {list(wanted)} per row; mend the data")
+
+
+def _refuse_null(column: Any, name: str, place: Place, per_row: int) -> None:
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]) // per_row
+        raise place.error(name, row, "no value (null); fill it in the data, or leave the row out")
+
+
+def _numbers(flat: Any, dtype: str, name: str, place: Place, per_row: int, *, allow_nan: bool) -> Array:
+    if flat.null_count and not (allow_nan and np.dtype(dtype).kind == "f"):
+        advice = "fill it in the data" + (", or let it be NaN with --nan allow" if np.dtype(dtype).kind == "f" else "")
+        row = int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0]) // per_row
+        raise place.error(name, row, f"no value (null); {advice}")
+    if flat.null_count and np.dtype(flat.type.to_pandas_dtype()).kind != "f":
+        flat = flat.cast("float64")
+    array = flat.to_numpy(zero_copy_only=False)
+    return array if array.dtype == np.dtype(dtype) else _exact(array, np.dtype(dtype), name, place, per_row)
+
+
+def _exact(array: Array, dtype: np.dtype[Any], name: str, place: Place, per_row: int) -> Array:
+    """Cast: floats may be rounded, where that was allowed, but not to infinity; all else must be held exactly."""
+    with np.errstate(all="ignore"):
+        cast = array.astype(dtype)
+        if array.dtype.kind == "f":
+            lost = np.isfinite(array) & ~np.isfinite(cast) if dtype.itemsize < array.dtype.itemsize else None
+        else:
+            lost = _changed(array, cast)
+    if lost is not None and lost.any():
+        at = int(np.flatnonzero(lost)[0])
+        raise place.error(name, at // per_row, f"{array[at]}, which {dtype} does not hold; the model takes {dtype}")
+    return cast
+
+
+def _changed(array: Array, cast: Array) -> Any:
+    """Where a cast of integers is not exact. A float that was rounded up out of the range does not come back."""
+    back = cast.astype(array.dtype)
+    changed = back != array
+    if cast.dtype.kind == "f":
+        changed |= ~np.isfinite(cast)
+        if array.dtype.itemsize == 8:
+            changed |= np.abs(cast.astype(np.float64)) >= float(np.iinfo(array.dtype).max)
+    elif array.dtype.kind == "u" and cast.dtype.kind == "i":
+        changed |= cast < 0
+    elif array.dtype.kind == "i" and cast.dtype.kind == "u":
+        changed |= array < 0
+    return changed

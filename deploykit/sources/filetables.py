@@ -1,0 +1,128 @@
+"""Tables in binary files, each with a schema of its own and pieces that it lists itself: Parquet and Arrow."""
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from deploykit.errors import DataError, DeploykitError
+from deploykit.locations import DataFile
+from deploykit.sources.tables import require_pyarrow
+
+__all__ = ["FileTables", "arrow_file"]
+
+
+class FileTables(abc.ABC):
+    """The ``Pieces`` of files in their order. A subclass opens one file; one at a time stays open.
+
+    Raises:
+        DataError: a file that cannot be read, or whose columns are others than those of the first.
+    """
+
+    kind: str
+    advice: ClassVar[str]
+    is_text: bool = False
+    files: Sequence[DataFile]
+    hints: Mapping[str, str]
+    rows: Sequence[int]
+
+    def __init__(self, what: str, files: Sequence[DataFile], index: Any) -> None:
+        require_pyarrow(what)
+        self.what, self.files, self.hints = what, tuple(files), {}
+        self.notes: list[str] = []
+        self._opened: tuple[int, Any] | None = None
+        self._columns: tuple[str, ...] | None = None
+        self.schema = self._schema_of(self._file(0))
+        # Where the caller knows the rows of all files, only those that are read are opened.
+        known = index if _fits(index, len(self.files)) else None
+        self.index = known or [self._rows_of(number) for number in range(len(self.files))]
+        self._where = [(number, inner) for number, rows in enumerate(self.index) for inner in range(len(rows))]
+        self.rows = [rows for of_file in self.index for rows in of_file]
+
+    @abc.abstractmethod
+    def _open(self, file: DataFile) -> Any:
+        """Open a file; whatever pyarrow raises is made a DataError of."""
+
+    @abc.abstractmethod
+    def _schema_of(self, opened: Any) -> Any:
+        """The Arrow schema of an open file."""
+
+    @abc.abstractmethod
+    def _pieces_of(self, opened: Any) -> list[int]:
+        """The rows of each piece of an open file."""
+
+    @abc.abstractmethod
+    def _chunks_of(self, opened: Any, inner: int, columns: Sequence[str]) -> Iterator[Any]:
+        """The rows of one piece of an open file, in chunks of these columns."""
+
+    @abc.abstractmethod
+    def _close(self, opened: Any) -> None:
+        """Close an open file."""
+
+    def select(self, columns: Sequence[str], dtypes: dict[str, str]) -> None:  # noqa: ARG002 (the file has types)
+        """Read these columns from now on."""
+        self._columns = tuple(columns)
+
+    def chunks(self, piece: int) -> Iterator[Any]:
+        """The rows of one piece."""
+        number, inner = self._where[piece]
+        opened = self._file(number)
+        self._check_columns(number, self._schema_of(opened))
+        return self._chunks_of(opened, inner, self._columns or self.schema.names)
+
+    def explain(self, piece: int, first_row: int, error: Exception) -> DataError:
+        """The error, with the file and the rows."""
+        number, _ = self._where[piece]
+        return DataError(
+            f"data {self.files[number].name}, rows {first_row} to {first_row + self.rows[piece] - 1}: cannot be read "
+            f"({_first_line(error)}); copy or write the file again"
+        )
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        if self._opened is not None:
+            self._close(self._opened[1])
+        self._opened = None
+
+    def _file(self, number: int) -> Any:
+        if self._opened is None or self._opened[0] != number:
+            self.close()
+            file = self.files[number]
+            try:
+                self._opened = number, self._open(file)
+            except DeploykitError:
+                raise
+            # Damage may raise nearly anything.
+            except Exception as error:
+                raise DataError(f"data {file.name}: {self.advice} ({_first_line(error)})") from error
+        return self._opened[1]
+
+    def _rows_of(self, number: int) -> list[int]:
+        opened = self._file(number)
+        self._check_columns(number, self._schema_of(opened))
+        return self._pieces_of(opened)
+
+    def _check_columns(self, number: int, schema: Any) -> None:
+        for name in self._columns or self.schema.names:
+            have = schema.field(name).type if name in schema.names else None
+            want = self.schema.field(name).type
+            if have != want:
+                raise DataError(
+                    f"data {self.files[number].name}: column {name!r} is {have or 'not there'}, in "
+                    f"{self.files[0].name} it is {want}; the files of one data set must have the same columns"
+                )
+
+
+def arrow_file(file: DataFile) -> Any:
+    """A file as pyarrow reads it."""
+    import pyarrow as pa
+
+    return pa.OSFile(file.path) if file.is_local else pa.PythonFile(file.open(), mode="r")
+
+
+def _fits(index: Any, files: int) -> bool:
+    return isinstance(index, list) and len(index) == files
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

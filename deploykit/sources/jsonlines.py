@@ -1,0 +1,166 @@
+"""Rows of JSON Lines files: an object on each line, parsed by pyarrow."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+from deploykit.errors import DataError
+from deploykit.locations import Found
+from deploykit.sources.reading import Reading
+from deploykit.sources.tables import TableSource
+from deploykit.sources.texttables import SAMPLE_BYTES, TextTables
+from deploykit.tensors import TensorSpec
+
+__all__ = ["JsonLinesSource"]
+
+_SAMPLE_ROWS = 1000
+_RANKS = {"bool": 0, "int64": 1, "float64": 2}
+_INT64 = 2**63
+
+
+class JsonLinesSource(TableSource):
+    """One file or many; a list is a vector, a list of lists a matrix. Fields that are not read may be anything."""
+
+    many: ClassVar[bool] = True
+
+    def __init__(self, found: Found, inputs: Sequence[TensorSpec], reading: Reading) -> None:
+        super().__init__(_JsonFiles(found.text, found.files, reading.index), inputs, reading)
+
+
+class _JsonFiles(TextTables):
+    kind = "jsonl"
+    quotes = False
+
+    def _find_schema(self) -> Any:
+        import pyarrow as pa
+
+        kinds: dict[str, tuple[str, int]] = {}
+        hints: dict[str, str] = {}
+        for row, record in self._sample():
+            for name, value in record.items():
+                found = _kind_of(value)
+                if found is None:
+                    continue
+                kinds[name] = _common(kinds.get(name, found), found)
+                if kinds[name][0] == "string" and found[0] == "string":
+                    hints.setdefault(name, f"row {row}: {str(value)[:30]!r}")
+        self.hints = hints
+        return pa.schema([pa.field(name, _arrow_type(leaf, depth)) for name, (leaf, depth) in kinds.items()])
+
+    def _sample(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        if not self._where:
+            return
+        number, (start, stop, _) = self._where[0]
+        data = self._between(self.files[number], start, min(stop, start + SAMPLE_BYTES))
+        lines = [line for line in data.split(b"\n") if line.strip()]
+        if start + SAMPLE_BYTES < stop and len(lines) > 1:
+            del lines[-1]
+        for row, line in enumerate(lines[:_SAMPLE_ROWS]):
+            record, problem = _record(line)
+            if problem is not None:
+                raise DataError(f"data {self.files[number].name}, row {row}: {problem}")
+            yield row, record
+
+    def _parse(self, data: bytes) -> Any:
+        import pyarrow as pa
+        from pyarrow import json as arrow_json
+
+        schema = pa.schema([pa.field(name, self._type(name)) for name in self._columns])
+        return arrow_json.read_json(
+            pa.BufferReader(data),
+            read_options=arrow_json.ReadOptions(block_size=len(data) + 1),
+            parse_options=arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+        )
+
+    def _type(self, name: str) -> Any:
+        """The type of the schema, with the dtype of the input as its innermost."""
+        kind = self.schema.field(name).type
+        return kind if name not in self._dtypes else _arrow_type(self._dtypes[name], _depth(kind))
+
+    def _problem(self, data: bytes) -> tuple[int, str] | None:
+        wanted = {name: _flat_name(self._type(name)) for name in self._columns}
+        for row, line in enumerate(line for line in data.split(b"\n") if line.strip()):
+            record, problem = _record(line)
+            if problem is not None:
+                return row, problem
+            for name, (leaf, depth) in wanted.items():
+                problem = _misfit(record.get(name), leaf, depth)
+                if problem is not None:
+                    return row, f"field {name!r}: {problem}; mend the value"
+        return None
+
+
+def _record(line: bytes) -> tuple[dict[str, Any], str | None]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        return {}, f"not valid JSON ({error}): {line[:60].decode(errors='replace')!r}; mend the line"
+    if not isinstance(record, dict):
+        return {}, f"a JSON {type(record).__name__}, expected an object with a field for each column; mend the line"
+    return record, None
+
+
+def _kind_of(value: Any) -> tuple[str, int] | None:
+    """The dtype of a JSON value and the depth of its lists; None where it says neither."""
+    if isinstance(value, list):
+        kinds = [kind for item in value if (kind := _kind_of(item)) is not None]
+        if not kinds:
+            return None
+        leaf, depth = kinds[0]
+        for kind in kinds[1:]:
+            leaf, depth = _common((leaf, depth), kind)
+        return leaf, depth + 1
+    if value is None:
+        return None
+    names = {bool: "bool", int: "int64", float: "float64", str: "string"}
+    return names.get(type(value), "other"), 0
+
+
+def _common(one: tuple[str, int], other: tuple[str, int]) -> tuple[str, int]:
+    if one == other:
+        return one
+    numbers = {"int64", "float64"}
+    if one[1] == other[1] and {one[0], other[0]} <= numbers:
+        return "float64", one[1]
+    text = {one[0], other[0]} <= {*_RANKS, "string"} and one[1] == other[1] == 0
+    return ("string" if text else "other"), one[1]
+
+
+def _arrow_type(leaf: str, depth: int) -> Any:
+    import pyarrow as pa
+
+    names = {"bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
+    kind = names.get(leaf, pa.struct([]))
+    for _ in range(depth):
+        kind = pa.list_(kind)
+    return kind
+
+
+def _depth(kind: Any) -> int:
+    return _flat_name(kind)[1]
+
+
+def _flat_name(kind: Any) -> tuple[str, int]:
+    import pyarrow as pa
+
+    depth = 0
+    while pa.types.is_list(kind):
+        kind, depth = kind.value_type, depth + 1
+    return {"double": "float64"}.get(str(kind), str(kind)), depth
+
+
+def _misfit(value: Any, leaf: str, depth: int) -> str | None:
+    """Why a value is not of a type; null is, and is refused where it is converted."""
+    if value is None:
+        return None
+    if depth:
+        if not isinstance(value, list):
+            return f"{json.dumps(value)[:60]} is no list"
+        return next((problem for item in value if (problem := _misfit(item, leaf, depth - 1))), None)
+    fits = {
+        "bool": isinstance(value, bool),
+        "int64": isinstance(value, int) and not isinstance(value, bool) and -_INT64 <= value < _INT64,
+        "float64": isinstance(value, int | float) and not isinstance(value, bool),
+        "string": isinstance(value, str),
+    }
+    return None if fits.get(leaf, True) else f"{json.dumps(value)[:60]} is no {leaf}"

@@ -1,0 +1,63 @@
+"""How the user wants a source to be read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from deploykit.errors import UsageError
+
+__all__ = ["KEPT", "Reading", "parse_map", "split"]
+
+KEPT = "keep:"
+"""Before the name of a kept column in what ``Source.read`` gives. No input has a colon in its name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What goes beside the name of a source.
+
+    Attributes:
+        columns: columns or patterns by input, as in ``--map``; inputs that are not named are found by their names.
+        keep: columns that go with the predictions.
+        allow_nan: an empty value becomes NaN where floats are read.
+        preprocessing: how raw data becomes an input, by input, from the artifact's manifest.
+        index: what the same source found at an earlier opening (``Source.index``), to be taken over.
+    """
+
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    keep: tuple[str, ...] = ()
+    allow_nan: bool = False
+    preprocessing: Mapping[str, Any] | None = None
+    index: Any = None
+
+    def __post_init__(self) -> None:
+        twice = sorted({name for name in self.keep if self.keep.count(name) > 1})
+        if twice:
+            raise UsageError(f"keep: {', '.join(twice)} given twice; give each column once")
+
+
+def split(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What ``Source.read`` gave: the inputs of the model, and the kept columns by their own names."""
+    inputs = {name: array for name, array in arrays.items() if not name.startswith(KEPT)}
+    return inputs, {name.removeprefix(KEPT): array for name, array in arrays.items() if name.startswith(KEPT)}
+
+
+def parse_map(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Read ``x=f0,f1,f2`` or ``x=f*``, one text for each input.
+
+    Raises:
+        UsageError: another form, or an input twice.
+
+    >>> parse_map(["x=f0, f1", "k=id"])
+    {'x': ('f0', 'f1'), 'k': ('id',)}
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        name, equals, columns = text.partition("=")
+        chosen = tuple(part.strip() for part in columns.split(",") if part.strip())
+        if not equals or not name.strip() or not chosen:
+            raise UsageError(f"--map {text!r}: expected INPUT=COLUMN,COLUMN,... or INPUT=PATTERN, such as x=f*")
+        if name.strip() in found:
+            raise UsageError(f"--map {name.strip()}: given twice; give each input once")
+        found[name.strip()] = chosen
+    return found

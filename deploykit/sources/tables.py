@@ -1,0 +1,243 @@
+"""Rows of a table of columns: what Parquet, Arrow, CSV, JSON Lines and saved data sets share.
+
+A format gives the table in pieces whose row counts are known and that are read from their beginning. What was decoded
+last is kept, so that going on from there costs nothing twice; memory holds one chunk of a piece.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from deploykit.errors import DataError, DeploykitError, MissingExtraError
+from deploykit.locations import DataFile
+from deploykit.sources.arrowvalues import Place, described_columns, input_array, kept_array, stacked
+from deploykit.sources.base import Arrays, file_fingerprint
+from deploykit.sources.columns import match_columns
+from deploykit.sources.reading import KEPT, Reading
+from deploykit.tensors import TensorSpec, check_inputs
+
+__all__ = ["CHUNK_BYTES", "BadRow", "Pieces", "TableSource", "require_pyarrow"]
+
+CHUNK_BYTES = 8 * 2**20
+"""About how much is decoded at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A chunk of one row that cannot be read, among others that can: an error only for who asks for it."""
+
+    name: str
+    problem: str
+    num_rows: int = 1
+
+
+class Pieces(Protocol):
+    """A table in pieces.
+
+    Attributes:
+        kind: the kind of source.
+        what: the data as the user named it.
+        files: all files, in the order of the rows.
+        schema: an Arrow schema.
+        rows: the rows of each piece.
+        is_text: whether numbers are written as text.
+        index: JSON values from which the pieces are known without looking for them again; None where that is cheap.
+        notes: for people to read.
+        hints: of columns of text, where the first value is that makes them so.
+    """
+
+    kind: str
+    what: str
+    files: Sequence[DataFile]
+    schema: Any
+    rows: Sequence[int]
+    is_text: bool
+    index: Any
+    notes: list[str]
+    hints: Mapping[str, str]
+
+    def select(self, columns: Sequence[str], dtypes: dict[str, str]) -> None:
+        """Read these columns from now on; ``dtypes`` are those of the inputs that they go to."""
+        ...
+
+    def chunks(self, piece: int) -> Iterator[Any]:
+        """The rows of one piece, as record batches, tables of any size, or single bad rows.
+
+        Raises:
+            Exception: whatever pyarrow raises where the piece cannot be read.
+        """
+        ...
+
+    def explain(self, piece: int, first_row: int, error: Exception) -> DataError:
+        """A better text for an error of ``chunks``."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files."""
+        ...
+
+
+class TableSource:
+    """The rows of a table; one thread at a time may read.
+
+    Raises:
+        DataError: the columns do not give the model's inputs.
+    """
+
+    def __init__(self, pieces: Pieces, inputs: Sequence[TensorSpec], reading: Reading) -> None:
+        self._pieces, self._inputs, self._allow_nan = pieces, tuple(inputs), reading.allow_nan
+        self.notes = pieces.notes
+        columns = described_columns(pieces.schema, pieces.hints)
+        self._match = match_columns(pieces.what, columns, inputs, reading, self.notes, text=pieces.is_text)
+        self.kept = self._match.kept
+        dtypes = {name: spec.dtype for spec in inputs for name in self._match.inputs[spec.name]}
+        pieces.select(self._match.columns, dtypes)
+        self._ends = np.cumsum([0, *pieces.rows])
+        self._cursor = _Cursor(-1, iter(()), 0)
+        self._fingerprint: dict[str, Any] | None = None
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, start: int, stop: int) -> Arrays:
+        """Rows ``[start, stop)``; one thread at a time."""
+        if start == stop:
+            return self._empty()
+        parts, row = [], start
+        while row < stop:
+            chunk = self._chunk_at(row)
+            end = min(stop, chunk.stop)
+            parts.append(self._rows(chunk, row, end))
+            row = end
+        try:
+            arrays = {key: _joined([part[key] for part in parts]) for key in parts[0]}
+            check_inputs(self._inputs, {spec.name: arrays[spec.name] for spec in self._inputs}, first_row=start)
+        except (DataError, ValueError) as error:
+            raise DataError(f"data {self._pieces.what}, rows {start} to {stop - 1}: {error}") from None
+        return arrays
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Rows, the columns that are read, and a sample of the files."""
+        if self._fingerprint is None:
+            read = {name: list(columns) for name, columns in self._match.inputs.items()}
+            content = {"rows": len(self), "columns": read}
+            self._fingerprint = file_fingerprint(self._pieces.files, self._pieces.kind, content)
+        return self._fingerprint
+
+    def index(self) -> Any:
+        """What makes the next opening cheap; None where it is cheap anyway."""
+        return self._pieces.index
+
+    def close(self) -> None:
+        """Let go of files and of what was decoded."""
+        self._cursor = _Cursor(-1, iter(()), 0)
+        self._pieces.close()
+
+    def _chunk_at(self, row: int) -> "_Cursor":
+        """The cursor, moved to the chunk that holds the row."""
+        piece = int(np.searchsorted(self._ends, row, side="right")) - 1
+        cursor = self._cursor
+        if piece != cursor.piece or row < cursor.start:
+            cursor = self._cursor = _Cursor(piece, self._pieces.chunks(piece), int(self._ends[piece]))
+        while row >= cursor.stop:
+            self._advance(cursor)
+        return cursor
+
+    def _rows(self, cursor: "_Cursor", start: int, stop: int) -> Arrays:
+        """Rows of the cursor's chunk. A row that does not fit is an error for those alone who ask for it."""
+        rows = slice(start - cursor.start, stop - cursor.start)
+        if cursor.arrays is None and not cursor.is_bad:
+            try:
+                cursor.arrays = self._converted(cursor.chunk, cursor.start)
+            except DataError:
+                cursor.is_bad = True
+        if cursor.arrays is None:
+            return self._converted(_sliced(cursor.chunk, rows.start, stop - start), start)
+        return {key: array[rows] for key, array in cursor.arrays.items()}
+
+    def _advance(self, cursor: "_Cursor") -> None:
+        end = int(self._ends[cursor.piece + 1])
+        try:
+            chunk = next(cursor.chunks, None)
+            count = 0 if chunk is None else chunk.num_rows
+            if chunk is None or cursor.stop + count > end:
+                raise ValueError(f"it has other rows than it promised, up to row {cursor.stop + count} of {end}")
+            cursor.start, cursor.stop, cursor.chunk = cursor.stop, cursor.stop + count, chunk
+            cursor.arrays, cursor.is_bad = None, False
+        except DeploykitError:
+            raise
+        # pyarrow raises OSError, its own errors and plain ones, whatever the damage meets first.
+        except Exception as error:
+            raise self._pieces.explain(cursor.piece, int(self._ends[cursor.piece]), error) from error
+
+    def _converted(self, chunk: Any, first_row: int) -> Arrays:
+        if isinstance(chunk, BadRow):
+            raise DataError(f"data {chunk.name}, row {first_row}: {chunk.problem}")
+        place = Place(self._pieces.what, first_row)
+        columns = {name: _one(chunk.column(name)) for name in self._match.columns}
+        arrays: Arrays = {}
+        for spec in self._inputs:
+            names = self._match.inputs[spec.name]
+            if len(names) == 1 and not _is_scalar_of_vector(columns[names[0]], spec):
+                arrays[spec.name] = input_array(columns[names[0]], spec, names[0], place, allow_nan=self._allow_nan)
+                continue
+            one = TensorSpec(name=spec.name, dtype=spec.dtype, shape=spec.shape[:1])
+            values = [input_array(columns[n], one, n, place, allow_nan=self._allow_nan) for n in names]
+            arrays[spec.name] = stacked(values, spec.dtype)
+        for spec in self.kept:
+            arrays[f"{KEPT}{spec.name}"] = kept_array(columns[spec.name], spec, place)
+        return arrays
+
+    def _empty(self) -> Arrays:
+        specs = {**{spec.name: spec for spec in self._inputs}, **{f"{KEPT}{s.name}": s for s in self.kept}}
+        return {
+            key: np.empty((0, *(d if isinstance(d, int) else 0 for d in spec.row_shape)), spec.numpy_dtype)
+            for key, spec in specs.items()
+        }
+
+
+class _Cursor:
+    """Where the reading of a piece is: ``chunk`` has the rows ``[start, stop)``, ``arrays`` what was made of them."""
+
+    def __init__(self, piece: int, chunks: Iterator[Any], row: int) -> None:
+        self.piece, self.chunks = piece, chunks
+        self.start = self.stop = row
+        self.chunk: Any = None
+        self.arrays: Arrays | None = None
+        self.is_bad = False
+
+
+def require_pyarrow(what: str) -> None:
+    """Refuse what needs pyarrow where it is not installed.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec("pyarrow") is None:
+        raise MissingExtraError("pyarrow", "parquet", f"reading {what}")
+
+
+def _one(column: Any) -> Any:
+    """A column of a table in one array."""
+    if not hasattr(column, "chunks"):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _sliced(chunk: Any, start: int, rows: int) -> Any:
+    return chunk if isinstance(chunk, BadRow) else chunk.slice(start, rows)
+
+
+def _is_scalar_of_vector(column: Any, spec: TensorSpec) -> bool:
+    import pyarrow as pa
+
+    return len(spec.row_shape) == 1 and not pa.types.is_nested(column.type) and not hasattr(column, "storage")
+
+
+def _joined(parts: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """A fresh array; ValueError where a dynamic dimension differs."""
+    return np.concatenate(parts) if len(parts) > 1 else parts[0].copy(order="C")

@@ -1,0 +1,132 @@
+"""Tables in text files, in pieces of a few megabytes that an index of byte positions gives: CSV and JSON Lines."""
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from deploykit.errors import DataError
+from deploykit.locations import DataFile
+from deploykit.sources.tables import BadRow, require_pyarrow
+from deploykit.sources.textindex import TextPiece, row_bounds, text_pieces
+
+__all__ = ["SAMPLE_BYTES", "TextTables", "problem_with_number", "widest"]
+
+SAMPLE_BYTES = 2**20
+"""How much of the beginning decides the types of the columns."""
+
+
+class TextTables(abc.ABC):
+    """The ``Pieces`` of text files in their order.
+
+    Raises:
+        DataError: a file without rows where there must be some, or that cannot be understood.
+    """
+
+    kind: str
+    files: Sequence[DataFile]
+    hints: Mapping[str, str]
+    rows: Sequence[int]
+    quotes: ClassVar[bool]
+    is_text = True
+
+    def __init__(self, what: str, files: Sequence[DataFile], index: Any) -> None:
+        require_pyarrow(what)
+        self.what, self.files, self.hints = what, tuple(files), {}
+        self.notes: list[str] = []
+        self._dtypes: dict[str, str] = {}
+        self._columns: tuple[str, ...] = ()
+        known = isinstance(index, list) and len(index) == len(files)
+        self.index = index if known else [self._scan(file) for file in files]
+        self._where = [(number, piece) for number, pieces in enumerate(self.index) for piece in pieces]
+        self.rows = [int(rows) for _, (_, _, rows) in self._where]
+        self.schema = self._find_schema()
+
+    @abc.abstractmethod
+    def _find_schema(self) -> Any:
+        """The Arrow schema, from the beginning of the first file."""
+
+    @abc.abstractmethod
+    def _parse(self, data: bytes) -> Any:
+        """The rows of some whole lines as an Arrow table with the columns that are read."""
+
+    @abc.abstractmethod
+    def _problem(self, data: bytes) -> tuple[int, str] | None:
+        """The first row, counted from the first of ``data``, that cannot be read, and why."""
+
+    def select(self, columns: Sequence[str], dtypes: dict[str, str]) -> None:
+        """Read these columns from now on."""
+        self._columns, self._dtypes = tuple(columns), {name: widest(dtype) for name, dtype in dtypes.items()}
+
+    def chunks(self, piece: int) -> Iterator[Any]:
+        """The rows of one piece, at once; where some are bad, those between them."""
+        data, name = self._bytes(piece), self.files[self._where[piece][0]].name
+        while data:
+            try:
+                yield self._parse(data)
+                return
+            # The errors of pyarrow, which is not imported here, are ValueErrors.
+            except ValueError:
+                found = self._problem(data)
+                if found is None:
+                    raise
+            start, stop = row_bounds(data, found[0], quotes=self.quotes)
+            if found[0]:
+                yield self._parse(data[:start])
+            yield BadRow(name, found[1])
+            data = data[stop:]
+
+    def explain(self, piece: int, first_row: int, error: Exception) -> DataError:
+        """The error, with the rows."""
+        name = self.files[self._where[piece][0]].name
+        text = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        last = first_row + self.rows[piece] - 1
+        return DataError(f"data {name}, rows {first_row} to {last}: cannot be read ({text}); mend the file")
+
+    def close(self) -> None:  # noqa: B027 (a subclass may have something to close)
+        """Nothing stays open."""
+
+    def _scan(self, file: DataFile) -> list[TextPiece]:
+        try:
+            with file.open() as opened:
+                return text_pieces(opened, quotes=self.quotes, header=self.quotes)
+        except OSError as error:
+            raise DataError(f"data {file.name}: cannot be read ({error}); check the disk or the connection") from error
+
+    def _bytes(self, piece: int) -> bytes:
+        number, (start, stop, _) = self._where[piece]
+        return self._between(self.files[number], start, stop)
+
+    def _between(self, file: DataFile, start: int, stop: int) -> bytes:
+        try:
+            with file.open() as opened:
+                opened.seek(start)
+                data = opened.read(stop - start)
+        except OSError as error:
+            raise DataError(f"data {file.name}: cannot be read ({error}); check the disk or the connection") from error
+        if len(data) != stop - start:
+            raise DataError(f"data {file.name}: became shorter while it was read; copy it again")
+        return data
+
+
+def widest(dtype: str) -> str:
+    """The dtype in which text is read for an input; what is narrower is checked after that."""
+    return {"f": "float64", "i": "int64", "u": "int64", "b": "bool"}[_kind(dtype)]
+
+
+def _kind(dtype: str) -> str:
+    return "f" if dtype.startswith("float") else "u" if dtype.startswith("uint") else dtype[0]
+
+
+def problem_with_number(text: str, dtype: str) -> str | None:
+    """Why a written value is no number of a dtype, None if it is one."""
+    try:
+        if dtype == "bool":
+            if text.strip().lower() not in ("true", "false", "0", "1"):
+                raise ValueError
+        else:
+            value = float(text) if dtype == "float64" else int(text)
+            if dtype == "int64" and not -(2**63) <= value < 2**63:
+                raise ValueError
+    except ValueError:
+        return f"{text[:60]!r} is no {dtype}"
+    return None

@@ -1,0 +1,56 @@
+"""The data of a job: opened as the user asked for it, with the writer of what is predicted and what is kept."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deploykit.artifact import Artifact
+from deploykit.errors import UsageError
+from deploykit.sources import Reading, Source, open_source
+from deploykit.tensors import TensorSpec
+from deploykit.writers.base import SAMPLE_ID
+from runners.writing import Writing, choose_writing
+
+__all__ = ["open_data"]
+
+
+def open_data(
+    stack: contextlib.ExitStack,
+    artifact: Artifact,
+    data: str,
+    predicted: Sequence[TensorSpec],
+    options: Mapping[str, Any],
+    *,
+    ranks: int,
+) -> tuple[Source, Writing]:
+    """The data, and the writing of what is ``predicted`` and of the columns of the data that are kept.
+
+    Raises:
+        UsageError: an unknown writer, or a kept column that has the name of an output.
+        DataError: the data cannot be opened, or does not fit the model.
+    """
+    _refuse_clash(options["keep"], [spec.name for spec in predicted])
+    # Opening the data may take long; a writer that cannot be used at all is refused first.
+    choose_writing(options, predicted, ranks)
+    source = open_source(data, artifact.manifest.inputs, reading=_reading(artifact, options))
+    stack.callback(source.close)
+    outputs = (*predicted, *getattr(source, "kept", ()))
+    return source, choose_writing(options, outputs, ranks)
+
+
+def _reading(artifact: Artifact, options: Mapping[str, Any]) -> Reading:
+    return Reading(
+        columns=options["map"],
+        keep=options["keep"],
+        allow_nan=options["nan"] == "allow",
+        preprocessing=artifact.manifest.preprocessing,
+    )
+
+
+def _refuse_clash(keep: Sequence[str], outputs: Sequence[str]) -> None:
+    clash = sorted(set(keep) & {*outputs, SAMPLE_ID})
+    if clash:
+        raise UsageError(
+            f"keep {', '.join(clash)}: the predictions have that name already ({', '.join([SAMPLE_ID, *outputs])}); "
+            "rename the column in the data, or leave it out"
+        )

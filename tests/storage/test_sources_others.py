@@ -1,0 +1,185 @@
+"""Safetensors, arrays to keep, images, and what the path alone says."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from deploykit.errors import ArtifactError, DataError, UsageError
+from deploykit.preprocessing import ImagePreprocessing, parse_preprocessing, read_preprocessing
+from deploykit.sources import KEPT
+from deploykit.tensors import TensorSpec
+
+from .helpers import X
+from .test_sources_tables import VECTORS, opened
+
+PIXELS = TensorSpec(name="x", dtype="uint8", shape=("batch", 3, "h", "w"))
+PHOTO = TensorSpec(name="x", dtype="float32", shape=("batch", 3, 6, 6))
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "rows.safetensors"
+    save_file({"x": VECTORS, "id": np.arange(50), "w": np.zeros(50)}, path)
+    source: Any = opened(path, keep=("id",))
+    got = source.read(3, 9)
+    np.testing.assert_array_equal(got["x"], VECTORS[3:9])
+    assert got[f"{KEPT}id"].tolist() == list(range(3, 9))
+    assert [str(spec) for spec in source.kept] == ["id:int64[batch]"]
+    save_file({"features": VECTORS, "other": VECTORS}, path)
+    np.testing.assert_array_equal(opened(path, columns={"x": ("features",)}).read(0, 2)["x"], VECTORS[:2])
+    with pytest.raises(DataError, match=r"holds the arrays \['features', 'other'\]"):
+        opened(path)
+
+
+def test_damaged_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "rows.safetensors"
+    save_file({"x": VECTORS}, path)
+    whole = path.read_bytes()
+    for cut in (0, 7, 8, 40, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(DataError, match=r"rows\.safetensors"):
+            opened(path)
+    for place in range(0, 90, 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x15]) + whole[place + 1 :])
+        try:
+            source = opened(path)
+        except DataError:
+            continue
+        assert source.read(0, len(source))["x"].shape[1] == 4
+
+
+def test_npz_keeps_arrays_and_text(tmp_path: Path) -> None:
+    np.savez(tmp_path / "r.npz", x=VECTORS, id=np.arange(50), name=np.array([f"n{i}" for i in range(50)]))
+    source: Any = opened(tmp_path / "r.npz", keep=("id", "name"))
+    assert [spec.dtype for spec in source.kept] == ["int64", "string"]
+    got = source.read(4, 6)
+    assert got[f"{KEPT}name"].tolist() == ["n4", "n5"]
+    assert got[f"{KEPT}name"].dtype == object
+    np.save(tmp_path / "r.npy", VECTORS)
+    with pytest.raises(DataError, match="--keep find nothing"):
+        opened(tmp_path / "r.npy", keep=("id",))
+    with pytest.raises(DataError, match="--map and --keep name columns"):
+        opened("some.module:factory", keep=("id",))
+
+
+def save_images(folder: Path, sizes: list[tuple[int, int]]) -> list[np.ndarray[Any, Any]]:
+    random = np.random.default_rng(0)
+    arrays = [random.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    for number, array in enumerate(arrays):
+        place = folder / ("cat" if number % 2 else "dog") / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(place)
+    order = sorted(range(len(sizes)), key=lambda n: ("cat" if n % 2 else "dog", f"{n}.png"))
+    return [arrays[number] for number in order]
+
+
+def test_pixels_as_they_are(tmp_path: Path) -> None:
+    arrays = save_images(tmp_path / "all", [(5, 7)] * 4)
+    (tmp_path / "all" / "notes.txt").write_text("about")
+    source: Any = opened(tmp_path / "all", [PIXELS], keep=("file", "folder"))
+    assert len(source) == 4
+    assert "1 files that are no images are ignored" in source.notes[0]
+    got = source.read(1, 4)
+    np.testing.assert_array_equal(got["x"], np.stack(arrays[1:]).transpose(0, 3, 1, 2))
+    assert got[f"{KEPT}file"].tolist() == ["cat/3.png", "dog/0.png", "dog/2.png"]
+    assert got[f"{KEPT}folder"].tolist() == ["cat", "dog", "dog"]
+    last = TensorSpec(name="x", dtype="uint8", shape=("batch", 5, 7, 3))
+    np.testing.assert_array_equal(opened(tmp_path / "all", [last]).read(0, 1)["x"][0], arrays[0])
+    assert opened(tmp_path / "all/dog/*.png", [last]).fingerprint()["files"] == 2
+    assert opened(tmp_path / "all/dog/0.png", [last]).read(0, 1)["x"].shape == (1, 5, 7, 3)
+
+
+def test_the_recorded_steps(tmp_path: Path) -> None:
+    arrays = save_images(tmp_path / "all", [(20, 31), (24, 17)])
+    text = "x=image resize=8 crop=6 channels=BGR scale=255 mean=0.1,0.2,0.3 std=0.5,0.6,0.7 interpolation=bicubic"
+    source = opened(tmp_path / "all", [PHOTO], preprocessing=parse_preprocessing(text, [PHOTO]))
+    for row, array in enumerate(arrays):
+        height, width = array.shape[:2]
+        size = (8 * width // min(height, width), 8 * height // min(height, width))
+        resized = np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BICUBIC), np.float32)
+        top, left = round((resized.shape[0] - 6) / 2), round((resized.shape[1] - 6) / 2)
+        cut = resized[top : top + 6, left : left + 6, ::-1] / np.float32(255)
+        want = (cut - np.array([0.1, 0.2, 0.3], np.float32)) / np.array([0.5, 0.6, 0.7], np.float32)
+        np.testing.assert_array_equal(source.read(row, row + 1)["x"][0], want.transpose(2, 0, 1))
+    other = opened(tmp_path / "all", [PHOTO], preprocessing=parse_preprocessing(f"{text} scale=1", [PHOTO]))
+    assert other.fingerprint() != source.fingerprint()
+
+
+def test_grey_images_without_a_channel(tmp_path: Path) -> None:
+    (array,) = save_images(tmp_path / "all", [(9, 9)])
+    spec = TensorSpec(name="x", dtype="float32", shape=("batch", 9, 9))
+    source = opened(tmp_path / "all", [spec], preprocessing=parse_preprocessing("x=image resize=9x9 scale=2", [spec]))
+    want = np.asarray(Image.fromarray(array).convert("L"), np.float32) / 2
+    np.testing.assert_array_equal(source.read(0, 1)["x"][0], want)
+
+
+def test_images_that_do_not_fit(tmp_path: Path) -> None:
+    save_images(tmp_path / "all", [(5, 7), (5, 7), (5, 8)])
+    with pytest.raises(DataError, match=r"dog/2\.png, row 2"):
+        opened(tmp_path / "all", [PIXELS]).read(0, 3)
+    (tmp_path / "all" / "cat" / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"cat/1\.png, row 0: cannot be decoded"):
+        opened(tmp_path / "all", [PIXELS]).read(0, 1)
+    with pytest.raises(DataError, match=r"export it again with --preprocess"):
+        opened(tmp_path / "all", [PHOTO])
+    cropped = opened(tmp_path / "all", [PHOTO], preprocessing=parse_preprocessing("x=image crop=6", [PHOTO]))
+    with pytest.raises(DataError, match="smaller than the crop"):
+        cropped.read(1, 2)
+    with pytest.raises(DataError, match="columns file, folder"):
+        opened(tmp_path / "all", [PIXELS], keep=("id",))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x=picture", "expected INPUT=image"),
+        ("y=image", "expected INPUT=image"),
+        ("x=image size=3", "cannot read 'size=3'"),
+        ("x=image crop=0", "cannot read 'crop=0'"),
+        ("x=image crop=a", "cannot read"),
+        ("x=image crop=5", r"makes rows of \[3, 5, 5\]"),
+        ("x=image channels=L crop=6", r"makes rows of \[1, 6, 6\]"),
+        ("x=image layout=HWC crop=6", r"makes rows of \[6, 6, 3\]"),
+        ("x=image crop=6 mean=1,2", "mean has 2 numbers for 3 channels"),
+        ("x=image crop=6 std=1,0,1", "cannot be 0"),
+        ("x=image crop=6 mean=nan,1,1", "cannot read"),
+    ],
+)
+def test_steps_that_cannot_be(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse_preprocessing([text], [PHOTO])
+
+
+def test_steps_go_through_json() -> None:
+    value = parse_preprocessing("x=image resize=8 crop=6 scale=255", [PHOTO])
+    assert value is not None
+    assert read_preprocessing(value, "x") == ImagePreprocessing(resize=(8,), crop=(6, 6), scale=255.0)
+    assert parse_preprocessing((), [PHOTO]) is None
+    with pytest.raises(ArtifactError, match="preprocessing of input 'x'"):
+        read_preprocessing({"x": {"kind": "sound"}}, "x")
+    with pytest.raises(ArtifactError, match="layout 'WHC'"):
+        read_preprocessing({"x": {**value["x"], "layout": "WHC"}}, "x")
+
+
+def test_what_the_path_says(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="an empty directory"):
+        opened(tmp_path / "empty")
+    with pytest.raises(DataError, match="no file matches"):
+        opened(tmp_path / "*.parquet")
+    (tmp_path / "some").mkdir()
+    np.save(tmp_path / "some" / "a.npy", VECTORS)
+    with pytest.raises(DataError, match="one is read at a time"):
+        opened(tmp_path / "some")
+    (tmp_path / "not.parquet").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        opened(tmp_path / "not.parquet")
+    (tmp_path / "not.arrow").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="not a readable Arrow file"):
+        opened(tmp_path / "not.arrow")
+    np.save(tmp_path / "r [1].npy", VECTORS)
+    assert len(opened(tmp_path / "r [1].npy")) == 50
+    assert len(opened(f"file://{tmp_path}/r%20%5B1%5D.npy", [X])) == 50

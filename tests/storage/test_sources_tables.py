@@ -1,0 +1,372 @@
+"""Parquet, Arrow, CSV, JSON Lines and saved data sets, against numpy and the libraries that wrote them."""
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploykit.errors import DataError, UsageError
+from deploykit.sources import KEPT, Reading, Source, open_source, parse_map
+from deploykit.tensors import TensorSpec
+
+from . import helpers
+from .helpers import X
+
+ROWS = 50
+VECTORS = np.random.default_rng(0).normal(size=(ROWS, 4)).astype(np.float32)
+K = TensorSpec(name="k", dtype="int64", shape=("batch",))
+
+Write = Callable[[Path, pa.Table], None]
+
+
+def opened(place: Any, inputs: Any = (X,), **reading: Any) -> Source:
+    source = open_source(str(place), inputs, reading=Reading(**reading))
+    helpers._opened.append(source)
+    return source
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    pq.write_table(table, path, row_group_size=7)
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+
+
+def write_stream(path: Path, table: pa.Table) -> None:
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+
+
+def write_feather(path: Path, table: pa.Table) -> None:
+    pyarrow.feather.write_feather(table, path, compression="zstd", chunksize=7)
+
+
+def write_jsonl(path: Path, table: pa.Table) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+
+
+def write_dataset(path: Path, table: pa.Table) -> None:
+    import datasets
+
+    datasets.Dataset(table).save_to_disk(str(path), num_shards=3)
+
+
+BINARY: dict[str, Write] = {
+    "rows.parquet": write_parquet,
+    "rows.arrow": write_arrow,
+    "rows.arrows": write_stream,
+    "rows.feather": write_feather,
+}
+TYPED: dict[str, Write] = {**BINARY, "saved": write_dataset}
+LISTS: dict[str, Write] = {**TYPED, "rows.jsonl": write_jsonl}
+
+
+def vectors(array: np.ndarray[Any, Any]) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
+
+
+def example() -> pa.Table:
+    return pa.table({
+        "x": vectors(VECTORS),
+        "id": pa.array(range(100, 100 + ROWS)),
+        "label": [f"größe {row}" for row in range(ROWS)],
+        "v": pa.array(np.arange(ROWS * 2, dtype=np.float32).reshape(ROWS, 2).tolist(), pa.list_(pa.float32())),
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_vectors_and_kept_columns_in_any_order_of_reads(tmp_path: Path, name: str) -> None:
+    LISTS[name](tmp_path / name, example())
+    source = opened(tmp_path / name, keep=("id", "label"))
+    assert len(source) == ROWS
+    assert [str(spec) for spec in source.kept] == ["id:int64[batch]", "label:string[batch]"]  # type: ignore[attr-defined]
+    for start, stop in [(0, 3), (3, 20), (20, 21), (5, 9), (49, 50), (0, 50), (7, 14), (50, 50)]:
+        got = source.read(start, stop)
+        assert set(got) == {"x", f"{KEPT}id", f"{KEPT}label"}
+        assert got["x"].dtype == np.float32
+        assert got["x"].flags.c_contiguous
+        assert got["x"].flags.writeable
+        np.testing.assert_array_equal(got["x"], VECTORS[start:stop])
+        np.testing.assert_array_equal(got[f"{KEPT}id"], np.arange(100 + start, 100 + stop))
+        assert got[f"{KEPT}label"].tolist() == [f"größe {row}" for row in range(start, stop)]
+        got["x"][...] = 0
+    np.testing.assert_array_equal(source.read(0, 50)["x"], VECTORS)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_the_fingerprint_follows_data_and_columns(tmp_path: Path, name: str) -> None:
+    for folder, table in (("a", example()), ("b", example().slice(1))):
+        (tmp_path / folder).mkdir()
+        LISTS[name](tmp_path / folder / name, table)
+    first = opened(tmp_path / "a" / name).fingerprint()
+    assert opened(tmp_path / "a" / name).fingerprint() == first
+    assert json.loads(json.dumps(first)) == first
+    assert str(tmp_path) not in str(first)
+    other = opened(tmp_path / "b" / name).fingerprint()
+    assert other["sha256_sample"] != first["sha256_sample"]
+    two = TensorSpec(name="x", dtype="float64" if "jsonl" in name else "float32", shape=("batch", "n"))
+    assert opened(tmp_path / "a" / name, [two], columns={"x": ("v",)}).fingerprint() != first
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_what_was_indexed_is_taken_over(tmp_path: Path, name: str) -> None:
+    LISTS[name](tmp_path / name, example())
+    source: Any = opened(tmp_path / name)
+    index = json.loads(json.dumps(source.index()))
+    again = opened(tmp_path / name, index=index)
+    assert again.fingerprint() == source.fingerprint()
+    np.testing.assert_array_equal(again.read(13, 44)["x"], VECTORS[13:44])
+
+
+def scalars(count: int = 4, dtype: str = "float32") -> pa.Table:
+    names = [f"f{number}" for number in range(count)]
+    values = VECTORS if count == 4 else np.arange(ROWS * count).reshape(ROWS, count)
+    return pa.table({name: values[:, number].astype(dtype) for number, name in enumerate(names)})
+
+
+def write_csv(path: Path, table: pa.Table) -> None:
+    import pyarrow.csv
+
+    pyarrow.csv.write_csv(table, path)
+
+
+SCALARS: dict[str, Write] = {**LISTS, "rows.csv": write_csv}
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_single_columns_in_the_order_of_the_data(tmp_path: Path, name: str) -> None:
+    SCALARS[name](tmp_path / name, scalars())
+    source = opened(tmp_path / name)
+    assert "f0, f1, f2, f3 are taken for the input 'x'" in source.notes[0]
+    np.testing.assert_array_equal(source.read(5, 33)["x"], VECTORS[5:33])
+    swapped = opened(tmp_path / name, columns=parse_map(["x=f3,f2,f1,f0"]))
+    np.testing.assert_array_equal(swapped.read(0, ROWS)["x"], VECTORS[:, ::-1])
+    kept = TensorSpec(name="x", dtype="float32", shape=("batch", 3))
+    narrow: Any = opened(tmp_path / name, [kept], keep=("f1",))
+    np.testing.assert_array_equal(narrow.read(0, 9)["x"], VECTORS[:9, [0, 2, 3]])
+
+
+def test_a_pattern_goes_in_natural_order(tmp_path: Path) -> None:
+    table = scalars(12)
+    write_parquet(tmp_path / "rows.parquet", table.select(sorted(table.column_names)))
+    spec = TensorSpec(name="x", dtype="float32", shape=("batch", 12))
+    source = opened(tmp_path / "rows.parquet", [spec], columns={"x": ("f*",)})
+    np.testing.assert_array_equal(source.read(0, ROWS)["x"], np.arange(ROWS * 12).reshape(ROWS, 12))
+    assert "in natural order" in source.notes[0]
+    assert "f0, f1, f2, f3 ... f11 (12)" in source.notes[0]
+
+
+def test_a_table_says_what_is_there_and_what_is_needed(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "rows.parquet", example())
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path / "rows.parquet", [X, K], keep=("nothing",))
+    text = str(caught.value)
+    for part in ("k        int64", "no column 'k'", "id     int64", "label  text", "no column 'nothing'", "--map"):
+        assert part in text, text
+    with pytest.raises(UsageError, match="--map names"):
+        opened(tmp_path / "rows.parquet", columns={"y": ("x",)})
+
+
+@pytest.mark.parametrize(
+    ("columns", "dtype", "said"),
+    [
+        ({"x": vectors(VECTORS.astype(np.float64))}, "float32", "x is float64"),
+        ({"x": ["a"] * ROWS}, "float32", "x is text"),
+        ({"x": vectors(VECTORS[:, :3])}, "float32", "x is float32"),
+        ({"x": vectors(VECTORS)}, "int64", "x is float32"),
+        ({"x": VECTORS[:, 0]}, "float32", "1 columns"),
+    ],
+)
+def test_what_would_lose_something_is_refused_before_the_first_row(
+    tmp_path: Path, columns: Any, dtype: str, said: str
+) -> None:
+    write_parquet(tmp_path / "rows.parquet", pa.table(columns))
+    with pytest.raises(DataError, match=said):
+        opened(tmp_path / "rows.parquet", [TensorSpec(name="x", dtype=dtype, shape=("batch", 4))])
+
+
+NUMBERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64", "bool")
+
+
+@settings(max_examples=200)
+@given(
+    data=st.data(),
+    have=st.sampled_from(NUMBERS),
+    want=st.sampled_from(("float32", "float64", "int8", "int64", "uint8")),
+)
+def test_a_value_arrives_exactly_or_with_an_error_of_its_row(
+    tmp_path_factory: Any, data: Any, have: str, want: str
+) -> None:
+    from deploykit.sources.columns import castable
+
+    edges = [0, 1, 127, 128, 255, 2**24 + 1, 2**31 - 1, 2**53 + 1, 2**63 - 1, -1, -128, -129, -(2**63), 2**64 - 1]
+    kind = np.dtype(have).kind
+    if kind == "f":
+        element = st.floats(width=np.dtype(have).itemsize * 8, allow_nan=False)
+    elif kind == "b":
+        element = st.booleans()
+    else:
+        info = np.iinfo(have)
+        element = st.sampled_from([edge for edge in edges if info.min <= edge <= info.max])
+    values = np.array(data.draw(st.lists(element, min_size=1, max_size=5)), have)
+    path = tmp_path_factory.mktemp("a") / "rows.arrow"
+    write_arrow(path, pa.table({"k": values}))
+    spec = TensorSpec(name="k", dtype=want, shape=("batch",))
+    if not castable(have, want, text=False):
+        with pytest.raises(DataError, match="k is"):
+            opened(path, [spec])
+        return
+    lossless = [int(value) if kind != "f" else value for value in values.tolist()]
+    wanted = [np.dtype(want).type(0)] * len(values)
+    bad = None
+    for row, value in enumerate(lossless):
+        try:
+            wanted[row] = np.dtype(want).type(value)
+            exact = float(wanted[row]).is_integer() and int(wanted[row]) == value if kind != "f" else True
+        except OverflowError:
+            exact = False
+        if not exact:
+            bad = row
+            break
+    source = opened(path, [spec])
+    if bad is None:
+        assert source.read(0, len(values))["k"].tolist() == np.array(wanted, want).tolist()
+    else:
+        with pytest.raises(DataError, match=f"row {bad}, column 'k'"):
+            source.read(0, len(values))
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_ragged_rows_and_nulls_name_their_row(tmp_path: Path, name: str) -> None:
+    rows: list[Any] = VECTORS.tolist()
+    for at, value, said in [
+        (23, [1.0, 2.0], "row 23.*2 values"),
+        (31, None, "row 31.*null"),
+        (12, [1.0, None, 2.0, 3.0], "row 12.*null"),
+    ]:
+        changed = [*rows[:at], value, *rows[at + 1 :]]
+        path = tmp_path / str(at) / name
+        path.parent.mkdir()
+        LISTS[name](path, pa.table({"x": pa.array(changed, pa.list_(pa.float32()))}))
+        source = opened(path)
+        with pytest.raises(DataError, match=said):
+            source.read(7, ROWS)
+        if at == 12:
+            found = opened(path, allow_nan=True).read(12, 13)["x"]
+            np.testing.assert_array_equal(found, np.array([[1, np.nan, 2, 3]], np.float32))
+
+
+def test_matrices_as_nested_or_flat_lists_and_lengths_that_vary(tmp_path: Path) -> None:
+    cubes = np.arange(ROWS * 6, dtype=np.float32).reshape(ROWS, 2, 3)
+    spec = TensorSpec(name="x", dtype="float32", shape=("batch", 2, 3))
+    nested = pa.array(cubes.tolist(), pa.list_(pa.list_(pa.float32())))
+    for column in (nested, vectors(cubes.reshape(ROWS, 6)), nested.slice(0)):
+        write_parquet(tmp_path / "rows.parquet", pa.table({"x": column}))
+        np.testing.assert_array_equal(opened(tmp_path / "rows.parquet", [spec]).read(4, 31)["x"], cubes[4:31])
+    lengths = [2] * 7 + [3] * 7
+    write_parquet(tmp_path / "rows.parquet", pa.table({"x": [[float(n)] * n for n in lengths]}))
+    free = TensorSpec(name="x", dtype="float64", shape=("batch", "n"))
+    source = opened(tmp_path / "rows.parquet", [free])
+    assert source.read(0, 7)["x"].shape == (7, 2)
+    assert source.read(7, 14)["x"].shape == (7, 3)
+    with pytest.raises(DataError, match="rows 0 to 13"):
+        source.read(0, 14)
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_directories_and_patterns_go_by_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "many"
+    (folder / "deep").mkdir(parents=True)
+    for number, start in enumerate((0, 20, 35)):
+        place = folder / ("deep" if number == 2 else "") / f"a{number}-{name}"
+        BINARY[name](place, example().slice(start, (20, 15, 15)[number]))
+    (folder / "_SUCCESS").write_text("")
+    (folder / ".hidden.parquet").write_text("")
+    for place in (folder, f"{folder}/**/a*"):
+        source = opened(place, keep=("id",))
+        np.testing.assert_array_equal(source.read(0, ROWS)["x"], VECTORS)
+        np.testing.assert_array_equal(source.read(18, 37)[f"{KEPT}id"], np.arange(118, 137))
+    assert source.fingerprint()["files"] == 3
+    BINARY[name](folder / f"z-{name}", pa.table({"x": [1, 2]}))
+    with pytest.raises(DataError, match=r"z-rows.*'x' is int64"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("name", BINARY)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_a_truncated_or_changed_file_is_refused_or_read(tmp_path_factory: Any, name: str, data: Any) -> None:
+    path = tmp_path_factory.mktemp("a") / name
+    BINARY[name](path, example().select(["x", "id"]))
+    whole = path.read_bytes()
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    path.write_bytes(whole[:cut])
+    with pytest.raises(DataError, match="rows"):
+        opened(path)
+    place = data.draw(st.integers(0, len(whole) - 1))
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+    with contextlib.suppress(DataError):
+        source = opened(path)
+        source.read(0, len(source))
+    helpers.close_opened()
+
+
+def test_a_large_batch_of_an_arrow_file_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploykit.sources.arrowfile._MAPPED_BYTES", 64)
+    monkeypatch.setattr("deploykit.sources.arrowfile.CHUNK_BYTES", 32)
+    for name, write in (("a.arrow", write_arrow), ("a.arrows", write_stream), ("a.feather", write_feather)):
+        write(tmp_path / name, example())
+        source = opened(tmp_path / name, keep=("label",))
+        np.testing.assert_array_equal(source.read(2, 48)["x"], VECTORS[2:48])
+
+
+def test_a_saved_data_set_of_several_splits_names_them(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.DatasetDict({"train": datasets.Dataset(example())}).save_to_disk(str(tmp_path / "both"))
+    with pytest.raises(DataError, match="both/train"):
+        opened(tmp_path / "both")
+    np.testing.assert_array_equal(opened(tmp_path / "both" / "train").read(0, ROWS)["x"], VECTORS)
+
+
+@pytest.mark.parametrize("protocol", ["memory", "file"])
+@pytest.mark.parametrize("name", [*SCALARS, "rows.npz", "rows.npy", "rows.safetensors"])
+def test_urls(tmp_path: Path, protocol: str, name: str) -> None:
+    import fsspec
+    from safetensors.numpy import save_file
+
+    others: dict[str, Any] = {
+        "rows.npz": lambda path, _: np.savez(path, x=VECTORS),
+        "rows.npy": lambda path, _: np.save(path, VECTORS),
+        "rows.safetensors": lambda path, _: save_file({"x": VECTORS}, path),
+    }
+    local = tmp_path / name
+    {**SCALARS, **others}[name](local, scalars())
+    url = f"{protocol}://{local}"
+    if protocol == "memory":
+        fsspec.filesystem("memory").put(str(local), str(local), recursive=local.is_dir())
+    source = opened(url)
+    np.testing.assert_array_equal(source.read(11, 43)["x"], VECTORS[11:43])
+    assert json.loads(json.dumps(source.fingerprint())) == opened(url).fingerprint()
+    with pytest.raises(DataError, match="no such file"):
+        opened(f"{url}.missing.csv")
+
+
+def test_urls_that_cannot_be_read() -> None:
+    with pytest.raises(DataError, match=r"s3://bucket/x\.csv.*s3fs"):
+        opened("s3://bucket/x.csv")
+    with pytest.raises(DataError, match="known to fsspec are"):
+        opened("nonsense://x.csv")
+    with pytest.raises(DataError, match="no file matches"):
+        opened("memory://nothing/*.csv")

@@ -1,0 +1,223 @@
+"""CSV and JSON Lines: where rows begin, what they hold, and which row is wrong."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploykit.errors import DataError
+from deploykit.sources import KEPT
+from deploykit.sources.textindex import text_pieces
+from deploykit.tensors import TensorSpec
+
+from .helpers import X
+from .test_sources_tables import opened
+
+V = TensorSpec(name="v", dtype="float64", shape=("batch",))
+K = TensorSpec(name="k", dtype="int64", shape=("batch",))
+
+
+@given(
+    rows=st.lists(st.lists(st.text('ab",\n\r', max_size=4), min_size=2, max_size=2), max_size=30),
+    end=st.sampled_from(["\n", "\r\n"]),
+    block=st.integers(1, 40),
+    blank=st.lists(st.integers(0, 30), max_size=3),
+    last=st.booleans(),
+)
+def test_pieces_of_csv_hold_whole_rows(rows: Any, end: str, block: int, blank: list[int], last: bool) -> None:
+    lines = ["a,b" + end]
+    for row in rows:
+        out = io.StringIO()
+        csv.writer(out, lineterminator=end, quoting=csv.QUOTE_ALL).writerow(row)
+        lines.append(out.getvalue())
+    for place in blank:
+        lines.insert(min(place, len(lines)), end)
+    text = "".join(lines).encode()
+    if last and not blank:
+        text = text.removesuffix(end.encode())
+    pieces = text_pieces(io.BytesIO(text), quotes=True, header=True, block_bytes=block)
+    found = []
+    for start, stop, count in pieces:
+        part = [r for r in csv.reader(io.StringIO(text[start:stop].decode(), newline="")) if r]
+        assert len(part) == count > 0
+        found += part
+    assert found == rows
+
+
+@given(
+    rows=st.lists(st.sampled_from(['{"a":1}', "", "  ", '{"a": "x"}', "\t", "\r"]), max_size=30),
+    block=st.integers(1, 40),
+    last=st.booleans(),
+    mark=st.booleans(),
+)
+def test_pieces_of_json_lines_hold_whole_rows(rows: list[str], block: int, last: bool, mark: bool) -> None:
+    text = (b"\xef\xbb\xbf" if mark else b"") + ("\n".join(rows) + ("\n" if last else "")).encode()
+    pieces = text_pieces(io.BytesIO(text), quotes=False, header=False, block_bytes=block)
+    found = []
+    for start, stop, count in pieces:
+        part = [line for line in text[start:stop].split(b"\n") if line.strip()]
+        assert len(part) == count > 0
+        found += part
+    assert [line.decode() for line in found] == [row for row in rows if row.strip()]
+
+
+def test_csv_with_quoted_line_feeds_in_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploykit.sources.textindex.BLOCK_BYTES", 64)
+    monkeypatch.setattr(text_pieces, "__kwdefaults__", {"block_bytes": 64})
+    rows = [[row / 7, f'a "quoted"\n{row}', row] for row in range(200)]
+    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerows([["v", "note", "k"], *rows])
+    source: Any = opened(tmp_path / "rows.csv", [V, K], keep=("note",))
+    assert len(source) == 200
+    assert len(source.index()[0]) > 20
+    for start, stop in [(0, 200), (77, 91), (3, 4)]:
+        got = source.read(start, stop)
+        assert got["v"].tolist() == [row / 7 for row in range(start, stop)]
+        assert got["k"].tolist() == list(range(start, stop))
+        assert got[f"{KEPT}note"].tolist() == [f'a "quoted"\n{row}' for row in range(start, stop)]
+
+
+def put(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@settings(max_examples=50)
+@given(values=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
+def test_numbers_are_those_that_python_reads(tmp_path_factory: Any, values: list[float]) -> None:
+    folder = tmp_path_factory.mktemp("a")
+    put(folder / "r.csv", "x\n" + "".join(f"{value!r}\n" for value in values))
+    put(folder / "r.jsonl", "".join(json.dumps({"x": value}) + "\n" for value in values))
+    spec = TensorSpec(name="x", dtype="float32", shape=("batch",))
+    for name in ("r.csv", "r.jsonl"):
+        got = opened(folder / name, [spec]).read(0, len(values))["x"]
+        assert got.tobytes() == np.array(values, np.float32).tobytes()
+
+
+BAD_CSV = {
+    "too few": ("v,k\n1,1\n2\n", r"row 1: 1 values, the header names 2"),
+    "too many": ("v,k\n1,1\n2,2,2\n", r"row 1: 3 values"),
+    "text first": ("v,k\n1,1\nabc,2\n", r"v\s+text \(row 1: 'abc'\)"),
+    "float for int": ("v,k\n1,1.5\n", r"k is float64"),
+    "empty value": ("v,k\n1,1\n,2\n", r"row 1, column 'v': no value"),
+    "empty int": ("v,k\n1,1\n1,\n", r"row 1, column 'k': no value"),
+    "empty": ("", "is empty"),
+    "blank": ("\n\n", "is empty"),
+    "no column": ("v,z\n1,2\n", "no column 'k'"),
+    "twice": ("v,k,k\n1,2,3\n", "more than one column 'k'"),
+    "too large": ("v,k\n1,99999999999999999999\n", "k is float64"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CSV)
+def test_bad_csv(tmp_path: Path, case: str) -> None:
+    text, said = BAD_CSV[case]
+    path = put(tmp_path / "rows.csv", text)
+    with pytest.raises(DataError, match=said):
+        opened(path, [V, K]).read(0, 2)
+
+
+BAD_JSON = {
+    "invalid": ('{"v":1,"k":1}\n{"v":\n', "row 1: not valid JSON"),
+    "no object": ('{"v":1,"k":1}\n[1]\n', "row 1: a JSON list"),
+    "missing field": ('{"v":1,"k":1}\n{"v":2}\n', "row 1, column 'k': no value"),
+    "text": ('{"v":1,"k":1}\n{"v":"a","k":1}\n', r"v\s+text \(row 1: 'a'\)"),
+    "float for int": ('{"v":1,"k":1.5}\n', "k is float64"),
+    "object": ('{"v":{"a":1},"k":1}\n', "v is struct"),
+    "list": ('{"v":[1],"k":1}\n', r"v is int64\[\]"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_JSON)
+def test_bad_json_lines(tmp_path: Path, case: str) -> None:
+    text, said = BAD_JSON[case]
+    path = put(tmp_path / "rows.jsonl", text)
+    with pytest.raises(DataError, match=said):
+        opened(path, [V, K]).read(0, 2)
+
+
+LATE = 30_000
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad", "said"),
+    [
+        ("r.csv", "{0}.5,{0},longer text {0:050}\n", "abc,1,z\n", r"row 30000: column 'v': 'abc' is no float64"),
+        ("r.csv", "{0}.5,{0},longer text {0:050}\n", "1,1.5,z\n", r"row 30000: column 'k': '1.5' is no int64"),
+        ("r.csv", "{0}.5,{0},longer text {0:050}\n", "1,1\n", r"row 30000: 2 values"),
+        ("r.csv", "{0}.5,{0},longer text {0:050}\n", "1,99999999999999999999,z\n", r"row 30000: column 'k'"),
+        ("r.jsonl", '{{"v":{0},"k":{0},"t":"{0:050}"}}\n', '{"v":1,"k":2\n', "row 30000: not valid JSON"),
+        (
+            "r.jsonl",
+            '{{"v":{0},"k":{0},"t":"{0:050}"}}\n',
+            '{"v":"1","k":2}\n',
+            "row 30000: field 'v': \"1\" is no float64",
+        ),
+        (
+            "r.jsonl",
+            '{{"v":{0},"k":{0},"t":"{0:050}"}}\n',
+            '{"v":1,"k":2.5}\n',
+            "row 30000: field 'k': 2.5 is no int64",
+        ),
+    ],
+)
+def test_what_is_wrong_far_behind_the_sample_names_its_row(
+    tmp_path: Path, name: str, good: str, bad: str, said: str
+) -> None:
+    head = "v,k,t\n" if name == "r.csv" else ""
+    text = head + "".join(good.format(row) for row in range(LATE)) + bad + good.format(1)
+    source = opened(put(tmp_path / name, text), [V, K])
+    assert len(source) == LATE + 2
+    np.testing.assert_array_equal(source.read(2000, 2003)["k"], [2000, 2001, 2002])
+    with pytest.raises(DataError, match=said):
+        source.read(LATE - 1, LATE + 1)
+    # The rows around it can be read, in any order.
+    for row in (LATE - 1, LATE + 1, 0):
+        assert source.read(row, row + 1)["k"].tolist() == [row if row < LATE else 1]
+
+
+def test_a_header_alone_is_no_row(tmp_path: Path) -> None:
+    source = opened(put(tmp_path / "rows.csv", "x0,x1,x2,x3\n"))
+    assert len(source) == 0
+    assert source.read(0, 0)["x"].shape == (0, 4)
+
+
+def test_tabs_in_tsv_and_a_source_named_before_the_place(tmp_path: Path) -> None:
+    text = "a\tb\tc\td\n1\t2\t3\t4\n"
+    assert opened(put(tmp_path / "rows.tsv", text)).read(0, 1)["x"].tolist() == [[1, 2, 3, 4]]
+    path = put(tmp_path / "rows.txt", text.replace("\t", ","))
+    with pytest.raises(DataError, match=r"unknown extension '\.txt'"):
+        opened(path)
+    assert opened(f"csv:{path}").read(0, 1)["x"].tolist() == [[1, 2, 3, 4]]
+
+
+def test_several_files_with_one_header(tmp_path: Path) -> None:
+    for number in range(3):
+        put(tmp_path / f"{number}.csv", f"a,b,c,d\n{number},1,2,3\n\n")
+    source = opened(tmp_path)
+    assert source.read(0, 3)["x"][:, 0].tolist() == [0, 1, 2]
+    put(tmp_path / "3.csv", "a,b,d,c\n1,2,3,4\n")
+    with pytest.raises(DataError, match=r"3\.csv: its header is"):
+        opened(tmp_path)
+    put(tmp_path / "x.jsonl", "{}\n")
+    with pytest.raises(DataError, match="several kinds"):
+        opened(tmp_path)
+
+
+def test_kept_numbers_and_dates(tmp_path: Path) -> None:
+    path = put(tmp_path / "r.csv", "v,k,day,ok,score\n1,5,2024-01-02,true,\n2,6,NA,false,1.5\n")
+    source: Any = opened(path, [V], keep=("k", "day", "ok", "score"))
+    assert [spec.dtype for spec in source.kept] == ["int64", "string", "bool", "float64"]
+    got = source.read(0, 2)
+    assert got[f"{KEPT}day"].tolist() == ["2024-01-02", "NA"]
+    assert got[f"{KEPT}ok"].tolist() == [True, False]
+    assert np.isnan(got[f"{KEPT}score"][0])
+    assert got["v"].tolist() == [1, 2]
+    assert X.name not in got
