@@ -254,17 +254,17 @@ def documented(text: str) -> str:
 
 
 def summary(found: dict[str, Any]) -> str:
-    head = "| | million rows/s | MB/s | processor s | bytes per row in the file | rows/s over the bare call |"
-    lines = [head, "|---|---|---|---|---|---|"]
-    for name, side in found["writers"].items():
-        over = f"{side['rows_per_s_over_bare']['median']:.2f}" if name in BARE else ""
+    sides = found["writers"]
+    head = "| | million rows per processor s | MB per processor s | bytes per row in the file | over the bare call |"
+    lines = [head, "|---|---|---|---|---|"]
+    for name, side in sides.items():
+        cpu = side["cpu_seconds"]["median"]
         cells = (
             f"`{name}`" if name in WRITERS.names() else name,
-            f"{side['rows_per_s'] / 1e6:.2f}",
-            f"{side['mb_per_s']:.0f}",
-            f"{side['cpu_seconds']['median']:.2f}",
+            f"{ROWS / cpu / 1e6:.2f}",
+            f"{MEGABYTES / cpu:.0f}",
             f"{side['file_bytes_per_row']:.0f}",
-            over,
+            f"{sides[f'bare {name}']['cpu_seconds']['median'] / cpu:.2f}" if name in BARE else "",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n\n" + run_summary(found["run"])
