@@ -15,7 +15,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("deploykit", "exporters", "runners")
 SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
-HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "lightning", "safetensors", "sklearn", "matplotlib")
+HEAVY = (
+    "torch", "onnx", "onnxruntime", "onnxscript", "lightning", "safetensors", "sklearn", "matplotlib",
+    "pyarrow", "fsspec", "PIL",
+)  # fmt: skip
 
 EDGE = ("deploykit.__main__", "deploykit.api", "deploykit.cli", "deploykit.demo", "deploykit.commands")
 """Modules, and packages of modules, that join the parts; all other modules of ``deploykit`` are the core."""

@@ -59,6 +59,9 @@ class _Opened:
             handle.seek(self.places()[number].position)
             batch = pa.ipc.read_record_batch(pa.ipc.read_message(handle), self.schema)
             return batch.select(list(columns))
+        if isinstance(handle, pa.MemoryMappedFile) or len(columns) == len(self.schema):
+            # Given the fields to read, pyarrow would copy a batch instead of pointing into the mapping.
+            return pa.ipc.open_file(handle).get_batch(number).select(list(columns))
         fields = [self.schema.get_field_index(name) for name in columns]
         options = pa.ipc.IpcReadOptions(included_fields=fields)
         return pa.ipc.open_file(handle, options=options).get_batch(number)

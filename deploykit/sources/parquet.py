@@ -31,7 +31,7 @@ class _ParquetFiles(FileTables):
         from pyarrow.parquet import ParquetFile
 
         # Buffering ahead would hold a whole row group, which may be as large as the file.
-        return ParquetFile(arrow_file(file), pre_buffer=False, buffer_size=2**20)
+        return ParquetFile(arrow_file(file), pre_buffer=False, buffer_size=2**17)
 
     def _schema_of(self, opened: Any) -> Any:
         return opened.schema_arrow

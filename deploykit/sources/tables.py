@@ -166,10 +166,12 @@ class TableSource:
                 raise ValueError(f"it has other rows than it promised, up to row {cursor.stop + count} of {end}")
             cursor.start, cursor.stop, cursor.chunk = cursor.stop, cursor.stop + count, chunk
             cursor.arrays, cursor.is_bad = None, False
-        except DeploykitError:
-            raise
         # pyarrow raises OSError, its own errors and plain ones, whatever the damage meets first.
         except Exception as error:
+            # What was begun cannot be gone on with; the next read begins the piece again.
+            self._cursor = _Cursor(-1, iter(()), 0)
+            if isinstance(error, DeploykitError):
+                raise
             raise self._pieces.explain(cursor.piece, int(self._ends[cursor.piece]), error) from error
 
     def _converted(self, chunk: Any, first_row: int) -> Arrays:

@@ -37,7 +37,7 @@ def test_kept_columns_come_behind_the_outputs(
     np.testing.assert_array_equal(merged["id"], np.arange(ROWS) * 3)
     np.testing.assert_allclose(merged["logits"], handmade.expected("plain", {"x": VALUES})["logits"], rtol=1e-5)
     outputs = json.loads((tmp_path / "run" / "run.json").read_text())["outputs"]
-    assert outputs[-1] == {"name": "id", "dtype": "int64", "shape": ["batch", ]}  # fmt: skip
+    assert outputs[-1] == {"name": "id", "dtype": "int64", "shape": ["batch"]}
     deploykit.verify(tmp_path / "run")
 
 

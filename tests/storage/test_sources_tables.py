@@ -370,3 +370,19 @@ def test_urls_that_cannot_be_read() -> None:
         opened("nonsense://x.csv")
     with pytest.raises(DataError, match="no file matches"):
         opened("memory://nothing/*.csv")
+
+
+def test_an_error_of_reading_is_told_each_time_and_the_rest_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(example().select(["x"]), path, row_group_size=10, compression="none", use_dictionary=False)
+    place = path.read_bytes().index(VECTORS[25:26].tobytes())
+    column = pq.ParquetFile(path).metadata.row_group(2).column(0)
+    damaged = bytearray(path.read_bytes())
+    damaged[column.data_page_offset : place] = b"\xff" * (place - column.data_page_offset)
+    path.write_bytes(damaged)
+    source = opened(path)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"rows\.parquet, rows 20 to 29: cannot be read"):
+            source.read(25, 26)
+        np.testing.assert_array_equal(source.read(10, 20)["x"], VECTORS[10:20])
+        np.testing.assert_array_equal(source.read(30, 50)["x"], VECTORS[30:50])
