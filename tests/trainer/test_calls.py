@@ -107,6 +107,17 @@ def test_two_dataloaders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interv
     assert_same_calls(calls(Path("theirs/calls-0.pt")), calls(Path("ours/calls-0.pt")))
 
 
+@pytest.mark.slow
+def test_writers_of_the_other_package() -> None:
+    """The same comparisons with Trainer and writer of ``pytorch_lightning``."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "two_dataloaders or 7-2", __file__],
+        cwd=ROOT, env={**os.environ, "FLAVOUR": "pytorch_lightning"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "6 passed" in done.stdout
+
+
 CASES = [
     {"rows": 7, "batch": 2, "interval": "batch_and_epoch"},
     {"rows": 8, "batch": 2, "interval": "epoch"},
