@@ -140,7 +140,7 @@ def test_several_inputs_from_npz_and_the_pt_writer(artifact_paths: dict[str, Pat
     ("options", "error", "text"),
     [
         ({"runner": "tensorrt"}, UnknownNameError, "auto, onnx, torch"),
-        ({"writer": "xml"}, UnknownNameError, "npy, pt"),
+        ({"writer": "xml"}, UnknownNameError, "npy, npz, parquet, pt"),
         ({"write_interval": "hourly"}, UnknownNameError, "batch, batch_and_epoch, epoch"),
         ({"nan": "maybe"}, UnknownNameError, "allow, error"),
         ({"devices": "gpu"}, UsageError, "cpu:4"),
