@@ -169,7 +169,7 @@ class RunDirectory:
 
     def clean(self) -> None:
         """Remove what killed processes left half-written; nobody else may be writing."""
-        for folder in (self.path, self.parts, self.commits):
+        for folder in (self.path, self.parts, self.commits, self.path / "logs"):
             for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 _remove(leftover)
 
