@@ -59,6 +59,8 @@ class RunDirectory:
         with writing(path):
             directory._set_up()
             directory.clean()
+            for leftover in (path / "logs").glob(f"{TEMPORARY_PREFIX}*"):
+                _remove(leftover)  # Not in clean: a rank that has ended its work may still write its measurements.
         return directory
 
     @classmethod
@@ -200,7 +202,7 @@ class RunDirectory:
             )
 
     def clean(self) -> None:
-        """Remove what killed processes left half-written; nobody else may be writing."""
+        """Remove what killed processes left half-written of a job's files; nobody else may be writing any of them."""
         for folder in (self.path, self.parts, self.commits, self.path / STATUS_NAME):
             for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 _remove(leftover)

@@ -145,7 +145,7 @@ class LaunchedEngine(Engine):
         # One rank speaks for all.
         mode = choice if callable(choice) or self.launch.rank == 0 else "none"
         plan = directory.job.plan
-        progress = make_progress(mode, plan.rows, 0)
+        progress = make_progress(mode, plan.rows, directory.committed_rows())
         listener = _Listener(progress, directory, claims)
         try:
             with on_signals(stop):

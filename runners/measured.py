@@ -49,16 +49,21 @@ class Measured:
         write_json(logs / f"rank-{self.assignment.rank}.measured.json", data)
 
     @classmethod
-    def load(cls, path: Path) -> "Measured":
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        assignment, meter = Assignment.from_json(data.pop("assignment")), Meter.from_json(data.pop("meter"))
-        return cls(assignment=assignment, meter=meter, **data)
+    def load(cls, path: Path) -> "Measured | None":
+        """Read what a rank left; None where another version of deploykit wrote it, with other measurements."""
+        try:
+            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            assignment, meter = Assignment.from_json(data.pop("assignment")), Meter.from_json(data.pop("meter"))
+            return cls(assignment=assignment, meter=meter, **data)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
 
 
 def load_measured(directory: Path, launch: Launch) -> list[Measured]:
     """What the ranks of one launch left, in the order of ranks, on one time axis."""
     found = [Measured.load(path) for path in (directory / "logs").glob("rank-*.measured.json")]
-    ours = [each for each in found if (each.run, each.world_size) == (launch.run, launch.world_size)]
+    wanted = (launch.run, launch.world_size)
+    ours = [each for each in found if each is not None and (each.run, each.world_size) == wanted]
     first = min((each.began for each in ours), default=0.0)
     moved = [replace(each, meter=_later(each.meter, each.began - first)) for each in ours]
     return sorted(moved, key=lambda each: each.assignment.rank)

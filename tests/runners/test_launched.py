@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from deploykit.errors import DeviceError, IncompleteRunError, RunError, UsageError
+from deploykit.merging import merge_run
 from deploykit.rundir import RunDirectory
 from deploykit.verify_run import check_run, verify_run
 from runners.job import run
@@ -305,6 +307,66 @@ def test_a_rank_takes_the_device_of_its_local_rank(monkeypatch: pytest.MonkeyPat
     as_rank(monkeypatch, srun(2, 4) | {"SLURM_LOCALID": "2"})
     monkeypatch.setattr(OnnxRunner, "cuda_count", classmethod(lambda _: 1))
     assert [str(device) for device in SlurmEngine().devices("cuda", OnnxRunner)] == ["cuda:0"], "as --gpus-per-task"
+
+
+@pytest.mark.parametrize("engine", ["torchrun", "slurm", "array"])
+def test_an_onnx_rank_needs_no_torch(artifact_paths: dict[str, Path], tmp_path: Path, engine: str) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['ray'] = None\n"
+        "from runners.job import run\n"
+        "run(*sys.argv[1:4], engine=sys.argv[4], batch_size=2, shard_rows=8)"
+    )
+    environment = {**os.environ, **torchrun(0, 1, port=1), **srun(0, 1)}
+    subprocess.run(
+        [sys.executable, "-c", code, artifact_paths["mc"], SLOW, tmp_path / "r", engine], env=environment, check=True
+    )
+    assert verify_run(tmp_path / "r").ok
+
+
+def test_measurements_of_another_version_are_left_out(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"batch_size": 2, "shard_rows": 8, "engine": "array"}
+    as_rank(monkeypatch, {"RANK": "0", "WORLD_SIZE": "2"})
+    run(artifact_paths["mc"], SLOW, tmp_path / "r", **options)
+    (tmp_path / "r" / "logs" / "rank-0.measured.json").write_text('{"run": "", "new": 1}')
+    as_rank(monkeypatch, {"RANK": "1", "WORLD_SIZE": "2"})
+    run(artifact_paths["mc"], SLOW, tmp_path / "r", **options)
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert [rank["rank"] for rank in report["ranks"]] == [1]
+    assert report["skipped_shards"] == 4
+    assert "no measurements of rank 0 of 2" in report["notes"][-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interval", ["batch", "epoch"])
+def test_ranks_that_are_killed_and_started_again_lose_nothing(
+    artifact_paths: dict[str, Path], tmp_path: Path, interval: str
+) -> None:
+    """Three ranks at a time, one of them killed at a random moment, until the job is there; then every file counts."""
+    out, chance = tmp_path / "r", random.Random(5)
+    for _ in range(12):
+        environment = {"SLOW_S": "0.01"}
+        options = ("--engine", "array", "--write-interval", interval)
+        ranks = [
+            start(artifact_paths["mc"], out, {"RANK": str(rank), "WORLD_SIZE": "3", **environment}, *options)
+            for rank in range(3)
+        ]
+        time.sleep(chance.uniform(0.3, 1.5))
+        victim = chance.choice(ranks)
+        victim.kill()
+        for rank in ranks:
+            rank.communicate(timeout=120)
+            assert rank.returncode == 0 or rank is victim
+        if (out / "run.json").exists() and check_run(out).ok and (out / "report.json").exists():
+            break
+    ended(start(artifact_paths["mc"], out, {}, "--engine", "local", "--write-interval", interval))
+    assert verify_run(out).ok
+    assert not list(out.rglob(".tmp*"))
+    whole = run(artifact_paths["mc"], SLOW, tmp_path / "whole", batch_size=2, shard_rows=8, engine="local")
+    merged = [merge_run(path, tmp_path / f"{path.name}.npz") for path in (out, whole.path)]
+    with np.load(merged[0]) as ours, np.load(merged[1]) as theirs:
+        assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs.files)
 
 
 @pytest.mark.slow

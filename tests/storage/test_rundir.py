@@ -353,3 +353,15 @@ def test_rows_of_commits_are_counted_by_name(tmp_path: Path) -> None:
     (directory.commits / "part-junk.json").touch()
     (directory.commits / "part-000099.json").touch()
     assert directory.committed_rows() == 10
+
+
+def test_finishing_leaves_what_other_ranks_write_beside_the_logs(tmp_path: Path) -> None:
+    directory = RunDirectory.join(tmp_path / "r", make_job())
+    half = [directory.parts / ".tmp-1-a.npy", directory.path / "logs" / ".tmp-1-rank-1.measured.json"]
+    half[1].parent.mkdir()
+    for file in half:
+        file.touch()
+    directory.clean()
+    assert [file.exists() for file in half] == [False, True]
+    RunDirectory.prepare(tmp_path / "r", make_job())
+    assert not half[1].exists(), "a run that is alone removes it"
