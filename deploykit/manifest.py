@@ -85,7 +85,8 @@ class MonteCarlo:
     """The Monte Carlo section: what is drawn, how often, and what is computed once.
 
     ``nodes_once`` of ``nodes_total`` graph operations run once per batch; the rest run for every draw. ``row_bytes`` is
-    the memory of one row's activations in one draw, None where it is not known.
+    the memory of one row's activations in one draw, None where it is not known. ``form`` tells whether the draws run
+    together along the batch or one after the other, and ``form_reason`` why not together.
     """
 
     draws: int
@@ -96,6 +97,8 @@ class MonteCarlo:
     nodes_once: int
     nodes_total: int
     row_bytes: int | None = None
+    form: Literal["batched", "sequential"] = "batched"
+    form_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

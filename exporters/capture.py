@@ -9,16 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
+from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental import _config as symbolic_config
+from torch.nn.modules import transformer
 
 from deploykit.errors import DeploykitError, ExportError
 from deploykit.tensors import TensorSpec
 from exporters.explain import explain
 from exporters.reach import drop_unseen_writes
 from exporters.recurrence import dynamic_steps
+from exporters.sites import module_of
 
 __all__ = ["Bounds", "Captured", "capture", "own_name", "quiet"]
 
@@ -73,6 +76,7 @@ def capture(
     with quiet():
         graph_module: fx.GraphModule = program.module()
     _drop_checks(graph_module)
+    _refuse_functorch(graph_module.graph)
     symbols = _symbols(graph_module.graph, specs)
     return Captured(program=program, module=graph_module, symbols=symbols, bounds=bounds)
 
@@ -111,7 +115,7 @@ def _export(
         {axis: dimensions[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in specs
     )
     ones = cast(Any, symbolic_config).patch(backed_size_oblivious=not look_at_ones)
-    with quiet(), _silent(), dynamic_steps(), ones, torch.no_grad():
+    with quiet(), _silent(), dynamic_steps(), _masks_as_given(), ones, torch.no_grad():
         return torch.export.export(module, tuple(example), dynamic_shapes={"tensors": shapes}, strict=False)
 
 
@@ -144,6 +148,16 @@ def _drop_checks(module: fx.GraphModule) -> None:
     module.recompile()
 
 
+def _refuse_functorch(graph: fx.Graph) -> None:
+    """What is left of ``torch.vmap`` in a graph belongs to a call that is over."""
+    for node in graph.nodes:
+        if "functorch" in str(getattr(node.target, "__module__", "")):
+            raise ExportError(
+                f"{module_of(node)}: torch.vmap and torch.func cannot be exported; write the operations with the batch "
+                "dimension in the tensors"
+            )
+
+
 def _symbols(graph: fx.Graph, specs: Sequence[TensorSpec]) -> dict[str, Any]:
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     found: dict[str, Any] = {}
@@ -152,6 +166,17 @@ def _symbols(graph: fx.Graph, specs: Sequence[TensorSpec]) -> dict[str, Any]:
             if isinstance(name, str):
                 found[name] = node.meta["val"].shape[axis].node.expr
     return found
+
+
+@contextmanager
+def _masks_as_given() -> Iterator[None]:
+    """Transformer layers look at the values of a mask to find out whether it is the causal one, only to be faster."""
+
+    def told(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: ARG001
+        return is_causal is True
+
+    with mock.patch.object(transformer, "_detect_is_causal_mask", told):
+        yield
 
 
 @contextmanager

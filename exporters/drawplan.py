@@ -23,11 +23,15 @@ __all__ = ["MonteCarloPlan", "Placed", "SitesOff", "plan_monte_carlo", "refuse_s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """A site with its node and the place of the batch in its mask; None where all rows of a draw share the mask."""
+    """A site with its node and the place of the batch in its mask; None where all rows of a draw share the mask.
+
+    ``units`` is the number of units of a row, None where it is dynamic.
+    """
 
     site: Site
     node: fx.Node
     axis: BatchAxis | None
+    units: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +40,8 @@ class MonteCarloPlan:
 
     ``reached`` holds the nodes that some site reaches; ``axes`` where the batch lies in each tensor; ``passes`` the
     nodes that run together because they are passes of one loop; ``no_row`` those that belong to no row;
-    ``writes_seen`` the operations in place that must stay what they are.
+    ``writes_seen`` the operations in place that must stay what they are. ``obstacle`` says why the draws cannot be run
+    along the batch; None where nothing is known against it.
     """
 
     captured: Captured
@@ -46,6 +51,7 @@ class MonteCarloPlan:
     passes: Mapping[fx.Node, Group]
     no_row: frozenset[fx.Node]
     writes_seen: frozenset[fx.Node]
+    obstacle: str | None
 
     @property
     def sites_of(self) -> Mapping[fx.Node, list[Placed]]:
@@ -69,21 +75,23 @@ def plan_monte_carlo(
     """Find what runs once, where the batch lies, and give the sites their numbers.
 
     Raises:
-        ExportError: a kind of randomness that cannot be kept, a mask that belongs to no row, or rows that mix.
+        ExportError: a kind of randomness that cannot be kept, or a mask of which it is not known where its rows lie.
     """
     refuse_unsupported(draws)
     symbol = captured.symbols[batch_name]
     reached = reached_by(captured.graph, [draw.node for draw in draws])
     moved = _Movement(captured, draws, example)
-    axes = {node: _axis_of(node, symbol, moved, node in reached) for node in captured.graph.nodes}
+    axes, obstacles = _find_axes(captured.graph, symbol, moved)
     each = [draw for draw in draws for _ in range(site_count(str(draw.kind), arguments(draw.node)))]
-    placed = tuple(_place(index, draw, axes, captured.symbols) for index, draw in enumerate(each))
+    placed = tuple(_place(index, draw, axes, obstacles, captured.symbols, symbol) for index, draw in enumerate(each))
+    shared = (f"{found.site.module}: has one mask for all rows" for found in placed if _is_shared(found, axes))
     seen = frozenset(writes_seen(captured.graph))
     no_row = frozenset(node for node in reached if axes[node] is None and isinstance(node.meta.get("val"), Tensor))
     alone = no_row | {user for node in no_row for user in node.users}
     return MonteCarloPlan(
         captured=captured, sites=placed, reached=reached, axes=axes, no_row=no_row, writes_seen=seen,
         passes=find_passes(captured.graph, reached - alone),
+        obstacle=next(iter([*obstacles.values(), *shared]), None),
     )  # fmt: skip
 
 
@@ -119,48 +127,68 @@ def refuse_state(captured: Captured) -> None:
         )
 
 
-def _axis_of(node: fx.Node, symbol: Any, moved: "_Movement", reached: bool) -> BatchAxis | None:
-    try:
-        axis = find_axis(node, symbol, moved)
-    except ExportError:
-        # A tensor such as a matrix of distances between rows is of no concern unless draws reach it.
-        if reached or any(user in moved.reached for user in node.users):
-            raise
-        return None
-    carrying = [source for source in node.all_input_nodes if symbol in _symbols_of(source)]
-    if axis is None and reached and isinstance(node.meta.get("val"), Tensor) and carrying:
-        raise ExportError(
-            f"{node.name} ({node.target}): has no batch dimension but depends on a dropout, so the rows of a batch "
-            "would influence each other; export without --mc-draws, or keep the batch dimension"
-        )
-    return axis
+Axes = Mapping[fx.Node, BatchAxis | None]
+
+
+def _find_axes(graph: fx.Graph, symbol: Any, moved: "_Movement") -> tuple[Axes, Mapping[fx.Node, str]]:
+    """Where the batch lies in each node; and why that cannot be said of those that draws reach, or that meet such."""
+    axes: dict[fx.Node, BatchAxis | None] = dict.fromkeys(graph.nodes)
+    obstacles: dict[fx.Node, str] = {}
+    for node in graph.nodes:
+        try:
+            axes[node] = find_axis(node, symbol, moved)
+        except ExportError as error:
+            # A tensor such as a matrix of distances between rows is of no concern unless draws reach it.
+            if node in moved.reached or any(user in moved.reached for user in node.users):
+                obstacles[node] = str(error)
+            continue
+        carrying = any(symbol in _symbols_of(source) for source in node.all_input_nodes)
+        if axes[node] is None and carrying and node in moved.reached and isinstance(node.meta.get("val"), Tensor):
+            obstacles[node] = f"{node.name} ({node.target}): has no batch dimension but depends on a dropout"
+    return axes, obstacles
 
 
 def _symbols_of(node: fx.Node) -> set[Any]:
     return {symbol for size in symbolic_shape(node) for symbol in size.free_symbols}
 
 
-def _place(index: int, draw: Draw, axes: Mapping[fx.Node, BatchAxis | None], symbols: Mapping[str, Any]) -> Placed:
-    given = arguments(draw.node)
-    noise = draw.node.target in NOISE
-    source = draw.node if noise else next(iter(given.values()))
-    axis = axes[source]
-    shape = symbolic_shape(source) if noise else mask_shape(str(draw.kind), given, _shape_of)
-    # A mask that is the same along the batch would be shared by rows that must not share it.
-    shared = axis is not None and (axis.dimension >= len(shape) or shape[axis.dimension] == 1)
-    if shared or (axis is None and draw.kind in ("attention_dropout", "recurrent_dropout")):
-        raise ExportError(
-            f"{draw.module}: {draw.operation} acts on a tensor of shape {list(map(str, symbolic_shape(source)))}, so "
-            "that its mask has no batch dimension and would belong to no row. Apply it to tensors whose first "
-            "dimension is the batch, or set its probability to 0"
-        )
-    names = tuple(_size_name(size, symbols) for size in shape)
+def _place(
+    index: int,
+    draw: Draw,
+    axes: Axes,
+    obstacles: Mapping[fx.Node, str],
+    symbols: Mapping[str, Any],
+    symbol: Any,
+) -> Placed:
+    given, noise = arguments(draw.node), draw.node.target in NOISE
+    tensors = [value for value in given.values() if isinstance(value, fx.Node)]
+    # The weights of an attention carry the batch where its queries do, or else its keys.
+    sources = [draw.node] if noise else tensors[: 2 if draw.kind == "attention_dropout" else 1]
+    for source in sources:
+        if source in obstacles and symbol in _symbols_of(source):
+            raise ExportError(f"{draw.module}: {draw.operation}: {obstacles[source]}")
+    shape = symbolic_shape(draw.node) if noise else mask_shape(str(draw.kind), given, _shape_of)
+    found = (axes[source] for source in sources)
+    # A mask that is the same along the batch is shared by all rows, as it is in the module itself.
+    axis = next((at for at in found if at and symbol in _symbols_at(shape, at.dimension)), None)
+    units = sympy.simplify(sympy.prod(shape) / (1 if axis is None else symbol))
     operations = [node for node in draw.node.graph.nodes if node.op == "call_function"]
     site = Site(
-        index=index, module=draw.module, kind=str(draw.kind), p=draw.p, shape=names,
+        index=index, module=draw.module, kind=str(draw.kind), p=draw.p,
+        shape=tuple(_size_name(size, symbols) for size in shape),
         position=operations.index(draw.node) + 1, feeds=tuple(sorted({_operation(user) for user in draw.node.users})),
     )  # fmt: skip
-    return Placed(site=site, node=draw.node, axis=axis)
+    return Placed(site=site, node=draw.node, axis=axis, units=int(units) if units.is_Integer else None)
+
+
+def _symbols_at(shape: Sequence[Any], dimension: int) -> set[Any]:
+    return set(sympy.sympify(shape[dimension]).free_symbols) if dimension < len(shape) else set()
+
+
+def _is_shared(placed: Placed, axes: Axes) -> bool:
+    """Whether rows meet a mask that is one for all of them in an operation that has no form for a mask per draw."""
+    has_rows = axes[placed.node] is not None or not isinstance(placed.node.meta.get("val"), Tensor)
+    return placed.axis is None and (has_rows or placed.site.kind in ("attention_dropout", "recurrent_dropout"))
 
 
 def _operation(node: fx.Node) -> str:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that everybody knows
 from torch import Tensor
@@ -70,7 +71,8 @@ def _dropout(keep: Keep, kind: str) -> Callable[[Tensor, float, bool], Tensor]:
             return torch.zeros_like(input)
         if "alpha" in kind:
             return _alpha(input, kept, p)
-        return torch.where(kept, input / (1 - p), 0.0)
+        # A product, as torch computes it: what is no number stays none where it is dropped.
+        return input * kept / (1 - p)
 
     return function
 
@@ -99,7 +101,9 @@ def _attention(keep: Keep, original: Callable[..., Tensor]) -> Callable[..., Ten
         enable_gqa: bool = False,
     ) -> Tensor:
         options = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-        kept = keep("attention_dropout", [*query.shape[:-1], key.shape[-2]], dropout_p) if dropout_p else None
+        leading = query.shape[:-2] if enable_gqa else np.broadcast_shapes(query.shape[:-2], key.shape[:-2])
+        shape = [*leading, query.shape[-2], key.shape[-2]]
+        kept = keep("attention_dropout", shape, dropout_p) if dropout_p else None
         if kept is None:
             return original(query, key, value, attn_mask, 0.0, **options)
         # Attention is linear in its values: with the identity as values, it gives its own weights.

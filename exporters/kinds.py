@@ -59,12 +59,21 @@ def mask_shape(kind: str, given: Arguments, shape_of: Callable[[Any], tuple[Any,
     if kind in _NOISE_KINDS:
         return noise_shape(given, shape_of)
     if kind == "attention_dropout":
-        return (*shape_of(given["query"])[:-1], shape_of(given["key"])[-2])
+        query, key = shape_of(given["query"]), shape_of(given["key"])
+        leading = query[:-2] if given["enable_gqa"] else _broadcast(query[:-2], key[:-2])
+        return (*leading, query[-2], key[-2])
     shape = shape_of(given["input"])
     if kind == "recurrent_dropout":
         # (batch, steps) or (steps, batch), and the outputs of all directions of a layer.
         return (*shape[:2], (2 if given["bidirectional"] else 1) * shape_of(given["hx"])[-1])
     return (*shape[:2], *(1 for _ in shape[2:])) if kind.startswith("feature") else shape
+
+
+def _broadcast(first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The common shape; of a size that is a symbol it is not asked whether it is 1, which would fix it."""
+    rank = max(len(first), len(second))
+    pairs = zip((1,) * (rank - len(first)) + first, (1,) * (rank - len(second)) + second, strict=True)
+    return tuple(b if not isinstance(a, torch.SymInt) and a == 1 else a for a, b in pairs)
 
 
 def switched_off(kind: str, given: Arguments) -> dict[str, Any]:

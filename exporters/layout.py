@@ -104,12 +104,20 @@ def find_axis(node: fx.Node, symbol: Any, moved: Mapping[fx.Node, Tensor]) -> Ba
         raise ExportError(f"{node.name}: dimension {axis} is {shape[axis]}, which is not a multiple of the batch")
     if factor == 1:
         return BatchAxis(dimension=axis)
-    return BatchAxis(dimension=axis, folded_outer=_is_outer(moved.get(node), axis, int(node.meta["probe_batch"])))
+    order = _is_outer(moved.get(node), axis, int(node.meta["probe_batch"]))
+    if order is None:
+        raise ExportError(f"{node.name}: in dimension {axis} the batch is folded between two other dimensions")
+    return BatchAxis(dimension=axis, folded_outer=order)
 
 
-def _is_outer(changed: Tensor | None, axis: int, batch: int) -> bool:
-    """With the batch inner, the elements of row 0 are every ``batch``-th; with the batch outer, the first ones."""
+def _is_outer(changed: Tensor | None, axis: int, batch: int) -> bool | None:
+    """Whether the rest of a folded dimension varies slower than the batch; None if a part of it does.
+
+    Then the elements of row 0 are every ``batch``-th; with the batch varying slowest, they are the first ones.
+    """
     if changed is None or not bool(changed.any()):
         return False
     lines = changed.movedim(axis, 0).flatten(1).any(dim=1)
-    return bool(lines[::batch].any()) and not bool(lines.reshape(-1, batch)[:, 1:].any())
+    if not bool(lines.reshape(-1, batch)[:, 1:].any()):
+        return True
+    return None if bool(lines[len(lines) // batch :].any()) else False

@@ -1,14 +1,14 @@
 """The Monte Carlo rewrite: one graph that draws T times, with everything before the first site run once.
 
-``MonteCarloModule`` runs a captured graph node by node (``exporters.tiling``) and summarises the draws. Capturing this
-module again gives the graph to export.
+``MonteCarloModule`` runs a captured graph node by node, with all draws together (``exporters.tiling``) or one after the
+other (``exporters.sequential``), and summarises the draws. Capturing this module again gives the graph to export.
 
-The rewrite assumes that rows do not mix after the first site. That is not taken on trust: ``exporters.parity`` compares
-every export with the user's own module run draw by draw, and refuses where they differ.
+The rewrite assumes that rows do not mix. That is not taken on trust: ``exporters.rows`` asks the user's own module, and
+``exporters.parity`` compares every export with it draw by draw, and refuses where they differ.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +18,7 @@ from exporters.drawplan import MonteCarloPlan
 from exporters.layout import BatchAxis, symbolic_shape
 from exporters.mask_ops import row_keys
 from exporters.outputs import Report, Value, make_reports
+from exporters.sequential import SequentialRun
 from exporters.tasks import OutputTask
 from exporters.tiling import TiledRun
 
@@ -43,6 +44,7 @@ class MonteCarloModule(nn.Module):
         plan: MonteCarloPlan,
         names: Sequence[str],
         *,
+        form: Literal["batched", "sequential"],
         mode: Literal["independent", "shared"],
         summary: Literal["statistics", "first_draw"],
         tasks: Mapping[str, OutputTask],
@@ -52,6 +54,7 @@ class MonteCarloModule(nn.Module):
         self.body = plan.captured.module
         self.plan = plan
         self.names = tuple(names)
+        self.form = form
         self.shared = mode == "shared"
         self.summary = summary
         self.tasks = dict(tasks)
@@ -67,24 +70,27 @@ class MonteCarloModule(nn.Module):
         torch._check(inputs[0].shape[0] == sample_ids.shape[0])  # type: ignore[no-untyped-call]
         keys = row_keys(seed, sample_ids, draw_ids, shared=self.shared)
         draw_keys = row_keys(seed, torch.zeros_like(draw_ids[:1]), draw_ids, shared=True)
-        run = TiledRun(
-            self.plan, self.body, inputs,
-            batch=sample_ids.shape[0], draws=draw_ids.shape[0], keys=keys, draw_keys=draw_keys,
-        )  # fmt: skip
-        nodes = zip(self.names, output_nodes(self.plan.captured.graph), strict=True)
-        values = {name: self._value(name, node, run) for name, node in nodes}
+        nodes = dict(zip(self.names, output_nodes(self.plan.captured.graph), strict=True))
+        for name, node in nodes.items():
+            self._check_batch(name, node)
+        given: Any = {"batch": sample_ids.shape[0], "draws": draw_ids.shape[0], "keys": keys, "draw_keys": draw_keys}
+        run = (
+            TiledRun(self.plan, self.body, inputs, **given)
+            if self.form == "batched"
+            else SequentialRun(self.plan, self.body, inputs, **given, wanted=list(nodes.values()))
+        )
+        values = {name: self._value(node, run) for name, node in nodes.items()}
         return make_reports(values, self.tasks, keep_draws=self.keep_draws)
 
-    def _value(self, name: str, node: fx.Node, run: TiledRun) -> Value:
-        if node not in self.plan.reached:
-            return Value(tensor=run.once[node], drawn=False)
-        if self.plan.axes[node] != BatchAxis(dimension=0):
+    def _check_batch(self, name: str, node: fx.Node) -> None:
+        if node in self.plan.reached and self.plan.axes[node] != BatchAxis(dimension=0):
             raise ExportError(
                 f"output {name!r}: has shape {list(map(str, symbolic_shape(node)))}; "
                 f"its first dimension must be the batch; leave it out with --task {name}=none"
             )
-        value = run.on_draws(node)
-        # A copy has plain strides; of others the capture may not know that they fit every batch size.
-        value = value.clone(memory_format=torch.contiguous_format)
-        draws = value.reshape(run.draws, run.batch, *value.shape[1:])
+
+    def _value(self, node: fx.Node, run: TiledRun | SequentialRun) -> Value:
+        if node not in self.plan.reached:
+            return Value(tensor=run.once[node], drawn=False)
+        draws = run.drawn(node)
         return Value(tensor=draws[0], drawn=False) if self.summary == "first_draw" else Value(tensor=draws, drawn=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from deploykit import noise
 from exporters.mask_ops import Keys, keep, unit_keys, words
 
-__all__ = ["NOISE", "drop_probability", "in_place", "noise_shape", "noise_value", "sample"]
+__all__ = ["NOISE", "drop_probability", "in_place", "key_sites", "noise_shape", "noise_value", "sample"]
 
 aten = torch.ops.aten
 
@@ -43,20 +43,34 @@ NOISE: dict[Any, str] = {
 _MEAN = {"uniform": 0.5, "normal": 0.0, "exponential": 1.0, "rrelu": 0.5}
 
 
-def sample(kind: str, rows: Keys, sites: Sequence[int], units: int, p: float | None) -> Tensor:
-    """``deploykit.noise.sample``: (T*B, U), from the keys of the rows; (L, T*B, U) for L sites at once."""
-    keys = _keys(sites, units, rows[0].device)
+def sample(
+    kind: str, rows: Keys, sites: Sequence[int], units: int, p: float | None, known: Mapping[int, Keys] | None = None
+) -> Tensor:
+    """``deploykit.noise.sample``: (T*B, U), from the keys of the rows; (L, T*B, U) for L sites at once.
+
+    ``known`` holds keys of units that are there already, by what ``key_sites`` gives.
+    """
+    known = known or {}
+    keys = _keys(sites, units, rows[0].device, known)
     if p is not None:
         return keep(rows, keys, p)
     drawn = words(rows, keys)
     if kind == "normal":
-        angle = words(rows, _keys([-1 - site for site in sites], units, rows[0].device)).to(torch.float32) * noise.TURN
+        angle = (
+            words(rows, _keys([-1 - site for site in sites], units, rows[0].device, known)).to(torch.float32)
+            * noise.TURN
+        )
         return (_exponential(drawn) * 2).sqrt() * angle.cos()
     return _exponential(drawn) if kind == "exponential" else _uniform(drawn)
 
 
-def _keys(sites: Sequence[int], units: int, device: torch.device) -> Keys:
-    each = [unit_keys(site, units, device) for site in sites]
+def key_sites(kind: str, site: int) -> tuple[int, ...]:
+    """The numbers under which a site takes keys of its units: normal noise is made of two words."""
+    return (site, -1 - site) if kind == "normal" else (site,)
+
+
+def _keys(sites: Sequence[int], units: int, device: torch.device, known: Mapping[int, Keys]) -> Keys:
+    each = [known[site] if site in known else unit_keys(site, units, device) for site in sites]
     if len(each) == 1:
         return each[0]
     first, second = (torch.stack(words_of_sites).unsqueeze(1) for words_of_sites in zip(*each, strict=True))

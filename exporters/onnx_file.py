@@ -19,6 +19,7 @@ from exporters.mask_ops import SHIFT_RIGHT
 from exporters.onnx_attention import attention
 from exporters.onnx_recurrence import recurrent_translations
 from exporters.recurrence import dynamic_steps
+from exporters.sites import module_of
 from exporters.torchscript import Controls
 
 __all__ = ["OPSET", "require_packages", "write_onnx"]
@@ -43,6 +44,7 @@ def write_onnx(
     import onnx_ir as ir
     import torch
 
+    _refuse_projections(captured)
     names = [*inputs, *(("sample_ids", "draw_ids", "seed") if controls else ())]
     try:
         with quiet(), _silent_logs(), dynamic_steps(), torch.no_grad():
@@ -62,6 +64,27 @@ def write_onnx(
         _add_controls(model, controls)
     _forget_origin(model)
     _save(model, path)
+
+
+def _refuse_projections(captured: Captured) -> None:
+    """ONNX's LSTM has one size for hidden and cell state; torch's exporter writes a file that fails when it runs."""
+    import torch
+
+    modules = [part for part in captured.module.modules() if isinstance(part, torch.fx.GraphModule)]
+    for node in (node for module in modules for node in module.graph.nodes):
+        if node.target is torch.ops.aten.lstm.input:
+            hidden, cell = (state.meta["val"].shape[-1] for state in node.args[1])
+            if hidden != cell:
+                raise ExportError(
+                    f"{_owner(node)}: an LSTM with proj_size={hidden} has no ONNX form; export with --format "
+                    "torchscript, or project behind the LSTM"
+                )
+
+
+def _owner(node: Any) -> str:
+    """The module that a recurrent network's weights belong to."""
+    weight = node.args[2][0]
+    return own_name(weight.target).rpartition(".")[0] if weight.op == "get_attr" else module_of(node)
 
 
 def require_packages() -> None:
@@ -114,14 +137,16 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _silent_logs() -> Iterator[None]:
-    """torch.onnx warns through logging that torchvision is absent, which is no concern of the user's."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Both warn of what is no concern of the user's, such as that torchvision is absent."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _add_controls(model: Any, controls: Controls) -> None:

@@ -12,20 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.compare import worst_of
-from deploykit.errors import ExportError, ParityError
+from deploykit.errors import ParityError
 from deploykit.manifest import ParityRecord
 from exporters.capture import Bounds
 from exporters.formats import Client
 from exporters.inputs import ModelInputs
+from exporters.rows import blaming_the_module
 from exporters.subject import Subject
 
 __all__ = ["BATCHES", "check_parity", "tested_sizes"]
 
 BATCHES = (1, 2, 7, 64)
 """One, two, an odd size, and one much larger than the example's."""
-
-_CHANGED = 1e-3
-"""A row that differs by more than this from itself in other company is no rounding."""
 
 _DRAWS = 3
 """Draws in a trial: the oracle runs the module once for each, and every draw goes through the same graph."""
@@ -106,13 +104,8 @@ def check_parity(
 def _wanted(subject: Subject, arrays: dict[str, NDArray[Any]], trial: _Trial, batch: int) -> dict[str, NDArray[Any]]:
     ids = trial.controls.get("sample_ids", np.arange(batch, dtype=np.int64))
     seed = trial.controls.get("seed", subject.controls.seed if subject.controls else 0)
-    try:
+    with blaming_the_module(trial.sizes):
         return subject.reference.outputs(arrays, sample_ids=ids, seed=seed, draws=trial.draws or [0])
-    except (RuntimeError, IndexError, ValueError) as error:
-        raise ExportError(
-            f"the module itself fails on random inputs with {dict(trial.sizes)}: {type(error).__name__}: {error}; "
-            "give a real --example, a --range for integer inputs, or fix the dimension that must not change"
-        ) from error
 
 
 def _compare(
@@ -135,36 +128,9 @@ def _compare(
         if not difference.error <= tolerance:
             raise ParityError(
                 f"format {name}, {dict(trial.sizes)}: {difference}; allowed is {tolerance:g}. Nothing was written. "
-                + _reason(subject, inputs)
+                + "If this is rounding, raise --tolerance; otherwise the model does something that this export changes"
             )
     return [
         ParityRecord(format=name, batch=trial.sizes[inputs.batch_name], output=each.output, max_error=each.error)
         for each in worst
     ]
-
-
-def _reason(subject: Subject, inputs: ModelInputs) -> str:
-    """What is known of why an exported file differs."""
-    if subject.monte_carlo is not None and _mixes(subject, inputs):
-        return (
-            "The module itself is mixing the rows of a batch: with the same masks, other rows change when only row 0 "
-            "of the inputs does, as in a graph whose rows are its nodes. With draws each row must stand alone: let a "
-            "row be a whole graph or sequence, or export without --mc-draws"
-        )
-    return "If this is rounding, raise --tolerance; otherwise the model does something that this export changes" + (
-        ", such as mixing the rows of a batch after a dropout" if subject.monte_carlo is not None else ""
-    )
-
-
-def _mixes(subject: Subject, inputs: ModelInputs) -> bool:
-    """Whether one draw of the eager module gives row 1 and up another result when row 0 of the inputs is another."""
-    arrays = inputs.random({inputs.batch_name: 6, **inputs.default_sizes()}, seed=5)
-    other = {name: np.concatenate([array[1:2], array[1:]]) for name, array in arrays.items()}
-    ids = np.arange(6, dtype=np.int64)
-    before, after = (subject.reference.draw(each, sample_ids=ids, seed=1, draw=0) for each in (arrays, other))
-    statistics, rest = dict.fromkeys(before, "value"), slice(1, None)
-    worst = worst_of(
-        statistics, {name: value[rest] for name, value in after.items()},
-        {name: value[rest] for name, value in before.items()},
-    )  # fmt: skip
-    return any(each.error > _CHANGED for each in worst)

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from deploykit.errors import ExportError
 from exporters.sites import module_of
 
-__all__ = ["call_per_draw"]
+__all__ = ["NotBatchedError", "call_per_draw"]
 
 aten = torch.ops.aten
 
@@ -22,20 +22,23 @@ aten = torch.ops.aten
 _COPIES = (aten.to.dtype, aten.to.dtype_layout, aten.to.other, aten.clone.default, aten.contiguous.default)
 
 
+class NotBatchedError(ExportError):
+    """An operation cannot be run for many draws at once; one draw after the other it can."""
+
+
 def call_per_draw(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     """The operation of ``node`` for each draw: tensors (T or 1, ...) in, (T, ...) out.
 
     Raises:
-        ExportError: there is no form of this operation for T values at once.
+        NotBatchedError: there is no form of this operation for T values at once.
     """
     if node.target in _COPIES or torch.Tag.pointwise in getattr(node.target, "tags", ()):
         return _pointwise(node.target, args, kwargs)
     rule = _RULES.get(node.target)
     if rule is None or kwargs:
-        raise ExportError(
+        raise NotBatchedError(
             f"{module_of(node)}: {node.target} takes a weight or a constant behind a dropout, which is another one in "
-            "every draw, and has no form for that. Supported are arithmetic, linear, matmul, embedding and changes of "
-            "shape. Apply the dropout to activations, or leave the module out with --mc-modules"
+            "every draw"
         )
     found: Tensor = rule(*args)
     return found

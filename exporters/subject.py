@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deploykit import masks
+from deploykit.compare import default_tolerance
 from deploykit.errors import ExportError
 from deploykit.manifest import MonteCarlo, OutputSpec
 from deploykit.tensors import TensorSpec
@@ -16,12 +18,14 @@ from exporters.drawplan import MonteCarloPlan, SitesOff, plan_monte_carlo, refus
 from exporters.eager import without_dropout
 from exporters.entry import Entry
 from exporters.footprint import row_bytes
+from exporters.forms import Form, capture_draws
 from exporters.inputs import ModelInputs
 from exporters.modes import borrowed, python_random_state, set_modes
 from exporters.montecarlo import MonteCarloModule
 from exporters.outputs import Report, output_spec
 from exporters.reach import kept_state
 from exporters.reference import Reference
+from exporters.rows import check_rows_apart
 from exporters.simplify import simplify
 from exporters.sites import Draw, find_draws
 from exporters.tasks import OutputTask, TaskRequest
@@ -225,25 +229,39 @@ def _monte_carlo(
     drawn = _drawn_outputs(plan, tuple(shapes))
     # One draw of a loop that the user wrote is the module's own output, of which no statistics are made.
     tasks = options.tasks.resolve(shapes, None if summary == "first_draw" else drawn)
-    module = MonteCarloModule(
-        plan, tuple(shapes), mode=options.mode, summary=summary, tasks=tasks, keep_draws=options.keep_draws
-    )
-    controls = [torch.arange(example[0].shape[0]), torch.arange(3), torch.tensor(options.seed)]
-    reports = module.reports(*[tensor.clone() for tensor in example], *controls)
-    specs = [*inputs.specs, *_control_specs(inputs.batch_name)]
-    captured = capture(module, [*example, *controls], specs, plan.captured.bounds)
-    outputs = _outputs(reports, tasks, captured, inputs.batch_name)
-    monte_carlo = MonteCarlo(
-        draws=options.draws or 1, mask_mode=options.mode, mask_algorithm=masks.ALGORITHM, seed=options.seed,
-        sites=tuple(placed.site for placed in plan.sites), nodes_once=plan.nodes_once, nodes_total=plan.nodes_total,
-        row_bytes=row_bytes(captured, inputs.batch_name, inputs.default_sizes()),
-    )  # fmt: skip
     reference = Reference(
         entry=entry, training=training, sites=plan.sites, mode=options.mode, summary=summary,
         tasks=tasks, keep_draws=options.keep_draws, drawn=frozenset(drawn),
     )  # fmt: skip
-    defaults = Controls(seed=options.seed, draws=options.draws or 1)
-    return Subject(captured=captured, outputs=outputs, monte_carlo=monte_carlo, controls=defaults, reference=reference)
+    check_rows_apart(reference, plan, inputs, example)
+    ids, draws = torch.arange(example[0].shape[0]), torch.arange(3)
+
+    def make(form: Form) -> MonteCarloModule:
+        return MonteCarloModule(
+            plan, tuple(shapes), form=form, mode=options.mode, summary=summary, tasks=tasks,
+            keep_draws=options.keep_draws,
+        )  # fmt: skip
+
+    def wanted() -> Mapping[str, NDArray[Any]]:
+        arrays = {name: tensor.numpy() for name, tensor in zip(inputs.names, example, strict=True)}
+        return reference.outputs(arrays, sample_ids=ids.numpy(), seed=options.seed, draws=range(len(draws)))
+
+    drawn_graph = capture_draws(
+        make, [*example, ids, draws, torch.tensor(options.seed)],
+        [*inputs.specs, *_control_specs(inputs.batch_name)], plan.captured.bounds,
+        wanted=wanted, tolerance=10 * default_tolerance(inputs.specs[0].dtype),
+    )  # fmt: skip
+    captured = drawn_graph.captured
+    monte_carlo = MonteCarlo(
+        draws=options.draws or 1, mask_mode=options.mode, mask_algorithm=masks.ALGORITHM, seed=options.seed,
+        sites=tuple(placed.site for placed in plan.sites), nodes_once=plan.nodes_once, nodes_total=plan.nodes_total,
+        row_bytes=row_bytes(captured, inputs.batch_name, inputs.default_sizes()),
+        form=drawn_graph.form, form_reason=drawn_graph.reason,
+    )  # fmt: skip
+    return Subject(
+        captured=captured, outputs=_outputs(drawn_graph.reports, tasks, captured, inputs.batch_name),
+        monte_carlo=monte_carlo, controls=Controls(seed=options.seed, draws=options.draws or 1), reference=reference,
+    )  # fmt: skip
 
 
 def _outputs(

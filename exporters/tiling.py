@@ -21,11 +21,11 @@ from exporters.kinds import KINDS, mask_shape, perform
 from exporters.layout import BatchAxis
 from exporters.mask_ops import Keys
 from exporters.noise_ops import sample
-from exporters.perdraw import call_per_draw
+from exporters.perdraw import NotBatchedError, call_per_draw
 from exporters.reach import written
-from exporters.sites import arguments
+from exporters.sites import arguments, module_of
 
-__all__ = ["TiledRun"]
+__all__ = ["TiledRun", "call_node", "constant_of", "shape_of"]
 
 
 class TiledRun:
@@ -57,22 +57,27 @@ class TiledRun:
                     # A draw is written into it, so that it must be one tensor and not a new copy for each use.
                     self.tiled[node, 1] = self._tile(node, 1).clone()
             elif node.op == "get_attr":
-                self.once[node] = operator.attrgetter(str(node.target))(body)
+                self.once[node] = constant_of(node, body)
             elif node.op == "call_function":
                 self._step(node)
 
-    def on_draws(self, node: fx.Node) -> Any:
-        """The value of ``node`` on the T*B rows."""
-        return self._on_rows(node, 1)
+    def drawn(self, node: fx.Node) -> Tensor:
+        """The value of ``node``, whose first dimension is the batch, in every draw: (T, B, ...)."""
+        # A copy has plain strides; of others the capture may not know that they fit every batch size.
+        value = self._on_rows(node, 1).clone(memory_format=torch.contiguous_format)
+        found: Tensor = value.reshape(self.draws, self.batch, *value.shape[1:])
+        return found
 
     def _step(self, node: fx.Node) -> None:
         group = self.plan.passes.get(node, (node,))
         if node not in self.plan.reached:
-            self.once[node] = _call(node, self.once.__getitem__)
+            self.once[node] = call_node(node, self.once.__getitem__)
         elif node in self.plan.no_row:
             is_site = node in self.plan.sites_of
             self.per_draw[node] = self._site_of_no_row(node) if is_site else self._for_each_draw(node)
         elif self._meets_no_row(node):
+            if not isinstance(node.meta.get("val"), Tensor):
+                raise NotBatchedError(f"{module_of(node)}: {node.target} takes a weight that differs between draws")
             self.tiled[node, 1] = self._axis(node).draws_folded(self._for_each_draw(node), self.batch)
         elif node is group[0]:
             passes = len(group)
@@ -81,7 +86,9 @@ class TiledRun:
                 if (target, passes) not in self.tiled:
                     self.tiled[target, passes] = self._on_rows(target, passes).clone()
             is_site = node in self.plan.sites_of
-            self.tiled[node, passes] = self._site(group) if is_site else _call(node, lambda n: self._on_rows(n, passes))
+            self.tiled[node, passes] = (
+                self._site(group) if is_site else call_node(node, lambda n: self._on_rows(n, passes))
+            )
 
     def _on_rows(self, node: fx.Node, passes: int) -> Any:
         """The value on the rows of all draws and of all ``passes``."""
@@ -114,7 +121,7 @@ class TiledRun:
                 self._on_rows(source, passes).shape[axis] if source in self.plan.reached else self._size(node, passes)
             )
         if node.op == "call_function" and node.all_input_nodes:
-            return _call(node, lambda n: self._on_rows(n, passes))
+            return call_node(node, lambda n: self._on_rows(n, passes))
         return self.once[node]
 
     def _size(self, node: fx.Node, passes: int) -> Any:
@@ -125,8 +132,8 @@ class TiledRun:
         return self.once[node] * (self.draws * passes) if carries else self.once[node]
 
     def _meets_no_row(self, node: fx.Node) -> bool:
-        is_tensor = isinstance(node.meta.get("val"), Tensor)
-        return is_tensor and any(source in self.plan.no_row for source in node.all_input_nodes)
+        is_size = isinstance(node.meta.get("val"), (int, torch.SymInt))
+        return not is_size and any(source in self.plan.no_row for source in node.all_input_nodes)
 
     def _for_each_draw(self, node: fx.Node) -> Tensor:
         """An operation with an argument that belongs to no row: (T, ...)."""
@@ -145,7 +152,7 @@ class TiledRun:
 
     def _size_in_a_draw(self, node: fx.Node) -> Any:
         if node.target is not torch.ops.aten.sym_size.int:
-            return _call(node, self._size_in_a_draw)
+            return call_node(node, self._size_in_a_draw)
         source, axis = cast(tuple[fx.Node, int], node.args)
         return self._draws_first(source).shape[axis % source.meta["val"].ndim + 1]
 
@@ -167,7 +174,7 @@ class TiledRun:
         if kind == "dropout" and source not in self.plan.reached and self.plan.axes[source] == BatchAxis(dimension=0):
             return self._first_product(group, source)
         given = fx.map_arg(arguments(node), lambda n: self._on_rows(n, passes))
-        shape = mask_shape(kind, given, _shape_of)
+        shape = mask_shape(kind, given, shape_of)
         sites = zip(*(self.plan.sites_of[each] for each in group), strict=True)
         value = perform(
             node.target, kind, given, self.plan.sites_of[node][0].site.p, lambda: self._kept(next(sites), shape)
@@ -192,11 +199,18 @@ class TiledRun:
         return axis.place(drawn.reshape(-1, outer * inner), shape)
 
 
-def _shape_of(value: Any) -> tuple[int, ...]:
+def constant_of(node: fx.Node, body: fx.GraphModule) -> Any:
+    """What a ``get_attr`` stands for."""
+    return operator.attrgetter(str(node.target))(body)
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """The shape of a tensor, or of the first of several."""
     return tuple((value[0] if isinstance(value, (list, tuple)) else value).shape)
 
 
-def _call(node: fx.Node, value_of: Any) -> Any:
+def call_node(node: fx.Node, value_of: Any) -> Any:
+    """The operation of ``node`` with the values of its arguments."""
     args, kwargs = cast(Any, fx.map_arg((node.args, node.kwargs), value_of))
     # The size is asked of the tensor in the way that a capture can follow.
     function = _size_of if node.target is torch.ops.aten.sym_size.int else cast(Any, node.target)

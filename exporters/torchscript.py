@@ -7,13 +7,15 @@ The compiled class lives in a compilation unit of its own and is named ``Model``
 bytes however many were compiled before.
 """
 
+import copy
 import io
+import itertools
 import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -52,7 +54,7 @@ def write_torchscript(
     Raises:
         ExportError: an operation that TorchScript does not have.
     """
-    source = _Source(captured.graph)
+    source = _Source(captured.module)
     text = source.core() + _forward(inputs, outputs, controls)
     # The bindings behind torch.jit: the public way compiles into one unit shared by the whole process.
     bindings: Any = torch._C
@@ -72,21 +74,61 @@ def write_torchscript(
 class _Source:
     """TorchScript text for the nodes of a graph."""
 
-    def __init__(self, graph: fx.Graph) -> None:
-        self._graph = graph
-        targets = [str(node.target) for node in graph.nodes if node.op == "get_attr"]
+    def __init__(self, module: fx.GraphModule) -> None:
+        self._module, self._graph = module, module.graph
+        targets = [str(node.target) for node in self._graph.nodes if node.op == "get_attr" and not self._step(node)]
         self.names = {
             target: f"w{index}_" + _identifier(own_name(target)) for index, target in enumerate(dict.fromkeys(targets))
         }
-        self._placeholders = [node.name for node in graph.nodes if node.op == "placeholder"]
+        self._placeholders = [node.name for node in self._graph.nodes if node.op == "placeholder"]
 
     def attributes(self, module: fx.GraphModule) -> dict[str, Tensor]:
         return {name: operator.attrgetter(target)(module) for target, name in self.names.items()}
 
     def core(self) -> str:
         lines = [f"def core(self, {', '.join(f'{name}: Tensor' for name in self._placeholders)}):"]
-        lines += [f"    {line}" for node in self._graph.nodes if (line := self._line(node))]
+        lines += [f"    {line}" for node in self._graph.nodes for line in self._lines(node)]
         return "\n".join(lines) + "\n\n"
+
+    def _step(self, node: fx.Node) -> fx.GraphModule | None:
+        """The body of a loop, where ``node`` stands for one."""
+        found = operator.attrgetter(str(node.target))(self._module) if node.op == "get_attr" else None
+        return found if isinstance(found, fx.GraphModule) else None
+
+    def _lines(self, node: fx.Node) -> Sequence[str]:
+        if self._step(node) is not None:
+            return []
+        if node.target is torch.ops.higher_order.scan:
+            return self._scan(node)
+        line = self._line(node)
+        return [line] if line else []
+
+    def _scan(self, node: fx.Node) -> Sequence[str]:
+        """A scan as a loop: its results are a tuple of what is carried and of what each step adds, stacked."""
+        step, carried, rows, fixed = cast(Any, node.args)
+        body = copy.deepcopy(cast(fx.GraphModule, self._step(step)).graph)
+        for inner in body.nodes:
+            # A name of the loop must not overwrite one around it.
+            inner._rename(f"{node.name}_{inner.name}")
+        *names, result = (inner for inner in body.nodes if inner.op in ("placeholder", "output"))
+        carries, takes, given = _split(names, len(carried), len(rows))
+        ends, values = _split(result.args[0], len(carried))
+        lists = [f"{node.name}_list{index}" for index in range(len(values))]
+        counter = f"{node.name}_step"
+        inside = [
+            *(f"{name} = {_plain(row)}[{counter}]" for name, row in zip(takes, rows, strict=True)),
+            *(f"{name} = {_plain(value)}" for name, value in zip(given, fixed, strict=True)),
+            *(line for inner in body.nodes if inner is not result for line in self._lines(inner)),
+            *(f"{name}.append({_plain(value)})" for name, value in zip(lists, values, strict=True)),
+            *(f"{name} = {_plain(value)}" for name, value in zip(carries, ends, strict=True)),
+        ]
+        return [
+            *(f"{name} = {_plain(value)}" for name, value in zip(carries, carried, strict=True)),
+            *(f"{name} = annotate(List[Tensor], [])" for name in lists),
+            f"for {counter} in range({_plain(rows[0])}.size(0)):",
+            *(f"    {line}" for line in inside),
+            f"{node.name} = ({', '.join([*map(_plain, carries), *(f'torch.stack({name})' for name in lists)])},)",
+        ]
 
     def _line(self, node: fx.Node) -> str:
         if node.op == "placeholder":
@@ -141,6 +183,12 @@ class _Source:
         if isinstance(value, int) and not isinstance(value, bool) and "float" in text:
             return _plain(float(value))
         return _plain(value)
+
+
+def _split(values: Sequence[Any], *counts: int) -> list[Sequence[Any]]:
+    """Parts of these lengths, and the rest."""
+    ends = list(itertools.accumulate(counts))
+    return [values[start:end] for start, end in zip([0, *ends], [*ends, None], strict=True)]
 
 
 def _list_type(text: str) -> str:

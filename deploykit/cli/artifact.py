@@ -106,7 +106,9 @@ def _monte_carlo(manifest: Manifest) -> list[str]:
     return [
         "",
         f"Monte Carlo dropout: {section.draws} draws, {section.mask_mode} masks (algorithm {section.mask_algorithm}), "
-        f"seed {section.seed}; {section.nodes_once} of {section.nodes_total} operations run once per batch",
+        f"seed {section.seed}; {section.nodes_once} of {section.nodes_total} operations run once per batch, "
+        + ("the rest for all draws together" if section.form == "batched" else "the rest one draw at a time"),
+        *([f"  one draw at a time because of {section.form_reason}"] if section.form_reason else []),
         table(["site", "module", "kind", "p", "mask", "operation"], sites),
     ]
 

@@ -266,6 +266,30 @@ def _masked(owner: nn.Module, x: Tensor) -> Tensor:
     ).mean(1)
 
 
+def _shared_queries(owner: nn.Module, x: Tensor) -> Tensor:
+    """The queries are the same for all rows and have no batch; the weights have one."""
+    keys = torch.stack([x, x * 2, x + 1], 1)
+    queries = torch.arange(16.0).view(1, 2, 8).sin()
+    return F.scaled_dot_product_attention(queries, keys, keys, dropout_p=0.4 if owner.training else 0.0).mean(1)
+
+
+class Decoder(nn.Module):
+    """Transformer layers with masks, one of which looks causal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        encoder = nn.TransformerEncoderLayer(6, 2, 12, dropout=0.2, norm_first=True)
+        decoder = nn.TransformerDecoderLayer(6, 2, 12, dropout=0.2)
+        self.encoder = nn.TransformerEncoder(encoder, 1, enable_nested_tensor=False)
+        self.decoder = nn.TransformerDecoder(decoder, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps, causal = torch.stack([x, x * 2, x + 1]), nn.Transformer.generate_square_subsequent_mask(3)
+        padding = torch.stack([x[:, 0] > 9, x[:, 1] > 0, x[:, 2] > 0], 1)
+        memory = self.encoder(steps, mask=torch.zeros(3, 3).masked_fill(causal < 0, -1e9).T, src_key_padding_mask=None)
+        return self.decoder(steps, memory, tgt_mask=causal, memory_key_padding_mask=padding).mean(0)
+
+
 CONSTRUCTS: dict[str, Callable[[], nn.Module]] = {
     "nn.Dropout": Mlp,
     "nn.Dropout, one module called three times": Shared,
@@ -280,6 +304,7 @@ CONSTRUCTS: dict[str, Callable[[], nn.Module]] = {
     "nn.MultiheadAttention(need_weights=False)": lambda: Attention(False),
     "F.scaled_dot_product_attention(is_causal)": lambda: Wrapped(_causal),
     "F.scaled_dot_product_attention(attn_mask)": lambda: Wrapped(_masked),
+    "F.scaled_dot_product_attention, one query for all": lambda: Wrapped(_shared_queries),
     "nn.TransformerEncoder": Encoder,
     "nn.LSTM": lambda: Recurrent("LSTM"),
     "nn.LSTM(bidirectional)": lambda: Recurrent("LSTM", bidirectional=True),

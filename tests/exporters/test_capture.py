@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from deploykit.errors import ExportError, ParityError, UsageError
+from deploykit.errors import ExportError, UsageError
 from exporters.export import export_module
 from tests.exporters.models import Wrapped
 
@@ -125,7 +125,7 @@ def test_a_graph_whose_rows_are_nodes_is_refused_with_the_reason(tmp_path: Path)
         dropped = F.dropout(x, 0.5, owner.training)
         return dropped + dropped.roll(1, 0)
 
-    with pytest.raises(ParityError, match=r"module itself is mixing the rows.*let a row be a whole graph"):
+    with pytest.raises(ExportError, match=r"rows of a batch would influence each other.*let a row be a whole graph"):
         export_module(Wrapped(neighbours), tmp_path / "a", inputs=["x:float32[batch,6]"], mc_draws=4)
     with pytest.raises(UsageError, match="has the batch dimension twice"):
         export_module(nn.Identity(), tmp_path / "a", inputs=["input:float32[batch,batch]"])

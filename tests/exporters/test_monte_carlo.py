@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from deploykit import masks
-from deploykit.errors import ExportError, ParityError
+from deploykit.errors import ExportError
 from deploykit.statistics import summarize
 from exporters.eager import answered_dropouts
 from exporters.export import ExportResult, export_module
@@ -84,7 +84,7 @@ def test_both_formats_equal_the_module_with_numpy_masks(name: str, tmp_path: Pat
 
 @pytest.mark.parametrize(
     "kind",
-    [models.SequenceFirst, models.FoldedHeads, models.FoldedInner, models.TrainingAux],
+    [models.SequenceFirst, models.FoldedHeads, models.FoldedInner, models.TrainingAux, models.Decoder],
     ids=lambda kind: kind.__name__,
 )
 def test_the_batch_is_found_wherever_it_lies(kind: type[nn.Module], tmp_path: Path) -> None:
@@ -151,6 +151,7 @@ def test_classification_outputs_and_once_only_work(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert monte_carlo.sites[0].shape == ("batch", 4, 1, 1)
     assert 0 < monte_carlo.nodes_once < monte_carlo.nodes_total
+    assert (monte_carlo.form, monte_carlo.form_reason) == ("batched", None)
     x = np.random.default_rng(0).standard_normal((3, 1, 4, 4)).astype(np.float32)
     for client in clients(result.path, names_of(result)).values():
         got = client({"x": x})
@@ -245,8 +246,8 @@ def test_rows_that_mix_after_a_dropout_are_refused(tmp_path: Path) -> None:
         export_module(models.Wrapped(models.mixed_rows), tmp_path / "a", inputs=[SPEC], mc_draws=4)
 
 
-def test_mixing_that_no_shape_shows_is_caught_by_the_parity_gate(tmp_path: Path) -> None:
-    with pytest.raises(ParityError, match=r"output\.\w+\[.*mixing the rows"):
+def test_mixing_that_no_shape_shows_is_refused_by_the_operation_that_mixes(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"inner \(aten.flip.default\): rows of a batch would influence each other"):
         export_module(models.Wrapped(models.neighbours), tmp_path / "a", inputs=[SPEC], mc_draws=4)
     assert list(tmp_path.iterdir()) == []
 

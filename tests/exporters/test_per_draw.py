@@ -11,7 +11,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from deploykit import masks
-from deploykit.errors import ExportError
 from exporters.eager import answered_dropouts
 from exporters.export import export_module
 from tests.exporters.test_monte_carlo import SPEC, clients, names_of
@@ -93,11 +92,3 @@ def test_all_rows_of_a_draw_share_the_mask_and_the_manifest_says_so(tmp_path: Pa
         kept = client({"x": x}, sample_ids=np.array([5, 6, 7]))["output.draws"] != 0
         for row in kept:
             np.testing.assert_array_equal(row, wanted)
-
-
-def test_an_operation_without_a_form_for_many_weights_is_refused_by_name(tmp_path: Path) -> None:
-    def convolve(module: Any, x: Tensor) -> Tensor:
-        return module.second(F.conv1d(module.tokens(x, 2), module.drop(module.conv.weight)).mean(2))
-
-    with pytest.raises(ExportError, match=r"\(root\): aten.conv1d.default takes a weight or a constant behind a dropo"):
-        export_module(Model(convolve), tmp_path / "a", inputs=[SPEC], mc_draws=4)
