@@ -24,7 +24,7 @@ from benchmarks.common import save, workplace
 from deploykit.demo.digits import Digits, load_digits, noise_images
 from deploykit.demo.findings import ENTROPY, PROBABILITIES, Findings, find
 from deploykit.demo.folder import FORMATS, Folder, Settings, prepare
-from deploykit.demo.measures import accuracy, auroc, entropy_quartiles, negative_log_likelihood
+from deploykit.demo.measures import accuracy, auroc, calibration_error, entropy_quartiles, negative_log_likelihood
 from deploykit.demo.training import probabilities, train
 from deploykit.demo.work import Arrays, export_model, save_inputs
 
@@ -133,6 +133,7 @@ def statistics_of(mean: NDArray[Any], noisy: NDArray[Any], labels: NDArray[np.in
     return {
         "accuracy": accuracy(mean, labels),
         "nll": negative_log_likelihood(mean, labels),
+        "ece": calibration_error(mean, labels),
         **{f"error_rate_quartile_{n}": quartile.error_rate for n, quartile in enumerate(quartiles, 1)},
         "entropy_digits": float(digits_entropy.mean()),
         "entropy_noise": float(noise_entropy.mean()),

@@ -27,7 +27,7 @@ MEMORY_BYTES = 512 * 2**20
 
 CACHE_BYTES = 4 * 2**20
 """Activations of one call on a CPU: enough to hide the cost of a call, small enough to stay near the core (measured by
-``benchmarks/passes.py``)."""
+``benchmarks/rows_per_call.py``)."""
 
 DEVICE_BYTES = 2**30
 """Activations of one call on another device, which wants large calls; its memory is the only limit."""

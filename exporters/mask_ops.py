@@ -34,6 +34,9 @@ Keys = tuple[Tensor, Tensor]
 _CONSTANT_UNITS = 1 << 17
 # Above this the keys are computed where the file runs: as constants they take 8 bytes for each unit of a site.
 
+_PIECE_UNITS, _MOST_PIECES = 2048, 8
+# 50 rows of 2,048 words take 400 kB. More pieces would help a CPU little, and cost a GPU a kernel each for every step.
+
 
 def row_keys(seed: Tensor, sample_ids: Tensor, draws: Tensor, *, shared: bool) -> Keys:
     """Two words for each row of each draw, (T*B, 1) int32, from seed (), sample ids (B), draws (T) int64."""
@@ -74,7 +77,18 @@ def words(rows: Keys, units: Keys) -> Tensor:
 
 def keep(rows: Keys, units: Keys, p: float) -> Tensor:
     """Which units are kept: (T*B, U) bool. For p = 1 one of 2**32 words is kept, and ``apply_mask`` drops it too."""
-    return words(rows, units) >= masks.threshold(p)
+    pieces = [words(rows, piece) >= masks.threshold(p) for piece in _pieces(units)]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+
+
+def _pieces(units: Keys) -> list[Keys]:
+    """Units of a fixed number in pieces, so that the words of one piece stay in the cache while they are used."""
+    count = units[0].shape[-1]
+    if not is_concrete_int(count) or int(count) <= _PIECE_UNITS:
+        return [units]
+    size = max(_PIECE_UNITS, -(-int(count) // _MOST_PIECES))
+    first, second = (torch.split(words_of_units, size, -1) for words_of_units in units)
+    return list(zip(first, second, strict=True))
 
 
 def apply_mask(values: Tensor, kept: Tensor, p: float) -> Tensor:

@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 
 from deploykit.compare import Difference, worst_of
 
-__all__ = ["Agreement", "Quartile", "accuracy", "agreement", "auroc", "entropy_quartiles", "negative_log_likelihood"]
+__all__ = [
+    "Agreement", "Quartile", "accuracy", "agreement", "auroc", "calibration_error", "entropy_quartiles",
+    "negative_log_likelihood",
+]  # fmt: skip
 
 Floats = NDArray[np.floating[Any]]
 
@@ -50,6 +53,18 @@ def negative_log_likelihood(probabilities: Floats, labels: NDArray[np.int64]) ->
     """Mean of -log p(label), in nats; a probability that was rounded to 0 counts as the smallest float32."""
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean())
+
+
+def calibration_error(probabilities: Floats, labels: NDArray[np.int64], bins: int = 15) -> float:
+    """The expected calibration error (Guo et al., "On Calibration of Modern Neural Networks", 2017), from 0 to 1.
+
+    Rows go into equal bins by the probability of their likeliest class; the mean distance between a bin's accuracy and
+    its mean probability, weighted by its rows.
+    """
+    confidence, right = probabilities.max(axis=1).astype(np.float64), probabilities.argmax(axis=1) == labels
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(bin_of, weights=right - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))
 
 
 def entropy_quartiles(entropy: Floats, wrong: NDArray[np.bool_]) -> list[Quartile]:

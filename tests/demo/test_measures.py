@@ -14,6 +14,7 @@ from deploykit.demo.measures import (
     accuracy,
     agreement,
     auroc,
+    calibration_error,
     entropy_quartiles,
     negative_log_likelihood,
 )
@@ -47,6 +48,24 @@ def test_accuracy_and_likelihood() -> None:
     assert accuracy(probabilities, labels) == pytest.approx(2 / 3)
     assert negative_log_likelihood(probabilities, labels) == pytest.approx(-(np.log(0.5) + np.log(0.2)) / 3)
     assert np.isfinite(negative_log_likelihood(probabilities, np.array([0, 0, 0])))
+
+
+@given(st.integers(1, 200), st.integers(2, 5), st.integers(0, 2**32 - 1))
+def test_the_calibration_error_is_its_definition(rows: int, classes: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    probabilities, labels = generator.dirichlet(np.ones(classes), rows), generator.integers(classes, size=rows)
+    wanted = 0.0
+    for number in range(15):
+        inside = [p for p in zip(probabilities, labels, strict=True) if number / 15 < p[0].max() <= (number + 1) / 15]
+        if inside:
+            right = np.mean([row.argmax() == label for row, label in inside])
+            wanted += len(inside) / rows * abs(right - np.mean([row.max() for row, _ in inside]))
+    assert calibration_error(probabilities, labels) == pytest.approx(wanted)
+
+
+def test_certain_and_right_is_calibrated() -> None:
+    assert calibration_error(np.eye(3), np.arange(3)) == 0
+    assert calibration_error(np.eye(3), np.array([1, 2, 0])) == 1
 
 
 def predictions() -> tuple[dict[str, dict[str, np.ndarray[Any, Any]]], np.ndarray[Any, Any]]:

@@ -101,8 +101,9 @@ def test_the_batch_is_found_wherever_it_lies(kind: type[nn.Module], tmp_path: Pa
             np.testing.assert_allclose(alone[0], together[row], rtol=0, atol=1e-5)
 
 
-def test_a_mask_is_bit_for_bit_the_numpy_reference_in_both_formats(tmp_path: Path) -> None:
-    """Dropout of ones behind an identity: what comes out is the mask itself."""
+@pytest.mark.parametrize("units", [257, 2048, 2049, 20_001])
+def test_a_mask_is_bit_for_bit_the_numpy_reference_in_both_formats(units: int, tmp_path: Path) -> None:
+    """Dropout of ones behind an identity: what comes out is the mask itself. Many units are computed in pieces."""
 
     class Bare(nn.Module):
         def __init__(self) -> None:
@@ -112,15 +113,15 @@ def test_a_mask_is_bit_for_bit_the_numpy_reference_in_both_formats(tmp_path: Pat
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"plain": self.drop(x), "channels": self.channels(x[:, :, None, None].expand(-1, -1, 2, 3))}
 
-    result = export_module(Bare(), tmp_path / "a", inputs=["x:float32[batch,257]"], mc_draws=3, keep_draws=True)
+    result = export_module(Bare(), tmp_path / "a", inputs=[f"x:float32[batch,{units}]"], mc_draws=3, keep_draws=True)
     ids = np.array([0, 1, 2**62, -1, 999_999_999_999], dtype=np.int64)
-    x = np.ones((5, 257), np.float32)
+    x = np.ones((5, units), np.float32)
     for client in clients(result.path, names_of(result)).values():
         got = client({"x": x}, sample_ids=ids, seed=-(2**62), first_draw=1000, draws=4)
         draws = np.arange(1000, 1004)
-        plain = masks.keep_mask(-(2**62), 0, ids, draws, 257, 0.1)
+        plain = masks.keep_mask(-(2**62), 0, ids, draws, units, 0.1)
         np.testing.assert_array_equal(np.swapaxes(got["plain.draws"], 0, 1) != 0, plain)
-        channels = masks.keep_mask(-(2**62), 1, ids, draws, 257, 0.7)
+        channels = masks.keep_mask(-(2**62), 1, ids, draws, units, 0.7)
         kept = np.swapaxes(got["channels.draws"], 0, 1) != 0
         np.testing.assert_array_equal(kept, np.broadcast_to(channels[..., None, None], kept.shape))
 

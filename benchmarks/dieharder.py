@@ -1,0 +1,109 @@
+"""The standard battery ``dieharder -a`` on the bits that decide whether a unit is kept, and on a trusted generator.
+
+Needs the program ``dieharder`` (a package of that name in most Linux distributions). The bits are
+``word >= threshold(0.5)`` of ``deploykit.masks``, eight to a byte, for as long as a test reads: ``units`` in the
+order of a mask in memory (unit after unit of one row, then the next), ``rows`` across it (row after row of one unit,
+then the next unit). ``philox`` is numpy's generator: what a good one gets from the same battery.
+
+``python -m benchmarks.dieharder [STREAM ...]`` runs some streams only and keeps the results of the others.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.common import RESULTS, save
+from deploykit.masks import row_keys, threshold, unit_keys, words
+
+SIDE = 1024
+"""Rows and units of a table. Rows are 32 samples in 32 draws; the next table has the next samples and the next site."""
+
+SAMPLES = 32
+KEPT = threshold(0.5)
+
+
+def tables() -> Iterator[NDArray[np.bool_]]:
+    """Whether a unit is kept: (rows, units), table after table, no counter twice within 2^31 tables."""
+    table = 0
+    while True:
+        rows = row_keys(0, np.arange(SAMPLES) + table * SAMPLES, np.arange(SIDE // SAMPLES)).reshape(SIDE, 2)
+        yield words(rows, unit_keys(table % 100, np.arange(SIDE))) >= KEPT
+        table += 1
+
+
+def units() -> Iterator[bytes]:
+    return (np.packbits(table).tobytes() for table in tables())
+
+
+def rows() -> Iterator[bytes]:
+    return (np.packbits(np.ascontiguousarray(table.T)).tobytes() for table in tables())
+
+
+def philox() -> Iterator[bytes]:
+    generator = np.random.Generator(np.random.Philox(2026))
+    while True:
+        yield generator.bytes(SIDE * SIDE // 8)
+
+
+STREAMS: dict[str, Callable[[], Iterator[bytes]]] = {"units": units, "rows": rows, "philox": philox}
+
+
+def battery(stream: Iterator[bytes]) -> dict[str, Any]:
+    """Run the battery on a stream of bytes; the verdicts are dieharder's own (weak: p < 0.005, failed: p < 1e-6)."""
+    command = [
+        "dieharder",
+        "-a",
+        "-g",
+        "200",
+        "-D",
+        "test_name",
+        "-D",
+        "ntuple",
+        "-D",
+        "pvalues",
+        "-D",
+        "assessment",
+        "-c",
+        ",",
+    ]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=False) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        sent = 0
+        with suppress(BrokenPipeError):
+            for block in stream:
+                process.stdin.write(block)
+                sent += len(block)
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        lines = process.stdout.read().decode().splitlines()
+    results = [result(line) for line in lines if line.count(",") == 3]
+    verdicts = [each["verdict"] for each in results]
+    return {
+        "bytes": sent,
+        "results": len(results),
+        **{verdict.lower(): verdicts.count(verdict) for verdict in ("PASSED", "WEAK", "FAILED")},
+        "tests": results,
+    }
+
+
+def result(line: str) -> dict[str, Any]:
+    name, size, value, verdict = (part.strip() for part in line.split(","))
+    return {"test": name, "ntuple": int(size), "p_value": float(value), "verdict": verdict}
+
+
+def main(names: list[str]) -> None:
+    file = RESULTS / "dieharder.json"
+    known = json.loads(file.read_text())["streams"] if file.exists() else {}
+    found = {name: battery(STREAMS[name]()) for name in names or STREAMS}
+    save("dieharder", streams=known | found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
