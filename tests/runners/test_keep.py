@@ -94,3 +94,23 @@ def test_text_goes_to_a_writer_that_takes_it(
     parts = sorted((tmp_path / "run" / "parts").iterdir())
     names = [name for part in parts for name in part.read_text().splitlines()]
     assert names == [f"row {row}" for row in range(ROWS)]
+
+
+def test_what_is_kept_stays_with_its_row_where_others_are_left_out(
+    tmp_path: Path, artifact_paths: dict[str, Path]
+) -> None:
+    values = VALUES.copy()
+    values[[0, 3, 65, 699], 1] = np.nan
+    names = [f"row {row}" for row in range(ROWS)]
+    columns = {f"f{number}": values[:, number] for number in range(4)}
+    pq.write_table(pa.table({"name": names, **columns}), tmp_path / "rows.parquet", row_group_size=100)
+    result = deploykit.run(
+        artifact_paths["plain"], tmp_path / "rows.parquet", tmp_path / "run", columns={"x": ["f*"]}, keep=["name"],
+        writer="parquet", batch_size=64, runner="onnx", devices="cpu", on_error="skip",
+    )  # fmt: skip
+    assert result.failed_rows == 4
+    found = pq.read_table(deploykit.merge(tmp_path / "run", tmp_path / "all.parquet"))
+    left = [row for row in range(ROWS) if row not in (0, 3, 65, 699)]
+    assert found["sample_id"].to_pylist() == left
+    assert found["name"].to_pylist() == [names[row] for row in left]
+    deploykit.verify(tmp_path / "run")

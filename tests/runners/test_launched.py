@@ -413,3 +413,40 @@ def test_a_torch_rank_that_never_comes_is_said(
     with pytest.raises(RunError, match="2 ranks did not meet within 2 s") as caught:
         run(artifact_paths["mc"], SLOW, tmp_path / "r", runner="torch")
     assert not isinstance(caught.value, IncompleteRunError)
+
+
+def test_jobs_of_an_array_leave_failing_rows_out(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faulty = f"{Path(__file__).parent / 'faultydata.py'}:make"
+    monkeypatch.setenv("BAD_NAN", "5,17,33")
+    found = []
+    for rank in range(2):
+        for name, value in indexed_job(rank, 2).items():
+            monkeypatch.setenv(name, value)
+        found.append(
+            run(
+                artifact_paths["plain"],
+                faulty,
+                tmp_path / "r",
+                batch_size=8,
+                shard_rows=16,
+                on_error="skip",
+                engine="array",
+            )  # fmt: skip
+        )
+    assert found[0].missing_shards > 0
+    assert (found[1].missing_shards, found[1].failed_rows) == (0, 3)
+    assert json.loads((tmp_path / "r" / "report.json").read_text())["failed_rows"] == 3
+    assert len((tmp_path / "r" / "failed.jsonl").read_text().splitlines()) == 3
+    assert len(verify_run(tmp_path / "r").failed) == 3
+
+
+def test_each_rank_of_a_launcher_would_find_another_batch_size(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in indexed_job(0, 2).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="batch size auto"):
+        run(artifact_paths["plain"], SLOW, tmp_path / "r", batch_size="auto", engine="array")
+    assert not (tmp_path / "r").exists()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.commit import Commit
-from deploykit.errors import ArtifactError, DataError, RunError, UnknownNameError
+from deploykit.errors import ArtifactError, DataError, RunError, UnknownNameError, UsageError
 from deploykit.merging import merge_run
 from deploykit.plan import Plan, Shard, remaining
 from deploykit.rundir import RunDirectory
@@ -248,3 +248,9 @@ def test_the_directory_of_an_older_deploykit_is_the_same_job(artifact_paths: dic
     path.write_text(json.dumps(data))
     assert RunDirectory.open(tmp_path / "r").job.on_error == "fail"
     assert run(artifact_paths["plain"], FAULTY, tmp_path / "r", **options).computed_rows == 0
+
+
+def test_strided_files_and_skipped_rows_are_refused_together(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"on error 'skip'.*strided"):
+        run(artifact_paths["plain"], FAULTY, tmp_path / "r", **OPTIONS, layout="strided", write_interval="epoch")
+    assert not (tmp_path / "r").exists()
