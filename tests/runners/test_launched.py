@@ -433,7 +433,7 @@ def test_jobs_of_an_array_leave_failing_rows_out(
                 shard_rows=16,
                 on_error="skip",
                 engine="array",
-            )  # fmt: skip
+            )
         )
     assert found[0].missing_shards > 0
     assert (found[1].missing_shards, found[1].failed_rows) == (0, 3)
