@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from tests.exporters import models, noisy
+from tests.exporters import models, noisy, test_sequential
 from tests.exporters.test_once_only import Chained, Documented, DropBefore, Loop, Nested, Sized, TwoSites
 from tests.exporters.test_per_draw import WEIGHTS, Model
 
@@ -90,6 +90,28 @@ LOOPS: dict[str, Callable[[], nn.Module]] = {
     "passes that go on from each other": Chained,
     "passes that reshape by the batch size": Sized,
 }
+
+
+class OneByOne(test_sequential.Model):
+    """A construct that cannot run with all draws together."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.construct = test_sequential.CONSTRUCTS[name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.construct(self, torch.stack([self.first(x), self.first(x * 2), self.first(-x)], 1))
+
+
+ONE_BY_ONE = {
+    "a weight of a convolution": ("convolution_weight", True),
+    "a weight of a layer norm": ("norm_weight", True),
+    "a weight of a recurrent network": ("recurrent_weight", True),
+    "the sum of a dropped constant": ("summed_embedding", True),
+    "channels before the batch": ("channels_before_the_batch", True),
+    "one token of each row, chosen by its number": ("one_token", False),
+}
+"""What is shown -> the construct, and whether all rows of a draw share its mask."""
 
 
 def _weights(layer: Any, x: Tensor) -> Tensor:
@@ -188,6 +210,9 @@ def _all() -> Iterator[Construct]:
         name="the example of Lightning's documentation", group="Loops of your own", build=Documented,
         input="batch:float32[batch,6]", method="predict_step",
     )  # fmt: skip
+    for name, (key, shared) in ONE_BY_ONE.items():
+        made = lambda key=key: OneByOne(key)  # type: ignore[misc]  # noqa: E731
+        yield Construct(name=name, group="One draw at a time", build=made, shared=shared)
 
 
 CONSTRUCTS = {construct.name: construct for construct in _all()}
