@@ -44,13 +44,24 @@ def check_rows_apart(
         before = reference.draw(arrays, sample_ids=ids, seed=1, draw=0)
         swapped = reference.draw(other, sample_ids=ids, seed=1, draw=0)
         apart = reference.draw(alone, sample_ids=ids[_ALONE], seed=1, draw=0)
+    _refuse_rowless(reference, before)
     limit = default_tolerance(inputs.specs[0].dtype)
-    changed = _changed({name: value[1:] for name, value in swapped.items()}, before, slice(1, None), limit)
+    others = {name: value[1:] for name, value in swapped.items() if value.ndim}
+    changed = _changed(others, before, slice(1, None), limit)
     if changed:
         raise ExportError(_text(changed, "another row of the batch does", _beginning(plan, example)))
-    changed = _changed(apart, before, _ALONE, limit)
+    changed = _changed({name: value for name, value in apart.items() if value.ndim}, before, _ALONE, limit)
     if changed:
         raise ExportError(_text(changed, "it stands in a smaller batch or in another place of it", None))
+
+
+def _refuse_rowless(reference: Reference, found: Arrays) -> None:
+    for name in sorted(reference.drawn):
+        if not found[name].ndim:
+            raise ExportError(
+                f"output {name!r}: is a single number and depends on a dropout, so the rows of a batch would influence "
+                f"each other; leave it out with --task {name}=none"
+            )
 
 
 def _changed(got: Arrays, before: Arrays, rows: slice, limit: float) -> str | None:
@@ -58,7 +69,7 @@ def _changed(got: Arrays, before: Arrays, rows: slice, limit: float) -> str | No
     for name, value in got.items():
         if value.shape != before[name][rows].shape:
             return name
-    worst = worst_of(dict.fromkeys(got, "value"), got, {name: value[rows] for name, value in before.items()})
+    worst = worst_of(dict.fromkeys(got, "value"), got, {name: before[name][rows] for name in got})
     far = [each for each in worst if not each.error <= limit]
     return max(far, key=lambda each: each.error).output if far else None
 

@@ -177,11 +177,7 @@ def _checked(
     engine: Engine,
 ) -> Setting:
     """Everything that can be refused is refused here, before anything is written."""
-    if options["batch-size"] == "auto" and not engine.finds_batch_size:
-        raise UsageError(
-            "batch size auto: each rank of a launcher would find another one; find it once with --engine local on a "
-            "few rows, and give that number"
-        )
+    _refuse_probing(options["batch-size"], engine)
     artifact = stack.enter_context(Artifact.open(artifact_path))
     runner = choose_runner(artifact, options["runner"])
     devices = engine.devices(options["devices"], runner)
@@ -212,18 +208,18 @@ def _checked(
         columns=options["map"],
     )
     return Setting(
-        artifact=artifact,
-        source=source,
-        writing=writing,
-        runner=runner,
-        runner_name=options["runner"],
-        devices=devices,
-        threads=options["threads"],
-        job=job,
-        began_s=began,
-        resume=_resume_command(artifact_path, data, out, options),
-        notes=notes,
-    )
+        artifact=artifact, source=source, writing=writing, runner=runner, runner_name=options["runner"],
+        devices=devices, threads=options["threads"], job=job, began_s=began,
+        resume=_resume_command(artifact_path, data, out, options), notes=notes,
+    )  # fmt: skip
+
+
+def _refuse_probing(batch_size: int | str, engine: Engine) -> None:
+    if batch_size == "auto" and not engine.finds_batch_size:
+        raise UsageError(
+            "batch size auto: each rank of a launcher would find another one; find it once with --engine local on a "
+            "few rows, and give that number"
+        )
 
 
 def _plan(

@@ -211,7 +211,7 @@ def _changed(array: Array, cast: Array) -> Any:
     if cast.dtype.kind == "f":
         changed |= ~np.isfinite(cast)
         if array.dtype.itemsize == 8:
-            changed |= np.abs(cast.astype(np.float64)) >= float(np.iinfo(array.dtype).max)
+            changed |= cast.astype(np.float64) >= float(np.iinfo(array.dtype).max)
     elif array.dtype.kind == "u" and cast.dtype.kind == "i":
         changed |= cast < 0
     elif array.dtype.kind == "i" and cast.dtype.kind == "u":

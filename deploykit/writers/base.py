@@ -14,7 +14,7 @@ from deploykit.tensors import DTYPES, TEXT, TensorSpec
 
 __all__ = [
     "NUMBERS", "SAMPLE_ID", "TEXT", "Arrays", "Batch", "Writer",
-    "checked", "empty_rows", "grouped", "of_one_shape", "rebatch", "texts_of",
+    "checked", "empty_rows", "grouped", "joined", "of_one_shape", "rebatch", "texts_of",
 ]  # fmt: skip
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -202,14 +202,15 @@ def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 
 def _joined_alike(batches: list[Batch]) -> Iterator[Batch]:
     for _, alike in groupby(batches, _row_shapes):
-        yield _joined(list(alike))
+        yield joined(list(alike))
 
 
 def _row_shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
     return {name: array.shape[1:] for name, array in batch.outputs.items()}
 
 
-def _joined(batches: list[Batch]) -> Batch:
+def joined(batches: list[Batch]) -> Batch:
+    """The rows of several batches as one."""
     if len(batches) == 1:
         return batches[0]
     return Batch(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from deploykit.tensors import TensorSpec
-from deploykit.writers.base import SAMPLE_ID, TEXT, Batch, Writer, empty_rows, of_one_shape, rebatch, texts_of
+from deploykit.writers.base import SAMPLE_ID, TEXT, Batch, Writer, empty_rows, grouped, joined, of_one_shape, texts_of
 
 __all__ = ["ZarrWriter"]
 
@@ -41,7 +41,7 @@ class ZarrWriter(Writer):
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             group = _Group(archive, self.outputs, rows, chunk, first)
             start = 0
-            for batch in rebatch(chain([first], batches), chunk):
+            for batch in map(joined, grouped(chain([first], batches), chunk)):
                 group.write(start, batch)
                 start += len(batch)
 

@@ -67,7 +67,7 @@ def test_what_is_kept_and_mapped_makes_the_job(tmp_path: Path, artifact_paths: d
 
 
 def test_text_and_names_that_cannot_be_kept(tmp_path: Path, artifact_paths: dict[str, Path], data: Path) -> None:
-    with pytest.raises(UsageError, match=r"writer npy: .*name \(--keep\) is text; use --writer parquet"):
+    with pytest.raises(UsageError, match=r"writer 'npy': cannot hold name:string.*use --writer .*parquet"):
         deploykit.run(artifact_paths["plain"], data, tmp_path / "run", columns={"x": ["f*"]}, keep=["name"])
     for name in ("logits", "sample_id"):
         with pytest.raises(UsageError, match=f"keep {name}: the predictions have that name"):

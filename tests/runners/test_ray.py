@@ -233,7 +233,7 @@ def test_the_command_says_its_own_words_alone_and_ctrl_c_leaves_a_directory_to_r
     with started() as process:
         told, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert [line.split(":")[0].split()[-1] for line in told.splitlines()] == [str(out), "next"]
+    assert [line.split(":")[0].split()[0] for line in told.splitlines()] == [str(out), "time", "next"]
     assert all("rows" in line for line in err.splitlines()), err
     assert parts(out) == whole
 
@@ -249,7 +249,7 @@ def test_a_cluster_is_made_and_ended_where_there_is_none(artifact_paths: dict[st
         cwd=tmp_path, env=environment, text=True, capture_output=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 2, done.stdout
+    assert len(done.stdout.splitlines()) == 3, done.stdout
     assert all("rows" in line for line in done.stderr.splitlines()), done.stderr
     assert verify_run(tmp_path / "r").ok
 

@@ -197,7 +197,7 @@ def test_only_into_a_new_directory(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not empty; name a new directory"):
         predict([RunWriter(tmp_path / "run")], DataLoader(Rows(3)))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    with pytest.raises(UnknownNameError, match="known are npy"):
+    with pytest.raises(UnknownNameError, match="known are arrow"):
         RunWriter(tmp_path / "new", writer="xml")
 
 
