@@ -87,11 +87,11 @@ CASES: Mapping[str, Case] = {
         kit_rows=4_000, lightning_batches=(16, 64, 256), kit_batches=(2, 4, 8), over_lightning=12, over_floor=1.3,
     ),
     "mlp": Case(
-        build=_mlp, input="x:float32[batch,64]", shape=(64,), lightning_rows=40_000, kit_rows=100_000,
-        lightning_batches=(64, 256, 1024), kit_batches=(4, 8, 16), over_lightning=5, over_floor=1.8,
+        build=_mlp, input="x:float32[batch,64]", shape=(64,), lightning_rows=40_000, kit_rows=300_000,
+        lightning_batches=(64, 256, 1024), kit_batches=(8, 16, 256), over_lightning=5, over_floor=1.8,
     ),
     "encoder": Case(
-        build=Encoder, input="ids:int64[batch,64]", shape=(64,), integers=1000, lightning_rows=32, kit_rows=48,
+        build=Encoder, input="ids:int64[batch,64]", shape=(64,), integers=1000, lightning_rows=32, kit_rows=128,
         lightning_batches=(1, 4, 16), kit_batches=(1, 2), over_lightning=1.5, over_floor=1.3,
     ),
 }  # fmt: skip

@@ -15,6 +15,7 @@ BEGIN, END = "<!-- benchmarks: written by benchmarks/summary.py -->", "<!-- end 
 
 def summary() -> str:
     startup, throughput, memory, digits = (_load(name) for name in ("startup", "throughput", "memory", "digits"))
+    speed = _load("mc_speed")
     onnx = next(case for case in memory["cases"] if case["runner"] == "onnx")
     click = f"import click: {_s(startup['help_floor_click_s'])}"
     rows = [
@@ -31,6 +32,7 @@ def summary() -> str:
             f"{onnx['peak_bytes_small'] / 1e6:.0f} and {onnx['peak_bytes_large'] / 1e6:.0f} MB",
             f"ratio {onnx['large_over_small']:.2f}",
         ),
+        *(_monte_carlo(case, speed["draws"]) for case in speed["cases"]),
     ]
     lines = ["| what | measured | beside it |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
     return "\n".join(lines) + "\n\n" + _quality(digits["summary"], len(digits["cases"]))
@@ -48,6 +50,25 @@ def _throughput(case: dict[str, Any], rows: int) -> tuple[str, str, str]:
         f"{whole:.2f}",
         f"{reported:.2f} without the start of Python and its imports; the loop takes "
         f"{case['bare_loop_ms_per_batch']:.1f} ms per batch, {_s(case['bare_loop_s'])} in all",
+    )
+
+
+MODELS = {
+    "output_dropout": "the example of Lightning's documentation, dropout on a small convnet's output",
+    "convnet_head": "a small convnet with dropout in its head",
+    "mlp": "MLP 64-256-256-10 with dropout 0.5",
+    "encoder": "a 4-layer transformer encoder, 64 tokens, dropout everywhere",
+}
+
+
+def _monte_carlo(case: dict[str, Any], draws: int) -> tuple[str, str, str]:
+    floor = case.get("against_floor")
+    beside = "" if floor is None else f"{floor['masked_over_floor']['median']:.2f} times the graph without masks"
+    return (
+        f"rows per second with {draws} draws over Lightning's `Trainer.predict` with that loop, both on two cores: "
+        f"{MODELS[case['case']]}",
+        f"{case['against_lightning']['kit_over_lightning']['median']:.1f}",
+        beside,
     )
 
 
