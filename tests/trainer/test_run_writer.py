@@ -244,6 +244,10 @@ for rows, folder, padded in json.loads(sys.argv[1]):
     rank = int(os.environ["RANK"])
     sampler = DistributedSampler(data, num_replicas=2, rank=rank, shuffle=False) if padded else None
     predict([RunWriter(folder)], DataLoader(data, batch_size=2, sampler=sampler), **options)
+# As in ddp.py: gloo's threads now and then abort the interpreter on its way out.
+dist.barrier()
+sys.stdout.flush()
+os._exit(0)
 """
 
 
