@@ -31,11 +31,12 @@ def open_data(
     """
     _refuse_clash(options["keep"], [spec.name for spec in predicted])
     # Opening the data may take long; a writer that cannot be used at all is refused first.
-    choose_writing(options, predicted, ranks)
+    writing = choose_writing(options, predicted, ranks)
     source = open_source(data, artifact.manifest.inputs, reading=_reading(artifact, options))
     stack.callback(source.close)
-    outputs = (*predicted, *getattr(source, "kept", ()))
-    return source, choose_writing(options, outputs, ranks)
+    kept = tuple(getattr(source, "kept", ()))
+    # Chosen once where it can be: a Lightning writer is the user's own class, made on the way.
+    return source, choose_writing(options, (*predicted, *kept), ranks) if kept else writing
 
 
 def _reading(artifact: Artifact, options: Mapping[str, Any]) -> Reading:

@@ -15,7 +15,7 @@ class ParquetWriter(Writer):
     """A column for each output: a scalar as such, a vector or more as list; row groups of at most 65,536 rows.
 
     Floats are stored plain: predictions hardly ever repeat, so that a dictionary takes four times as long and makes the
-    file larger, and zstd takes half as long again for a tenth of the size (``benchmarks/writers.py``). Integers are
+    file larger, and zstd takes a third longer for a tenth of the size (``benchmarks/writers.py``). Integers are
     stored as differences, which takes no time and leaves nearly nothing of the sample ids; text gets a dictionary.
     """
 
