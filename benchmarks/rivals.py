@@ -4,8 +4,8 @@
 * Lightning's ``Trainer.predict`` with two ranks (ddp, gloo) and a writer that saves after every batch;
 * Ray Data ``map_batches`` with one ONNX Runtime session for each of two actors, writing Parquet.
 
-All read rows of 64 float32 from one ``.npy`` file (mapped, or for Ray in blocks from memory) and run the MLP
-64-256-256-10; each is a whole process, timed from its start to its exit, and they take turns.
+All read rows of 64 float32 from one ``.npy`` file (mapped, or for Ray as tensors of 65,536 rows, without ids) and run
+the MLP 64-256-256-10; each is a whole process, timed from its start to its exit, and they take turns.
 """
 
 import shutil
@@ -56,25 +56,18 @@ ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_
 ray.data.DataContext.get_current().enable_progress_bars = False
 
 class Model:
-    def __init__(self):
+    def __init__(self, path):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     def __call__(self, batch):
-        rows = numpy.stack(batch["x"]).astype(numpy.float32, copy=False)
-        return {{"id": batch["id"], "output": self.session.run(None, {{"input": rows}})[0]}}
-
-import pyarrow as pa
-
-def table(start):
-    part = numpy.array(rows[start:start + 65536])
-    values = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), 64)
-    return pa.table({{"id": numpy.arange(start, start + len(part)), "x": values}})
+        return {{"output": self.session.run(None, {{"input": batch["data"]}})[0]}}
 
 rows = numpy.load(sys.argv[1], mmap_mode="r")
-tables = [table(start) for start in range(0, len(rows), 65536)]
-data = ray.data.from_arrow(tables)
-data.map_batches(Model, batch_size={BATCH}, compute=ray.data.ActorPoolStrategy(size=2)).write_parquet("out")
+data = ray.data.from_numpy([numpy.array(rows[start:start + 65536]) for start in range(0, len(rows), 65536)])
+actors = ray.data.ActorPoolStrategy(size=2)
+found = data.map_batches(Model, batch_size={BATCH}, compute=actors, fn_constructor_args=[sys.argv[2]])
+found.write_parquet("out")
 """
 
 
