@@ -43,8 +43,9 @@ def row_keys(seed: Tensor, sample_ids: Tensor, draws: Tensor, *, shared: bool) -
     start = seed * _signed(masks.SEED) + _signed(masks.ROW_START)
     ids = torch.zeros_like(sample_ids) if shared else sample_ids
     counter = (start + ids * _signed(masks.SAMPLE)).unsqueeze(0) + (draws * _signed(masks.DRAW)).unsqueeze(1)
-    first, second = _scramble(counter.reshape(-1, 1))
-    return first, second
+    # In one dimension until the end: ONNX Runtime calls its kernels once for each row of a column.
+    first, second = _scramble(counter.reshape(-1))
+    return first.unsqueeze(1), second.unsqueeze(1)
 
 
 def unit_keys(site: int, units: int, device: torch.device) -> Keys:

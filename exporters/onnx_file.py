@@ -16,6 +16,7 @@ import numpy as np
 from deploykit.errors import ExportError, MissingExtraError
 from exporters.capture import Captured, own_name, quiet
 from exporters.mask_ops import SHIFT_RIGHT
+from exporters.onnx_activations import gelu, mean_slope
 from exporters.onnx_attention import attention
 from exporters.onnx_recurrence import recurrent_translations
 from exporters.recurrence import dynamic_steps
@@ -104,7 +105,8 @@ def _translations() -> dict[Any, Any]:
     return {
         SHIFT_RIGHT: _shift_right(),
         plain_attention: attention,
-        torch.ops.aten.rrelu_with_noise_functional.default: _mean_slope(),
+        torch.ops.aten.gelu.default: gelu,
+        torch.ops.aten.rrelu_with_noise_functional.default: mean_slope,
         **recurrent_translations(),
     }
 
@@ -116,16 +118,6 @@ def _shift_right() -> Any:
         return op.Div(value, op.Constant(value_int=2**bits))
 
     return shift_right
-
-
-def _mean_slope() -> Any:
-    """Randomised ReLU that is off, which torch's exporter does not know; one that is on is a site."""
-    from onnxscript import opset18 as op
-
-    def rrelu(value: Any, noise: Any, lower: float = 1 / 8, upper: float = 1 / 3, **_: Any) -> Any:
-        return op.LeakyRelu(value, alpha=(lower + upper) / 2), noise
-
-    return rrelu
 
 
 def _reason(error: BaseException) -> str:
