@@ -29,6 +29,7 @@ def export_floor(case: Case, path: Path) -> Path:
     # The values still arrive tiled at the places of the masks, so that all rows of all draws are computed after them.
     with (
         mock.patch("exporters.tiling.TiledRun._kept", return_value=None),
+        mock.patch("exporters.tiling.find_wide", return_value={}),
         mock.patch("exporters.tiling.TiledRun._first_product", lambda run, group, node: run._on_rows(node, len(group))),
         mock.patch("exporters.kinds.apply_mask", lambda values, *_: values),
         # Without its masks it differs from the module, for which it would be given the form of one draw at a time.

@@ -80,15 +80,15 @@ class Case:
 CASES: Mapping[str, Case] = {
     "output_dropout": Case(
         build=OutputDropout, input="image:float32[batch,1,28,28]", shape=(1, 28, 28), lightning_rows=512,
-        kit_rows=40_000, lightning_batches=(16, 64, 256), kit_batches=(16, 64), over_lightning=140,
+        kit_rows=120_000, lightning_batches=(16, 64, 256), kit_batches=(16, 64, 256), over_lightning=140,
     ),
     "convnet_head": Case(
         build=lambda: _convnet(0.25, 0.5), input="image:float32[batch,1,28,28]", shape=(1, 28, 28), lightning_rows=512,
-        kit_rows=4_000, lightning_batches=(16, 64, 256), kit_batches=(2, 4, 8), over_lightning=12, over_floor=1.3,
+        kit_rows=12_000, lightning_batches=(16, 64, 256), kit_batches=(4, 8, 256), over_lightning=12, over_floor=1.3,
     ),
     "mlp": Case(
-        build=_mlp, input="x:float32[batch,64]", shape=(64,), lightning_rows=40_000, kit_rows=300_000,
-        lightning_batches=(64, 256, 1024), kit_batches=(8, 16, 256), over_lightning=5, over_floor=1.8,
+        build=_mlp, input="x:float32[batch,64]", shape=(64,), lightning_rows=40_000, kit_rows=600_000,
+        lightning_batches=(64, 256, 1024), kit_batches=(8, 16, 256, 1024), over_lightning=5, over_floor=1.8,
     ),
     "encoder": Case(
         build=Encoder, input="ids:int64[batch,64]", shape=(64,), integers=1000, lightning_rows=32, kit_rows=128,

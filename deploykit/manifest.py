@@ -85,7 +85,8 @@ class MonteCarlo:
     """The Monte Carlo section: what is drawn, how often, and what is computed once.
 
     ``nodes_once`` of ``nodes_total`` graph operations run once per batch; the rest run for every draw. ``row_bytes`` is
-    the memory of one row's activations in one draw, None where it is not known. ``form`` tells whether the draws run
+    the memory of one row's activations in one draw, None where it is not known. ``once_over_draw`` is the arithmetic
+    that runs once per batch over that of one draw, None where it is not known. ``form`` tells whether the draws run
     together along the batch or one after the other, and ``form_reason`` why not together.
     """
 
@@ -97,6 +98,7 @@ class MonteCarlo:
     nodes_once: int
     nodes_total: int
     row_bytes: int | None = None
+    once_over_draw: float | None = None
     form: Literal["batched", "sequential"] = "batched"
     form_reason: str | None = None
 

@@ -11,7 +11,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from deploykit import masks
 
-__all__ = ["SHIFT_RIGHT", "Keys", "apply_mask", "keep", "row_keys", "unit_keys", "words"]
+__all__ = ["SHIFT_RIGHT", "Keys", "apply_mask", "is_wide", "keep", "pieces", "row_keys", "unit_keys", "words"]
 
 
 @torch.library.custom_op("deploykit::shift_right", mutates_args=())
@@ -34,7 +34,7 @@ Keys = tuple[Tensor, Tensor]
 _CONSTANT_UNITS = 1 << 17
 # Above this the keys are computed where the file runs: as constants they take 8 bytes for each unit of a site.
 
-_PIECE_UNITS, _MOST_PIECES = 2048, 8
+_PIECE_UNITS, _MOST_PIECES = 1024, 16
 # 50 rows of 2,048 words take 400 kB. A GPU starts a kernel for each step of each piece, so there are not many.
 
 
@@ -78,18 +78,23 @@ def words(rows: Keys, units: Keys) -> Tensor:
 
 def keep(rows: Keys, units: Keys, p: float) -> Tensor:
     """Which units are kept: (T*B, U) bool. For p = 1 one of 2**32 words is kept, and ``apply_mask`` drops it too."""
-    pieces = [words(rows, piece) >= masks.threshold(p) for piece in _pieces(units)]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+    found = [words(rows, piece) >= masks.threshold(p) for piece in pieces(units)]
+    return found[0] if len(found) == 1 else torch.cat(found, -1)
 
 
-def _pieces(units: Keys) -> list[Keys]:
+def pieces(units: Keys) -> list[Keys]:
     """Units of a fixed number in pieces, so that the words of one piece stay in the cache while they are used."""
     count = units[0].shape[-1]
-    if not is_concrete_int(count) or int(count) <= _PIECE_UNITS:
+    if not is_concrete_int(count) or not is_wide(int(count)):
         return [units]
     size = max(_PIECE_UNITS, -(-int(count) // _MOST_PIECES))
     first, second = (torch.split(words_of_units, size, -1) for words_of_units in units)
     return list(zip(first, second, strict=True))
+
+
+def is_wide(units: int) -> bool:
+    """Whether so many units come in several pieces."""
+    return units > _PIECE_UNITS
 
 
 def apply_mask(values: Tensor, kept: Tensor, p: float) -> Tensor:

@@ -31,6 +31,7 @@ from exporters.sites import Draw, find_draws
 from exporters.tasks import OutputTask, TaskRequest
 from exporters.torchscript import Controls
 from exporters.trainmodes import Training, close, drawing_in_training, makers_of_noise, matching, only, rows_apart
+from exporters.work import once_over_draw
 
 __all__ = ["DrawOptions", "Subject", "prepare"]
 
@@ -256,6 +257,7 @@ def _monte_carlo(
         draws=options.draws or 1, mask_mode=options.mode, mask_algorithm=masks.ALGORITHM, seed=options.seed,
         sites=tuple(placed.site for placed in plan.sites), nodes_once=plan.nodes_once, nodes_total=plan.nodes_total,
         row_bytes=row_bytes(captured, inputs.batch_name, inputs.default_sizes()),
+        once_over_draw=once_over_draw(make(drawn_graph.form), example, ids, torch.tensor(options.seed)),
         form=drawn_graph.form, form_reason=drawn_graph.reason,
     )  # fmt: skip
     return Subject(

@@ -24,6 +24,7 @@ from exporters.noise_ops import sample
 from exporters.perdraw import NotBatchedError, call_per_draw
 from exporters.reach import written
 from exporters.sites import arguments, module_of
+from exporters.wide import find_wide, linear_of_dropped
 
 __all__ = ["TiledRun", "call_node", "constant_of", "shape_of"]
 
@@ -48,6 +49,8 @@ class TiledRun:
         self.plan, self.batch, self.draws, self.keys, self.draw_keys = plan, batch, draws, keys, draw_keys
         self.once: dict[fx.Node, Any] = {}
         self.per_draw: dict[fx.Node, Tensor] = {}
+        self._wide = find_wide(plan)
+        self._left_out = frozenset[fx.Node]().union(*(between for _, between in self._wide.values()))
         self.tiled: dict[tuple[fx.Node, int], Any] = {}
         feed = iter(inputs)
         for node in plan.captured.graph.nodes:
@@ -72,6 +75,10 @@ class TiledRun:
         group = self.plan.passes.get(node, (node,))
         if node not in self.plan.reached:
             self.once[node] = call_node(node, self.once.__getitem__)
+        elif node in self._wide:
+            self.tiled[node, 1] = self._linear_of_dropped(node, self._wide[node][0])
+        elif node in self._left_out:
+            pass  # A part of the linear layer behind it.
         elif node in self.plan.no_row:
             is_site = node in self.plan.sites_of
             self.per_draw[node] = self._site_of_no_row(node) if is_site else self._for_each_draw(node)
@@ -190,6 +197,15 @@ class TiledRun:
         mask = self._kept(sites, shape).reshape(copies, -1).to(values.dtype)
         scaled: Tensor = values * masks.scale(cast(float, sites[0].site.p))
         return (mask * scaled.reshape(1, -1)).reshape(shape)
+
+    def _linear_of_dropped(self, node: fx.Node, placed: Placed) -> Tensor:
+        """A linear layer with the dropout in front of it, of values that are the same in every draw."""
+        weight, bias = (arguments(node).get(name) for name in ("weight", "bias"))
+        values = self.once[placed.node.all_input_nodes[0]].flatten(1)
+        return linear_of_dropped(
+            values, self.keys, placed, self.once[cast(fx.Node, weight)],
+            None if bias is None else self.once[bias], draws=self.draws,
+        )  # fmt: skip
 
     def _kept(self, placed: Sequence[Placed], shape: Sequence[int]) -> Tensor:
         """What a site draws, or the sites of all passes, in a shape that the operation can use."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit.passes import DRAWS_USED, Passes, rows_per_call
+from deploykit.passes import DRAWS_USED, Passes, in_cache, rows_per_call
 from deploykit.pieces import Pieces
 from runners.base import Arrays, Runner
 
@@ -35,6 +35,8 @@ def predict_in_passes(
         return runner.predict(inputs, sample_ids=sample_ids, seed=seed, first_draw=first_draw, draws=draws)
     calls = _Calls(runner, inputs, sample_ids, seed)
     total = section.draws if draws is None else draws
+    if runner.device.kind == "cpu":
+        passes = in_cache(passes, runner.artifact.manifest, total)
     sizes = passes.pieces(total)
     if len(sizes) == 1 and passes.draws_until is None:
         return calls.predict(np.arange(len(sample_ids)), first_draw, total)

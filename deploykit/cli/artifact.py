@@ -7,7 +7,7 @@ import click
 
 from deploykit.artifact import Artifact
 from deploykit.cli.text import size, table
-from deploykit.manifest import Manifest, OutputSpec, Site
+from deploykit.manifest import Manifest, MonteCarlo, OutputSpec, Site
 
 __all__ = ["inspect", "pack"]
 
@@ -107,10 +107,16 @@ def _monte_carlo(manifest: Manifest) -> list[str]:
         "",
         f"Monte Carlo dropout: {section.draws} draws, {section.mask_mode} masks (algorithm {section.mask_algorithm}), "
         f"seed {section.seed}; {section.nodes_once} of {section.nodes_total} operations run once per batch, "
+        + _share_once(section)
         + ("the rest for all draws together" if section.form == "batched" else "the rest one draw at a time"),
         *([f"  one draw at a time because of {section.form_reason}"] if section.form_reason else []),
         table(["site", "module", "kind", "p", "mask", "operation"], sites),
     ]
+
+
+def _share_once(section: MonteCarlo) -> str:
+    once = section.once_over_draw
+    return "" if once is None else f"which is {once / (once + section.draws):.0%} of a call's arithmetic, "
 
 
 def _site(site: Site, operations: int, batch: str) -> list[str]:

@@ -45,3 +45,12 @@ def test_another_dynamic_dimension_counts_with_its_size_at_the_export(tmp_path: 
     fixed = row_bytes(module, f"{tmp_path}/a", "x:float32[batch,4,4]")
     free = row_bytes(module, f"{tmp_path}/b", "x:float32[batch,seq,4]")
     assert free == pytest.approx(fixed * DEFAULT_SIZE / 4, rel=0.02)
+
+
+def test_arithmetic_before_the_first_dropout_is_counted_once(tmp_path: object) -> None:
+    section = export_module(
+        Wide(HIDDEN), f"{tmp_path}/a", inputs=["x:float32[batch,4]"], mc_draws=4, formats=["torchscript"]
+    ).manifest.monte_carlo
+    assert section is not None
+    once, draw = 4 * 10 * HIDDEN + 10 * HIDDEN * HIDDEN, HIDDEN * 2
+    assert section.once_over_draw == pytest.approx(once / draw)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deploykit.manifest import OutputSpec
-from deploykit.passes import CACHE_BYTES, DRAWS_USED, Passes
+from deploykit.passes import CACHE_BYTES, DRAWS_USED, PIECE_BYTES, Passes
 from deploykit.statistics import summarize
 from runners.drawing import predict_in_passes
 
@@ -17,13 +17,15 @@ DRAWS = 50
 class Fake:
     """A model whose draw t of row id is noise of the scale that the input gives, and that remembers its calls."""
 
-    def __init__(self, *statistics: str, row_bytes: int | None = None, kind: str = "cpu") -> None:
+    def __init__(
+        self, *statistics: str, row_bytes: int | None = None, once: float | None = None, kind: str = "cpu"
+    ) -> None:
         names = statistics or ("mean", "std")
         outputs = tuple(
             OutputSpec(name=f"y.{name}", dtype="float64", shape=("batch", 2), source="y", statistic=name)  # type: ignore[arg-type]
             for name in names
         )
-        section = SimpleNamespace(draws=DRAWS, row_bytes=row_bytes)
+        section = SimpleNamespace(draws=DRAWS, row_bytes=row_bytes, once_over_draw=once)
         self.artifact = SimpleNamespace(manifest=SimpleNamespace(monte_carlo=section, outputs=outputs))
         self.device = SimpleNamespace(kind=kind)
         self.names = names
@@ -63,6 +65,26 @@ def test_rows_are_cut_to_the_budget_and_nothing_changes() -> None:
     device = Fake(row_bytes=CACHE_BYTES // (4 * DRAWS), kind="cuda")
     call(device, Passes(), inputs)
     assert len(device.calls) == 1, "a graphics processor wants large calls"
+
+
+@pytest.mark.parametrize(
+    ("once", "pieces"),
+    [(0.0, [10] * 5), (0.5, [10] * 5), (1.5, [25] * 2), (5.0, [50]), (None, [50])],
+)
+def test_draws_of_a_row_are_cut_to_the_cache_where_that_repeats_little(once: float | None, pieces: list[int]) -> None:
+    inputs = scales(2)
+    given: Any = {"row_bytes": PIECE_BYTES // 10, "once": once}
+    fake = Fake(**given)
+    found = call(fake, Passes(), inputs)
+    assert [draws for ids, _, draws in fake.calls if 0 in ids] == pieces
+    for name, value in call(Fake(), Passes(), inputs).items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-12, err_msg=name)
+    for other in (Fake(**given, kind="cuda"), Fake("std", **given)):
+        call(other, Passes(), inputs)
+        assert {draws for _, _, draws in other.calls} == {50}, "another device, or what cannot be combined"
+    asked = Fake(**given)
+    call(asked, Passes(draws_per_call=30), inputs)
+    assert {draws for _, _, draws in asked.calls} == {30, 20}, "what the user asked for"
 
 
 def test_draws_in_pieces_give_the_same_statistics() -> None:

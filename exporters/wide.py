@@ -1,0 +1,81 @@
+"""A linear layer behind a dropout of many units, computed a piece of the units at a time.
+
+Behind a convolution a row has thousands of units, and the masks and products of all its draws leave every cache before
+they are used. Here a piece is drawn, multiplied and summed up while it is still there, and the whole never exists.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, fx
+
+from deploykit import masks
+from exporters.drawplan import MonteCarloPlan, Placed
+from exporters.layout import BatchAxis, symbolic_shape
+from exporters.mask_ops import Keys, is_wide, keep, pieces, unit_keys
+
+__all__ = ["Wide", "find_wide", "linear_of_dropped"]
+
+aten = torch.ops.aten
+
+_VIEWS = (aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.default)
+
+Wide = tuple[Placed, frozenset[fx.Node]]
+"""The site, and the nodes from it to the linear layer, which need not run."""
+
+
+def find_wide(plan: MonteCarloPlan) -> Mapping[fx.Node, Wide]:
+    """The linear layers that can be computed so, each with its site."""
+    sites = (placed for placed in plan.sites if _is_wide(plan, placed))
+    chains = ((placed, list(_chain(placed.node))) for placed in sites)
+    return {chain[-1]: (placed, frozenset(chain[:-1])) for placed, chain in chains if _ends_well(plan, chain, placed)}
+
+
+def _is_wide(plan: MonteCarloPlan, placed: Placed) -> bool:
+    """A dropout with its own mask, of values that are the same in every draw."""
+    node = placed.node
+    return (
+        node.target is aten.dropout.default
+        and placed.units is not None
+        and is_wide(placed.units)
+        and node.args[0] not in plan.reached
+        and plan.axes[node] == placed.axis == BatchAxis(dimension=0)
+        and node not in plan.writes_seen
+        and len(plan.passes.get(node, (node,))) == 1
+    )
+
+
+def _chain(node: fx.Node) -> Iterator[fx.Node]:
+    """The node, and what is computed of it as long as that is one view after another; then the node behind them."""
+    yield node
+    while len(node.users) == 1:
+        (node,) = node.users
+        yield node
+        if node.target not in _VIEWS:
+            return
+
+
+def _ends_well(plan: MonteCarloPlan, chain: list[fx.Node], placed: Placed) -> bool:
+    """Whether the last of the chain is a linear layer of rows (batch, units), with a weight of its own."""
+    last = chain[-1]
+    if last.target is not aten.linear.default or last.args[0] is not chain[-2]:
+        return False
+    shape = symbolic_shape(chain[-2])
+    weights = [source for source in last.all_input_nodes if source is not chain[-2]]
+    return len(shape) == 2 and shape[1] == placed.units and not plan.reached & set(weights)
+
+
+def linear_of_dropped(
+    values: Tensor, rows: Keys, placed: Placed, weight: Tensor, bias: Tensor | None, *, draws: int
+) -> Tensor:
+    """``linear(dropout(values))`` for ``values`` (B, U): (T*B, features), draw-major."""
+    p, total, start = float(placed.site.p or 0), values.new_zeros(()) if bias is None else bias, 0
+    scaled = values * masks.scale(p)
+    for piece in pieces(unit_keys(placed.site.index, scaled.shape[1], values.device)):
+        stop = start + piece[0].shape[-1]
+        # Two dimensions only: torch cannot derive the strides of a product of more where their sizes are symbols.
+        mask = keep(rows, piece, p).reshape(draws, -1).to(values.dtype)
+        dropped = (mask * scaled[:, start:stop].reshape(1, -1)).reshape(-1, stop - start)
+        total = torch.addmm(total, dropped, weight[:, start:stop].t())
+        start = stop
+    return total

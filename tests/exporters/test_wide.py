@@ -1,0 +1,93 @@
+"""A linear layer behind a dropout of many units is summed up in pieces, and is what it was."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from exporters.export import ExportResult, export_module
+from exporters.mask_ops import is_wide
+from tests.exporters.test_monte_carlo import SPEC, clients, names_of, oracle
+
+UNITS = 3300
+"""Not a multiple of a piece."""
+
+
+class Head(nn.Module):
+    """The end of a convolutional network: maps of features, dropout, a linear layer."""
+
+    def __init__(self, p: float = 0.3, *, bias: bool = True) -> None:
+        super().__init__()
+        self.body, self.drop = nn.Linear(6, UNITS), nn.Dropout(p)
+        self.head = nn.Linear(UNITS, 4, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.body(x).relu().view(-1, 33, 10, 10)
+        return self.head(self.drop(maps).flatten(1))
+
+
+class Twice(Head):
+    """What is dropped is used once more, so that it must exist."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropped = self.drop(self.body(x))
+        return self.head(dropped) + dropped.mean(-1, keepdim=True)
+
+
+class Drawn(Head):
+    """The values differ between draws already."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(self.body(self.drop(x))))
+
+
+class Apart(Head):
+    """Not the units of a row, but each map, goes through the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(100, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(self.body(x).view(-1, 33, 100))).sum(1)
+
+
+def exported(module: nn.Module, path: Path) -> ExportResult:
+    return export_module(module.eval(), path, inputs=[SPEC], mc_draws=5, keep_draws=True)
+
+
+def products(result: ExportResult) -> int:
+    graph = onnx.load(result.path / "model.onnx").graph
+    return sum(node.op_type in ("Gemm", "MatMul") for node in graph.node)
+
+
+@pytest.mark.parametrize(
+    ("make", "in_pieces"),
+    [
+        (Head, True),
+        (lambda: Head(bias=False), True),
+        (lambda: Head(p=1.0), True),
+        (Twice, False),
+        (Drawn, False),
+        (Apart, False),
+    ],
+    ids=["maps", "no bias", "all dropped", "used twice", "drawn before", "each map"],
+)
+def test_the_sum_of_the_pieces_is_the_layer(make: Callable[[], nn.Module], in_pieces: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    assert is_wide(UNITS)
+    module = make()
+    result = exported(module, tmp_path / "a")
+    assert (products(result) > 2) == in_pieces
+    ids = np.array([3, 2**40, -5], dtype=np.int64)
+    x = np.random.default_rng(1).standard_normal((3, 6)).astype(np.float32)
+    module.train()
+    wanted = oracle(module, x, ids, 9, range(2, 9))
+    for client in clients(result.path, names_of(result)).values():
+        got = client({"x": x}, sample_ids=ids, seed=9, first_draw=2, draws=7)
+        scale = max(1, np.abs(wanted).max())
+        np.testing.assert_allclose(np.swapaxes(got["output.draws"], 0, 1), wanted, rtol=0, atol=1e-5 * scale)
