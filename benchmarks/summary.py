@@ -15,7 +15,7 @@ BEGIN, END = "<!-- benchmarks: written by benchmarks/summary.py -->", "<!-- end 
 
 def summary() -> str:
     startup, throughput, memory, digits = (_load(name) for name in ("startup", "throughput", "memory", "digits"))
-    speed = _load("mc_speed")
+    speed, large = _load("mc_speed"), _load("large")
     onnx = next(case for case in memory["cases"] if case["runner"] == "onnx")
     click = f"import click: {_s(startup['help_floor_click_s'])}"
     rows = [
@@ -32,6 +32,8 @@ def summary() -> str:
             f"{onnx['peak_bytes_small'] / 1e6:.0f} and {onnx['peak_bytes_large'] / 1e6:.0f} MB",
             f"ratio {onnx['large_over_small']:.2f}",
         ),
+        *(_large(case, large["rows"]) for case in large["cases"]),
+        *(_rivals(case) for case in _load("rivals")["cases"]),
         *(_monte_carlo(case, speed["draws"]) for case in speed["cases"]),
     ]
     lines = ["| what | measured | beside it |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
@@ -50,6 +52,27 @@ def _throughput(case: dict[str, Any], rows: int) -> tuple[str, str, str]:
         f"{whole:.2f}",
         f"{reported:.2f} without the start of Python and its imports; the loop takes "
         f"{case['bare_loop_ms_per_batch']:.1f} ms per batch, {_s(case['bare_loop_s'])} in all",
+    )
+
+
+def _large(case: dict[str, Any], rows: int) -> tuple[str, str, str]:
+    return (
+        "rows per second of `deploykit run` on two ranks over those of two bare `session.run` loops with the rows in "
+        f"memory, {rows:,} rows, a small MLP, written as {case['writer']}",
+        f"{case['rows_per_s_over_bare']['median']:.2f}",
+        f"{case['rows_per_s']:,.0f} rows/s; peak memory of a rank {case['peak_bytes'] / 1e6:.0f} MB, with a tenth "
+        f"of the rows {case['peak_bytes_with_a_tenth_of_the_rows'] / 1e6:.0f} MB",
+    )
+
+
+def _rivals(case: dict[str, Any]) -> tuple[str, str, str]:
+    rate = case["rows_per_s"]
+    return (
+        f"rows per second, start-up included, {case['rows']:,} rows through a small MLP on two cores: as npy over "
+        "Lightning's `Trainer.predict` with a writer, and as Parquet over Ray Data `map_batches` with ONNX Runtime",
+        f"{case['npy_over_lightning']['median']:.1f} and {case['parquet_over_ray_data']['median']:.1f}",
+        f"{rate['deploykit_npy']:,.0f} and {rate['lightning']:,.0f}; {rate['deploykit_parquet']:,.0f} and "
+        f"{rate['ray_data']:,.0f} rows/s",
     )
 
 
