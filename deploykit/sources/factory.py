@@ -1,4 +1,4 @@
-"""Rows from the user's own code: a map-style dataset, a DataLoader or a LightningDataModule."""
+"""Rows from the user's own code: a map-style dataset, DataLoaders or a LightningDataModule."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,33 +10,37 @@ import numpy as np
 from deploykit.errors import DataError
 from deploykit.registry import import_target
 from deploykit.sources.base import Arrays
-from deploykit.sources.items import Items
-from deploykit.sources.loaders import Found, called, find_dataset, rows_of
-from deploykit.tensors import TensorSpec, check_inputs
+from deploykit.sources.loaders import Made, called, find_datasets
+from deploykit.sources.maprows import MapRows
+from deploykit.tensors import TensorSpec
 
 __all__ = ["FactorySource", "open_factory"]
 
 
 class FactorySource:
-    """The rows of a map-style dataset: the sample id is the index in it.
+    """The rows of map-style datasets, one after another: the sample id is the index in the only one.
 
     Rows are read by one thread of this process: ``num_workers``, batch size and order of a DataLoader are not used,
     its ``collate_fn`` is.
 
     Attributes:
-        dataset, loader, datamodule: what the factory returned, as far as it had them; None after ``close``.
+        loader: the DataLoader, or the list or dict of several, as the factory returned it.
+        loader_rows: the rows of each, in order.
+        dataset: the dataset, where there is one.
+        datamodule: the LightningDataModule.
 
     Raises:
-        DataError: the dataset has no length, or a row does not fit the model.
+        DataError: a dataset has no length, or a row does not fit the model.
     """
 
-    def __init__(self, target: str, found: Found, inputs: Sequence[TensorSpec]) -> None:
-        self.notes: list[str] = list(found.notes)
+    def __init__(self, target: str, made: Made, inputs: Sequence[TensorSpec]) -> None:
+        self.notes: list[str] = list(dict.fromkeys(note for found in made.found for note in found.notes))
         self._what, self._target = f"data {target}", _without_folder(target)
-        self._collate, self._inputs = found.collate, tuple(inputs)
-        self.dataset, self.loader, self.datamodule = found.dataset, found.loader, found.datamodule
-        self._length = rows_of(found.dataset, self._what)
-        self._items = Items(inputs, self._what, self.notes)
+        self._parts = self._opened(made, inputs)
+        self.loader_rows = tuple(part.stop - part.first for part in self._parts)
+        self.dataset = made.found[0].dataset if len(made.found) == 1 else None
+        self.loader, self.datamodule = made.loaders, made.datamodule
+        self._length = sum(self.loader_rows)
         self._fingerprint: dict[str, Any] | None = None
 
     def __len__(self) -> int:
@@ -44,24 +48,18 @@ class FactorySource:
 
     def read(self, start: int, stop: int) -> Arrays:
         """Rows ``[start, stop)``; one thread at a time."""
-        items = self._fetch(range(start, stop))
-        if self._collate is None:
-            batch = self._stacked([self._items.row(item, row) for row, item in enumerate(items, start)], start)
-        else:
-            where = f"{self._what}, rows {start} to {stop - 1}: the collate_fn"
-            batch = self._items.batch(called(where, self._collate, items), start, stop)
-        try:
-            check_inputs(self._inputs, batch, first_row=start)
-        except DataError as error:
-            raise DataError(f"{self._what}: {error}") from None
-        return batch
+        ranges = [(part, max(start, part.first), min(stop, part.stop)) for part in self._parts]
+        found = [part.read(first, end) for part, first, end in ranges if first < end]
+        return found[0] if len(found) == 1 else self._joined(found, start, stop)
+
+    def cuts(self, start: int, stop: int) -> list[int]:
+        """The rows between ``start`` and ``stop`` where a dataloader begins: its ``collate_fn`` may pad its own way."""
+        return sorted({part.first for part in self._parts if start < part.first < stop})
 
     def collated(self, rows: Sequence[int]) -> Any:
-        """The batch of these rows as a torch ``DataLoader`` gives it, labels and all else included."""
-        from torch.utils.data import default_collate
-
-        where = f"{self._what}, rows {rows[0]} to {rows[-1]}: the collate_fn"
-        return called(where, self._collate or default_collate, self._fetch(rows))
+        """The batch of these rows, all of one dataloader, as it gives it, labels and all else included."""
+        part = next(part for part in self._parts if part.first <= rows[0] < part.stop)
+        return part.collated(rows)
 
     def fingerprint(self) -> dict[str, Any]:
         """The target, the number of rows, and a digest of the first and the last row."""
@@ -72,39 +70,35 @@ class FactorySource:
                     digest.update(f"{name}:{array.dtype}{array.shape}".encode())
                     digest.update(array.tobytes())
             known = {"kind": "factory", "target": self._target, "rows": self._length}
-            self._fingerprint = {**known, "sha256_first_last": digest.hexdigest()}
+            several = {"loaders": list(self.loader_rows)} if len(self._parts) > 1 else {}
+            self._fingerprint = {**known, **several, "sha256_first_last": digest.hexdigest()}
         return self._fingerprint
 
     def close(self) -> None:
-        """Let go of the dataset."""
-        self.dataset = self.loader = self.datamodule = self._collate = None
+        """Let go of the datasets."""
+        self.dataset = self.loader = self.datamodule = None
+        self._parts = []
 
-    def _fetch(self, rows: Sequence[int]) -> list[Any]:
-        many = getattr(self.dataset, "__getitems__", None)
-        if many is not None:
-            where = f"{self._what}, rows {rows[0]} to {rows[-1]}"
-            items = list(called(where, many, list(rows)))
-            if len(items) != len(rows):
-                raise DataError(f"{where}: __getitems__ returned {len(items)} rows; it must return one for each index")
-            return items
-        get = self.dataset.__getitem__
-        return [called(f"{self._what}, row {row}", get, row) for row in rows]
+    def _opened(self, made: Made, inputs: Sequence[TensorSpec]) -> list[MapRows]:
+        parts: list[MapRows] = []
+        for number, found in enumerate(made.found):
+            first = parts[-1].stop if parts else 0
+            what = f"{self._what} (dataloader {number}, from row {first})" if len(made.found) > 1 else self._what
+            parts.append(MapRows(found, inputs, what, first, self.notes))
+        return parts
 
-    def _stacked(self, rows: list[Arrays], start: int) -> Arrays:
-        for spec in self._inputs:
-            shapes = [row[spec.name].shape for row in rows]
-            other = next((offset for offset, shape in enumerate(shapes) if shape != shapes[0]), None)
-            if other is not None:
-                raise DataError(
-                    f"{self._what}, row {start + other}: input {spec.name!r} has the shape {list(shapes[other])}, row "
-                    f"{start} has {list(shapes[0])}; pad the rows to one size, or return a DataLoader with a "
-                    "collate_fn that does"
-                )
-        return {spec.name: np.stack([row[spec.name] for row in rows]) for spec in self._inputs}
+    def _joined(self, found: list[Arrays], start: int, stop: int) -> Arrays:
+        try:
+            return {name: np.concatenate([arrays[name] for arrays in found]) for name in found[0]}
+        except ValueError as error:
+            raise DataError(
+                f"{self._what}, rows {start} to {stop - 1}: two dataloaders meet there, whose rows have other shapes "
+                f"({error}); pad them to one size"
+            ) from error
 
 
 def open_factory(target: str, inputs: Sequence[TensorSpec], *, prepare: bool) -> FactorySource:
-    """Call the factory, without arguments, and find the dataset in what it returns.
+    """Call the factory, without arguments, and find the datasets in what it returns.
 
     Raises:
         UsageError: the factory cannot be imported.
@@ -115,7 +109,7 @@ def open_factory(target: str, inputs: Sequence[TensorSpec], *, prepare: bool) ->
         raise DataError(f"data {target}: a {type(factory).__name__}, not a function; name one without arguments")
     what = f"data {target}"
     made = called(f"{what}: the factory", factory)
-    return FactorySource(target, find_dataset(made, what, prepare=prepare), inputs)
+    return FactorySource(target, find_datasets(made, what, prepare=prepare), inputs)
 
 
 def _without_folder(target: str) -> str:

@@ -1,30 +1,40 @@
-"""Finding the map-style dataset in what a factory returned.
+"""Finding the data sets in what a factory returned.
 
 Objects are known by what they can do, so neither torch nor Lightning is imported here.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from deploykit.errors import DataError, DeploykitError
 
-__all__ = ["Found", "called", "find_dataset", "rows_of"]
+__all__ = ["Found", "Made", "called", "find_datasets", "rows_of"]
 
 _TRANSFER_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A map-style dataset, the ``collate_fn`` that makes batches of its rows, if any, and what was ignored.
-
-    ``loader`` and ``datamodule`` are the DataLoader and the LightningDataModule that it came from, if any.
-    """
+    """A map-style dataset, the ``collate_fn`` that makes batches of its rows, if any, and what was ignored."""
 
     dataset: Any
     collate: Callable[[list[Any]], Any] | None
     notes: tuple[str, ...] = ()
-    loader: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What a factory returned.
+
+    Attributes:
+        found: the data sets, in the order of their rows.
+        loaders: the DataLoader, or the list or dict of them, as it was returned; None where there was none.
+        datamodule: the LightningDataModule, if it was one.
+    """
+
+    found: tuple[Found, ...]
+    loaders: Any = None
     datamodule: Any = None
 
 
@@ -43,18 +53,22 @@ def called(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
         raise DataError(f"{where}: raised {type(error).__name__}: {error}") from error
 
 
-def find_dataset(made: Any, what: str, *, prepare: bool) -> Found:
-    """The dataset in a dataset, DataLoader or LightningDataModule.
+def find_datasets(made: Any, what: str, *, prepare: bool) -> Made:
+    """The data sets in a dataset, DataLoader or LightningDataModule, or in several DataLoaders.
 
     Raises:
-        DataError: something else, several dataloaders, or a loader that does not visit each row once.
+        DataError: something else, or a loader that does not visit each row once.
     """
     datamodule = None
     if all(hasattr(made, name) for name in ("prepare_data", "setup", "predict_dataloader")):
-        datamodule, made = made, _predict_loader(made, what, prepare=prepare)
-    if all(hasattr(made, name) for name in ("dataset", "collate_fn", "sampler")):
-        return replace(_from_loader(made, what), loader=made, datamodule=datamodule)
-    return Found(dataset=made, collate=None, datamodule=datamodule)
+        datamodule, made = made, _predict_loaders(made, what, prepare=prepare)
+    several = _several(made, what, is_certain=datamodule is not None)
+    if several is not None:
+        loaders, made = several
+        return Made(found=tuple(_from_loader(each, what) for each in loaders), loaders=made, datamodule=datamodule)
+    if _is_loader(made):
+        return Made(found=(_from_loader(made, what),), loaders=made, datamodule=datamodule)
+    return Made(found=(Found(dataset=made, collate=None),), datamodule=datamodule)
 
 
 def rows_of(dataset: Any, what: str) -> int:
@@ -79,23 +93,49 @@ def rows_of(dataset: Any, what: str) -> int:
         ) from error
 
 
-def _predict_loader(module: Any, what: str, *, prepare: bool) -> Any:
+def _predict_loaders(module: Any, what: str, *, prepare: bool) -> Any:
     _refuse_hooks(module, what)
     if prepare:
         called(f"{what}: prepare_data()", module.prepare_data)
     called(f"{what}: setup('predict')", module.setup, "predict")
-    made = called(f"{what}: predict_dataloader()", module.predict_dataloader)
-    if isinstance(made, dict):
-        made = list(made.values())
-    if isinstance(made, list | tuple) and len(made) == 1:
-        return made[0]
-    count = len(made) if isinstance(made, list | tuple) else getattr(made, "flattened", None) and len(made.flattened)
-    if count is not None:
-        raise DataError(
-            f"{what}: predict_dataloader() returned {count} dataloaders, one is supported; name a factory that returns "
-            "one of them, or join the datasets with torch.utils.data.ConcatDataset"
-        )
-    return made
+    return called(f"{what}: predict_dataloader()", module.predict_dataloader)
+
+
+def _is_loader(made: Any) -> bool:
+    return all(hasattr(made, name) for name in ("dataset", "collate_fn", "sampler"))
+
+
+def _several(made: Any, what: str, *, is_certain: bool) -> tuple[list[Any], Any] | None:
+    """The DataLoaders of a list, tuple, dict or CombinedLoader, in Lightning's order, and what holds them; else None.
+
+    A list is a dataset too: unless it is certain that it should hold loaders, all must be some.
+    """
+    if hasattr(made, "iterables") and hasattr(made, "limits"):
+        mode = getattr(made, "_mode", "sequential")
+        if mode != "sequential":
+            raise DataError(
+                f"{what}: a CombinedLoader of mode {mode!r} makes one batch of several loaders; prediction takes "
+                "them one after another: use mode='sequential', or return a list of them"
+            )
+        made, is_certain = made.iterables, True
+    if not isinstance(made, list | tuple | Mapping):
+        return None
+    loaders = list(_leaves(made))
+    others = [each for each in loaders if not _is_loader(each)]
+    if loaders and not others:
+        return loaders, made
+    if not is_certain:
+        return None
+    found = type(others[0]).__name__ if others else "nothing"
+    raise DataError(f"{what}: expected DataLoaders in the {type(made).__name__}, found {found}; return nothing else")
+
+
+def _leaves(made: Any) -> Iterator[Any]:
+    if not isinstance(made, list | tuple | Mapping):
+        yield made
+        return
+    for each in made.values() if isinstance(made, Mapping) else made:
+        yield from _leaves(each)
 
 
 def _refuse_hooks(module: Any, what: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from deploykit.errors import DataError, UsageError
+from deploykit.sources.reading import uncut
 from deploykit.tensors import TensorSpec
 
 from .helpers import X, opened
@@ -40,6 +41,7 @@ LIGHTNING = (
     TORCH
     + """
 import lightning as L
+from lightning.pytorch.utilities import CombinedLoader
 class Module(L.LightningDataModule):
     calls = []
     def prepare_data(self):
@@ -230,10 +232,16 @@ def test_a_data_module(tmp_path: Path) -> None:
     assert calls == ["prepare", "predict"]
 
 
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning")
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("predict_dataloader = lambda self: [DataLoader(rows), DataLoader(rows)]", "returned 2 dataloaders"),
+        ("predict_dataloader = lambda self: [DataLoader(rows), [3]]", "expected DataLoaders in the list, found int"),
+        ("predict_dataloader = lambda self: []", "expected DataLoaders in the list, found nothing"),
+        (
+            "predict_dataloader = lambda self: CombinedLoader([DataLoader(rows)], 'min_size')",
+            "mode 'min_size'.*mode='sequential'",
+        ),
         ("predict_dataloader = L.LightningDataModule.predict_dataloader", "predict_dataloader.*raised Misconfig"),
         ("on_after_batch_transfer = lambda self, batch, index: batch * 2", "defines on_after_batch_transfer"),
         ("setup = lambda self, stage: 1 / 0", r"setup\('predict'\): raised ZeroDivisionError"),
@@ -245,10 +253,64 @@ def test_data_modules_that_are_refused(tmp_path: Path, change: str, said: str) -
         opened(factory(tmp_path, f"{LIGHTNING}    {change}\n", "Module()"), [X])
 
 
-def test_a_list_of_one_loader(tmp_path: Path) -> None:
+SEVERAL = (
+    TORCH
+    + """
+def pad(items):
+    return {'ids': torch.nn.utils.rnn.pad_sequence(items, batch_first=True)}
+def double(items):
+    return {'ids': 2 * pad(items)['ids']}
+def ids(*lengths):
+    return [torch.arange(n) + n for n in lengths]
+"""
+)
+
+
+@pytest.mark.parametrize("holder", ["[{0}, {1}]", "({0}, {1})", "{{'a': {0}, 'b': {1}}}", "[{0}, {{'b': [{1}]}}]"])
+def test_several_loaders(tmp_path: Path, holder: str) -> None:
+    """Rows of the first come first, each by the ``collate_fn`` of its own loader."""
+    loaders = ["DataLoader(ids(1, 2), collate_fn=pad)", "DataLoader(ids(3, 2, 1), collate_fn=double)"]
+    source = opened(factory(tmp_path, SEVERAL, holder.format(*loaders)), [IDS])
+    assert len(source) == 5
+    assert source.loader_rows == (2, 3)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(source.read(0, 2)["ids"], [[1, 0], [2, 3]])
+    np.testing.assert_array_equal(source.read(2, 4)["ids"], [[6, 8, 10], [4, 6, 0]])
+    np.testing.assert_array_equal(source.read(1, 2)["ids"], [[2, 3]])
+    np.testing.assert_array_equal(source.collated([3, 4])["ids"], [[4, 6], [2, 0]])  # type: ignore[attr-defined]
+    assert list(uncut(source, 0, 5)) == [(0, 2), (2, 5)]
+    assert list(uncut(source, 0, 2)) == [(0, 2)]
+    assert source.fingerprint()["loaders"] == [2, 3]
+    with pytest.raises(DataError, match="rows 0 to 4: two dataloaders meet there, whose rows have other shapes"):
+        source.read(0, 5)
+
+
+def test_loaders_with_no_rows_and_rows_of_one_shape(tmp_path: Path) -> None:
+    body = "[DataLoader(rows), DataLoader(Subset(rows, [])), DataLoader(Subset(rows, [5, 0]))]"
+    source = opened(factory(tmp_path, TORCH, body), [X])
+    assert source.loader_rows == (6, 0, 2)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(source.read(5, 8)["x"][:, 0], [20, 20, 0])
+    assert list(uncut(source, 0, 8)) == [(0, 6), (6, 8)]
+
+
+def test_a_fault_names_the_row_and_the_dataloader(tmp_path: Path) -> None:
+    body = "[DataLoader(rows), DataLoader([torch.zeros(4), torch.zeros(3)], collate_fn=lambda items: items[0][None])]"
+    source = opened(factory(tmp_path, TORCH, body), [X])
+    with pytest.raises(DataError, match=r"\(dataloader 1, from row 6\), row 7: input 'x' has the shape \[3\]"):
+        source.read(7, 8)
+
+
+def test_a_list_of_arrays_is_a_dataset_still(tmp_path: Path) -> None:
+    assert len(opened(factory(tmp_path, PLAIN, "[x(0), x(1), x(2)]"), [X])) == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning")
+@pytest.mark.parametrize("made", ["[DataLoader(rows)]", "CombinedLoader([DataLoader(rows), DataLoader(rows)])"])
+def test_loaders_of_a_data_module(tmp_path: Path, made: str) -> None:
     pytest.importorskip("lightning")
-    body = f"{LIGHTNING}    predict_dataloader = lambda self: [DataLoader(rows)]\n"
-    assert len(opened(factory(tmp_path, body, "Module()"), [X])) == 6
+    made = made.replace("rows)])", "rows)], 'sequential')")
+    source = opened(factory(tmp_path, f"{LIGHTNING}    predict_dataloader = lambda self: {made}\n", "Module()"), [X])
+    assert source.loader_rows == (6,) * made.count("DataLoader(")  # type: ignore[attr-defined]
+    assert len(source.loader) == len(source.loader_rows)  # type: ignore[attr-defined]
 
 
 def test_reading_files_and_plain_datasets_imports_no_torch(tmp_path: Path) -> None:
