@@ -49,7 +49,8 @@ Examples:
 @click.option(
     "--data", required=True,
     help="A file, directory, glob or URL: npy, npz, safetensors, parquet, arrow, csv, jsonl, images, a saved data set; "
-    "or package.module:factory (or file.py:factory) of a dataset, DataLoaders or a LightningDataModule.",
+    "or package.module:factory (or file.py:factory) of a dataset, an iterable, DataLoaders "
+    "or a LightningDataModule.",
 )  # fmt: skip
 @click.option(
     "--map", "mapping", multiple=True, metavar="INPUT=COLUMNS",

@@ -12,9 +12,10 @@ from deploykit.registry import import_target
 from deploykit.sources.base import Arrays
 from deploykit.sources.loaders import Made, called, find_datasets
 from deploykit.sources.maprows import MapRows
+from deploykit.sources.stream import StreamSource
 from deploykit.tensors import TensorSpec
 
-__all__ = ["FactorySource", "open_factory"]
+__all__ = ["FactorySource", "open_factory", "without_folder"]
 
 
 class FactorySource:
@@ -35,7 +36,7 @@ class FactorySource:
 
     def __init__(self, target: str, made: Made, inputs: Sequence[TensorSpec]) -> None:
         self.notes: list[str] = list(dict.fromkeys(note for found in made.found for note in found.notes))
-        self._what, self._target = f"data {target}", _without_folder(target)
+        self._what, self._target = f"data {target}", without_folder(target)
         self._parts = self._opened(made, inputs)
         self.loader_rows = tuple(part.stop - part.first for part in self._parts)
         self.dataset = made.found[0].dataset if len(made.found) == 1 else None
@@ -97,22 +98,26 @@ class FactorySource:
             ) from error
 
 
-def open_factory(target: str, inputs: Sequence[TensorSpec], *, prepare: bool) -> FactorySource:
+def open_factory(target: str, inputs: Sequence[TensorSpec], *, prepare: bool) -> FactorySource | StreamSource:
     """Call the factory, without arguments, and find the datasets in what it returns.
+
+    Where one of them has no rows by number, all are a stream.
 
     Raises:
         UsageError: the factory cannot be imported.
-        DataError: it raised something, or returned no map-style dataset.
+        DataError: it raised something, or returned nothing that has rows.
     """
     factory = import_target(target, kind="data factory")
     if not callable(factory):
         raise DataError(f"data {target}: a {type(factory).__name__}, not a function; name one without arguments")
     what = f"data {target}"
-    made = called(f"{what}: the factory", factory)
-    return FactorySource(target, find_datasets(made, what, prepare=prepare), inputs)
+    made = find_datasets(called(f"{what}: the factory", factory), what, prepare=prepare)
+    if any(found.in_order is not None for found in made.found):
+        return StreamSource(target, made, inputs)
+    return FactorySource(target, made, inputs)
 
 
-def _without_folder(target: str) -> str:
+def without_folder(target: str) -> str:
     """The target, less the folder of a file: a run may be resumed from another place."""
     module, _, attribute = target.rpartition(":")
     return f"{Path(module).name}:{attribute}" if module.endswith(".py") else target

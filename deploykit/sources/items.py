@@ -55,6 +55,28 @@ class Items:
             _require_row(spec, array[0], f"{self._what}, row {start}")
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
+    def rows(self, item: Any, first: int) -> Arrays:
+        """One row, or a batch of rows, as their dimensions say: arrays with the rows as first dimension.
+
+        Raises:
+            DataError: as for a row and a batch.
+        """
+        where = f"{self._what}, row {first}"
+        is_value = isinstance(item, list) and _depth(item) == len(self._inputs[0].row_shape)
+        arrays = self._arrays(item, where, is_value=is_value)
+        if any(arrays[spec.name].ndim != len(spec.shape) for spec in self._inputs):
+            for spec in self._inputs:
+                _require_row(spec, arrays[spec.name], where)
+            # Not ascontiguousarray, which makes an array of one dimension of a single number.
+            return {name: np.asarray(array, order="C")[None] for name, array in arrays.items()}
+        if len({len(array) for array in arrays.values()}) > 1:
+            counts = {name: len(array) for name, array in arrays.items()}
+            raise DataError(f"{where}: a batch with other numbers of rows for each input, {counts}; make them equal")
+        for spec in self._inputs:
+            if len(arrays[spec.name]):
+                _require_row(spec, arrays[spec.name][0], where)
+        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
     def _arrays(self, item: Any, where: str, *, is_value: bool) -> Arrays:
         values = self._split(item, where, is_value=is_value)
         return {spec.name: _array(values[spec.name], spec, where) for spec in self._inputs}

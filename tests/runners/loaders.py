@@ -1,10 +1,14 @@
 """Data of the user's own code for tests, as ``loaders.py:NAME``: rows of the artifacts ``plain`` and ``pair``."""
 
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tests import handmade
 
@@ -38,3 +42,51 @@ def expected_pair(x: np.ndarray[Any, Any], row: int) -> np.ndarray[Any, Any]:
     length = LENGTHS[row]
     whole[:length] = np.arange(length) + row
     return (whole * (row % 3) + 1).astype(np.float32)
+
+
+def note_call(name: str) -> None:
+    """Leave a line for each time that data is drawn, where the environment says so."""
+    if "DRAWN" in os.environ:
+        with Path(os.environ["DRAWN"]).open("a") as file:
+            file.write(f"{name}\n")
+
+
+def stream() -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+    """Rows of ``plain``, others each time, the row's number in front; ``BROKEN_ROW`` raises, ``SLOW_S`` waits."""
+    note_call("stream")
+    rows = int(os.environ.get("STREAM_ROWS", "60"))
+    x = np.random.default_rng().normal(size=(rows, 4)).astype(np.float32)
+    for row in range(rows):
+        time.sleep(float(os.environ.get("SLOW_S", "0")))
+        if str(row) == os.environ.get("BROKEN_ROW"):
+            raise OSError("the connection was lost")
+        x[row, 0] = row
+        yield {"x": x[row]}
+
+
+class Lines(IterableDataset[Any]):
+    """Each worker has every other row of X."""
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        info: Any = get_worker_info()
+        return iter(X[info.id :: info.num_workers])
+
+
+def lines() -> DataLoader[Any]:
+    return DataLoader(Lines(), batch_size=7, num_workers=2)
+
+
+def buckets() -> DataLoader[Any]:
+    """Rows of one length together: rows 0, 5, 10 ... then 1, 6 ... in batches of three."""
+    order = sorted(range(20), key=lambda row: LENGTHS[row])
+    batches: Any = [order[first : first + 3] for first in range(0, 20, 3)]
+    return DataLoader(ragged(), batch_sampler=batches, collate_fn=pad)  # type: ignore[arg-type]
+
+
+def bare() -> Iterator[Any]:
+    """Rows of different lengths, not padded."""
+    return iter(ragged())
+
+
+def nothing() -> Iterator[Any]:
+    return iter([])

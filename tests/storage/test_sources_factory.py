@@ -11,6 +11,7 @@ import pytest
 
 from deploykit.errors import DataError, UsageError
 from deploykit.sources.reading import uncut
+from deploykit.sources.stream import StreamSource
 from deploykit.tensors import TensorSpec
 
 from .helpers import X, opened
@@ -132,8 +133,6 @@ def test_one_value_for_two_inputs_and_uneven_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("iter([1])", "an iterable without rows by number"),
-        ("(i for i in range(3))", "an iterable without rows by number"),
         ("None", "a NoneType is no dataset"),
         ("1 / 0", "the factory: raised ZeroDivisionError"),
         ("type('D', (), {'__getitem__': lambda s, i: i})()", "without a length"),
@@ -194,21 +193,90 @@ def test_a_loader_collates(tmp_path: Path) -> None:
         wrong.read(0, 3)
 
 
+STREAM = (
+    TORCH
+    + """
+from torch.utils.data import BatchSampler, SequentialSampler
+class Rows(IterableDataset):
+    def __len__(self):
+        return 6
+    def __iter__(self):
+        return (row for row, _ in rows)
+class Buckets(BatchSampler):
+    def __init__(self):
+        pass
+    def __iter__(self):
+        yield from ([5, 0], [1, 1, 2])
+    def __len__(self):
+        return 2
+"""
+)
+
+
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "why", "visited"),
     [
-        ("DataLoader(rows, sampler=SubsetRandomSampler([1, 2]))", "visits 2 of 6 rows; return.*Subset"),
-        ("DataLoader(rows, batch_size=None)", "batch_size=None"),
-        ("type('Endless', (IterableDataset,), {'__iter__': lambda self: iter([])})()", "an iterable without rows"),
-        (
-            "DataLoader(type('E', (IterableDataset,), {'__len__': lambda self: 3, '__iter__': None})())",
-            "an iterable without rows",
-        ),
+        ("iter(list(rows))", "a list_iterator is an iterable", range(6)),
+        ("(row for row in rows)", "a generator is an iterable", range(6)),
+        ("Rows()", "a Rows is an iterable", range(6)),
+        ("DataLoader(Rows(), batch_size=4)", "its DataLoader has an iterable, Rows", range(6)),
+        ("DataLoader(Rows(), batch_size=2, drop_last=True, num_workers=1)", "has an iterable, Rows", range(6)),
+        ("DataLoader(Rows(), batch_size=None)", "has an iterable, Rows", range(6)),
+        ("DataLoader(rows, batch_size=None)", "has batch_size=None", range(6)),
+        ("DataLoader(rows, sampler=[3, 3, 1], batch_size=2)", "a sampler of its own, list", [3, 3, 1]),
+        ("DataLoader(rows, batch_sampler=Buckets())", "a batch_sampler of its own, Buckets", [5, 0, 1, 1, 2]),
+        ("[DataLoader(rows), DataLoader(Rows())]", "has an iterable, Rows", [*range(6), *range(6)]),
+        ("(batch for batch in rows.tensors[0].split(4))", "a generator is an iterable", range(6)),
     ],
 )
-def test_loaders_that_are_refused(tmp_path: Path, body: str, said: str) -> None:
+def test_streams(tmp_path: Path, body: str, why: str, visited: Any) -> None:
+    source = opened(factory(tmp_path, STREAM, body), [X])
+    assert isinstance(source, StreamSource)
+    assert why in source.why
+    got = np.concatenate([arrays["x"] for arrays in source.batches()])
+    np.testing.assert_array_equal(got, np.arange(24, dtype=np.float32).reshape(6, 4)[list(visited)], strict=True)
+    for use in (lambda: len(source), lambda: source.read(0, 1), source.fingerprint):
+        with pytest.raises(DataError, match="without rows by number"):
+            use()
+
+
+def test_rows_by_number_where_a_sampler_visits_each_once(tmp_path: Path) -> None:
+    known = ("RandomSampler(rows)", "SequentialSampler(rows)")
+    other = ("RandomSampler(rows, replacement=True)", "RandomSampler(rows, num_samples=3)", "SubsetRandomSampler([1])")
+    for sampler in (*known, *other):
+        source = opened(factory(tmp_path, STREAM, f"DataLoader(rows, sampler={sampler})"), [X])
+        assert isinstance(source, StreamSource) == (sampler in other), sampler
+    source = opened(factory(tmp_path, STREAM, "DataLoader(rows, batch_sampler=BatchSampler(range(6), 2, False))"), [X])
+    assert isinstance(source, StreamSource)
+
+
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        ("[x(0), x(1)[:3]]", r"row 1: input 'x' has the shape \[3\], the model takes \[4\]"),
+        ("[x(0), np.stack([x(1), x(2)]), x(3).astype('f8')]", "row 3: input 'x' has dtype float64"),
+        ("[np.ones((2, 3), 'f4')]", r"row 0: input 'x' has the shape \[3\]"),
+        ("(x(1 // (3 - i)) for i in range(9))", "row 3: the iterable: raised ZeroDivisionError"),
+        ("[(x(0),), ()]", "row 1: 0 values"),
+    ],
+)
+def test_faults_of_a_stream_name_the_row(tmp_path: Path, items: str, said: str) -> None:
+    source = opened(factory(tmp_path, PLAIN, f"iter({items})"), [X])
+    assert isinstance(source, StreamSource)
     with pytest.raises(DataError, match=said):
-        opened(factory(tmp_path, TORCH, body), [X])
+        list(source.batches())
+
+
+def test_batches_whose_inputs_do_not_agree(tmp_path: Path) -> None:
+    source = opened(factory(tmp_path, PLAIN, "iter([(np.ones((2, 4), 'f4'), np.ones((3, 2), 'i8'))])"), [X, IDS])
+    assert isinstance(source, StreamSource)
+    with pytest.raises(DataError, match="row 0: a batch with other numbers of rows for each input, {'x': 2, 'ids': 3}"):
+        list(source.batches())
+    two = [IDS, TensorSpec(name="mask", dtype="int64", shape=("batch", "seq"))]
+    source = opened(factory(tmp_path, PLAIN, "iter([(np.arange(3), np.arange(4))])"), two)
+    assert isinstance(source, StreamSource)
+    with pytest.raises(DataError, match="dimension 'seq' is 4, expected 3"):
+        list(source.batches())
 
 
 def test_bfloat16_is_refused_with_the_row(tmp_path: Path) -> None:
