@@ -21,8 +21,8 @@ __all__ = ["FactorySource", "open_factory", "without_folder"]
 class FactorySource:
     """The rows of map-style datasets, one after another: the sample id is the index in the only one.
 
-    Rows are read by one thread of this process: ``num_workers``, batch size and order of a DataLoader are not used,
-    its ``collate_fn`` is.
+    Batch size and order of a DataLoader are not used, its ``collate_fn`` is, and so are its workers for rows that were
+    announced with ``expect``. All others are read by one thread of this process.
 
     Attributes:
         loader: the DataLoader, or the list or dict of several, as the factory returned it.
@@ -53,6 +53,11 @@ class FactorySource:
         found = [part.read(first, end) for part, first, end in ranges if first < end]
         return found[0] if len(found) == 1 else self._joined(found, start, stop)
 
+    def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """These are the next calls of ``read``; those after them will be announced when the last one was made."""
+        for part in self._parts:
+            part.expect([(start, stop) for start, stop in ranges if part.first <= start and stop <= part.stop])
+
     def cuts(self, start: int, stop: int) -> list[int]:
         """The rows between ``start`` and ``stop`` where a dataloader begins: its ``collate_fn`` may pad its own way."""
         return sorted({part.first for part in self._parts if start < part.first < stop})
@@ -76,7 +81,9 @@ class FactorySource:
         return self._fingerprint
 
     def close(self) -> None:
-        """Let go of the datasets."""
+        """End the reader processes, and let go of the datasets."""
+        for part in self._parts:
+            part.close()
         self.dataset = self.loader = self.datamodule = None
         self._parts = []
 

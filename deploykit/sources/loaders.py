@@ -165,7 +165,7 @@ def _from_loader(loader: Any) -> Found:
     if _is_shuffled(loader):
         notes.append("the DataLoader's order (RandomSampler) is not used: rows go in the dataset's order")
     if getattr(loader, "num_workers", 0):
-        notes.append(f"num_workers={loader.num_workers} is not used: one thread of each rank reads")
+        notes.append(f"num_workers={loader.num_workers}: each rank has so many processes that read")
     return Found(dataset=loader.dataset, collate=collate, items=loader, notes=tuple(notes))
 
 

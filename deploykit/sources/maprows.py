@@ -9,6 +9,7 @@ from deploykit.errors import DataError
 from deploykit.sources.base import Arrays
 from deploykit.sources.items import Items
 from deploykit.sources.loaders import Found, called, rows_of
+from deploykit.sources.readers import ReaderFailedError, Readers
 from deploykit.tensors import TensorSpec, check_inputs
 
 __all__ = ["MapRows"]
@@ -29,15 +30,43 @@ class MapRows:
         self._dataset, self._collate = found.dataset, found.collate
         self.first, self.stop = first, first + rows_of(found.dataset, what)
         self._items = Items(inputs, what, notes)
+        has_workers = getattr(found.items, "num_workers", 0)
+        self._readers = Readers(found.items, self._items, what) if has_workers else None
+
+    def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """These are read next, in this order; where the DataLoader has workers, they begin with it."""
+        if self._readers is not None:
+            self._readers.announce(ranges, self.first)
 
     def read(self, start: int, stop: int) -> Arrays:
         """The rows with the sample ids ``[start, stop)``."""
+        if self._readers is None or not self._readers.expects(start, stop):
+            return self._read_here(start, stop)
+        try:
+            return self._checked(self._readers.take(), start)
+        except ReaderFailedError as error:
+            self._read_here(start, stop)  # Names the row.
+            raise DataError(
+                f"{self._what}, rows {start} to {stop - 1}: read well here, but not in a reader process of the "
+                f"DataLoader: {error}"
+            ) from error
+
+    def close(self) -> None:
+        """End the reader processes, and let go of the dataset."""
+        if self._readers is not None:
+            self._readers.close()
+        self._dataset = self._collate = None
+
+    def _read_here(self, start: int, stop: int) -> Arrays:
         items = self._fetch(range(start, stop))
         if self._collate is None:
             batch = self._stacked([self._items.row(item, row) for row, item in enumerate(items, start)], start)
         else:
             where = f"{self._what}, rows {start} to {stop - 1}: the collate_fn"
             batch = self._items.batch(called(where, self._collate, items), start, stop)
+        return self._checked(batch, start)
+
+    def _checked(self, batch: Arrays, start: int) -> Arrays:
         try:
             check_inputs(self._inputs, batch, first_row=start)
         except DataError as error:

@@ -1,6 +1,7 @@
 """Data of the user's own code for tests, as ``loaders.py:NAME``: rows of the artifacts ``plain`` and ``pair``."""
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from tests import handmade
 
@@ -90,3 +91,43 @@ def bare() -> Iterator[Any]:
 
 def nothing() -> Iterator[Any]:
     return iter([])
+
+
+class Watched(Dataset[Any]):
+    """Rows of ``plain`` that are read in workers; ``BROKEN_ROW`` raises, ``DEADLY_ROW`` kills, ``SLOW_S`` waits."""
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        note_call(f"{row} {os.getpid()} {get_worker_info() is not None}")
+        time.sleep(float(os.environ.get("SLOW_S", "0")))
+        if str(row) == os.environ.get("BROKEN_ROW"):
+            raise OSError("this row is broken")
+        if str(row) == os.environ.get("DEADLY_ROW") and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if str(row) == os.environ.get("SHY_ROW") and get_worker_info() is not None:
+            raise OSError("not in a worker")
+        return X[row]
+
+
+def begin(worker: int) -> None:
+    note_call(f"begin {worker}")
+
+
+def watched() -> DataLoader[Any]:
+    return DataLoader(Watched(), num_workers=2, worker_init_fn=begin)
+
+
+def watched_fresh() -> DataLoader[Any]:
+    """The same, with workers that are not forked."""
+    return DataLoader(Watched(), num_workers=1, multiprocessing_context="spawn")
+
+
+def watched_pair() -> list[DataLoader[Any]]:
+    """Two loaders with workers, of ``pair``."""
+    rows: Any = ragged()
+    return [
+        DataLoader(rows[:7], collate_fn=pad, num_workers=1),
+        DataLoader(rows[7:], collate_fn=pad_to_nine, num_workers=2),
+    ]

@@ -270,7 +270,9 @@ def test_faults_of_a_stream_name_the_row(tmp_path: Path, items: str, said: str) 
 def test_batches_whose_inputs_do_not_agree(tmp_path: Path) -> None:
     source = opened(factory(tmp_path, PLAIN, "iter([(np.ones((2, 4), 'f4'), np.ones((3, 2), 'i8'))])"), [X, IDS])
     assert isinstance(source, StreamSource)
-    with pytest.raises(DataError, match="row 0: a batch with other numbers of rows for each input, {'x': 2, 'ids': 3}"):
+    with pytest.raises(
+        DataError, match=r"row 0: a batch with other numbers of rows for each input, {'x': 2, 'ids': 3}"
+    ):
         list(source.batches())
     two = [IDS, TensorSpec(name="mask", dtype="int64", shape=("batch", "seq"))]
     source = opened(factory(tmp_path, PLAIN, "iter([(np.arange(3), np.arange(4))])"), two)

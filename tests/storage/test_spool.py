@@ -1,5 +1,6 @@
 """What goes into a spool comes out of it by number."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_any_rows(tmp_path_factory: pytest.TempPathFactory, sizes: list[tuple[in
         for place, row in enumerate(rows[first:end]):
             for name in ("x", "k"):
                 np.testing.assert_array_equal(got[name][place], row[name], strict=True)
-    for (_, row), (other, _) in zip(pieces, pieces[1:], strict=False):
+    for (_, row), (other, _) in pairwise(pieces):
         assert row == other
         assert rows[row]["x"].shape != rows[row - 1]["x"].shape
 
@@ -83,15 +84,14 @@ def test_damage_and_removal(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["spool.json"]
     again = SpoolSource(tmp_path / "s", spooled_facts(tmp_path / "s") or {}, [X, K])
     assert (len(again), again.fingerprint()) == (4, fingerprint)
-    with pytest.raises(DataError, match="rows 0 to 1: were removed .* predict into a new run directory"):
+    with pytest.raises(DataError, match=r"rows 0 to 1: were removed .* predict into a new run directory"):
         again.read(0, 2)
 
 
 def test_nothing_is_left_of_what_failed_and_nothing_else_is_touched(tmp_path: Path) -> None:
     folder = tmp_path / "s"
-    with pytest.raises(KeyError), Spool(folder, "t", [X, K]) as open_spool:
-        open_spool.add(batch(2, 2, 0))
-        open_spool.add({})
+    with pytest.raises(KeyError):
+        spool(folder, [batch(2, 2, 0), {}])
     assert not folder.exists()
     spool(folder, [batch(1, 1, 0)])
     assert is_spool(folder)
