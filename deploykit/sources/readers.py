@@ -161,8 +161,8 @@ def _require_importable(loader: Any, what: str) -> None:
     if method != "fork" and type(loader.dataset).__module__.startswith(FILE_MODULE):
         raise DataError(
             f"{what}: the DataLoader starts its {loader.num_workers} workers by {method!r}, and they import the "
-            f"dataset {type(loader.dataset).__name__} by the name of its module, which a file has not; name the factory as "
-            "package.module:factory, or use num_workers=0"
+            f"dataset {type(loader.dataset).__name__} by the name of its module, which a file has not; name the factory "
+            "as package.module:factory, or use num_workers=0"
         )
 
 
