@@ -41,13 +41,13 @@ def open_data(
     # Opening the data may take long; a writer that cannot be used at all is refused first.
     writing = choose_writing(options, predicted, ranks)
     reading = _reading(artifact, options)
-    source: Source | None = None if reading.keep or reading.columns else find_spool(out, data, artifact)
+    source: Source | None = find_spool(out, data, artifact, reading)
     if source is None:
         source = open_source(data, artifact.manifest.inputs, reading=reading)
     stack.callback(source.close)
     if isinstance(source, StreamSource):
         refuse_to_draw(source, alone=alone, lightning=writing.lightning)
-        source = draw(source, out)
+        source = draw(source, out, reading)
         stack.callback(source.close)
     kept = tuple(getattr(source, "kept", ()))
     # Chosen once where it can be: a Lightning writer is the user's own class, made on the way.

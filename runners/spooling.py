@@ -6,9 +6,8 @@ from pathlib import Path
 from deploykit.artifact import Artifact
 from deploykit.errors import IncompleteRunError, RunError, UsageError
 from deploykit.rundir import RUN_NAME, SPOOL_NAME, RunDirectory, refuse_foreign
-from deploykit.sources import Source
-from deploykit.sources.factory import without_folder
-from deploykit.sources.spool import Spool, SpoolSource, clear, spooled_facts
+from deploykit.sources import Reading, Source
+from deploykit.sources.spool import Spool, SpoolSource, asked_for, clear, spooled_facts
 from deploykit.sources.stream import StreamSource
 from runners.lightning_writer import LightningWriter
 from runners.lock import locked
@@ -19,7 +18,7 @@ __all__ = ["discard_spool", "draw", "find_spool", "open_spool", "refuse_to_draw"
 _AGAIN = "give the same command again, which draws them from the beginning"
 
 
-def find_spool(out: Path, data: str, artifact: Artifact) -> SpoolSource | None:
+def find_spool(out: Path, data: str, artifact: Artifact, reading: Reading) -> SpoolSource | None:
     """The rows that an earlier call for the same data has drawn into the run directory ``out``, if it came to its end.
 
     What a call has left that was stopped before its job began is removed.
@@ -29,8 +28,8 @@ def find_spool(out: Path, data: str, artifact: Artifact) -> SpoolSource | None:
     """
     folder, inputs = out / SPOOL_NAME, artifact.manifest.inputs
     facts = spooled_facts(folder)
-    asked = {"target": without_folder(data), "inputs": [spec.to_json() for spec in inputs]}
-    if facts is not None and {name: facts[name] for name in asked} == asked:
+    asked = asked_for(data, inputs, reading)
+    if facts is not None and {name: facts.get(name) for name in asked} == asked:
         source = SpoolSource(folder, facts, inputs)
         if source.is_there:
             source.notes.append(f"data {data}: the {len(source):,} rows that were drawn before are used")
@@ -38,8 +37,8 @@ def find_spool(out: Path, data: str, artifact: Artifact) -> SpoolSource | None:
     if (out / RUN_NAME).exists():
         if facts is not None:
             raise RunError(
-                f"run directory {out}: holds the rows of {facts['target']} for another model or data, asked for "
-                f"{asked['target']}; use the old values to resume it, or name a new directory"
+                f"run directory {out}: holds rows of {facts['target']}, drawn for another model, data or columns, "
+                f"asked for {asked['target']}; use the old values to resume it, or name a new directory"
             )
     elif folder.exists():
         refuse_foreign(out)
@@ -61,7 +60,7 @@ def open_spool(directory: RunDirectory, artifact: Artifact) -> SpoolSource:
     return SpoolSource(folder, facts, artifact.manifest.inputs)
 
 
-def draw(stream: StreamSource, out: Path) -> SpoolSource:
+def draw(stream: StreamSource, out: Path, reading: Reading) -> SpoolSource:
     """Go through the stream once and put its rows into ``out``; when that fails, nothing of it is kept.
 
     Raises:
@@ -71,7 +70,7 @@ def draw(stream: StreamSource, out: Path) -> SpoolSource:
     """
     _refuse_other_job(out)
     with locked(out):
-        spool = Spool(out / SPOOL_NAME, stream.target, stream.inputs)
+        spool = Spool(out / SPOOL_NAME, asked_for(stream.target, stream.inputs, reading), stream.inputs)
         _fill(spool, stream, out)
     facts = spooled_facts(out / SPOOL_NAME)
     source = SpoolSource(out / SPOOL_NAME, facts or {}, stream.inputs)
@@ -97,6 +96,8 @@ def _fill(spool: Spool, stream: StreamSource, out: Path) -> None:
     try:
         with on_signals(stop), spool:
             for arrays in stream.batches():
+                if not spool.rows:
+                    spool.keep([stream.keeping.specs[name] for name in stream.keeping.names])
                 spool.add(arrays)
     except OSError as error:
         raise RunError(

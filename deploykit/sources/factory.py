@@ -10,8 +10,10 @@ import numpy as np
 from deploykit.errors import DataError
 from deploykit.registry import import_target
 from deploykit.sources.base import Arrays
+from deploykit.sources.keeping import Keeping
 from deploykit.sources.loaders import Made, called, find_datasets
 from deploykit.sources.maprows import MapRows
+from deploykit.sources.reading import Reading, split
 from deploykit.sources.stream import StreamSource
 from deploykit.tensors import TensorSpec
 
@@ -25,6 +27,7 @@ class FactorySource:
     announced with ``expect``. All others are read by one thread of this process.
 
     Attributes:
+        kept: what goes with the predictions, as the first row has it.
         loader: the DataLoader, or the list or dict of several, as the factory returned it.
         loader_rows: the rows of each, in order.
         dataset: the dataset, where there is one.
@@ -34,15 +37,19 @@ class FactorySource:
         DataError: a dataset has no length, or a row does not fit the model.
     """
 
-    def __init__(self, target: str, made: Made, inputs: Sequence[TensorSpec]) -> None:
+    def __init__(self, target: str, made: Made, inputs: Sequence[TensorSpec], reading: Reading) -> None:
         self.notes: list[str] = list(dict.fromkeys(note for found in made.found for note in found.notes))
         self._what, self._target = f"data {target}", without_folder(target)
+        self._keeping = Keeping(reading, inputs, self._what)
         self._parts = self._opened(made, inputs)
         self.loader_rows = tuple(part.stop - part.first for part in self._parts)
         self.dataset = made.found[0].dataset if len(made.found) == 1 else None
         self.loader, self.datamodule = made.loaders, made.datamodule
         self._length = sum(self.loader_rows)
         self._fingerprint: dict[str, Any] | None = None
+        if self._keeping.needs_mapping and self._length:
+            self.read(0, 1)
+        self.kept = tuple(self._keeping.specs[name] for name in self._keeping.names if self._length)
 
     def __len__(self) -> int:
         return self._length
@@ -72,12 +79,13 @@ class FactorySource:
         if self._fingerprint is None:
             digest = hashlib.sha256()
             for row in sorted({0, self._length - 1}) if self._length else []:
-                for name, array in self.read(row, row + 1).items():
+                for name, array in split(self.read(row, row + 1))[0].items():
                     digest.update(f"{name}:{array.dtype}{array.shape}".encode())
                     digest.update(array.tobytes())
             known = {"kind": "factory", "target": self._target, "rows": self._length}
+            keys = {"keys": self._keeping.keys} if self._keeping.keys else {}
             several = {"loaders": list(self.loader_rows)} if len(self._parts) > 1 else {}
-            self._fingerprint = {**known, **several, "sha256_first_last": digest.hexdigest()}
+            self._fingerprint = {**known, **keys, **several, "sha256_first_last": digest.hexdigest()}
         return self._fingerprint
 
     def close(self) -> None:
@@ -92,7 +100,7 @@ class FactorySource:
         for number, found in enumerate(made.found):
             first = parts[-1].stop if parts else 0
             what = f"{self._what} (dataloader {number}, from row {first})" if len(made.found) > 1 else self._what
-            parts.append(MapRows(found, inputs, what, first, self.notes))
+            parts.append(MapRows(found, inputs, what, first, self.notes, self._keeping))
         return parts
 
     def _joined(self, found: list[Arrays], start: int, stop: int) -> Arrays:
@@ -105,7 +113,9 @@ class FactorySource:
             ) from error
 
 
-def open_factory(target: str, inputs: Sequence[TensorSpec], *, prepare: bool) -> FactorySource | StreamSource:
+def open_factory(
+    target: str, inputs: Sequence[TensorSpec], *, prepare: bool, reading: Reading
+) -> FactorySource | StreamSource:
     """Call the factory, without arguments, and find the datasets in what it returns.
 
     Where one of them has no rows by number, all are a stream.
@@ -120,8 +130,8 @@ def open_factory(target: str, inputs: Sequence[TensorSpec], *, prepare: bool) ->
     what = f"data {target}"
     made = find_datasets(called(f"{what}: the factory", factory), what, prepare=prepare)
     if any(found.in_order is not None for found in made.found):
-        return StreamSource(target, made, inputs)
-    return FactorySource(target, made, inputs)
+        return StreamSource(target, made, inputs, reading)
+    return FactorySource(target, made, inputs, reading)
 
 
 def without_folder(target: str) -> str:

@@ -8,8 +8,10 @@ import numpy as np
 from deploykit.errors import DataError
 from deploykit.sources.base import Arrays
 from deploykit.sources.items import Items
+from deploykit.sources.keeping import Keeping
 from deploykit.sources.loaders import Found, called, rows_of
 from deploykit.sources.readers import ReaderFailedError, Readers
+from deploykit.sources.reading import split
 from deploykit.tensors import TensorSpec, check_inputs
 
 __all__ = ["MapRows"]
@@ -25,11 +27,13 @@ class MapRows:
         DataError: the dataset has no length, or is no map-style dataset.
     """
 
-    def __init__(self, found: Found, inputs: Sequence[TensorSpec], what: str, first: int, notes: list[str]) -> None:
+    def __init__(
+        self, found: Found, inputs: Sequence[TensorSpec], what: str, first: int, notes: list[str], keeping: Keeping
+    ) -> None:
         self._what, self._inputs = what, tuple(inputs)
         self._dataset, self._collate = found.dataset, found.collate
         self.first, self.stop = first, first + rows_of(found.dataset, what)
-        self._items = Items(inputs, what, notes)
+        self._items = Items(inputs, what, notes, keeping)
         has_workers = getattr(found.items, "num_workers", 0)
         self._readers = Readers(found.items, self._items, what) if has_workers else None
 
@@ -68,7 +72,7 @@ class MapRows:
 
     def _checked(self, batch: Arrays, start: int) -> Arrays:
         try:
-            check_inputs(self._inputs, batch, first_row=start)
+            check_inputs(self._inputs, split(batch)[0], first_row=start)
         except DataError as error:
             raise DataError(f"{self._what}: {error}") from None
         return batch
@@ -102,4 +106,4 @@ class MapRows:
                     f"{start} has {list(shapes[0])}; pad the rows to one size, or return a DataLoader with a "
                     "collate_fn that does"
                 )
-        return {spec.name: np.stack([row[spec.name] for row in rows]) for spec in self._inputs}
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -76,7 +76,7 @@ class Readers:
                 f"({type(error).__name__}: {error}); a row killed one, or memory was short: mend it or "
                 "use a smaller num_workers, and give the same command again"
             ) from error
-        return {name: tensor.numpy() for name, tensor in tensors.items()}
+        return {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in tensors.items()}
 
     def close(self) -> None:
         """End the processes."""
@@ -130,7 +130,11 @@ class _Collated:
         import torch
 
         arrays = self.items.batch(self.collate(rows), 0, len(rows))
-        return {name: torch.from_numpy(np.require(array, requirements=("C", "W"))) for name, array in arrays.items()}
+        # Text, which may be kept, is no tensor.
+        return {
+            name: array if array.dtype == object else torch.from_numpy(np.require(array, requirements=("C", "W")))
+            for name, array in arrays.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +165,7 @@ def _require_importable(loader: Any, what: str) -> None:
     if method != "fork" and type(loader.dataset).__module__.startswith(FILE_MODULE):
         raise DataError(
             f"{what}: the DataLoader starts its {loader.num_workers} workers by {method!r}, and they import the "
-            f"dataset {type(loader.dataset).__name__} by the name of its module, which a file has not; name the factory "
+            f"dataset {type(loader.dataset).__name__} by the name of its module, which a file has not; name it "
             "as package.module:factory, or use num_workers=0"
         )
 

@@ -5,7 +5,8 @@
     spool/input-0.bin   the values of the first input, row after row
     spool/starts.bin    int64: the first row of each run of rows that have the same shapes
     spool/shapes.bin    int64, for each run: by input the byte where it begins, and the shape of a row
-    spool/spool.json    written last, and kept when the others are removed: target, inputs, rows, digest
+    spool/kept-0.bin    what goes with the predictions, and of text, where each ends: ends-0.bin
+    spool/spool.json    written last, and stays when the others are removed: what was asked for, rows, digest
 
 Where no dimension is dynamic there is one run.
 """
@@ -14,11 +15,10 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -26,23 +26,32 @@ from deploykit.errors import DataError
 from deploykit.files import TEMPORARY_PREFIX, write_json
 from deploykit.sources.base import Arrays
 from deploykit.sources.factory import without_folder
+from deploykit.sources.reading import KEPT, Reading
+from deploykit.sources.spoolfiles import HashedFile, KeptColumn, read_kept, read_values
 from deploykit.tensors import TensorSpec
 
-__all__ = ["Spool", "SpoolSource", "clear", "is_spool", "spooled_facts"]
+__all__ = ["Spool", "SpoolSource", "asked_for", "clear", "is_spool", "spooled_facts"]
 
 FACTS = "spool.json"
 _STARTS, _SHAPES = "starts.bin", "shapes.bin"
 
 
 class Spool:
-    """Takes rows; memory does not grow with them. On any error nothing is left but an empty folder.
+    """Takes rows; memory does not grow with them. On any error nothing is left.
+
+    Args:
+        folder: the spool.
+        asked: JSON values that say what the rows are, see ``asked_for``.
+        inputs: the model's inputs.
 
     Raises:
         OSError: the disk is full or not writable.
     """
 
-    def __init__(self, folder: Path, target: str, inputs: Sequence[TensorSpec]) -> None:
-        self._folder, self._target, self._inputs = folder, target, tuple(inputs)
+    def __init__(self, folder: Path, asked: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> None:
+        self._folder, self._asked, self._inputs = folder, asked, tuple(inputs)
+        self._kept: dict[str, KeptColumn] = {}
+        self._specs: tuple[TensorSpec, ...] = ()
         self._stack = contextlib.ExitStack()
         self._shapes: list[tuple[int, ...]] = []
         self.rows = self.size_bytes = self._runs = 0
@@ -50,8 +59,8 @@ class Spool:
     def __enter__(self) -> Self:
         clear(self._folder)
         self._folder.mkdir(exist_ok=True)
-        self._values = [_Hashed(self._open(_values_name(number))) for number in range(len(self._inputs))]
-        self._starts, self._table = _Hashed(self._open(_STARTS)), _Hashed(self._open(_SHAPES))
+        self._values = [self._create(_values_name(number)) for number in range(len(self._inputs))]
+        self._starts, self._table = self._create(_STARTS), self._create(_SHAPES)
         return self
 
     def __exit__(
@@ -65,8 +74,13 @@ class Spool:
             self._stack.close()
         clear(self._folder)
 
+    def keep(self, specs: Sequence[TensorSpec]) -> None:
+        """Say, before the first row, what goes with the predictions."""
+        self._specs = tuple(specs)
+        self._kept = {spec.name: KeptColumn(spec, number, self._create) for number, spec in enumerate(specs)}
+
     def add(self, arrays: Arrays) -> None:
-        """Put rows at the end: by input name, C-contiguous arrays with the rows as first dimension."""
+        """Put rows at the end: as a source reads them, C-contiguous arrays with the rows as first dimension."""
         ordered = [arrays[spec.name] for spec in self._inputs]
         shapes = [array.shape[1:] for array in ordered]
         if shapes != self._shapes:
@@ -75,10 +89,12 @@ class Spool:
         for file, array in zip(self._values, ordered, strict=True):
             file.write(array)
             self.size_bytes += array.nbytes
+        for name, column in self._kept.items():
+            column.write(arrays[f"{KEPT}{name}"])
         self.rows += len(ordered[0])
 
-    def _open(self, name: str) -> IO[bytes]:
-        return self._stack.enter_context((self._folder / name).open("wb", buffering=2**20))
+    def _create(self, name: str) -> HashedFile:
+        return HashedFile(self._stack.enter_context((self._folder / name).open("wb", buffering=2**20)))
 
     def _begin_run(self, shapes: Sequence[tuple[int, ...]]) -> None:
         self._runs += 1
@@ -87,41 +103,21 @@ class Spool:
         self._table.write(np.array(record, np.int64))
 
     def _finish(self) -> None:
-        files = [*self._values, self._starts, self._table]
+        kept = [file for column in self._kept.values() for file in column.files]
+        files = [*self._values, self._starts, self._table, *kept]
         for file in files:
             file.flush()
         self._stack.close()
         digest = hashlib.sha256("".join(file.digest() for file in files).encode())
         facts = {
-            "target": without_folder(self._target),
-            "inputs": [spec.to_json() for spec in self._inputs],
+            **self._asked,
+            "kept": [spec.to_json() for spec in self._specs],
             "rows": self.rows,
             "runs": self._runs,
-            "size_bytes": self.size_bytes,
+            "size_bytes": sum(file.size for file in files),
             "sha256": digest.hexdigest(),
         }
         write_json(self._folder / FACTS, facts)
-
-
-class _Hashed:
-    """A file to append arrays to, with a digest of all of it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._digest = file, hashlib.sha256()
-        self.size = 0
-
-    def write(self, array: np.ndarray[Any, Any]) -> None:
-        data = array.reshape(-1).view(np.uint8).data
-        self._file.write(data)
-        self._digest.update(data)
-        self.size += array.nbytes
-
-    def flush(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def digest(self) -> str:
-        return self._digest.hexdigest()
 
 
 class SpoolSource:
@@ -131,6 +127,7 @@ class SpoolSource:
         self.notes: list[str] = []
         self._folder, self._facts, self._inputs = folder, facts, tuple(inputs)
         self._what = f"data {facts['target']}"
+        self.kept = tuple(map(TensorSpec.from_json, facts["kept"]))
         runs, width = facts["runs"], sum(len(spec.shape) for spec in inputs)
         self.is_there = all((folder / name).exists() for name in (_STARTS, _SHAPES))
         self._starts = self._table(_STARTS, runs)
@@ -155,7 +152,10 @@ class SpoolSource:
             (offset, *shape), record = record[: len(spec.shape)], record[len(spec.shape) :]
             size = math.prod(shape)
             offset += (start - first) * size * spec.numpy_dtype.itemsize
-            arrays[spec.name] = self._values(number, offset, (stop - start) * size).reshape(stop - start, *shape)
+            values = read_values(self._folder / _values_name(number), spec.numpy_dtype, (stop - start) * size, offset)
+            arrays[spec.name] = values.reshape(stop - start, *shape)
+        for number, spec in enumerate(self.kept):
+            arrays[f"{KEPT}{spec.name}"] = read_kept(self._folder, spec, number, start, stop)
         return arrays
 
     def cuts(self, start: int, stop: int) -> list[int]:
@@ -166,7 +166,7 @@ class SpoolSource:
 
     def fingerprint(self) -> dict[str, Any]:
         """The target, the number of rows, and a digest of all of them."""
-        return {"kind": "spool", **{name: self._facts[name] for name in ("target", "rows", "sha256")}}
+        return {"kind": "spool", **{name: self._facts[name] for name in ("target", "keys", "rows", "sha256")}}
 
     def discard(self) -> None:
         """Remove the rows, which nobody needs any more; what is known of them stays."""
@@ -178,22 +178,20 @@ class SpoolSource:
         """Let go of files."""
         self._starts = self._shapes = np.empty(0, np.int64)
 
-    def _values(self, number: int, offset: int, count: int) -> np.ndarray[Any, Any]:
-        path, dtype = self._folder / _values_name(number), self._inputs[number].numpy_dtype
-        try:
-            values = np.fromfile(path, dtype, count, offset=offset)
-        except OSError as error:
-            raise DataError(f"{self._what}: {path} cannot be read ({error}); predict into a new directory") from error
-        if len(values) != count:
-            raise DataError(
-                f"{self._what}: {path} is truncated; remove {self._folder}, and predict into a new directory"
-            )
-        return values
-
     def _table(self, name: str, *shape: int) -> np.ndarray[Any, Any]:
         if not self.is_there or not math.prod(shape):
             return np.empty([0] * len(shape), np.int64)
         return np.memmap(self._folder / name, np.int64, "r", shape=shape)
+
+
+def asked_for(data: str, inputs: Sequence[TensorSpec], reading: Reading) -> dict[str, Any]:
+    """What makes the rows of a spool those that were asked for, in JSON values."""
+    return {
+        "target": without_folder(data),
+        "inputs": [spec.to_json() for spec in inputs],
+        "keys": {name: list(keys) for name, keys in reading.columns.items()},
+        "keep": list(reading.keep),
+    }
 
 
 def spooled_facts(folder: Path) -> dict[str, Any] | None:

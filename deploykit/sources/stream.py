@@ -6,7 +6,9 @@ from typing import Any, NoReturn
 from deploykit.errors import DataError
 from deploykit.sources.base import Arrays
 from deploykit.sources.items import Items
+from deploykit.sources.keeping import Keeping
 from deploykit.sources.loaders import Made, called
+from deploykit.sources.reading import Reading, split
 from deploykit.tensors import TensorSpec, check_inputs
 
 __all__ = ["StreamSource"]
@@ -21,14 +23,16 @@ class StreamSource:
         target: the factory, as the user named it.
         why: why there are no rows by number.
         inputs: the model's inputs.
+        keeping: what goes with the predictions, known when the first row has come.
     """
 
-    def __init__(self, target: str, made: Made, inputs: Sequence[TensorSpec]) -> None:
+    def __init__(self, target: str, made: Made, inputs: Sequence[TensorSpec], reading: Reading) -> None:
         self.notes: list[str] = []
         self.target, self.inputs = target, tuple(inputs)
         self.why = next(found.in_order for found in made.found if found.in_order is not None)
         self._what, self._found = f"data {target}", made.found
-        self._items = Items(inputs, self._what, self.notes)
+        self.keeping = Keeping(reading, inputs, self._what)
+        self._items = Items(inputs, self._what, self.notes, self.keeping)
 
     def batches(self) -> Iterator[Arrays]:
         """One or several rows at a time, by input name; each iterable is gone through once, as it is.
@@ -49,7 +53,7 @@ class StreamSource:
 
     def _check(self, arrays: Arrays, row: int) -> None:
         try:
-            check_inputs(self.inputs, arrays, first_row=row)
+            check_inputs(self.inputs, split(arrays)[0], first_row=row)
         except DataError as error:
             raise DataError(f"{self._what}: {error}") from None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from tests import handmade
 
@@ -131,3 +131,30 @@ def watched_pair() -> list[DataLoader[Any]]:
         DataLoader(rows[:7], collate_fn=pad, num_workers=1),
         DataLoader(rows[7:], collate_fn=pad_to_nine, num_workers=2),
     ]
+
+
+def labelled(row: int) -> dict[str, Any]:
+    """A row of ``plain`` with what may be kept, under keys of its own."""
+    place = np.array([row, -row], np.int16)
+    return {"features": X[row], "name": "ä" * (row % 4), "label": row, "box": place, "text": [str(row)], "none": None}
+
+
+def some_keys(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """The batch that torch makes of them, less what it cannot put together."""
+    return default_collate([{key: item[key] for key in ("features", "name", "label", "box")} for item in items])
+
+
+def labelled_rows() -> list[dict[str, Any]]:
+    return [labelled(row) for row in range(60)]
+
+
+def labelled_loader() -> DataLoader[Any]:
+    return DataLoader(labelled_rows(), num_workers=2, collate_fn=some_keys)  # type: ignore[arg-type]
+
+
+def labelled_stream() -> Iterator[dict[str, Any]]:
+    return map(labelled, range(60))
+
+
+def labelled_batches() -> Iterator[dict[str, Any]]:
+    return (some_keys(labelled_rows()[first : first + 7]) for first in range(0, 60, 7))

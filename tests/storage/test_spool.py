@@ -16,17 +16,22 @@ from deploykit.tensors import TensorSpec
 
 X = TensorSpec(name="x", dtype="float16", shape=("batch", "seq", 2))
 K = TensorSpec(name="k", dtype="bool", shape=("batch",))
+ID = TensorSpec(name="id", dtype="int64", shape=("batch", 2))
+TEXT = TensorSpec(name="text", dtype="string", shape=("batch",))
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 def batch(rows: int, length: int, seed: int) -> Arrays:
     random = np.random.default_rng(seed)
     x = random.normal(size=(rows, length, 2)).astype(np.float16)
-    return {"x": x, "k": random.integers(0, 2, rows).astype(bool)}
+    texts = np.array([*(chr(0xE4) * int(length) for length in random.integers(0, 4, rows)), ""], object)[:rows]
+    kept = {"keep:id": random.integers(0, 9, (rows, 2)), "keep:text": texts}
+    return {"x": x, "k": random.integers(0, 2, rows).astype(bool), **kept}
 
 
 def spool(folder: Path, batches: list[Arrays]) -> SpoolSource:
-    with Spool(folder, "data.py:make", [X, K]) as open_spool:
+    with Spool(folder, {"target": "data.py:make", "keys": {}}, [X, K]) as open_spool:
+        open_spool.keep([ID, TEXT])
         for each in batches:
             open_spool.add(each)
     facts = spooled_facts(folder)
@@ -50,7 +55,7 @@ def test_any_rows(tmp_path_factory: pytest.TempPathFactory, sizes: list[tuple[in
     for first, end in pieces:
         got = source.read(first, end)
         for place, row in enumerate(rows[first:end]):
-            for name in ("x", "k"):
+            for name in ("x", "k", "keep:id", "keep:text"):
                 np.testing.assert_array_equal(got[name][place], row[name], strict=True)
     for (_, row), (other, _) in pairwise(pieces):
         assert row == other
@@ -65,6 +70,8 @@ def test_the_fingerprint_follows_the_rows_not_how_they_came(tmp_path: Path) -> N
     assert one.fingerprint() != spool(tmp_path / "c", [batch(6, 2, 1)]).fingerprint()
     other_shape = {**whole, "x": whole["x"].reshape(6, 1, 4)[:, :, :2]}
     assert one.fingerprint() != spool(tmp_path / "d", [other_shape]).fingerprint()
+    other_text = {**whole, "keep:text": np.array(["other"] * 6, object)}
+    assert one.fingerprint() != spool(tmp_path / "e", [other_text]).fingerprint()
 
 
 def test_rows_of_different_shapes_are_not_read_together(tmp_path: Path) -> None:
