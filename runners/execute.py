@@ -22,7 +22,7 @@ from runners.environment import environment
 from runners.lock import locked
 from runners.progress import ProgressMode, make_progress
 from runners.report import Figures, halving_notes, make_report, write_report
-from runners.spooling import discard_spool
+from runners.spooling import discard_spool, require_same_spool
 from runners.stop import StopRequest, on_signals
 from runners.work import Outcome, Work
 from runners.writing import Writing
@@ -86,6 +86,7 @@ def drive(setting: Setting, out: Path, place: Placer, *, progress: ProgressChoic
     """
     with locked(out) as lock:
         directory = RunDirectory.prepare(out, setting.job)
+        require_same_spool(setting.source, directory)
         save_index(directory.path, setting.source)
         missing = directory.missing()
         # An epoch job without rows has no rank and no file; its report says that it was done.

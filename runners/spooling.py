@@ -1,7 +1,9 @@
 """Data that comes but once: drawn into the run directory before the plan is made, and read from there by every rank."""
 
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from deploykit.artifact import Artifact
 from deploykit.errors import IncompleteRunError, RunError, UsageError
@@ -13,7 +15,7 @@ from runners.lightning_writer import LightningWriter
 from runners.lock import locked
 from runners.stop import StopRequest, on_signals
 
-__all__ = ["discard_spool", "draw", "find_spool", "open_spool", "refuse_to_draw"]
+__all__ = ["discard_spool", "draw", "find_spool", "open_spool", "refuse_to_draw", "require_same_spool"]
 
 _AGAIN = "give the same command again, which draws them from the beginning"
 
@@ -29,7 +31,7 @@ def find_spool(out: Path, data: str, artifact: Artifact, reading: Reading) -> Sp
     folder, inputs = out / SPOOL_NAME, artifact.manifest.inputs
     facts = spooled_facts(folder)
     asked = asked_for(data, inputs, reading)
-    if facts is not None and {name: facts.get(name) for name in asked} == asked:
+    if facts is not None and _holds(facts, asked):
         source = SpoolSource(folder, facts, inputs)
         if source.is_there:
             source.notes.append(f"data {data}: the {len(source):,} rows that were drawn before are used")
@@ -69,24 +71,46 @@ def draw(stream: StreamSource, out: Path, reading: Reading) -> SpoolSource:
         DataError: the user's code raised something, or a row does not fit the model.
     """
     _refuse_other_job(out)
+    folder, asked = out / SPOOL_NAME, asked_for(stream.target, stream.inputs, reading)
     with locked(out):
-        spool = Spool(out / SPOOL_NAME, asked_for(stream.target, stream.inputs, reading), stream.inputs)
-        _fill(spool, stream, out)
-    facts = spooled_facts(out / SPOOL_NAME)
-    source = SpoolSource(out / SPOOL_NAME, facts or {}, stream.inputs)
+        # Another process may have drawn them while this one called the factory, and be about to begin the job.
+        if not _holds(spooled_facts(folder), asked):
+            _fill(Spool(folder, asked, stream.inputs), stream, out)
+        facts = spooled_facts(folder) or {}
+    source = SpoolSource(folder, facts, stream.inputs)
     source.notes += [
-        f"data {stream.target}: {stream.why}, so it was gone through once: {spool.rows:,} rows, "
-        f"{spool.size_bytes / 1e6:,.1f} MB, are in {out / SPOOL_NAME} until the run is finished; the sample id is "
+        f"data {stream.target}: {stream.why}, so it was gone through once: {len(source):,} rows, "
+        f"{facts['size_bytes'] / 1e6:,.1f} MB, are in {folder} until the run is finished; the sample id is "
         "a row's place in the order in which they came",
         *stream.notes,
     ]
     return source
 
 
+def require_same_spool(source: Source, directory: RunDirectory) -> None:
+    """Refuse rows that are no longer those of the job; called by who holds the run directory.
+
+    Raises:
+        RunError: another run has drawn others in their place before the job began.
+    """
+    if not isinstance(source, SpoolSource):
+        return
+    facts = spooled_facts(directory.path / SPOOL_NAME)
+    if facts is None or facts["sha256"] != directory.job.data.get("sha256"):
+        raise RunError(
+            f"run directory {directory.path}: another run has replaced the rows in {SPOOL_NAME} by others; name a new "
+            "directory"
+        )
+
+
 def discard_spool(source: Source) -> None:
     """Remove the rows of a finished job; what is known of them stays, so that the same command finds it finished."""
     if isinstance(source, SpoolSource):
         source.discard()
+
+
+def _holds(facts: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool:
+    return facts is not None and {name: facts.get(name) for name in asked} == asked
 
 
 def _fill(spool: Spool, stream: StreamSource, out: Path) -> None:

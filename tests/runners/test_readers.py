@@ -87,9 +87,7 @@ def test_each_rank_has_the_workers(
 
 
 def test_workers_that_cannot_import_a_file() -> None:
-    with pytest.raises(
-        DataError, match=r"starts its 1 workers by 'spawn'.*Watched.*name it as package.module"
-    ):
+    with pytest.raises(DataError, match=r"starts its 1 workers by 'spawn'.*Watched.*name it as package.module"):
         open_source(f"{FILE}:watched_fresh", handmade.INPUTS["plain"])
 
 

@@ -17,9 +17,10 @@ import deploykit
 from deploykit.cli import main
 from deploykit.errors import DataError, DeploykitError, RunError, UsageError
 from deploykit.rundir import RunDirectory
-from deploykit.sources import spoolfiles
+from deploykit.sources import spool, spoolfiles
 from deploykit.verify_run import verify_run
 from deploykit.watching import run_status
+from runners import jobdata
 from runners.job import run
 from tests import handmade
 
@@ -247,6 +248,32 @@ def test_directories_of_others_are_left_alone(artifact_paths: dict[str, Path], t
     with pytest.raises(RunError, match=r"holds another job: plan\.batch_size"):
         run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **{**OPTIONS, "batch_size": 2})
     assert times(drawn) == 1
+
+
+def test_two_commands_at_the_same_moment(
+    artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one draws between this one's look at the directory and its turn, or before this one begins the job."""
+    out, draw, prepare = tmp_path / "r", jobdata.draw, RunDirectory.prepare
+
+    def other_first(*arguments: Any) -> Any:
+        monkeypatch.setattr(jobdata, "draw", draw)
+        run(artifact_paths["plain"], f"{FILE}:stream", out, **OPTIONS)
+        return draw(*arguments)
+
+    monkeypatch.setattr(jobdata, "draw", other_first)
+    result = run(artifact_paths["plain"], f"{FILE}:stream", out, **OPTIONS)
+    assert (result.computed_rows, times(drawn)) == (0, 1)
+
+    def other_between(path: Path, job: Any) -> RunDirectory:
+        spool.clear(path / "spool")
+        with spool.Spool(path / "spool", {"target": "other", "keys": {}}, handmade.INPUTS["plain"]):
+            pass
+        return prepare(path, job)
+
+    monkeypatch.setattr(RunDirectory, "prepare", other_between)
+    with pytest.raises(RunError, match="another run has replaced the rows in spool by others"):
+        run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "s", **OPTIONS)
 
 
 def test_rows_that_no_job_has_taken_up_make_room_for_others(
