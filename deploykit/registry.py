@@ -17,7 +17,10 @@ from typing import Any
 
 from deploykit.errors import UnknownNameError, UsageError
 
-__all__ = ["Registry", "import_target"]
+__all__ = ["FILE_MODULE", "Registry", "import_target"]
+
+FILE_MODULE = "_deploykit_file_"
+"""How the names of modules begin that are made of a file: no other process finds them by it."""
 
 
 class Registry:
@@ -108,7 +111,7 @@ def _import_file(path: Path, kind: str) -> Any:
     if not path.is_file():
         raise UsageError(f"{kind} file {str(path)!r}: no such file")
     # Named after the absolute path, so that two files of one name do not replace each other.
-    name = f"_deploykit_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    name = f"{FILE_MODULE}{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

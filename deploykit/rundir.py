@@ -7,6 +7,7 @@
     commits/part-000012.json      written last; without it the part does not count
     predictions_0.npy             one file per rank (write interval epoch or batch_and_epoch), see epoch.py
     commits/rank-0000.json        the same for the files of a rank
+    spool/                        the rows of data that comes but once, see sources/spool.py
 """
 
 import json
@@ -23,13 +24,15 @@ from deploykit.job import Job
 from deploykit.plan import Shard
 from deploykit.runstate import State, read_state
 from deploykit.signs import STATUS_NAME
+from deploykit.sources.spool import is_spool
 from deploykit.writers.base import Batch, Writer
 
-__all__ = ["DELIVERED_NAME", "LOCK_NAME", "RUN_NAME", "RunDirectory"]
+__all__ = ["DELIVERED_NAME", "LOCK_NAME", "RUN_NAME", "SPOOL_NAME", "RunDirectory", "refuse_foreign"]
 
 RUN_NAME = "run.json"
 LOCK_NAME = ".lock"
 DELIVERED_NAME = "lightning.json"
+SPOOL_NAME = "spool"
 
 
 class RunDirectory:
@@ -54,7 +57,7 @@ class RunDirectory:
             directory = cls.open(path)
             directory._refuse_other(job)
         else:
-            _refuse_foreign(path)
+            refuse_foreign(path)
             directory = cls(path, job)
         with writing(path):
             directory._set_up()
@@ -75,7 +78,7 @@ class RunDirectory:
         path = Path(path)
         if not (path / RUN_NAME).exists():
             try:
-                _refuse_foreign(path)
+                refuse_foreign(path)
             except RunError:
                 if not (path / RUN_NAME).exists():  # Another process may have created it since.
                     raise
@@ -215,18 +218,28 @@ class RunDirectory:
         self.commits.mkdir(exist_ok=True)
 
 
-def _refuse_foreign(path: Path) -> None:
+def refuse_foreign(path: Path) -> None:
+    """Refuse a directory in which there is anything that no run has left there before it wrote ``run.json``.
+
+    Raises:
+        RunError: there is.
+    """
     if path.exists() and not path.is_dir():
         raise RunError(f"run directory {path}: is a file; name a new directory")
     if not path.is_dir():
         return
-    # A process that died right after it made the directory leaves no more than these.
-    ours = (name == LOCK_NAME or name.startswith(TEMPORARY_PREFIX) for name in (entry.name for entry in path.iterdir()))
-    if not all(ours):
+    if not all(map(_is_early, path.iterdir())):
         raise RunError(
             f"run directory {path}: is not empty and holds no {RUN_NAME}; name a new or empty directory, "
             "or one that deploykit run made"
         )
+
+
+def _is_early(entry: Path) -> bool:
+    """Whether a process that died before the job began may have left it."""
+    if entry.name == SPOOL_NAME:
+        return is_spool(entry)
+    return entry.name == LOCK_NAME or entry.name.startswith(TEMPORARY_PREFIX)
 
 
 def _require_written(writer: Writer, path: Path) -> None:

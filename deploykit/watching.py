@@ -7,7 +7,7 @@ from time import time
 from typing import Any, Literal
 
 from deploykit.errors import IncompleteRunError, RunError
-from deploykit.rundir import LOCK_NAME, RunDirectory
+from deploykit.rundir import LOCK_NAME, SPOOL_NAME, RunDirectory
 from deploykit.runstate import State
 from deploykit.signs import CallSign, RankSign, read_signs
 
@@ -114,7 +114,7 @@ def _is_untouched(path: Path) -> bool:
     """Nothing there yet, or no more than the first moments of a run leave."""
     if path.exists() and not path.is_dir():
         raise RunError(f"run directory {path}: is a file; name a directory that deploykit run made")
-    return not path.exists() or all(entry.name == LOCK_NAME for entry in path.iterdir())
+    return not path.exists() or all(entry.name in {LOCK_NAME, SPOOL_NAME} for entry in path.iterdir())
 
 
 def _pending(directory: RunDirectory, state: State) -> bool:

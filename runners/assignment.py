@@ -14,6 +14,7 @@ from deploykit.writers import make_writer
 from runners.base import Group
 from runners.dataindex import load_index
 from runners.loop import Task
+from runners.spooling import open_spool
 from runners.table import choose_runner
 
 __all__ = ["Assignment", "reading_of"]
@@ -51,8 +52,7 @@ class Assignment:
             artifact = stack.enter_context(Artifact.open(self.artifact))
         directory = RunDirectory.open(self.directory)
         if source is None:
-            reading = reading_of(directory, artifact)
-            source = open_source(self.data, artifact.manifest.inputs, prepare=False, reading=reading)
+            source = self._source(directory, artifact)
             stack.callback(source.close)
         writer = make_writer(directory.job.writer, directory.job.outputs, write_interval=directory.job.write_interval)
         runner_class = choose_runner(artifact, self.runner)
@@ -60,6 +60,12 @@ class Assignment:
         if self.group is not None:
             runner.join(self.group)
         return Task(runner=runner, source=source, directory=directory, writer=writer, rank=self.rank)
+
+    def _source(self, directory: RunDirectory, artifact: Artifact) -> Source:
+        if directory.job.data.get("kind") == "spool":
+            return open_spool(directory, artifact)
+        reading = reading_of(directory, artifact)
+        return open_source(self.data, artifact.manifest.inputs, prepare=False, reading=reading)
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)

@@ -14,6 +14,7 @@ from deploykit.devices import Device
 from deploykit.errors import UsageError
 from deploykit.passes import Passes
 from deploykit.rundir import RUN_NAME, RunDirectory
+from deploykit.sources.reading import uncut
 from runners.base import Arrays, Runner
 from runners.drawing import predict_in_passes
 from runners.fitting import is_out_of_memory
@@ -90,7 +91,7 @@ def _first_rows(source: "Source") -> Arrays:
     one = read_rows(source, 0, 1, refuse_nan=False)
     row_bytes = sum(array.nbytes for array in one.inputs.values())
     rows = min(len(source), MOST_ROWS, max(1, MOST_BYTES // max(row_bytes, 1)))
-    return read_rows(source, 0, rows, refuse_nan=False).inputs
+    return read_rows(source, *next(uncut(source, 0, rows)), refuse_nan=False).inputs
 
 
 def settle_batch_size(out: str | Path, probe: Callable[[], Probe]) -> tuple[int, str]:

@@ -22,6 +22,9 @@ class Engine(abc.ABC):
     finds_batch_size: ClassVar[bool] = True
     """Whether one process chooses the batch size for all ranks, so that ``--batch-size auto`` can be asked for."""
 
+    prepares_alone: ClassVar[bool] = True
+    """Whether one process opens the data before the ranks do, and can draw the rows of what comes but once."""
+
     def devices(self, text: str, runner: type[Runner]) -> tuple[Device, ...]:
         """The devices that ``--devices`` names, one rank each; those of this machine if not overridden.
 

@@ -45,7 +45,7 @@ class LaunchedEngine(Engine):
         UsageError: this process was not started by that launcher.
     """
 
-    finds_batch_size = False
+    finds_batch_size = prepares_alone = False
 
     def __init__(self) -> None:
         self.launch = self.read(os.environ)

@@ -22,6 +22,7 @@ from runners.environment import environment
 from runners.lock import locked
 from runners.progress import ProgressMode, make_progress
 from runners.report import Figures, halving_notes, make_report, write_report
+from runners.spooling import discard_spool, require_same_spool
 from runners.stop import StopRequest, on_signals
 from runners.work import Outcome, Work
 from runners.writing import Writing
@@ -85,14 +86,18 @@ def drive(setting: Setting, out: Path, place: Placer, *, progress: ProgressChoic
     """
     with locked(out) as lock:
         directory = RunDirectory.prepare(out, setting.job)
+        require_same_spool(setting.source, directory)
         save_index(directory.path, setting.source)
         missing = directory.missing()
         # An epoch job without rows has no rank and no file; its report says that it was done.
         if not missing and directory.is_finished() and (directory.path / "report.json").exists():
             notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
+            discard_spool(setting.source)
             return Computed(skipped_shards=len(directory.job.plan))
         with signing(directory.path):
-            return execute(setting, directory, missing, lock=lock, progress=progress, notes=notes, place=place)
+            done = execute(setting, directory, missing, lock=lock, progress=progress, notes=notes, place=place)
+            discard_spool(setting.source)
+            return done
 
 
 def execute(

@@ -11,6 +11,7 @@ from runners.launch import Launch
 from runners.lock import finishing
 from runners.measured import Measured, load_measured
 from runners.report import Figures, make_report, write_report
+from runners.spooling import discard_spool
 
 __all__ = ["finish_together"]
 
@@ -33,6 +34,7 @@ def finish_together(
         directory.clean()
         finish_files(setting, directory, inherit=(), notes=notes)
         _report(setting, directory, launch, notes)
+        discard_spool(setting.source)
     notes.append(f"{launch} found every part there and finished the job: report.json, report.html")
 
 

@@ -185,7 +185,9 @@ def _checked(
     passes = _passes(artifact, draws, options)
     added = passes.column(artifact.manifest.batch_dimension)
     predicted = (*(output.tensor for output in artifact.manifest.outputs), *added)
-    source, writing = open_data(stack, artifact, data, predicted, options, ranks=len(devices))
+    source, writing = open_data(
+        stack, artifact, data, predicted, options, ranks=len(devices), out=Path(out), alone=engine.prepares_alone
+    )
     probe = partial(probe_batch_size, artifact, runner, devices, source, passes=passes, seed=seed, draws=draws)
     plan, notes = _plan(len(source), artifact.manifest, out, options, probe)
     job = Job(

@@ -2,13 +2,16 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from deploykit.artifact import Artifact
 from deploykit.errors import UsageError
 from deploykit.sources import Reading, Source, open_source
+from deploykit.sources.stream import StreamSource
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import SAMPLE_ID
+from runners.spooling import draw, find_spool, refuse_to_draw
 from runners.writing import Writing, choose_writing
 
 __all__ = ["open_data"]
@@ -22,18 +25,30 @@ def open_data(
     options: Mapping[str, Any],
     *,
     ranks: int,
+    out: Path,
+    alone: bool,
 ) -> tuple[Source, Writing]:
     """The data, and the writing of what is ``predicted`` and of the columns of the data that are kept.
 
+    Data that comes but once is drawn into the run directory ``out``, if this process prepares the job ``alone``.
+
     Raises:
-        UsageError: an unknown writer, or a kept column that has the name of an output.
+        UsageError: an unknown writer, a kept column that has the name of an output, or data that cannot be drawn.
+        RunError: it can, but not into this directory.
         DataError: the data cannot be opened, or does not fit the model.
     """
     _refuse_clash(options["keep"], [spec.name for spec in predicted])
     # Opening the data may take long; a writer that cannot be used at all is refused first.
     writing = choose_writing(options, predicted, ranks)
-    source = open_source(data, artifact.manifest.inputs, reading=_reading(artifact, options))
+    reading = _reading(artifact, options)
+    source: Source | None = find_spool(out, data, artifact, reading)
+    if source is None:
+        source = open_source(data, artifact.manifest.inputs, reading=reading)
     stack.callback(source.close)
+    if isinstance(source, StreamSource):
+        refuse_to_draw(source, alone=alone, lightning=writing.lightning)
+        source = draw(source, out, reading)
+        stack.callback(source.close)
     kept = tuple(getattr(source, "kept", ()))
     # Chosen once where it can be: a Lightning writer is the user's own class, made on the way.
     return source, choose_writing(options, (*predicted, *kept), ranks) if kept else writing

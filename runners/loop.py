@@ -22,7 +22,7 @@ from deploykit.errors import DeploykitError, RunError
 from deploykit.passes import DRAWS_USED
 from deploykit.plan import Shard, remaining
 from deploykit.sources.finite import check_finite, count_nan_rows
-from deploykit.sources.reading import split
+from deploykit.sources.reading import announced, split
 from deploykit.writers.base import Batch, Writer
 from runners.base import Arrays, Runner
 from runners.channel import Channel, Closed
@@ -154,7 +154,7 @@ class Pipeline:
     def _read_all(self) -> None:
         while (shard := self._feed.next()) is not None:
             self._listener.started(shard)
-            for start, stop in self._job.plan.batches(shard):
+            for start, stop in announced(self._task.source, self._job.plan.batches(shard)):
                 work = self._read(shard, start, stop)
                 self._inputs.put(work, _size(work.sound.inputs) + _size(work.sound.kept))
         self._inputs.finish()

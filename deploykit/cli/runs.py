@@ -49,13 +49,14 @@ Examples:
 @click.option(
     "--data", required=True,
     help="A file, directory, glob or URL: npy, npz, safetensors, parquet, arrow, csv, jsonl, images, a saved data set; "
-    "or package.module:factory (or file.py:factory).",
+    "or package.module:factory (or file.py:factory) of a dataset, an iterable, DataLoaders "
+    "or a LightningDataModule.",
 )  # fmt: skip
 @click.option(
     "--map", "mapping", multiple=True, metavar="INPUT=COLUMNS",
-    help="The columns of an input, x=f0,f1,f2 or x='f*'; by default those that have its name.",
+    help="The columns of an input, x=f0,f1,f2 or x='f*', of a factory's dicts the key; by default what has its name.",
 )  # fmt: skip
-@click.option("--keep", metavar="COLUMNS", help="Columns of the data that go with the predictions, with commas.")
+@click.option("--keep", metavar="COLUMNS", help="Columns (keys) of the data that go with the predictions, with commas.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The run directory.")
 @click.option("--runner", default="auto", show_default=True, help="onnx, torch, or auto: ONNX where there is a choice.")
 @click.option("--devices", default="auto", show_default=True, help="cpu, cpu:4 (four ranks), cuda, cuda:0,2 or auto.")

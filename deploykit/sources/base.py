@@ -22,7 +22,9 @@ class Source(Protocol):
     """Rows of data, by number.
 
     A source with columns to keep also has ``kept``, the ``TensorSpec`` of each; one whose opening takes long has
-    ``index()``, JSON values that make the next opening of the same data cheap (``Reading.index``).
+    ``index()``, JSON values that make the next opening of the same data cheap (``Reading.index``). One with rows that
+    cannot be in one batch, because a dynamic dimension differs, has ``cuts(start, stop)``: where, between these rows.
+    One that reads ahead has ``expect(ranges)``, the next calls of ``read`` in their order.
 
     Attributes:
         notes: what was ignored or assumed, for people to read.

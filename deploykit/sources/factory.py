@@ -1,4 +1,4 @@
-"""Rows from the user's own code: a map-style dataset, a DataLoader or a LightningDataModule."""
+"""Rows from the user's own code: a map-style dataset, DataLoaders or a LightningDataModule."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,115 +10,131 @@ import numpy as np
 from deploykit.errors import DataError
 from deploykit.registry import import_target
 from deploykit.sources.base import Arrays
-from deploykit.sources.items import Items
-from deploykit.sources.loaders import Found, called, find_dataset, rows_of
-from deploykit.tensors import TensorSpec, check_inputs
+from deploykit.sources.keeping import Keeping
+from deploykit.sources.loaders import Made, called, find_datasets
+from deploykit.sources.maprows import MapRows
+from deploykit.sources.reading import Reading, split
+from deploykit.sources.stream import StreamSource
+from deploykit.tensors import TensorSpec
 
-__all__ = ["FactorySource", "open_factory"]
+__all__ = ["FactorySource", "open_factory", "without_folder"]
 
 
 class FactorySource:
-    """The rows of a map-style dataset: the sample id is the index in it.
+    """The rows of map-style datasets, one after another: the sample id is the index in the only one.
 
-    Rows are read by one thread of this process: ``num_workers``, batch size and order of a DataLoader are not used,
-    its ``collate_fn`` is.
+    Batch size and order of a DataLoader are not used, its ``collate_fn`` is, and so are its workers for rows that were
+    announced with ``expect``. All others are read by one thread of this process.
 
     Attributes:
-        dataset, loader, datamodule: what the factory returned, as far as it had them; None after ``close``.
+        kept: what goes with the predictions, as the first row has it.
+        loader: the DataLoader, or the list or dict of several, as the factory returned it.
+        loader_rows: the rows of each, in order.
+        dataset: the dataset, where there is one.
+        datamodule: the LightningDataModule.
 
     Raises:
-        DataError: the dataset has no length, or a row does not fit the model.
+        DataError: a dataset has no length, or a row does not fit the model.
     """
 
-    def __init__(self, target: str, found: Found, inputs: Sequence[TensorSpec]) -> None:
-        self.notes: list[str] = list(found.notes)
-        self._what, self._target = f"data {target}", _without_folder(target)
-        self._collate, self._inputs = found.collate, tuple(inputs)
-        self.dataset, self.loader, self.datamodule = found.dataset, found.loader, found.datamodule
-        self._length = rows_of(found.dataset, self._what)
-        self._items = Items(inputs, self._what, self.notes)
+    def __init__(self, target: str, made: Made, inputs: Sequence[TensorSpec], reading: Reading) -> None:
+        self.notes: list[str] = list(dict.fromkeys(note for found in made.found for note in found.notes))
+        self._what, self._target = f"data {target}", without_folder(target)
+        self._keeping = Keeping(reading, inputs, self._what)
+        self._parts = self._opened(made, inputs)
+        self.loader_rows = tuple(part.stop - part.first for part in self._parts)
+        self.dataset = made.found[0].dataset if len(made.found) == 1 else None
+        self.loader, self.datamodule = made.loaders, made.datamodule
+        self._length = sum(self.loader_rows)
         self._fingerprint: dict[str, Any] | None = None
+        if self._keeping.needs_mapping and self._length:
+            self.read(0, 1)
+        self.kept = tuple(self._keeping.specs[name] for name in self._keeping.names if self._length)
 
     def __len__(self) -> int:
         return self._length
 
     def read(self, start: int, stop: int) -> Arrays:
         """Rows ``[start, stop)``; one thread at a time."""
-        items = self._fetch(range(start, stop))
-        if self._collate is None:
-            batch = self._stacked([self._items.row(item, row) for row, item in enumerate(items, start)], start)
-        else:
-            where = f"{self._what}, rows {start} to {stop - 1}: the collate_fn"
-            batch = self._items.batch(called(where, self._collate, items), start, stop)
-        try:
-            check_inputs(self._inputs, batch, first_row=start)
-        except DataError as error:
-            raise DataError(f"{self._what}: {error}") from None
-        return batch
+        ranges = [(part, max(start, part.first), min(stop, part.stop)) for part in self._parts]
+        found = [part.read(first, end) for part, first, end in ranges if first < end]
+        return found[0] if len(found) == 1 else self._joined(found, start, stop)
+
+    def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """These are the next calls of ``read``; those after them will be announced when the last one was made."""
+        for part in self._parts:
+            part.expect([(start, stop) for start, stop in ranges if part.first <= start and stop <= part.stop])
+
+    def cuts(self, start: int, stop: int) -> list[int]:
+        """The rows between ``start`` and ``stop`` where a dataloader begins: its ``collate_fn`` may pad its own way."""
+        return sorted({part.first for part in self._parts if start < part.first < stop})
 
     def collated(self, rows: Sequence[int]) -> Any:
-        """The batch of these rows as a torch ``DataLoader`` gives it, labels and all else included."""
-        from torch.utils.data import default_collate
-
-        where = f"{self._what}, rows {rows[0]} to {rows[-1]}: the collate_fn"
-        return called(where, self._collate or default_collate, self._fetch(rows))
+        """The batch of these rows, all of one dataloader, as it gives it, labels and all else included."""
+        part = next(part for part in self._parts if part.first <= rows[0] < part.stop)
+        return part.collated(rows)
 
     def fingerprint(self) -> dict[str, Any]:
         """The target, the number of rows, and a digest of the first and the last row."""
         if self._fingerprint is None:
             digest = hashlib.sha256()
             for row in sorted({0, self._length - 1}) if self._length else []:
-                for name, array in self.read(row, row + 1).items():
+                for name, array in split(self.read(row, row + 1))[0].items():
                     digest.update(f"{name}:{array.dtype}{array.shape}".encode())
                     digest.update(array.tobytes())
             known = {"kind": "factory", "target": self._target, "rows": self._length}
-            self._fingerprint = {**known, "sha256_first_last": digest.hexdigest()}
+            keys = {"keys": self._keeping.keys} if self._keeping.keys else {}
+            several = {"loaders": list(self.loader_rows)} if len(self._parts) > 1 else {}
+            self._fingerprint = {**known, **keys, **several, "sha256_first_last": digest.hexdigest()}
         return self._fingerprint
 
     def close(self) -> None:
-        """Let go of the dataset."""
-        self.dataset = self.loader = self.datamodule = self._collate = None
+        """End the reader processes, and let go of the datasets."""
+        for part in self._parts:
+            part.close()
+        self.dataset = self.loader = self.datamodule = None
+        self._parts = []
 
-    def _fetch(self, rows: Sequence[int]) -> list[Any]:
-        many = getattr(self.dataset, "__getitems__", None)
-        if many is not None:
-            where = f"{self._what}, rows {rows[0]} to {rows[-1]}"
-            items = list(called(where, many, list(rows)))
-            if len(items) != len(rows):
-                raise DataError(f"{where}: __getitems__ returned {len(items)} rows; it must return one for each index")
-            return items
-        get = self.dataset.__getitem__
-        return [called(f"{self._what}, row {row}", get, row) for row in rows]
+    def _opened(self, made: Made, inputs: Sequence[TensorSpec]) -> list[MapRows]:
+        parts: list[MapRows] = []
+        for number, found in enumerate(made.found):
+            first = parts[-1].stop if parts else 0
+            what = f"{self._what} (dataloader {number}, from row {first})" if len(made.found) > 1 else self._what
+            parts.append(MapRows(found, inputs, what, first, self.notes, self._keeping))
+        return parts
 
-    def _stacked(self, rows: list[Arrays], start: int) -> Arrays:
-        for spec in self._inputs:
-            shapes = [row[spec.name].shape for row in rows]
-            other = next((offset for offset, shape in enumerate(shapes) if shape != shapes[0]), None)
-            if other is not None:
-                raise DataError(
-                    f"{self._what}, row {start + other}: input {spec.name!r} has the shape {list(shapes[other])}, row "
-                    f"{start} has {list(shapes[0])}; pad the rows to one size, or return a DataLoader with a "
-                    "collate_fn that does"
-                )
-        return {spec.name: np.stack([row[spec.name] for row in rows]) for spec in self._inputs}
+    def _joined(self, found: list[Arrays], start: int, stop: int) -> Arrays:
+        try:
+            return {name: np.concatenate([arrays[name] for arrays in found]) for name in found[0]}
+        except ValueError as error:
+            raise DataError(
+                f"{self._what}, rows {start} to {stop - 1}: two dataloaders meet there, whose rows have other shapes "
+                f"({error}); pad them to one size"
+            ) from error
 
 
-def open_factory(target: str, inputs: Sequence[TensorSpec], *, prepare: bool) -> FactorySource:
-    """Call the factory, without arguments, and find the dataset in what it returns.
+def open_factory(
+    target: str, inputs: Sequence[TensorSpec], *, prepare: bool, reading: Reading
+) -> FactorySource | StreamSource:
+    """Call the factory, without arguments, and find the datasets in what it returns.
+
+    Where one of them has no rows by number, all are a stream.
 
     Raises:
         UsageError: the factory cannot be imported.
-        DataError: it raised something, or returned no map-style dataset.
+        DataError: it raised something, or returned nothing that has rows.
     """
     factory = import_target(target, kind="data factory")
     if not callable(factory):
         raise DataError(f"data {target}: a {type(factory).__name__}, not a function; name one without arguments")
     what = f"data {target}"
-    made = called(f"{what}: the factory", factory)
-    return FactorySource(target, find_dataset(made, what, prepare=prepare), inputs)
+    made = find_datasets(called(f"{what}: the factory", factory), what, prepare=prepare)
+    if any(found.in_order is not None for found in made.found):
+        return StreamSource(target, made, inputs, reading)
+    return FactorySource(target, made, inputs, reading)
 
 
-def _without_folder(target: str) -> str:
+def without_folder(target: str) -> str:
     """The target, less the folder of a file: a run may be resumed from another place."""
     module, _, attribute = target.rpartition(":")
     return f"{Path(module).name}:{attribute}" if module.endswith(".py") else target

@@ -7,6 +7,7 @@ import numpy as np
 
 from deploykit.errors import DataError
 from deploykit.sources.base import Arrays
+from deploykit.sources.keeping import Keeping
 from deploykit.tensors import TensorSpec
 
 __all__ = ["Items"]
@@ -18,11 +19,11 @@ class Items:
     """Splits items by the model's inputs.
 
     An item is an array or tensor (one input), a mapping by input name, or a tuple or list in the order of the inputs.
-    What it holds beyond the inputs, labels for example, is ignored and noted in ``notes``.
+    What it holds beyond the inputs, labels for example, is ignored and noted in ``notes``, unless it is to be kept.
     """
 
-    def __init__(self, inputs: Sequence[TensorSpec], what: str, notes: list[str]) -> None:
-        self._inputs, self._what, self._notes = tuple(inputs), what, notes
+    def __init__(self, inputs: Sequence[TensorSpec], what: str, notes: list[str], keeping: Keeping) -> None:
+        self._inputs, self._what, self._notes, self._keeping = tuple(inputs), what, notes, keeping
 
     def row(self, item: Any, row: int) -> Arrays:
         """One row: by input name, arrays of the row's shape.
@@ -35,7 +36,7 @@ class Items:
         arrays = self._arrays(item, where, is_value=is_value)
         for spec in self._inputs:
             _require_row(spec, arrays[spec.name], where)
-        return arrays
+        return arrays | self._keeping.row(item, where)
 
     def batch(self, collated: Any, start: int, stop: int) -> Arrays:
         """What a ``collate_fn`` made of rows ``[start, stop)``: arrays with the rows as first dimension.
@@ -53,6 +54,31 @@ class Items:
                     "the first dimension must be the rows"
                 )
             _require_row(spec, array[0], f"{self._what}, row {start}")
+        arrays |= self._keeping.batch(collated, stop - start, where)
+        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+    def rows(self, item: Any, first: int) -> Arrays:
+        """One row, or a batch of rows, as their dimensions say: arrays with the rows as first dimension.
+
+        Raises:
+            DataError: as for a row and a batch.
+        """
+        where = f"{self._what}, row {first}"
+        is_value = isinstance(item, list) and _depth(item) == len(self._inputs[0].row_shape)
+        arrays = self._arrays(item, where, is_value=is_value)
+        if any(arrays[spec.name].ndim != len(spec.shape) for spec in self._inputs):
+            for spec in self._inputs:
+                _require_row(spec, arrays[spec.name], where)
+            arrays |= self._keeping.row(item, where)
+            # Not ascontiguousarray, which makes an array of one dimension of a single number.
+            return {name: np.asarray(array, order="C")[None] for name, array in arrays.items()}
+        if len({len(array) for array in arrays.values()}) > 1:
+            counts = {name: len(array) for name, array in arrays.items()}
+            raise DataError(f"{where}: a batch with other numbers of rows for each input, {counts}; make them equal")
+        for spec in self._inputs:
+            if len(arrays[spec.name]):
+                _require_row(spec, arrays[spec.name][0], where)
+        arrays |= self._keeping.batch(item, len(next(iter(arrays.values()))), where)
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
     def _arrays(self, item: Any, where: str, *, is_value: bool) -> Arrays:
@@ -63,6 +89,11 @@ class Items:
         names = [spec.name for spec in self._inputs]
         if isinstance(item, Mapping):
             return self._by_name(item, names, where)
+        if self._keeping.needs_mapping:
+            raise DataError(
+                f"{where}: a {type(item).__name__}, which has no keys for --map and --keep; return a dict, or "
+                "leave them out"
+            )
         if isinstance(item, tuple | list) and not is_value:
             return self._by_order(item, names, where)
         if len(names) > 1:
@@ -73,13 +104,14 @@ class Items:
         return {names[0]: item}
 
     def _by_name(self, item: Mapping[Any, Any], names: list[str], where: str) -> dict[str, Any]:
-        missing = [name for name in names if name not in item]
+        keys = {name: self._keeping.keys.get(name, name) for name in names}
+        missing = [key for key in keys.values() if key not in item]
         if missing:
             raise DataError(f"{where}: holds {list(item)}, the model takes {names}: missing {missing}")
-        ignored = [str(key) for key in item if key not in names]
+        ignored = [str(key) for key in item if key not in {*keys.values(), *self._keeping.names}]
         if ignored:
             self._note(f"what the model does not take is ignored: {', '.join(sorted(ignored))}")
-        return {name: item[name] for name in names}
+        return {name: item[key] for name, key in keys.items()}
 
     def _by_order(self, item: Sequence[Any], names: list[str], where: str) -> dict[str, Any]:
         if len(item) < len(names):

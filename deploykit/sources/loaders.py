@@ -1,30 +1,50 @@
-"""Finding the map-style dataset in what a factory returned.
+"""Finding the data sets in what a factory returned.
 
 Objects are known by what they can do, so neither torch nor Lightning is imported here.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from deploykit.errors import DataError, DeploykitError
 
-__all__ = ["Found", "called", "find_dataset", "rows_of"]
+__all__ = ["Found", "Made", "called", "find_datasets", "rows_of"]
 
 _TRANSFER_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A map-style dataset, the ``collate_fn`` that makes batches of its rows, if any, and what was ignored.
+    """A map-style dataset, or an iterable.
 
-    ``loader`` and ``datamodule`` are the DataLoader and the LightningDataModule that it came from, if any.
+    Attributes:
+        dataset: the dataset.
+        collate: what makes batches of its rows, if anything does.
+        items: what gives its rows, or batches of them, one after another.
+        in_order: why there is no row by number, only ``items``; None where there is.
+        notes: what was ignored.
     """
 
     dataset: Any
     collate: Callable[[list[Any]], Any] | None
+    items: Any
+    in_order: str | None = None
     notes: tuple[str, ...] = ()
-    loader: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What a factory returned.
+
+    Attributes:
+        found: the data sets, in the order of their rows.
+        loaders: the DataLoader, or the list or dict of them, as it was returned; None where there was none.
+        datamodule: the LightningDataModule, if it was one.
+    """
+
+    found: tuple[Found, ...]
+    loaders: Any = None
     datamodule: Any = None
 
 
@@ -43,18 +63,23 @@ def called(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
         raise DataError(f"{where}: raised {type(error).__name__}: {error}") from error
 
 
-def find_dataset(made: Any, what: str, *, prepare: bool) -> Found:
-    """The dataset in a dataset, DataLoader or LightningDataModule.
+def find_datasets(made: Any, what: str, *, prepare: bool) -> Made:
+    """The data sets in a dataset, iterable, DataLoader or LightningDataModule, or in several DataLoaders.
 
     Raises:
-        DataError: something else, several dataloaders, or a loader that does not visit each row once.
+        DataError: something else.
     """
     datamodule = None
     if all(hasattr(made, name) for name in ("prepare_data", "setup", "predict_dataloader")):
-        datamodule, made = made, _predict_loader(made, what, prepare=prepare)
-    if all(hasattr(made, name) for name in ("dataset", "collate_fn", "sampler")):
-        return replace(_from_loader(made, what), loader=made, datamodule=datamodule)
-    return Found(dataset=made, collate=None, datamodule=datamodule)
+        datamodule, made = made, _predict_loaders(made, what, prepare=prepare)
+    several = _several(made, what, is_certain=datamodule is not None)
+    if several is not None:
+        loaders, made = several
+        return Made(found=tuple(map(_from_loader, loaders)), loaders=made, datamodule=datamodule)
+    if _is_loader(made):
+        return Made(found=(_from_loader(made),), loaders=made, datamodule=datamodule)
+    why = f"a {type(made).__name__} is an iterable" if _is_iterable(made) else None
+    return Made(found=(Found(dataset=made, collate=None, items=made, in_order=why),), datamodule=datamodule)
 
 
 def rows_of(dataset: Any, what: str) -> int:
@@ -63,13 +88,10 @@ def rows_of(dataset: Any, what: str) -> int:
     Raises:
         DataError: it has no length, or is no map-style dataset.
     """
-    # Every torch dataset has a __getitem__; that of an IterableDataset only raises.
-    iterable = any(base.__name__ == "IterableDataset" for base in type(dataset).__mro__)
-    if iterable or not hasattr(dataset, "__getitem__"):
-        kind = "an iterable without rows by number" if iterable or hasattr(dataset, "__iter__") else "no dataset"
+    if not hasattr(dataset, "__getitem__"):
         raise DataError(
-            f"{what}: a {type(dataset).__name__} is {kind}; return a map-style dataset with __len__ and __getitem__, "
-            "a DataLoader of one, or a LightningDataModule"
+            f"{what}: a {type(dataset).__name__} is no dataset; return one with __len__ and __getitem__, "
+            "an iterable, a DataLoader, or a LightningDataModule"
         )
     try:
         return len(dataset)
@@ -79,23 +101,49 @@ def rows_of(dataset: Any, what: str) -> int:
         ) from error
 
 
-def _predict_loader(module: Any, what: str, *, prepare: bool) -> Any:
+def _predict_loaders(module: Any, what: str, *, prepare: bool) -> Any:
     _refuse_hooks(module, what)
     if prepare:
         called(f"{what}: prepare_data()", module.prepare_data)
     called(f"{what}: setup('predict')", module.setup, "predict")
-    made = called(f"{what}: predict_dataloader()", module.predict_dataloader)
-    if isinstance(made, dict):
-        made = list(made.values())
-    if isinstance(made, list | tuple) and len(made) == 1:
-        return made[0]
-    count = len(made) if isinstance(made, list | tuple) else getattr(made, "flattened", None) and len(made.flattened)
-    if count is not None:
-        raise DataError(
-            f"{what}: predict_dataloader() returned {count} dataloaders, one is supported; name a factory that returns "
-            "one of them, or join the datasets with torch.utils.data.ConcatDataset"
-        )
-    return made
+    return called(f"{what}: predict_dataloader()", module.predict_dataloader)
+
+
+def _is_loader(made: Any) -> bool:
+    return all(hasattr(made, name) for name in ("dataset", "collate_fn", "sampler"))
+
+
+def _several(made: Any, what: str, *, is_certain: bool) -> tuple[list[Any], Any] | None:
+    """The DataLoaders of a list, tuple, dict or CombinedLoader, in Lightning's order, and what holds them; else None.
+
+    A list is a dataset too: unless it is certain that it should hold loaders, all must be some.
+    """
+    if hasattr(made, "iterables") and hasattr(made, "limits"):
+        mode = getattr(made, "_mode", "sequential")
+        if mode != "sequential":
+            raise DataError(
+                f"{what}: a CombinedLoader of mode {mode!r} makes one batch of several loaders; prediction takes "
+                "them one after another: use mode='sequential', or return a list of them"
+            )
+        made, is_certain = made.iterables, True
+    if not isinstance(made, list | tuple | Mapping):
+        return None
+    loaders = list(_leaves(made))
+    others = [each for each in loaders if not _is_loader(each)]
+    if loaders and not others:
+        return loaders, made
+    if not is_certain:
+        return None
+    found = type(others[0]).__name__ if others else "nothing"
+    raise DataError(f"{what}: expected DataLoaders in the {type(made).__name__}, found {found}; return nothing else")
+
+
+def _leaves(made: Any) -> Iterator[Any]:
+    if not isinstance(made, list | tuple | Mapping):
+        yield made
+        return
+    for each in made.values() if isinstance(made, Mapping) else made:
+        yield from _leaves(each)
 
 
 def _refuse_hooks(module: Any, what: str) -> None:
@@ -109,31 +157,45 @@ def _refuse_hooks(module: Any, what: str) -> None:
             )
 
 
-def _from_loader(loader: Any, what: str) -> Found:
-    rows = rows_of(loader.dataset, what)
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    if getattr(loader, "batch_size", None) is None and batch_sampler is None:
-        raise DataError(
-            f"{what}: a DataLoader with batch_size=None does not batch rows; return its dataset, "
-            "or give the DataLoader a batch_size"
-        )
-    sampler = getattr(batch_sampler, "sampler", loader.sampler)
-    visited = _length(sampler)
-    if visited is not None and visited != rows:
-        raise DataError(
-            f"{what}: the sampler of the DataLoader visits {visited} of {rows} rows; "
-            "return a DataLoader of torch.utils.data.Subset(dataset, indices) without a sampler"
-        )
+def _from_loader(loader: Any) -> Found:
+    collate, why = loader.collate_fn, _why_in_order(loader)
+    if why is not None:
+        return Found(dataset=loader.dataset, collate=collate, items=loader, in_order=why)
     notes = []
-    if type(sampler).__name__ != "SequentialSampler":
-        notes.append(f"the DataLoader's order ({type(sampler).__name__}) is not used: rows go in the dataset's order")
+    if _is_shuffled(loader):
+        notes.append("the DataLoader's order (RandomSampler) is not used: rows go in the dataset's order")
     if getattr(loader, "num_workers", 0):
-        notes.append(f"num_workers={loader.num_workers} is not used: one thread of each rank reads")
-    return Found(dataset=loader.dataset, collate=loader.collate_fn, notes=tuple(notes))
+        notes.append(f"num_workers={loader.num_workers}: each rank has so many processes that read")
+    return Found(dataset=loader.dataset, collate=collate, items=loader, notes=tuple(notes))
 
 
-def _length(sampler: Any) -> int | None:
-    try:
-        return len(sampler)
-    except TypeError:
-        return None
+def _is_iterable(dataset: Any) -> bool:
+    # Every torch dataset has a __getitem__; that of an IterableDataset only raises.
+    if any(base.__name__ == "IterableDataset" for base in type(dataset).__mro__):
+        return True
+    return hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
+
+
+def _why_in_order(loader: Any) -> str | None:
+    """What of a loader only its iteration shows: which rows it visits, how often, and what makes a batch; else None."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    sampler = getattr(batch_sampler, "sampler", loader.sampler)
+    if _is_iterable(loader.dataset):
+        return f"its DataLoader has an iterable, {type(loader.dataset).__name__}"
+    if getattr(loader, "batch_size", None) is None and batch_sampler is None:
+        return "its DataLoader has batch_size=None"
+    if batch_sampler is not None and type(batch_sampler).__name__ != "BatchSampler":
+        return f"its DataLoader has a batch_sampler of its own, {type(batch_sampler).__name__}"
+    if type(sampler).__name__ != "SequentialSampler" and not _is_shuffled(loader):
+        return f"its DataLoader has a sampler of its own, {type(sampler).__name__}"
+    return None
+
+
+def _is_shuffled(loader: Any) -> bool:
+    """Whether it visits each row once, in random order."""
+    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", loader.sampler)
+    return (
+        type(sampler).__name__ == "RandomSampler"
+        and not sampler.replacement
+        and sampler.num_samples == len(loader.dataset)
+    )

@@ -64,7 +64,7 @@ def open_source(
     reading = reading or Reading()
     name, place = _named(text)
     if name is None and ":" in text and "://" not in text and not _is_known_file(text):
-        return _open_factory(text, inputs, prepare, reading)
+        return open_factory(text, inputs, prepare=prepare, reading=reading)
     found = find(place)
     opener = _opener(found, name)
     if not getattr(opener, "many", False) and (found.directory is not None or len(found.files) != 1):
@@ -84,15 +84,6 @@ def _named(text: str) -> tuple[str | None, str]:
 
 def _is_known_file(text: str) -> bool:
     return Path(text).exists() or Path(text).suffix.lower().removeprefix(".") in SOURCES.names()
-
-
-def _open_factory(text: str, inputs: Sequence[TensorSpec], prepare: bool, reading: Reading) -> Source:
-    if reading.keep or reading.columns:
-        raise DataError(
-            f"data {text}: --map and --keep name columns, which a factory's rows have not; leave them out, and return "
-            "from the factory what the model takes"
-        )
-    return open_factory(text, inputs, prepare=prepare)
 
 
 def _opener(found: Found, name: str | None) -> Any:

@@ -176,6 +176,21 @@ def test_a_lost_node_costs_nothing(
 
 
 @pytest.mark.slow
+def test_data_that_comes_but_once_is_drawn_here_and_read_there(
+    artifact_paths: dict[str, Path], tmp_path: Path, cluster: Any
+) -> None:
+    (tmp_path / "once.py").write_text(
+        "import numpy as np\nx = np.random.default_rng().normal(size=(64, 4)).astype(np.float32)\n"
+        "def make():\n    return iter(x)\n"
+    )
+    result = run(
+        artifact_paths["mc"], f"{tmp_path}/once.py:make", tmp_path / "r", engine="ray", devices="cpu:2", **OPTIONS
+    )
+    assert result.rows == 64
+    assert verify_run(tmp_path / "r").ok
+
+
+@pytest.mark.slow
 def test_an_error_in_the_data_comes_through(artifact_paths: dict[str, Path], tmp_path: Path, cluster: Any) -> None:
     with pytest.raises(DataError, match="row 27: raised ValueError: this row is broken"):
         run(

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from deploykit.errors import DataError, UsageError
+from deploykit.sources.reading import uncut
+from deploykit.sources.stream import StreamSource
 from deploykit.tensors import TensorSpec
 
 from .helpers import X, opened
@@ -40,6 +42,7 @@ LIGHTNING = (
     TORCH
     + """
 import lightning as L
+from lightning.pytorch.utilities import CombinedLoader
 class Module(L.LightningDataModule):
     calls = []
     def prepare_data(self):
@@ -130,8 +133,6 @@ def test_one_value_for_two_inputs_and_uneven_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("iter([1])", "an iterable without rows by number"),
-        ("(i for i in range(3))", "an iterable without rows by number"),
         ("None", "a NoneType is no dataset"),
         ("1 / 0", "the factory: raised ZeroDivisionError"),
         ("type('D', (), {'__getitem__': lambda s, i: i})()", "without a length"),
@@ -192,21 +193,92 @@ def test_a_loader_collates(tmp_path: Path) -> None:
         wrong.read(0, 3)
 
 
+STREAM = (
+    TORCH
+    + """
+from torch.utils.data import BatchSampler, SequentialSampler
+class Rows(IterableDataset):
+    def __len__(self):
+        return 6
+    def __iter__(self):
+        return (row for row, _ in rows)
+class Buckets(BatchSampler):
+    def __init__(self):
+        pass
+    def __iter__(self):
+        yield from ([5, 0], [1, 1, 2])
+    def __len__(self):
+        return 2
+"""
+)
+
+
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "why", "visited"),
     [
-        ("DataLoader(rows, sampler=SubsetRandomSampler([1, 2]))", "visits 2 of 6 rows; return.*Subset"),
-        ("DataLoader(rows, batch_size=None)", "batch_size=None"),
-        ("type('Endless', (IterableDataset,), {'__iter__': lambda self: iter([])})()", "an iterable without rows"),
-        (
-            "DataLoader(type('E', (IterableDataset,), {'__len__': lambda self: 3, '__iter__': None})())",
-            "an iterable without rows",
-        ),
+        ("iter(list(rows))", "a list_iterator is an iterable", range(6)),
+        ("(row for row in rows)", "a generator is an iterable", range(6)),
+        ("Rows()", "a Rows is an iterable", range(6)),
+        ("DataLoader(Rows(), batch_size=4)", "its DataLoader has an iterable, Rows", range(6)),
+        ("DataLoader(Rows(), batch_size=2, drop_last=True, num_workers=1)", "has an iterable, Rows", range(6)),
+        ("DataLoader(Rows(), batch_size=None)", "has an iterable, Rows", range(6)),
+        ("DataLoader(rows, batch_size=None)", "has batch_size=None", range(6)),
+        ("DataLoader(rows, sampler=[3, 3, 1], batch_size=2)", "a sampler of its own, list", [3, 3, 1]),
+        ("DataLoader(rows, batch_sampler=Buckets())", "a batch_sampler of its own, Buckets", [5, 0, 1, 1, 2]),
+        ("[DataLoader(rows), DataLoader(Rows())]", "has an iterable, Rows", [*range(6), *range(6)]),
+        ("(batch for batch in rows.tensors[0].split(4))", "a generator is an iterable", range(6)),
     ],
 )
-def test_loaders_that_are_refused(tmp_path: Path, body: str, said: str) -> None:
+def test_streams(tmp_path: Path, body: str, why: str, visited: Any) -> None:
+    source = opened(factory(tmp_path, STREAM, body), [X])
+    assert isinstance(source, StreamSource)
+    assert why in source.why
+    got = np.concatenate([arrays["x"] for arrays in source.batches()])
+    np.testing.assert_array_equal(got, np.arange(24, dtype=np.float32).reshape(6, 4)[list(visited)], strict=True)
+    for use in (lambda: len(source), lambda: source.read(0, 1), source.fingerprint):
+        with pytest.raises(DataError, match="without rows by number"):
+            use()
+
+
+def test_rows_by_number_where_a_sampler_visits_each_once(tmp_path: Path) -> None:
+    known = ("RandomSampler(rows)", "SequentialSampler(rows)")
+    other = ("RandomSampler(rows, replacement=True)", "RandomSampler(rows, num_samples=3)", "SubsetRandomSampler([1])")
+    for sampler in (*known, *other):
+        source = opened(factory(tmp_path, STREAM, f"DataLoader(rows, sampler={sampler})"), [X])
+        assert isinstance(source, StreamSource) == (sampler in other), sampler
+    source = opened(factory(tmp_path, STREAM, "DataLoader(rows, batch_sampler=BatchSampler(range(6), 2, False))"), [X])
+    assert isinstance(source, StreamSource)
+
+
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        ("[x(0), x(1)[:3]]", r"row 1: input 'x' has the shape \[3\], the model takes \[4\]"),
+        ("[x(0), np.stack([x(1), x(2)]), x(3).astype('f8')]", "row 3: input 'x' has dtype float64"),
+        ("[np.ones((2, 3), 'f4')]", r"row 0: input 'x' has the shape \[3\]"),
+        ("(x(1 // (3 - i)) for i in range(9))", "row 3: the iterable: raised ZeroDivisionError"),
+        ("[(x(0),), ()]", "row 1: 0 values"),
+    ],
+)
+def test_faults_of_a_stream_name_the_row(tmp_path: Path, items: str, said: str) -> None:
+    source = opened(factory(tmp_path, PLAIN, f"iter({items})"), [X])
+    assert isinstance(source, StreamSource)
     with pytest.raises(DataError, match=said):
-        opened(factory(tmp_path, TORCH, body), [X])
+        list(source.batches())
+
+
+def test_batches_whose_inputs_do_not_agree(tmp_path: Path) -> None:
+    source = opened(factory(tmp_path, PLAIN, "iter([(np.ones((2, 4), 'f4'), np.ones((3, 2), 'i8'))])"), [X, IDS])
+    assert isinstance(source, StreamSource)
+    with pytest.raises(
+        DataError, match=r"row 0: a batch with other numbers of rows for each input, {'x': 2, 'ids': 3}"
+    ):
+        list(source.batches())
+    two = [IDS, TensorSpec(name="mask", dtype="int64", shape=("batch", "seq"))]
+    source = opened(factory(tmp_path, PLAIN, "iter([(np.arange(3), np.arange(4))])"), two)
+    assert isinstance(source, StreamSource)
+    with pytest.raises(DataError, match="dimension 'seq' is 4, expected 3"):
+        list(source.batches())
 
 
 def test_bfloat16_is_refused_with_the_row(tmp_path: Path) -> None:
@@ -230,10 +302,16 @@ def test_a_data_module(tmp_path: Path) -> None:
     assert calls == ["prepare", "predict"]
 
 
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning")
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("predict_dataloader = lambda self: [DataLoader(rows), DataLoader(rows)]", "returned 2 dataloaders"),
+        ("predict_dataloader = lambda self: [DataLoader(rows), [3]]", "expected DataLoaders in the list, found int"),
+        ("predict_dataloader = lambda self: []", "expected DataLoaders in the list, found nothing"),
+        (
+            "predict_dataloader = lambda self: CombinedLoader([DataLoader(rows)], 'min_size')",
+            "mode 'min_size'.*mode='sequential'",
+        ),
         ("predict_dataloader = L.LightningDataModule.predict_dataloader", "predict_dataloader.*raised Misconfig"),
         ("on_after_batch_transfer = lambda self, batch, index: batch * 2", "defines on_after_batch_transfer"),
         ("setup = lambda self, stage: 1 / 0", r"setup\('predict'\): raised ZeroDivisionError"),
@@ -245,10 +323,64 @@ def test_data_modules_that_are_refused(tmp_path: Path, change: str, said: str) -
         opened(factory(tmp_path, f"{LIGHTNING}    {change}\n", "Module()"), [X])
 
 
-def test_a_list_of_one_loader(tmp_path: Path) -> None:
+SEVERAL = (
+    TORCH
+    + """
+def pad(items):
+    return {'ids': torch.nn.utils.rnn.pad_sequence(items, batch_first=True)}
+def double(items):
+    return {'ids': 2 * pad(items)['ids']}
+def ids(*lengths):
+    return [torch.arange(n) + n for n in lengths]
+"""
+)
+
+
+@pytest.mark.parametrize("holder", ["[{0}, {1}]", "({0}, {1})", "{{'a': {0}, 'b': {1}}}", "[{0}, {{'b': [{1}]}}]"])
+def test_several_loaders(tmp_path: Path, holder: str) -> None:
+    """Rows of the first come first, each by the ``collate_fn`` of its own loader."""
+    loaders = ["DataLoader(ids(1, 2), collate_fn=pad)", "DataLoader(ids(3, 2, 1), collate_fn=double)"]
+    source = opened(factory(tmp_path, SEVERAL, holder.format(*loaders)), [IDS])
+    assert len(source) == 5
+    assert source.loader_rows == (2, 3)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(source.read(0, 2)["ids"], [[1, 0], [2, 3]])
+    np.testing.assert_array_equal(source.read(2, 4)["ids"], [[6, 8, 10], [4, 6, 0]])
+    np.testing.assert_array_equal(source.read(1, 2)["ids"], [[2, 3]])
+    np.testing.assert_array_equal(source.collated([3, 4])["ids"], [[4, 6], [2, 0]])  # type: ignore[attr-defined]
+    assert list(uncut(source, 0, 5)) == [(0, 2), (2, 5)]
+    assert list(uncut(source, 0, 2)) == [(0, 2)]
+    assert source.fingerprint()["loaders"] == [2, 3]
+    with pytest.raises(DataError, match="rows 0 to 4: two dataloaders meet there, whose rows have other shapes"):
+        source.read(0, 5)
+
+
+def test_loaders_with_no_rows_and_rows_of_one_shape(tmp_path: Path) -> None:
+    body = "[DataLoader(rows), DataLoader(Subset(rows, [])), DataLoader(Subset(rows, [5, 0]))]"
+    source = opened(factory(tmp_path, TORCH, body), [X])
+    assert source.loader_rows == (6, 0, 2)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(source.read(5, 8)["x"][:, 0], [20, 20, 0])
+    assert list(uncut(source, 0, 8)) == [(0, 6), (6, 8)]
+
+
+def test_a_fault_names_the_row_and_the_dataloader(tmp_path: Path) -> None:
+    body = "[DataLoader(rows), DataLoader([torch.zeros(4), torch.zeros(3)], collate_fn=lambda items: items[0][None])]"
+    source = opened(factory(tmp_path, TORCH, body), [X])
+    with pytest.raises(DataError, match=r"\(dataloader 1, from row 6\), row 7: input 'x' has the shape \[3\]"):
+        source.read(7, 8)
+
+
+def test_a_list_of_arrays_is_a_dataset_still(tmp_path: Path) -> None:
+    assert len(opened(factory(tmp_path, PLAIN, "[x(0), x(1), x(2)]"), [X])) == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning")
+@pytest.mark.parametrize("made", ["[DataLoader(rows)]", "CombinedLoader([DataLoader(rows), DataLoader(rows)])"])
+def test_loaders_of_a_data_module(tmp_path: Path, made: str) -> None:
     pytest.importorskip("lightning")
-    body = f"{LIGHTNING}    predict_dataloader = lambda self: [DataLoader(rows)]\n"
-    assert len(opened(factory(tmp_path, body, "Module()"), [X])) == 6
+    made = made.replace("rows)])", "rows)], 'sequential')")
+    source = opened(factory(tmp_path, f"{LIGHTNING}    predict_dataloader = lambda self: {made}\n", "Module()"), [X])
+    assert source.loader_rows == (6,) * made.count("DataLoader(")  # type: ignore[attr-defined]
+    assert len(source.loader) == len(source.loader_rows)  # type: ignore[attr-defined]
 
 
 def test_reading_files_and_plain_datasets_imports_no_torch(tmp_path: Path) -> None:

@@ -61,8 +61,6 @@ def test_npz_keeps_arrays_and_text(tmp_path: Path) -> None:
     np.save(tmp_path / "r.npy", VECTORS)
     with pytest.raises(DataError, match="--keep find nothing"):
         opened(tmp_path / "r.npy", keep=("id",))
-    with pytest.raises(DataError, match="--map and --keep name columns"):
-        opened("some.module:factory", keep=("id",))
 
 
 def save_images(folder: Path, sizes: list[tuple[int, int]]) -> list[np.ndarray[Any, Any]]:

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from tests.trainer.recording import DocsWriter, Plain, Recorder, Rows, predict
+from tests.trainer.recording import DocsWriter, Plain, Recorder, Rows, make_two, predict
 
 warnings.simplefilter("ignore")
 
 for case in json.loads(sys.argv[1]):
     folder = Path(case["folder"])
-    loader = DataLoader(Rows(case["rows"]), batch_size=case["batch"])
+    loader = make_two() if case["two"] else DataLoader(Rows(case["rows"]), batch_size=case["batch"])
     options = {"strategy": "ddp", "devices": case["ranks"]}
     predict([Recorder(str(folder / "recorded"), case["interval"])], loader, **options)
     predict([DocsWriter(str(folder), "epoch")], loader, inner=Plain(bare=True), **options)

@@ -35,6 +35,8 @@ class Recorder(Base):  # type: ignore[misc]
         facts = {fact: getattr(trainer, fact) for fact in FACTS}
         loaders = trainer.predict_dataloaders
         if name not in ("setup", "teardown"):
+            facts["kind"] = type(loaders).__name__
+            loaders = list(loaders.values()) if isinstance(loaders, dict) else loaders
             loaders = loaders if isinstance(loaders, list) else [loaders]
             facts["loaders"] = [(len(one), len(one.dataset)) for one in loaders] if trainer.world_size == 1 else []
         facts["mode"] = (torch.is_inference_mode_enabled(), module.training, str(module.device))
@@ -104,6 +106,22 @@ class Rows(Dataset[Any]):
 def make_loader() -> DataLoader[Any]:
     """The factory for ``deploykit run``; ROWS and BATCH in the environment say how much."""
     return DataLoader(Rows(int(os.environ["ROWS"])), batch_size=int(os.environ["BATCH"]))
+
+
+def make_two() -> list[DataLoader[Any]]:
+    """Two dataloaders; the first ends within a batch of the whole."""
+    return [DataLoader(Rows(5), batch_size=2), DataLoader(Rows(3, seed=1), batch_size=2)]
+
+
+def make_two_of_a_module() -> Any:
+    """The same from a LightningDataModule, by name."""
+    lightning = importlib.import_module(PACKAGE)
+
+    class Module(lightning.LightningDataModule):  # type: ignore[misc]
+        def predict_dataloader(self) -> Any:
+            return dict(zip(("near", "far"), make_two(), strict=True))
+
+    return Module()
 
 
 class Plain(nn.Module):

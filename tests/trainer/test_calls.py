@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from deploykit.layout import Layout
 from deploykit.rundir import RunDirectory
 from deploykit.verify_run import verify_run
 from runners.job import run
-from runners.lightning_calls import Calls
 from tests import handmade
 from tests.storage.helpers import make_job, writer_of
-from tests.trainer.recording import Recorder, Rows, predict, same
+from tests.trainer.recording import Recorder, Rows, make_two, make_two_of_a_module, predict, same
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -66,45 +65,23 @@ def test_one_rank(
         assert verify_run(f"run-{layout}").ok
 
 
-class Two:
-    """A source of two dataloaders."""
-
-    def __init__(self, loaders: list[DataLoader[Any]]) -> None:
-        self.loader, self.notes = loaders, list[str]()
-        self.loader_rows = [len(one.dataset) for one in loaders]  # type: ignore[arg-type]
-
-    def __len__(self) -> int:
-        return sum(self.loader_rows)
-
-    def collated(self, ids: list[int]) -> Any:
-        number = int(ids[0] >= self.loader_rows[0])
-        loader = self.loader[number]
-        return loader.collate_fn([loader.dataset[row - number * self.loader_rows[0]] for row in ids])
-
-
 @pytest.mark.parametrize("interval", ["batch", "epoch", "batch_and_epoch"])
-def test_two_dataloaders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval: str) -> None:
+@pytest.mark.parametrize("factory", [make_two, make_two_of_a_module])
+def test_two_dataloaders(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: Callable[[], Any], interval: str
+) -> None:
     monkeypatch.chdir(tmp_path)
-    loaders = [DataLoader(Rows(5), batch_size=2), DataLoader(Rows(3, seed=1), batch_size=2)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        predict([Recorder("theirs", interval)], loaders)
-    outputs = tuple(output.tensor for output in handmade.OUTPUTS["plain"])
-    job = make_job(8, 2, 4, outputs=outputs)
-    directory = RunDirectory.prepare(tmp_path / "run", job)
-    x = np.concatenate([loader.dataset.x.numpy() for loader in loaders])  # type: ignore[attr-defined]
-    for shard in job.plan.shards():
-        from deploykit.writers import Batch
-
-        rows = slice(shard.start, shard.stop)
-        batch = Batch(sample_ids=np.arange(8)[rows], outputs=handmade.expected("plain", {"x": x[rows]}))
-        directory.write_part(shard, writer_of(job), [batch], rank=0, timings={})
-    source: Any = Two(loaders)
-    Calls(
-        target="Recorder", directory=directory, parts=writer_of(job), source=source,
-        layout=Layout(kind="contiguous", ranks=1), rank=0, model="plain",
-    ).make(Recorder("ours", interval))  # fmt: skip
-    assert_same_calls(calls(Path("theirs/calls-0.pt")), calls(Path("ours/calls-0.pt")))
+        predict([Recorder("theirs", interval)], factory())
+    for layout in ("contiguous", "strided"):
+        run(
+            artifact, f"tests.trainer.recording:{factory.__name__}", f"run-{layout}", devices="cpu", batch_size=2,
+            shard_rows=4, writer="tests.trainer.recording:Recorder", writer_arg={"folder": f"ours-{layout}"},
+            write_interval=interval, layout=layout,
+        )  # fmt: skip
+        assert_same_calls(calls(Path("theirs/calls-0.pt")), calls(Path(f"ours-{layout}/calls-0.pt")))
+        assert verify_run(f"run-{layout}").ok
 
 
 @pytest.mark.slow
@@ -115,7 +92,7 @@ def test_writers_of_the_other_package() -> None:
         cwd=ROOT, env={**os.environ, "FLAVOUR": "pytorch_lightning"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "6 passed" in done.stdout
+    assert "9 passed" in done.stdout
 
 
 CASES = [
@@ -123,13 +100,18 @@ CASES = [
     {"rows": 8, "batch": 2, "interval": "epoch"},
     {"rows": 2, "batch": 4, "interval": "batch"},
 ]
+TWO = {"rows": 8, "batch": 2, "interval": "batch_and_epoch"}
+"""Rows of two dataloaders."""
 
 
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What Lightning's ddp does on two processes, for every case."""
     root = tmp_path_factory.mktemp("ddp")
-    cases = [{**case, "ranks": 2, "folder": str(root / str(number))} for number, case in enumerate(CASES)]
+    cases = [
+        {**case, "ranks": 2, "folder": str(root / str(number)), "two": case is TWO}
+        for number, case in enumerate([*CASES, TWO])
+    ]
     for case in cases:
         Path(str(case["folder"])).mkdir()
     done = subprocess.run(
@@ -142,7 +124,7 @@ def ddp(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(CASES)))
+@pytest.mark.parametrize("number", range(len(CASES) + 1))
 def test_two_ranks_of_ddp(
     artifact: Path, ddp: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -152,8 +134,9 @@ def test_two_ranks_of_ddp(
     monkeypatch.chdir(theirs.parent)
     monkeypatch.setenv("ROWS", str(case["rows"]))
     monkeypatch.setenv("BATCH", str(case["batch"]))
+    factory = "make_two" if case["two"] else "make_loader"
     run(
-        artifact, "tests.trainer.recording:make_loader", tmp_path / "run", devices="cpu:2", batch_size=case["batch"],
+        artifact, f"tests.trainer.recording:{factory}", tmp_path / "run", devices="cpu:2", batch_size=case["batch"],
         writer="tests.trainer.recording:Recorder", writer_arg={"folder": str(tmp_path / "ours")},
         write_interval=case["interval"], layout="strided",
     )  # fmt: skip

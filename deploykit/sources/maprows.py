@@ -1,0 +1,109 @@
+"""The rows of one map-style dataset, by number."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from deploykit.errors import DataError
+from deploykit.sources.base import Arrays
+from deploykit.sources.items import Items
+from deploykit.sources.keeping import Keeping
+from deploykit.sources.loaders import Found, called, rows_of
+from deploykit.sources.readers import ReaderFailedError, Readers
+from deploykit.sources.reading import split
+from deploykit.tensors import TensorSpec, check_inputs
+
+__all__ = ["MapRows"]
+
+
+class MapRows:
+    """A dataset whose rows have the sample ids from ``first`` on.
+
+    Attributes:
+        stop: the sample id after its last row.
+
+    Raises:
+        DataError: the dataset has no length, or is no map-style dataset.
+    """
+
+    def __init__(
+        self, found: Found, inputs: Sequence[TensorSpec], what: str, first: int, notes: list[str], keeping: Keeping
+    ) -> None:
+        self._what, self._inputs = what, tuple(inputs)
+        self._dataset, self._collate = found.dataset, found.collate
+        self.first, self.stop = first, first + rows_of(found.dataset, what)
+        self._items = Items(inputs, what, notes, keeping)
+        has_workers = getattr(found.items, "num_workers", 0)
+        self._readers = Readers(found.items, self._items, what) if has_workers else None
+
+    def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """These are read next, in this order; where the DataLoader has workers, they begin with it."""
+        if self._readers is not None:
+            self._readers.announce(ranges, self.first)
+
+    def read(self, start: int, stop: int) -> Arrays:
+        """The rows with the sample ids ``[start, stop)``."""
+        if self._readers is None or not self._readers.expects(start, stop):
+            return self._read_here(start, stop)
+        try:
+            return self._checked(self._readers.take(), start)
+        except ReaderFailedError as error:
+            self._read_here(start, stop)  # Names the row.
+            raise DataError(
+                f"{self._what}, rows {start} to {stop - 1}: read well here, but not in a reader process of the "
+                f"DataLoader: {error}"
+            ) from error
+
+    def close(self) -> None:
+        """End the reader processes, and let go of the dataset."""
+        if self._readers is not None:
+            self._readers.close()
+        self._dataset = self._collate = None
+
+    def _read_here(self, start: int, stop: int) -> Arrays:
+        items = self._fetch(range(start, stop))
+        if self._collate is None:
+            batch = self._stacked([self._items.row(item, row) for row, item in enumerate(items, start)], start)
+        else:
+            where = f"{self._what}, rows {start} to {stop - 1}: the collate_fn"
+            batch = self._items.batch(called(where, self._collate, items), start, stop)
+        return self._checked(batch, start)
+
+    def _checked(self, batch: Arrays, start: int) -> Arrays:
+        try:
+            check_inputs(self._inputs, split(batch)[0], first_row=start)
+        except DataError as error:
+            raise DataError(f"{self._what}: {error}") from None
+        return batch
+
+    def collated(self, rows: Sequence[int]) -> Any:
+        """The batch of these rows as a torch ``DataLoader`` gives it, labels and all else included."""
+        from torch.utils.data import default_collate
+
+        where = f"{self._what}, rows {rows[0]} to {rows[-1]}: the collate_fn"
+        return called(where, self._collate or default_collate, self._fetch(rows))
+
+    def _fetch(self, rows: Sequence[int]) -> list[Any]:
+        places = [row - self.first for row in rows]
+        many = getattr(self._dataset, "__getitems__", None)
+        if many is not None:
+            where = f"{self._what}, rows {rows[0]} to {rows[-1]}"
+            items = list(called(where, many, places))
+            if len(items) != len(rows):
+                raise DataError(f"{where}: __getitems__ returned {len(items)} rows; it must return one for each index")
+            return items
+        get = self._dataset.__getitem__
+        return [called(f"{self._what}, row {row}", get, place) for row, place in zip(rows, places, strict=True)]
+
+    def _stacked(self, rows: list[Arrays], start: int) -> Arrays:
+        for spec in self._inputs:
+            shapes = [row[spec.name].shape for row in rows]
+            other = next((offset for offset, shape in enumerate(shapes) if shape != shapes[0]), None)
+            if other is not None:
+                raise DataError(
+                    f"{self._what}, row {start + other}: input {spec.name!r} has the shape {list(shapes[other])}, row "
+                    f"{start} has {list(shapes[0])}; pad the rows to one size, or return a DataLoader with a "
+                    "collate_fn that does"
+                )
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

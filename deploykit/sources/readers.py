@@ -1,0 +1,174 @@
+"""Processes that read ahead: those of the user's DataLoader, given the batches of this run."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deploykit.errors import DataError
+from deploykit.registry import FILE_MODULE
+from deploykit.sources.base import Arrays
+from deploykit.sources.items import Items
+
+__all__ = ["ReaderFailedError", "Readers"]
+
+ORPHANED, LOOK_S = 3, 0.2
+
+
+class ReaderFailedError(Exception):
+    """The user's code raised something in a reader process."""
+
+
+class Readers:
+    """Reads announced batches in the ``num_workers`` processes of a DataLoader, with its other settings as they are.
+
+    The processes start with the first batch and serve one announcement after another. They end with ``close``, and
+    when this process is gone, however it died.
+
+    Raises:
+        DataError: they would have to import a dataset that came from a file without a module's name.
+    """
+
+    def __init__(self, loader: Any, items: Items, what: str) -> None:
+        self._what, self._items = what, items
+        self._theirs: Any = loader
+        _require_importable(loader, what)
+        self._order = _Order()
+        self._ours: Any = None
+        self._batches: Iterator[Any] | None = None
+        self._waiting: deque[tuple[int, int]] = deque()
+
+    def announce(self, ranges: Sequence[tuple[int, int]], first: int) -> None:
+        """Read these rows next, in this order; the dataset's own index of a row is ``first`` less."""
+        self._order.batches = [list(range(start - first, stop - first)) for start, stop in ranges]
+        self._waiting, self._batches = deque(ranges), None
+
+    def expects(self, start: int, stop: int) -> bool:
+        """Whether these rows are the next ones."""
+        return bool(self._waiting) and self._waiting[0] == (start, stop)
+
+    def take(self) -> Arrays:
+        """The next rows.
+
+        Raises:
+            ReaderFailedError: the user's code raised something; the next rows can be taken all the same.
+            DataError: the processes cannot be started, or one of them died.
+        """
+        start, stop = self._waiting.popleft()
+        try:
+            if self._batches is None:
+                self._batches = iter(self._loader())
+            tensors = next(self._batches)
+        # The DataLoader raises again what the user's code raised, of any type, and its own errors as RuntimeError.
+        except Exception as error:
+            if _is_theirs(error):
+                raise ReaderFailedError(str(error)) from error
+            self._waiting.clear()
+            raise DataError(
+                f"{self._what}, rows {start} to {stop - 1}: the reader processes of the DataLoader failed "
+                f"({type(error).__name__}: {error}); a row killed one, or memory was short: mend it or "
+                "use a smaller num_workers, and give the same command again"
+            ) from error
+        return {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in tensors.items()}
+
+    def close(self) -> None:
+        """End the processes."""
+        self._waiting.clear()
+        # An error that somebody still looks at would keep the DataLoader's iterator, which ends them when it is gone.
+        end = getattr(self._batches, "_shutdown_workers", None)
+        self._batches = self._ours = self._theirs = None
+        if end is not None:
+            end()
+
+    def _loader(self) -> Any:
+        if self._ours is None:
+            from torch.utils.data import DataLoader
+
+            theirs = self._theirs
+            self._ours = DataLoader(
+                theirs.dataset,
+                batch_sampler=self._order,
+                num_workers=theirs.num_workers,
+                collate_fn=_Collated(theirs.collate_fn, self._items),
+                timeout=theirs.timeout,
+                worker_init_fn=_Begun(theirs.worker_init_fn),
+                multiprocessing_context=theirs.multiprocessing_context,
+                prefetch_factor=theirs.prefetch_factor,
+                persistent_workers=True,
+            )
+        return self._ours
+
+
+class _Order:
+    """A batch sampler whose batches are replaced from time to time."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+@dataclass(frozen=True, slots=True)
+class _Collated:
+    """The model's inputs of what the user's ``collate_fn`` makes, as tensors: these cross by shared memory."""
+
+    collate: Callable[[list[Any]], Any]
+    items: Items
+
+    def __call__(self, rows: list[Any]) -> dict[str, Any]:
+        import torch
+
+        arrays = self.items.batch(self.collate(rows), 0, len(rows))
+        # Text, which may be kept, is no tensor.
+        return {
+            name: array if array.dtype == object else torch.from_numpy(np.require(array, requirements=("C", "W")))
+            for name, array in arrays.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What a reader process does first.
+
+    A forked one has the signal handlers of the run, and would hold its lock: it must outlive it by moments only.
+    """
+
+    theirs: Callable[[int], Any] | None
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # The run hears Ctrl-C, and still wants the rows of its shard.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+        if self.theirs is not None:
+            self.theirs(worker)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK_S)
+    os._exit(ORPHANED)
+
+
+def _require_importable(loader: Any, what: str) -> None:
+    method = (loader.multiprocessing_context or multiprocessing).get_start_method()
+    if method != "fork" and type(loader.dataset).__module__.startswith(FILE_MODULE):
+        raise DataError(
+            f"{what}: the DataLoader starts its {loader.num_workers} workers by {method!r}, and they import the "
+            f"dataset {type(loader.dataset).__name__} by the name of its module, which a file has not; name it "
+            "as package.module:factory, or use num_workers=0"
+        )
+
+
+def _is_theirs(error: Exception) -> bool:
+    return "in DataLoader worker process" in str(error)

@@ -1,0 +1,178 @@
+"""Data that comes but once: drawn into the run directory before the plan is made, and read from there by every rank."""
+
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deploykit.artifact import Artifact
+from deploykit.errors import IncompleteRunError, RunError, UsageError
+from deploykit.rundir import RUN_NAME, SPOOL_NAME, RunDirectory, refuse_foreign
+from deploykit.sources import Reading, Source
+from deploykit.sources.spool import Spool, SpoolSource, asked_for, clear, spooled_facts
+from deploykit.sources.stream import StreamSource
+from runners.lightning_writer import LightningWriter
+from runners.lock import locked
+from runners.stop import StopRequest, on_signals
+
+__all__ = ["discard_spool", "draw", "find_spool", "open_spool", "refuse_to_draw", "require_same_spool"]
+
+_AGAIN = "give the same command again, which draws them from the beginning"
+
+
+def find_spool(out: Path, data: str, artifact: Artifact, reading: Reading) -> SpoolSource | None:
+    """The rows that an earlier call for the same data has drawn into the run directory ``out``, if it came to its end.
+
+    What a call has left that was stopped before its job began is removed.
+
+    Raises:
+        RunError: the directory holds the rows of other data, or another run writes into it.
+    """
+    folder, inputs = out / SPOOL_NAME, artifact.manifest.inputs
+    facts = spooled_facts(folder)
+    asked = asked_for(data, inputs, reading)
+    if facts is not None and _holds(facts, asked):
+        source = SpoolSource(folder, facts, inputs)
+        if source.is_there:
+            source.notes.append(f"data {data}: the {len(source):,} rows that were drawn before are used")
+        return source
+    if (out / RUN_NAME).exists():
+        if facts is not None:
+            raise RunError(
+                f"run directory {out}: holds rows of {facts['target']}, drawn for another model, data or columns, "
+                f"asked for {asked['target']}; use the old values to resume it, or name a new directory"
+            )
+    elif folder.exists():
+        refuse_foreign(out)
+        with locked(out):
+            clear(folder)
+    return None
+
+
+def open_spool(directory: RunDirectory, artifact: Artifact) -> SpoolSource:
+    """The rows of a job, drawn by the process that prepared it.
+
+    Raises:
+        RunError: they are not there.
+    """
+    folder = directory.path / SPOOL_NAME
+    facts = spooled_facts(folder)
+    if facts is None:
+        raise RunError(f"run directory {directory.path}: the rows are missing from {folder}; name a new directory")
+    return SpoolSource(folder, facts, artifact.manifest.inputs)
+
+
+def draw(stream: StreamSource, out: Path, reading: Reading) -> SpoolSource:
+    """Go through the stream once and put its rows into ``out``; when that fails, nothing of it is kept.
+
+    Raises:
+        RunError: the directory holds another job or is in use, or the disk is full.
+        IncompleteRunError: a signal came.
+        DataError: the user's code raised something, or a row does not fit the model.
+    """
+    _refuse_other_job(out)
+    folder, asked = out / SPOOL_NAME, asked_for(stream.target, stream.inputs, reading)
+    with locked(out):
+        # Another process may have drawn them while this one called the factory, and be about to begin the job.
+        if not _holds(spooled_facts(folder), asked):
+            _fill(Spool(folder, asked, stream.inputs), stream, out)
+        facts = spooled_facts(folder) or {}
+    source = SpoolSource(folder, facts, stream.inputs)
+    source.notes += [
+        f"data {stream.target}: {stream.why}, so it was gone through once: {len(source):,} rows, "
+        f"{facts['size_bytes'] / 1e6:,.1f} MB, are in {folder} until the run is finished; the sample id is "
+        "a row's place in the order in which they came",
+        *stream.notes,
+    ]
+    return source
+
+
+def require_same_spool(source: Source, directory: RunDirectory) -> None:
+    """Refuse rows that are no longer those of the job; called by who holds the run directory.
+
+    Raises:
+        RunError: another run has drawn others in their place before the job began.
+    """
+    if not isinstance(source, SpoolSource):
+        return
+    facts = spooled_facts(directory.path / SPOOL_NAME)
+    if facts is None or facts["sha256"] != directory.job.data.get("sha256"):
+        raise RunError(
+            f"run directory {directory.path}: another run has replaced the rows in {SPOOL_NAME} by others; name a new "
+            "directory"
+        )
+
+
+def discard_spool(source: Source) -> None:
+    """Remove the rows of a finished job; what is known of them stays, so that the same command finds it finished."""
+    if isinstance(source, SpoolSource):
+        source.discard()
+
+
+def _holds(facts: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool:
+    return facts is not None and {name: facts.get(name) for name in asked} == asked
+
+
+def _fill(spool: Spool, stream: StreamSource, out: Path) -> None:
+    stop = StopRequest()
+    # Not at the next row: the user's code may take its time to give it.
+    stop.listen(finish=_interrupt, abandon=lambda: None)
+    try:
+        with on_signals(stop), spool:
+            for arrays in stream.batches():
+                if not spool.rows:
+                    spool.keep([stream.keeping.specs[name] for name in stream.keeping.names])
+                spool.add(arrays)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {out / SPOOL_NAME}: {error.strerror or error}, after {spool.rows:,} rows of "
+            f"{spool.size_bytes / 1e6:,.1f} MB, which are removed; {_AGAIN}, when there is room"
+        ) from error
+    except KeyboardInterrupt:
+        number = stop.signal or signal.SIGINT
+        stopped = IncompleteRunError(
+            f"run directory {out}: stopped by {signal.Signals(number).name} after {spool.rows:,} rows of "
+            f"{stream.target} were drawn, which are removed; {_AGAIN}"
+        )
+        stopped.exit_code = 128 + number
+        raise stopped from None
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def _refuse_other_job(out: Path) -> None:
+    if not (out / RUN_NAME).exists():
+        refuse_foreign(out)
+        return
+    job = RunDirectory.open(out).job
+    if job.data.get("kind") != "spool":
+        raise RunError(
+            f"run directory {out}: holds another job, of the data {job.data_source}; use the old values to resume it, "
+            "or name a new directory"
+        )
+
+
+def refuse_to_draw(stream: StreamSource, *, alone: bool, lightning: LightningWriter | None) -> None:
+    """Refuse what needs rows by number, or a second look at them.
+
+    Args:
+        stream: the data.
+        alone: whether one process prepares the job for all ranks.
+        lightning: the Lightning writer, if there is one.
+
+    Raises:
+        UsageError: there is no such process, or there is such a writer.
+    """
+    what = f"data {stream.target}: {stream.why}, so its rows are drawn once and in order"
+    if not alone:
+        raise UsageError(
+            f"{what}, and each rank of a launcher would draw its own; use --engine local or ray, or return a map-style "
+            "dataset"
+        )
+    if lightning is not None:
+        raise UsageError(
+            f"{what}, and the writer {lightning.target} is to see the batches when all rows are predicted; use a "
+            "writer of deploykit, or return a map-style dataset"
+        )

@@ -1,0 +1,160 @@
+"""Data of the user's own code for tests, as ``loaders.py:NAME``: rows of the artifacts ``plain`` and ``pair``."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
+
+from tests import handmade
+
+X = torch.from_numpy(handmade.random_inputs("plain", 60)["x"])
+LENGTHS = [1 + row * 7 % 5 for row in range(20)]
+
+
+def ragged() -> list[tuple[torch.Tensor, int]]:
+    """Rows of ``pair``, of different lengths."""
+    return [(torch.arange(length, dtype=torch.float32) + row, row % 3) for row, length in enumerate(LENGTHS)]
+
+
+def pad(items: list[tuple[torch.Tensor, int]]) -> dict[str, torch.Tensor]:
+    x = torch.nn.utils.rnn.pad_sequence([x for x, _ in items], batch_first=True)
+    return {"x": x, "k": torch.tensor([k for _, k in items])}
+
+
+def pad_to_nine(items: list[tuple[torch.Tensor, int]]) -> dict[str, torch.Tensor]:
+    padded = pad(items)
+    return {**padded, "x": torch.nn.functional.pad(padded["x"], (0, 9 - padded["x"].shape[1]))}
+
+
+def two_ways_to_pad() -> list[DataLoader[Any]]:
+    rows: Any = ragged()
+    return [DataLoader(rows[:7], collate_fn=pad), DataLoader(rows[7:], collate_fn=pad_to_nine)]
+
+
+def expected_pair(x: np.ndarray[Any, Any], row: int) -> np.ndarray[Any, Any]:
+    """What ``pair`` makes of the row, as long as ``x`` is."""
+    whole = np.zeros(len(x), np.float32)
+    length = LENGTHS[row]
+    whole[:length] = np.arange(length) + row
+    return (whole * (row % 3) + 1).astype(np.float32)
+
+
+def note_call(name: str) -> None:
+    """Leave a line for each time that data is drawn, where the environment says so."""
+    if "DRAWN" in os.environ:
+        with Path(os.environ["DRAWN"]).open("a") as file:
+            file.write(f"{name}\n")
+
+
+def stream() -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+    """Rows of ``plain``, others each time, the row's number in front; ``BROKEN_ROW`` raises, ``SLOW_S`` waits."""
+    note_call("stream")
+    rows = int(os.environ.get("STREAM_ROWS", "60"))
+    x = np.random.default_rng().normal(size=(rows, 4)).astype(np.float32)
+    for row in range(rows):
+        time.sleep(float(os.environ.get("SLOW_S", "0")))
+        if str(row) == os.environ.get("BROKEN_ROW"):
+            raise OSError("the connection was lost")
+        x[row, 0] = row
+        yield {"x": x[row]}
+
+
+class Lines(IterableDataset[Any]):
+    """Each worker has every other row of X."""
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        info: Any = get_worker_info()
+        return iter(X[info.id :: info.num_workers])
+
+
+def lines() -> DataLoader[Any]:
+    return DataLoader(Lines(), batch_size=7, num_workers=2)
+
+
+def buckets() -> DataLoader[Any]:
+    """Rows of one length together: rows 0, 5, 10 ... then 1, 6 ... in batches of three."""
+    order = sorted(range(20), key=lambda row: LENGTHS[row])
+    batches: Any = [order[first : first + 3] for first in range(0, 20, 3)]
+    return DataLoader(ragged(), batch_sampler=batches, collate_fn=pad)  # type: ignore[arg-type]
+
+
+def bare() -> Iterator[Any]:
+    """Rows of different lengths, not padded."""
+    return iter(ragged())
+
+
+def nothing() -> Iterator[Any]:
+    return iter([])
+
+
+class Watched(Dataset[Any]):
+    """Rows of ``plain`` that are read in workers; ``BROKEN_ROW`` raises, ``DEADLY_ROW`` kills, ``SLOW_S`` waits."""
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        note_call(f"{row} {os.getpid()} {get_worker_info() is not None}")
+        time.sleep(float(os.environ.get("SLOW_S", "0")))
+        if str(row) == os.environ.get("BROKEN_ROW"):
+            raise OSError("this row is broken")
+        if str(row) == os.environ.get("DEADLY_ROW") and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if str(row) == os.environ.get("SHY_ROW") and get_worker_info() is not None:
+            raise OSError("not in a worker")
+        return X[row]
+
+
+def begin(worker: int) -> None:
+    note_call(f"begin {worker}")
+
+
+def watched() -> DataLoader[Any]:
+    return DataLoader(Watched(), num_workers=2, worker_init_fn=begin)
+
+
+def watched_fresh() -> DataLoader[Any]:
+    """The same, with workers that are not forked."""
+    return DataLoader(Watched(), num_workers=1, multiprocessing_context="spawn")
+
+
+def watched_pair() -> list[DataLoader[Any]]:
+    """Two loaders with workers, of ``pair``."""
+    rows: Any = ragged()
+    return [
+        DataLoader(rows[:7], collate_fn=pad, num_workers=1),
+        DataLoader(rows[7:], collate_fn=pad_to_nine, num_workers=2),
+    ]
+
+
+def labelled(row: int) -> dict[str, Any]:
+    """A row of ``plain`` with what may be kept, under keys of its own."""
+    place = np.array([row, -row], np.int16)
+    return {"features": X[row], "name": "ä" * (row % 4), "label": row, "box": place, "text": [str(row)], "none": None}
+
+
+def some_keys(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """The batch that torch makes of them, less what it cannot put together."""
+    return default_collate([{key: item[key] for key in ("features", "name", "label", "box")} for item in items])
+
+
+def labelled_rows() -> list[dict[str, Any]]:
+    return [labelled(row) for row in range(60)]
+
+
+def labelled_loader() -> DataLoader[Any]:
+    return DataLoader(labelled_rows(), num_workers=2, collate_fn=some_keys)  # type: ignore[arg-type]
+
+
+def labelled_stream() -> Iterator[dict[str, Any]]:
+    return map(labelled, range(60))
+
+
+def labelled_batches() -> Iterator[dict[str, Any]]:
+    return (some_keys(labelled_rows()[first : first + 7]) for first in range(0, 60, 7))

@@ -1,0 +1,98 @@
+"""``--map`` and ``--keep`` of data from the user's own code: keys of its items."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import deploykit
+from deploykit.errors import DataError, RunError, UsageError
+from deploykit.sources import Reading, open_source
+from deploykit.verify_run import verify_run
+from runners.job import run
+from tests import handmade
+
+from . import loaders
+from .test_factories import FILE
+
+OPTIONS: dict[str, Any] = {"batch_size": 4, "shard_rows": 8, "devices": "cpu", "writer": "parquet"}
+ASKED: dict[str, Any] = {"columns": {"x": ["features"]}, "keep": ["name", "label", "box"]}
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+@pytest.mark.parametrize("factory", ["labelled_rows", "labelled_loader", "labelled_stream", "labelled_batches"])
+def test_keys_go_with_the_predictions(
+    artifact_paths: dict[str, Path], tmp_path: Path, factory: str, devices: str
+) -> None:
+    for _ in range(2):
+        run(artifact_paths["plain"], f"{FILE}:{factory}", tmp_path / "r", **{**OPTIONS, "devices": devices}, **ASKED)
+    assert verify_run(tmp_path / "r").ok
+    table = pq.read_table(deploykit.merge(tmp_path / "r", tmp_path / "all.parquet")).to_pydict()
+    assert table["name"] == ["ä" * (row % 4) for row in range(60)]
+    assert table["label"] == list(range(60))
+    assert table["box"] == [[row, -row] for row in range(60)]
+    wanted = handmade.expected("plain", {"x": loaders.X.numpy()})["logits"]
+    np.testing.assert_allclose(table["logits"], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_asked_for_belongs_to_the_job(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    for factory in ("labelled_rows", "labelled_stream"):
+        out = tmp_path / factory
+        run(artifact_paths["plain"], f"{FILE}:{factory}", out, **OPTIONS, **ASKED)
+        with pytest.raises(RunError, match=r"holds another job: keep|drawn for another model, data or columns"):
+            run(artifact_paths["plain"], f"{FILE}:{factory}", out, **OPTIONS, **{**ASKED, "keep": ["label"]})
+
+
+@pytest.mark.parametrize("factory", ["labelled_rows", "labelled_stream"])
+@pytest.mark.parametrize(
+    ("asked", "kind", "said"),
+    [
+        (
+            {"keep": ("nothing",)},
+            DataError,
+            "row 0: holds .*'label'.*, and nothing to keep as 'nothing'; correct --keep",
+        ),
+        ({"keep": ("none",)}, DataError, "row 0: keep 'none': a NoneType of object; text and numbers"),
+        ({"keep": ("text",)}, DataError, "row 0: keep 'text': several texts in a row"),
+        ({"columns": {"x": ("feature",)}}, DataError, r"row 0: holds .*missing \['feature'\]"),
+        ({"columns": {"y": ("features",)}}, UsageError, "--map y: the model takes x"),
+        ({"columns": {"x": ("features", "label")}}, UsageError, "--map x=features,label: of an item, one key"),
+        ({"columns": {"x": ("label",)}}, DataError, r"row 0: input 'x' has the shape \[\], the model takes \[4\]"),
+    ],
+)
+def test_refused(asked: dict[str, Any], kind: type[Exception], said: str, factory: str) -> None:
+    reading = Reading(**{"columns": {"x": ("features",)}, **asked})
+    with pytest.raises(kind, match=said):
+        _first_rows(f"{FILE}:{factory}", reading)
+
+
+@pytest.mark.parametrize("made", ["{0}", "iter({0})"])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("'one'", r"string\[\], and int64\[\]"), ("[1, 2]", r"int64\[2\], and int64"), ("2.5", "float64")],
+)
+def test_later_rows_must_be_like_the_first(tmp_path: Path, made: str, value: str, said: str) -> None:
+    items = made.format(f"[{{'x': x, 'id': 1}}, {{'x': x, 'id': {value}}}]")
+    path = tmp_path / "data.py"
+    path.write_text(f"import numpy as np\nx = np.ones(4, np.float32)\ndef make():\n    return {items}\n")
+    with pytest.raises(DataError, match=f"row.? .*keep 'id': .*{said}.* in the rows before"):
+        _first_rows(f"{path}:make", Reading(keep=("id",)))
+
+
+def test_items_without_keys() -> None:
+    for name in ("ragged", "bare"):
+        with pytest.raises(DataError, match="row 0: a tuple, which has no keys for --map and --keep"):
+            _first_rows(f"{FILE}:{name}", Reading(keep=("label",)), kind="pair")
+
+
+def _first_rows(target: str, reading: Reading, kind: str = "plain") -> None:
+    source: Any = open_source(target, handmade.INPUTS[kind], reading=reading)
+    try:
+        if hasattr(source, "batches"):
+            list(source.batches())
+        else:
+            source.read(0, 2)
+    finally:
+        source.close()

@@ -1,0 +1,299 @@
+"""Data that comes but once: drawn once, whatever happens, and predicted as any other."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import deploykit
+from deploykit.cli import main
+from deploykit.errors import DataError, DeploykitError, RunError, UsageError
+from deploykit.rundir import RunDirectory
+from deploykit.sources import spool, spoolfiles
+from deploykit.verify_run import verify_run
+from deploykit.watching import run_status
+from runners import jobdata
+from runners.job import run
+from tests import handmade
+
+from . import loaders
+from .test_factories import FILE, rows_of
+
+OPTIONS: dict[str, Any] = {"batch_size": 4, "shard_rows": 8, "devices": "cpu"}
+
+
+@pytest.fixture
+def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with a line for each time that the data was drawn."""
+    monkeypatch.setenv("DRAWN", str(tmp_path / "drawn"))
+    (tmp_path / "drawn").touch()
+    return tmp_path / "drawn"
+
+
+def times(drawn: Path) -> int:
+    return len(drawn.read_text().splitlines())
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+def test_a_stream_is_drawn_once(artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, devices: str) -> None:
+    out = tmp_path / "r"
+    result = run(artifact_paths["plain"], f"{FILE}:stream", out, **{**OPTIONS, "devices": devices})
+    assert (result.rows, result.computed_rows, times(drawn)) == (60, 60, 1)
+    assert any("a generator is an iterable, so it was gone through once: 60 rows" in note for note in result.notes)
+    assert verify_run(out).ok
+    assert run_status(out).state == "finished"
+    assert [path.name for path in (out / "spool").iterdir()] == ["spool.json"]
+    merged = np.load(deploykit.merge(out, tmp_path / "all.npz"))
+    assert len(merged["logits"]) == 60
+    again = run(artifact_paths["plain"], f"{FILE}:stream", out, **{**OPTIONS, "devices": devices})
+    assert (again.computed_rows, times(drawn)) == (0, 1)
+    assert any("nothing was left to do" in note for note in again.notes)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_a_loader_of_an_iterable_with_its_own_workers(
+    artifact_paths: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    run(artifact_paths["plain"], f"{FILE}:lines", tmp_path / "r", runner=kind, **{**OPTIONS, "devices": "cpu:2"})
+    found = rows_of(tmp_path / "r", "logits")
+    halves = [loaders.X[first::2].split(7) for first in (0, 1)]
+    order = np.concatenate([batch for pair in zip(*halves, strict=True) for batch in pair])
+    wanted = handmade.expected("plain", {"x": order})["logits"]
+    np.testing.assert_allclose([found[row] for row in range(60)], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("factory", ["buckets", "bare"])
+@pytest.mark.parametrize("batch_size", [4, "auto"])
+def test_rows_of_different_shapes(
+    artifact_paths: dict[str, Path], tmp_path: Path, factory: str, batch_size: Any
+) -> None:
+    """A batch has rows of one shape; the user's own padding is kept."""
+    options = {**OPTIONS, "batch_size": batch_size, "shard_rows": 8 if batch_size == 4 else None}
+    run(artifact_paths["pair"], f"{FILE}:{factory}", tmp_path / "r", writer="pt", **options)
+    assert verify_run(tmp_path / "r").ok
+    order = list(range(20)) if factory == "bare" else sorted(range(20), key=lambda row: loaders.LENGTHS[row])
+    found = rows_of(tmp_path / "r")
+    for place, row in enumerate(order):
+        np.testing.assert_array_equal(found[place], loaders.expected_pair(found[place], row))
+        group = order[place // 3 * 3 :][:3] if factory == "buckets" else [row]
+        assert len(found[place]) == max(loaders.LENGTHS[each] for each in group)
+
+
+def test_no_rows(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    for _ in range(2):
+        assert run(artifact_paths["plain"], f"{FILE}:nothing", tmp_path / "r", **OPTIONS).rows == 0
+        assert verify_run(tmp_path / "r").ok
+
+
+@pytest.fixture
+def interrupted(
+    artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> np.ndarray[Any, Any]:
+    """The rows of a run that failed after three of eight parts."""
+    out, write = tmp_path / "r", RunDirectory.write_part
+
+    def broken(self: RunDirectory, shard: Any, *arguments: Any, **options: Any) -> Any:
+        if shard.index == 3:
+            raise RunError("the disk went away")
+        return write(self, shard, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDirectory, "write_part", broken)
+        with pytest.raises(RunError, match="the disk went away"):
+            run(artifact_paths["plain"], f"{FILE}:stream", out, **OPTIONS)
+    assert run_status(out).state == "failed"
+    return np.fromfile(out / "spool" / "input-0.bin", np.float32).reshape(60, 4)
+
+
+def assert_predicted(out: Path, values: np.ndarray[Any, Any]) -> None:
+    found = rows_of(out, "logits")
+    wanted = handmade.expected("plain", {"x": values})["logits"]
+    np.testing.assert_allclose([found[row] for row in range(60)], wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(values[:, 0], np.arange(60))
+
+
+def test_resume_reads_the_rows_that_were_drawn(
+    artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, interrupted: np.ndarray[Any, Any]
+) -> None:
+    result = run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **{**OPTIONS, "devices": "cpu:2"})
+    assert (result.computed_rows, times(drawn)) == (60 - 24, 1)
+    assert any("the 60 rows that were drawn before are used" in note for note in result.notes)
+    assert_predicted(tmp_path / "r", interrupted)
+
+
+def array_rank(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    """This process is one of two jobs of an array."""
+    known = {"TASK_ID": rank, "TASK_COUNT": 2, "TASK_MIN": 0, "TASK_MAX": 1, "TASK_STEP": 1, "JOB_ID": 7}
+    for name, value in known.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_{name}", str(value))
+
+
+def test_a_launcher_resumes_with_the_rows_that_were_drawn(
+    artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, interrupted: np.ndarray[Any, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for rank in (0, 1):
+        array_rank(monkeypatch, rank)
+        run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **{**OPTIONS, "engine": "array"})
+    assert times(drawn) == 1
+    assert verify_run(tmp_path / "r").ok
+    assert_predicted(tmp_path / "r", interrupted)
+    assert [path.name for path in (tmp_path / "r" / "spool").iterdir()] == ["spool.json"]
+
+
+def test_an_iterable_that_fails_names_the_row_and_is_drawn_again(
+    artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROKEN_ROW", "17")
+    with pytest.raises(DataError, match="row 17: the iterable: raised OSError: the connection was lost"):
+        run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **OPTIONS)
+    assert list((tmp_path / "r").iterdir()) == []
+    monkeypatch.delenv("BROKEN_ROW")
+    assert run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **OPTIONS).rows == 60
+    assert times(drawn) == 2
+
+
+def test_a_full_disk(artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, calls = spoolfiles.HashedFile.write, []
+
+    def full(self: Any, array: Any) -> None:
+        calls.append(1)
+        if len(calls) == 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, array)
+
+    monkeypatch.setattr(spoolfiles.HashedFile, "write", full)
+    with pytest.raises(RunError, match=r"spool: No space left on device, after 9 rows .* give the same command again"):
+        run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **OPTIONS)
+    assert list((tmp_path / "r").iterdir()) == []
+    monkeypatch.undo()
+    assert run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **OPTIONS).rows == 60
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_while_rows_are_drawn(
+    artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "r"
+    words = ["run", str(artifact_paths["plain"]), "--data", f"{FILE}:stream", "-o", str(out), "--batch-size", "4"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deploykit", *words], env={**os.environ, "SLOW_S": "0.05"}, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    while not times(drawn) or not (out / "spool").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    if number == signal.SIGKILL:
+        assert (out / "spool" / "input-0.bin").exists()
+    else:
+        assert process.returncode == 128 + number
+        assert f"stopped by {number.name} after" in said
+        assert "give the same command again" in said
+        assert list(out.iterdir()) == []
+    assert run_status(out).state == "not started"
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 0
+    assert times(drawn) == 2
+    assert verify_run(out).ok
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"engine": "array"}, "each rank of a launcher would draw its own; use --engine local or ray"),
+        (
+            {"writer": "tests.trainer.recording:DocsWriter", "writer_arg": {"output_dir": "x"}},
+            "the writer tests.trainer.recording:DocsWriter is to see the batches",
+        ),
+    ],
+)
+def test_refused_before_anything_is_drawn(
+    artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any], said: str,
+) -> None:  # fmt: skip
+    pytest.importorskip("lightning")
+    array_rank(monkeypatch, 0)
+    with pytest.raises((UsageError, DataError), match=said):
+        run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **{**OPTIONS, **options})
+    assert not (tmp_path / "r").exists()
+    assert times(drawn) == 0
+
+
+def test_directories_of_others_are_left_alone(artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path) -> None:
+    mine = tmp_path / "mine" / "spool"
+    mine.mkdir(parents=True)
+    (mine / "diary.txt").write_text("dear diary")
+    np.save(tmp_path / "x.npy", loaders.X.numpy())
+    run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "npy", **OPTIONS)
+    for out in ("mine", "npy"):
+        with pytest.raises(RunError, match=r"is not empty|holds another job"):
+            run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / out, **OPTIONS)
+    assert (mine / "diary.txt").read_text() == "dear diary"
+    assert times(drawn) == 0
+    run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **OPTIONS)
+    with pytest.raises(RunError, match=r"holds rows of loaders.py:stream, drawn for .*, asked for .*x\.npy"):
+        run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "r", **OPTIONS)
+    with pytest.raises(RunError, match=r"holds another job: plan\.batch_size"):
+        run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **{**OPTIONS, "batch_size": 2})
+    assert times(drawn) == 1
+
+
+def test_two_commands_at_the_same_moment(
+    artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one draws between this one's look at the directory and its turn, or before this one begins the job."""
+    out, draw, prepare = tmp_path / "r", jobdata.draw, RunDirectory.prepare
+
+    def other_first(*arguments: Any) -> Any:
+        monkeypatch.setattr(jobdata, "draw", draw)
+        run(artifact_paths["plain"], f"{FILE}:stream", out, **OPTIONS)
+        return draw(*arguments)
+
+    monkeypatch.setattr(jobdata, "draw", other_first)
+    result = run(artifact_paths["plain"], f"{FILE}:stream", out, **OPTIONS)
+    assert (result.computed_rows, times(drawn)) == (0, 1)
+
+    def other_between(path: Path, job: Any) -> RunDirectory:
+        spool.clear(path / "spool")
+        with spool.Spool(path / "spool", {"target": "other", "keys": {}}, handmade.INPUTS["plain"]):
+            pass
+        return prepare(path, job)
+
+    monkeypatch.setattr(RunDirectory, "prepare", other_between)
+    with pytest.raises(RunError, match="another run has replaced the rows in spool by others"):
+        run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "s", **OPTIONS)
+
+
+def test_rows_that_no_job_has_taken_up_make_room_for_others(
+    artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path
+) -> None:
+    """The command that drew them was wrong in what is looked at later."""
+    out, wrong = tmp_path / "r", {**OPTIONS, "shard_rows": 7}
+    with pytest.raises(UsageError, match="must be a multiple"):
+        run(artifact_paths["plain"], f"{FILE}:stream", out, **wrong)
+    assert json.loads((out / "spool" / "spool.json").read_text())["rows"] == 60
+    run(artifact_paths["plain"], f"{FILE}:lines", out, **OPTIONS)
+    assert times(drawn) == 1
+    assert verify_run(out).ok
+    assert sorted(rows_of(out, "logits")) == list(range(60))
+
+
+def test_a_part_that_is_lost_after_the_end_cannot_be_made_again(
+    artifact_paths: dict[str, Path], tmp_path: Path
+) -> None:
+    run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **OPTIONS)
+    next((tmp_path / "r" / "parts").iterdir()).unlink()
+    with pytest.raises(DeploykitError, match=r"were removed from .* when the run was finished, and cannot be drawn"):
+        run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **OPTIONS)
