@@ -153,6 +153,10 @@ class _Cast:
                 self._ray.kill(actor)
         if self._error is not None:
             raise self._error
+        if not self._work.stop.abandoning:
+            # A rank that was not ready before all was done has computed nothing; it is none that died.
+            late = self._actors.keys() - self._meters.keys()
+            self._meters |= {rank: Meter(origin_s=self._work.assignments[rank].origin_s) for rank in late}
         return Outcome(meters=self._meters, deaths=tuple(self._deaths))
 
     def _start(self, assignment: Assignment) -> None:
