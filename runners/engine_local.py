@@ -23,7 +23,7 @@ from runners.engine import Engine
 from runners.execute import Computed, ProgressChoice, Setting, drive
 from runners.loop import Pipeline, ShardFeed
 from runners.memory import peak_memory_bytes
-from runners.pace import behind
+from runners.pace import behind, should_take
 from runners.process import RankProcess
 from runners.progress import Progress
 from runners.recorder import Recorder, Told
@@ -232,17 +232,24 @@ class _Ranks(contextlib.AbstractContextManager["_Ranks"]):
     def _hand_out(self) -> None:
         """Keep one shard ahead of each rank, so that its pipeline does not run dry at the end of a shard.
 
-        A rank that still starts has its first shard put by: where there is one for each, no rank comes away empty.
+        A rank that still starts has its first shard put by: where there is one for each, no rank comes away empty. Near
+        the end a slow rank comes away empty, so that nobody waits for it.
         """
         alive = [rank for rank in self._ranks if rank.descriptor in self._selector.get_map()]
         for rank in alive:
-            if self._waiting and not rank.unbegun and (rank.ready or not rank.given):
+            has_place = not rank.unbegun and (rank.ready or not rank.given)
+            if self._waiting and has_place and self._should_take(rank, alive):
                 rank.give(self._waiting.popleft())
         # While a rank has a shard that it has not begun, its death would bring that shard back for the others.
         if not self._waiting and not any(rank.unbegun for rank in alive):
             for rank in alive:
                 if rank.ready:
                     rank.end()
+
+    def _should_take(self, rank: RankProcess, alive: Sequence[RankProcess]) -> bool:
+        others = [other.load() for other in alive if other is not rank]
+        shard_rows = self._waiting[0].rows
+        return should_take(rank.load(), others, shard_rows, len(self._waiting) * shard_rows)
 
     def __exit__(self, *_: object) -> None:
         """Whatever happened, no rank is left behind."""

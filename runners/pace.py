@@ -1,10 +1,10 @@
-"""Which ranks fall behind the others, in words for a line of progress."""
+"""How fast the ranks are: which fall behind the others, and which should take the next shard."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-__all__ = ["Pace", "behind"]
+__all__ = ["Load", "Pace", "behind", "should_take"]
 
 SILENT_S = 5.0
 """A rank that has work and says nothing for so long is named."""
@@ -46,3 +46,40 @@ def behind(paces: Iterable[Pace]) -> str:
         if said:
             texts.append(f"rank {pace.rank} {', '.join(said)}")
     return "; ".join(texts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What one rank has still to do.
+
+    Attributes:
+        rows: rows of its shards that it has not predicted.
+        rate: rows per second; None as long as nothing is known of it.
+    """
+
+    rows: int
+    rate: float | None
+
+    def seconds(self, more: int) -> float:
+        """When it will be done with its rows and so many more."""
+        return (self.rows + more) / (self.rate or 1.0)
+
+
+def should_take(one: Load, others: Sequence[Load], shard_rows: int, waiting_rows: int) -> bool:
+    """Whether a rank should be given the next shard now.
+
+    Yes, as long as it will be done before all ranks together are done with all rows. Near the end of a job a slow rank
+    would not be: then the shard is for the rank that would finish it first, though that may have no place for it yet.
+
+    Args:
+        one: the rank's load, without the shard.
+        others: those of the other ranks that live.
+        shard_rows: rows of the shard.
+        waiting_rows: rows that no rank has been given, the shard's included.
+    """
+    rates = [load.rate for load in (one, *others) if load.rate]
+    if len(rates) <= len(others):
+        return True
+    needed = one.seconds(shard_rows)
+    together = (waiting_rows + one.rows + sum(other.rows for other in others)) / sum(rates)
+    return needed <= together or all(needed <= other.seconds(shard_rows) for other in others)

@@ -11,7 +11,7 @@ from typing import Any
 
 from deploykit.plan import Shard
 from runners.assignment import Assignment
-from runners.pace import Pace
+from runners.pace import Load, Pace
 from runners.timing import Meter
 from runners.wire import Lines, send
 
@@ -28,6 +28,7 @@ class RankProcess:
         given: shards that it was given and has not committed, by index.
         begun: indices of those that it has begun to read.
         rows: rows that it has predicted.
+        committed: rows of the shards that it has committed.
         ready: whether it has loaded its model.
         heard_s, ready_s: when it last said anything, and when it was ready, on the monotonic clock.
         meter: its measurements, once it is done.
@@ -39,7 +40,7 @@ class RankProcess:
         self.assignment, self.log = assignment, log
         self.given: dict[int, Shard] = {}
         self.begun: set[int] = set()
-        self.rows = 0
+        self.rows = self.committed = 0
         self.ready = self.ended = False
         self.heard_s = self.ready_s = monotonic()
         self.meter: Meter | None = None
@@ -95,7 +96,7 @@ class RankProcess:
         if "started" in message:
             self.begun.add(message["started"])
         if "committed" in message:
-            del self.given[message["committed"]]
+            self.committed += self.given.pop(message["committed"]).rows
         if "done" in message:
             self.meter = Meter.from_json(message["done"])
             self.rows = self.meter.rows
@@ -114,6 +115,13 @@ class RankProcess:
         return Pace(
             rank=self.rank, rows=self.rows, working_s=now - self.ready_s if self.ready else 0.0, silent_s=silent_s
         )
+
+    def load(self) -> Load:
+        """What it has still to do, and how fast it has been since it was ready."""
+        given = sum(shard.rows for shard in self.given.values())
+        working_s = monotonic() - self.ready_s if self.ready else 0.0
+        rate = self.rows / working_s if self.rows and working_s > 0 else None
+        return Load(rows=max(0, given - (self.rows - self.committed)), rate=rate)
 
     def close(self) -> None:
         """Close the pipes: a rank that still lives ends itself."""
