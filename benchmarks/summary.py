@@ -34,6 +34,7 @@ def summary() -> str:
         ),
         *(_large(case, large["rows"]) for case in large["cases"]),
         *(_rivals(case) for case in _load("rivals")["cases"]),
+        *_ranks(_load("ranks")),
         *(_monte_carlo(case, speed["draws"]) for case in speed["cases"]),
     ]
     lines = ["| what | measured | beside it |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
@@ -74,6 +75,21 @@ def _rivals(case: dict[str, Any]) -> tuple[str, str, str]:
         f"{rate['deploykit_npy']:,.0f} and {rate['lightning']:,.0f}; {rate['deploykit_parquet']:,.0f} and "
         f"{rate['ray_data']:,.0f} rows/s",
     )
+
+
+def _ranks(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [
+        (
+            f"two ranks over one, one thread each, {found['rows']:,} rows through an MLP on two cores",
+            f"{found['two_over_one']['median']:.2f}",
+            f"{found['two_over_one_without_start']['median']:.2f} without the start of the processes",
+        ),
+        (
+            f"time with one of two ranks at {found['slowed_speed']:.0%} of its speed, over that of the ideal split",
+            f"{found['slowed_over_ideal']['median']:.2f}",
+            f"{found['slowed_over_ideal']['min']:.2f} to {found['slowed_over_ideal']['max']:.2f}",
+        ),
+    ]
 
 
 MODELS = {
