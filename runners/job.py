@@ -140,7 +140,7 @@ def run(
     chosen = choose_engine(engine)
     with contextlib.ExitStack() as stack:
         engine_here = stack.enter_context(chosen.engine)
-        setting = _checked(stack, artifact, str(data), out, options, began, engine_here)
+        setting = _checked(stack, artifact, str(data), out, options, began, engine_here, progress)
         notes = [*chosen.notes, *setting.source.notes, *setting.notes]
         computed = engine_here.run(setting, Path(out), progress=progress, notes=notes)
         return _result(setting, Path(out), computed, notes)
@@ -175,6 +175,7 @@ def _checked(
     options: Mapping[str, Any],
     began: float,
     engine: Engine,
+    progress: ProgressChoice,
 ) -> Setting:
     """Everything that can be refused is refused here, before anything is written."""
     _refuse_probing(options["batch-size"], engine)
@@ -186,8 +187,9 @@ def _checked(
     added = passes.column(artifact.manifest.batch_dimension)
     predicted = (*(output.tensor for output in artifact.manifest.outputs), *added)
     source, writing = open_data(
-        stack, artifact, data, predicted, options, ranks=len(devices), out=Path(out), alone=engine.prepares_alone
-    )
+        stack, artifact, data, predicted, options,
+        ranks=len(devices), out=Path(out), alone=engine.prepares_alone, progress=progress,
+    )  # fmt: skip
     probe = partial(probe_batch_size, artifact, runner, devices, source, passes=passes, seed=seed, draws=draws)
     plan, notes = _plan(len(source), artifact.manifest, out, options, probe)
     job = Job(

@@ -1,7 +1,7 @@
 """The data of a job: opened as the user asked for it, with the writer of what is predicted and what is kept."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from deploykit.sources import Reading, Source, open_source
 from deploykit.sources.stream import StreamSource
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import SAMPLE_ID
+from runners.progress import ProgressMode, make_progress
 from runners.spooling import draw, find_spool, refuse_to_draw
 from runners.writing import Writing, choose_writing
 
@@ -27,6 +28,7 @@ def open_data(
     ranks: int,
     out: Path,
     alone: bool,
+    progress: ProgressMode | Callable[[int, int], None],
 ) -> tuple[Source, Writing]:
     """The data, and the writing of what is ``predicted`` and of the columns of the data that are kept.
 
@@ -47,7 +49,7 @@ def open_data(
     stack.callback(source.close)
     if isinstance(source, StreamSource):
         refuse_to_draw(source, alone=alone, lightning=writing.lightning)
-        source = draw(source, out, reading)
+        source = draw(source, out, reading, make_progress(progress, None, 0))
         stack.callback(source.close)
     kept = tuple(getattr(source, "kept", ()))
     # Chosen once where it can be: a Lightning writer is the user's own class, made on the way.

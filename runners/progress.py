@@ -42,7 +42,7 @@ class _Callback:
 class _Text:
     """Writes the state at most every ``every_s`` seconds, and once at the end."""
 
-    def __init__(self, total: int, first: int, stream: TextIO, *, bar: bool) -> None:
+    def __init__(self, total: int | None, first: int, stream: TextIO, *, bar: bool) -> None:
         self._total, self._first, self._done, self._stream, self._bar = total, first, first, stream, bar
         self._every_s = BAR_S if bar else LINES_S
         self._began = self._last = monotonic()
@@ -65,29 +65,32 @@ class _Text:
     def _write(self, now: float) -> None:
         self._written = self._done
         text = describe(self._done, self._total, self._done - self._first, now - self._began)
-        if self._behind and self._done < self._total:
+        if self._behind and self._done < (self._total or 0):
             text += f"; {self._behind}"
-        if self._bar:
-            share = self._done / self._total if self._total else 1.0
-            filled = "#" * int(share * WIDTH)
-            self._stream.write(f"\r\x1b[2K[{filled:<{WIDTH}}] {text}")
-        else:
-            self._stream.write(f"{text}\n")
+        self._stream.write(f"\r\x1b[2K{self._filled()}{text}" if self._bar else f"{text}\n")
         self._stream.flush()
 
+    def _filled(self) -> str:
+        if self._total is None:
+            return ""
+        share = self._done / self._total if self._total else 1.0
+        return f"[{'#' * int(share * WIDTH):<{WIDTH}}] "
 
-def describe(done: int, total: int, here: int, seconds: float) -> str:
+
+def describe(done: int, total: int | None, here: int, seconds: float) -> str:
     """The state as text: ``here`` rows were computed in these ``seconds``; the rest were there before.
+
+    Without a ``total`` they are rows that are read, nobody knows how many.
 
     >>> describe(500, 2000, 500, 2.0)
     ' 25% 500/2,000 rows, 250 rows/s, 0:00:06 left'
     """
     share = done / total if total else 1.0
-    text = f"{share:4.0%} {done:,}/{total:,} rows"
+    text = f"{done:,} rows read" if total is None else f"{share:4.0%} {done:,}/{total:,} rows"
     if here and seconds > 0:
         rate = here / seconds
         text += f", {rate:,.0f} rows/s"
-        if done < total:
+        if total is not None and done < total:
             left = round((total - done) / rate)
             text += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
     return text
@@ -104,19 +107,19 @@ def check_kind(kind: object) -> None:
 
 
 def make_progress(
-    kind: ProgressMode | Callable[[int, int], None], total: int, first: int, *, stream: TextIO | None = None
+    kind: ProgressMode | Callable[[int, int], None], total: int | None, first: int, *, stream: TextIO | None = None
 ) -> Progress:
     """The progress of a job of ``total`` rows, ``first`` of which are there already.
 
     ``auto`` is a bar if the stream (stderr) is a terminal, else lines. A function is called with the rows that are
-    done and with ``total``.
+    done and with ``total``; where nobody knows that, it is not called.
 
     Raises:
         UnknownNameError: no such kind.
     """
     check_kind(kind)
     if callable(kind):
-        return _Callback(total, kind)
+        return _Silent() if total is None else _Callback(total, kind)
     stream = stream or sys.stderr
     if kind == "none":
         return _Silent()

@@ -13,6 +13,7 @@ from deploykit.sources.spool import Spool, SpoolSource, asked_for, clear, spoole
 from deploykit.sources.stream import StreamSource
 from runners.lightning_writer import LightningWriter
 from runners.lock import locked
+from runners.progress import Progress
 from runners.stop import StopRequest, on_signals
 
 __all__ = ["discard_spool", "draw", "find_spool", "open_spool", "refuse_to_draw", "require_same_spool"]
@@ -62,7 +63,7 @@ def open_spool(directory: RunDirectory, artifact: Artifact) -> SpoolSource:
     return SpoolSource(folder, facts, artifact.manifest.inputs)
 
 
-def draw(stream: StreamSource, out: Path, reading: Reading) -> SpoolSource:
+def draw(stream: StreamSource, out: Path, reading: Reading, progress: Progress) -> SpoolSource:
     """Go through the stream once and put its rows into ``out``; when that fails, nothing of it is kept.
 
     Raises:
@@ -75,7 +76,7 @@ def draw(stream: StreamSource, out: Path, reading: Reading) -> SpoolSource:
     with locked(out):
         # Another process may have drawn them while this one called the factory, and be about to begin the job.
         if not _holds(spooled_facts(folder), asked):
-            _fill(Spool(folder, asked, stream.inputs), stream, out)
+            _fill(Spool(folder, asked, stream.inputs), stream, out, progress)
         facts = spooled_facts(folder) or {}
     source = SpoolSource(folder, facts, stream.inputs)
     source.notes += [
@@ -113,7 +114,7 @@ def _holds(facts: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool:
     return facts is not None and {name: facts.get(name) for name in asked} == asked
 
 
-def _fill(spool: Spool, stream: StreamSource, out: Path) -> None:
+def _fill(spool: Spool, stream: StreamSource, out: Path, progress: Progress) -> None:
     stop = StopRequest()
     # Not at the next row: the user's code may take its time to give it.
     stop.listen(finish=_interrupt, abandon=lambda: None)
@@ -123,6 +124,7 @@ def _fill(spool: Spool, stream: StreamSource, out: Path) -> None:
                 if not spool.rows:
                     spool.keep([stream.keeping.specs[name] for name in stream.keeping.names])
                 spool.add(arrays)
+                progress.update(spool.rows)
     except OSError as error:
         raise RunError(
             f"cannot write {out / SPOOL_NAME}: {error.strerror or error}, after {spool.rows:,} rows of "
@@ -136,6 +138,8 @@ def _fill(spool: Spool, stream: StreamSource, out: Path) -> None:
         )
         stopped.exit_code = 128 + number
         raise stopped from None
+    finally:
+        progress.close()
 
 
 def _interrupt() -> None:

@@ -164,6 +164,7 @@ def test_a_line_of_progress_names_them_until_all_is_done(monkeypatch: pytest.Mon
 def test_progress_elsewhere() -> None:
     calls: list[tuple[int, int]] = []
     progress.make_progress(lambda done, total: calls.append((done, total)), 7, 0).update(3)
+    progress.make_progress(lambda done, total: calls.append((done, total)), None, 0).update(3)
     assert calls == [(3, 7)]
     stream = io.StringIO()
     progress.make_progress("none", 7, 0, stream=stream).update(3)
@@ -237,3 +238,13 @@ def test_meter_windows_count_every_row() -> None:
     for rows in np.random.default_rng(0).integers(1, 9, 50):
         meter.batch(int(rows), 0.0)
     assert meter.windows.total() == meter.rows
+
+
+@pytest.mark.parametrize(("kind", "before"), [("lines", ""), ("bar", "\r\x1b[2K")])
+def test_rows_of_an_unknown_number_are_counted_as_they_are_read(kind: str, before: str) -> None:
+    stream = io.StringIO()
+    shown = progress.make_progress(kind, None, 0, stream=stream)  # type: ignore[arg-type]
+    shown.update(1234)
+    shown.close()
+    assert stream.getvalue().startswith(f"{before}1,234 rows read, ")
+    assert "%" not in stream.getvalue()
