@@ -12,11 +12,15 @@ from torch import Tensor, fx
 from deploykit import masks
 from exporters.drawplan import MonteCarloPlan, Placed
 from exporters.layout import BatchAxis, symbolic_shape
-from exporters.mask_ops import Keys, is_wide, keep, pieces, unit_keys
+from exporters.mask_ops import Keys, is_wide, pieces, unit_keys, words
+from exporters.sites import arguments
 
 __all__ = ["Wide", "find_wide", "linear_of_dropped"]
 
 aten = torch.ops.aten
+
+_DTYPES = (torch.float32, torch.float64)
+"""In half precision a sum in pieces is rounded after each."""
 
 _VIEWS = (aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.default)
 
@@ -36,6 +40,7 @@ def _is_wide(plan: MonteCarloPlan, placed: Placed) -> bool:
     node = placed.node
     return (
         node.target is aten.dropout.default
+        and node.meta["val"].dtype in _DTYPES
         and placed.units is not None
         and is_wide(placed.units)
         and node.args[0] not in plan.reached
@@ -57,12 +62,13 @@ def _chain(node: fx.Node) -> Iterator[fx.Node]:
 
 def _ends_well(plan: MonteCarloPlan, chain: list[fx.Node], placed: Placed) -> bool:
     """Whether the last of the chain is a linear layer of rows (batch, units), with a weight of its own."""
-    last = chain[-1]
-    if last.target is not aten.linear.default or last.args[0] is not chain[-2]:
+    last, dropped = chain[-1], chain[-2]
+    if last.target is not aten.linear.default or [dropped] != [arg for arg in last.args if arg is dropped]:
         return False
-    shape = symbolic_shape(chain[-2])
-    weights = [source for source in last.all_input_nodes if source is not chain[-2]]
-    return len(shape) == 2 and shape[1] == placed.units and not plan.reached & set(weights)
+    given = arguments(last)
+    weights = [given[name] for name in ("weight", "bias") if given[name] is not None]
+    shape, ranks = symbolic_shape(dropped), [len(symbolic_shape(weight)) for weight in weights]
+    return len(shape) == 2 and shape[1] == placed.units and ranks in ([2], [2, 1]) and not plan.reached & set(weights)
 
 
 def linear_of_dropped(
@@ -74,7 +80,7 @@ def linear_of_dropped(
     for piece in pieces(unit_keys(placed.site.index, scaled.shape[1], values.device)):
         stop = start + piece[0].shape[-1]
         # Two dimensions only: torch cannot derive the strides of a product of more where their sizes are symbols.
-        mask = keep(rows, piece, p).reshape(draws, -1).to(values.dtype)
+        mask = (words(rows, piece) >= masks.threshold(p)).reshape(draws, -1).to(values.dtype)
         dropped = (mask * scaled[:, start:stop].reshape(1, -1)).reshape(-1, stop - start)
         total = torch.addmm(total, dropped, weight[:, start:stop].t())
         start = stop

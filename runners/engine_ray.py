@@ -155,7 +155,7 @@ class _Cast:
             raise self._error
         if not self._work.stop.abandoning:
             # A rank that was not ready before all was done has computed nothing; it is none that died.
-            late = self._actors.keys() - self._meters.keys()
+            late = self._actors.keys() - self._meters.keys() - self._barren.keys()
             self._meters |= {rank: Meter(origin_s=self._work.assignments[rank].origin_s) for rank in late}
         return Outcome(meters=self._meters, deaths=tuple(self._deaths))
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-__all__ = ["Load", "Pace", "behind", "should_take"]
+__all__ = ["SILENT_S", "Load", "Pace", "behind", "should_take"]
 
 SILENT_S = 5.0
 """A rank that has work and says nothing for so long is named."""
@@ -73,7 +73,7 @@ def should_take(one: Load, others: Sequence[Load], shard_rows: int, waiting_rows
 
     Args:
         one: the rank's load, without the shard.
-        others: those of the other ranks that live.
+        others: those of the other ranks that live and have been heard of lately.
         shard_rows: rows of the shard.
         waiting_rows: rows that no rank has been given, the shard's included.
     """

@@ -54,3 +54,20 @@ def test_arithmetic_before_the_first_dropout_is_counted_once(tmp_path: object) -
     assert section is not None
     once, draw = 4 * 10 * HIDDEN + 10 * HIDDEN * HIDDEN, HIDDEN * 2
     assert section.once_over_draw == pytest.approx(once / draw)
+
+
+def test_what_torch_does_not_count_is_not_known(tmp_path: object) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.drop, self.head = nn.LSTM(4, 8, batch_first=True), nn.Dropout(0.5), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.head(self.drop(self.body(x)[0]))
+            return found
+
+    section = export_module(
+        Recurrent(), f"{tmp_path}/a", inputs=["x:float32[batch,3,4]"], mc_draws=4, formats=["torchscript"]
+    ).manifest.monte_carlo
+    assert section is not None
+    assert section.once_over_draw is None

@@ -45,6 +45,24 @@ class Drawn(Head):
         return self.head(self.drop(self.body(self.drop(x))))
 
 
+class RowBias(Head):
+    """The bias is a row's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.drop(self.body(x)), self.head.weight, self.other(x))
+
+
+class OneNumber(Head):
+    """The weight is a vector."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.drop(self.body(x)), self.head.weight[0])
+
+
 class Apart(Head):
     """Not the units of a row, but each map, goes through the layer."""
 
@@ -74,15 +92,17 @@ def products(result: ExportResult) -> int:
         (Twice, False),
         (Drawn, False),
         (Apart, False),
+        (RowBias, False),
+        (OneNumber, False),
     ],
-    ids=["maps", "no bias", "all dropped", "used twice", "drawn before", "each map"],
+    ids=["maps", "no bias", "all dropped", "used twice", "drawn before", "each map", "bias of rows", "vector"],
 )
 def test_the_sum_of_the_pieces_is_the_layer(make: Callable[[], nn.Module], in_pieces: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     assert is_wide(UNITS)
     module = make()
     result = exported(module, tmp_path / "a")
-    assert (products(result) > 2) == in_pieces
+    assert (products(result) > 3) == in_pieces
     ids = np.array([3, 2**40, -5], dtype=np.int64)
     x = np.random.default_rng(1).standard_normal((3, 6)).astype(np.float32)
     module.train()
@@ -91,3 +111,21 @@ def test_the_sum_of_the_pieces_is_the_layer(make: Callable[[], nn.Module], in_pi
         got = client({"x": x}, sample_ids=ids, seed=9, first_draw=2, draws=7)
         scale = max(1, np.abs(wanted).max())
         np.testing.assert_allclose(np.swapaxes(got["output.draws"], 0, 1), wanted, rtol=0, atol=1e-5 * scale)
+
+
+def test_half_precision_is_not_summed_in_pieces(tmp_path: Path) -> None:
+    """Each piece would round the sum; inside a model of float32 the export would be refused for it."""
+
+    class Half(Head):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head.half()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.drop(self.body(x).relu().half())).float()
+
+    torch.manual_seed(0)
+    result = export_module(Half().eval(), tmp_path / "a", inputs=[SPEC], mc_draws=3, formats=["torchscript"])
+    section = result.manifest.monte_carlo
+    assert section is not None
+    assert section.form == "batched"
