@@ -23,6 +23,7 @@ import numpy as np
 from benchmarks.common import RESULTS, ROOT, deploykit, interleaved, ratio, save, spread, timed, workplace
 from benchmarks.mc_floor import DRAWS, export_case, export_floor
 from benchmarks.mc_models import CASES, Case
+from runners.onnx_runner import SLOWER_FUSIONS
 
 TRIALS, CALL_TRIALS = 3, 15
 ROWS_PER_CALL = (1, 2, 4, 8, 16)
@@ -89,9 +90,8 @@ def session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     # As the kit's own runner does; both sides are opened so.
-    slow = ["SkipLayerNormFusion"]
     return onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=slow
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER_FUSIONS["cpu"]
     )
 
 

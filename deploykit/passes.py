@@ -30,8 +30,8 @@ CACHE_BYTES = 4 * 2**20
 ``benchmarks/rows_per_call.py``)."""
 
 ROW_CACHE_BYTES, PIECE_BYTES = 16 * 2**20, 8 * 2**20
-"""On a CPU the draws of a row that take more than the first are cut into pieces of about the second (measured: an
-encoder whose 50 draws of a row take 33 MB, two processes on two cores, is a tenth faster so)."""
+"""On a CPU the draws of a row that take more than the first are cut into pieces of about the second (measured by
+``benchmarks/kernels.py`` with an encoder whose 50 draws of a row take 33 MB)."""
 
 REPEATED = 0.05
 """The most of a row's arithmetic that such a cut may add, because what runs once per batch runs once per piece."""

@@ -35,7 +35,7 @@ _CONSTANT_UNITS = 1 << 17
 # Above this the keys are computed where the file runs: as constants they take 8 bytes for each unit of a site.
 
 _PIECE_UNITS, _MOST_PIECES = 1024, 16
-# 50 rows of 2,048 words take 400 kB. A GPU starts a kernel for each step of each piece, so there are not many.
+# Two rows in 50 draws have 400 kB of words. A GPU starts a kernel for each step of each piece, so there are not many.
 
 
 def row_keys(seed: Tensor, sample_ids: Tensor, draws: Tensor, *, shared: bool) -> Keys:

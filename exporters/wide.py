@@ -30,9 +30,13 @@ Wide = tuple[Placed, frozenset[fx.Node]]
 
 def find_wide(plan: MonteCarloPlan) -> Mapping[fx.Node, Wide]:
     """The linear layers that can be computed so, each with its site."""
-    sites = (placed for placed in plan.sites if _is_wide(plan, placed))
-    chains = ((placed, list(_chain(placed.node))) for placed in sites)
-    return {chain[-1]: (placed, frozenset(chain[:-1])) for placed, chain in chains if _ends_well(plan, chain, placed)}
+    found: dict[fx.Node, Wide] = {}
+    for placed in plan.sites:
+        if _is_wide(plan, placed):
+            *between, last = _chain(placed.node)
+            if between and _is_linear_of(plan, last, between[-1], placed):
+                found[last] = placed, frozenset(between)
+    return found
 
 
 def _is_wide(plan: MonteCarloPlan, placed: Placed) -> bool:
@@ -51,7 +55,7 @@ def _is_wide(plan: MonteCarloPlan, placed: Placed) -> bool:
 
 
 def _chain(node: fx.Node) -> Iterator[fx.Node]:
-    """The node, and what is computed of it as long as that is one view after another; then the node behind them."""
+    """The node, and what is computed of it alone as long as that is one view after another; then the node behind."""
     yield node
     while len(node.users) == 1:
         (node,) = node.users
@@ -60,9 +64,8 @@ def _chain(node: fx.Node) -> Iterator[fx.Node]:
             return
 
 
-def _ends_well(plan: MonteCarloPlan, chain: list[fx.Node], placed: Placed) -> bool:
-    """Whether the last of the chain is a linear layer of rows (batch, units), with a weight of its own."""
-    last, dropped = chain[-1], chain[-2]
+def _is_linear_of(plan: MonteCarloPlan, last: fx.Node, dropped: fx.Node, placed: Placed) -> bool:
+    """Whether ``last`` is a linear layer of ``dropped``, rows (batch, units), whose weights no draw reaches."""
     if last.target is not aten.linear.default or [dropped] != [arg for arg in last.args if arg is dropped]:
         return False
     given = arguments(last)

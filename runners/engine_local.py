@@ -23,7 +23,7 @@ from runners.engine import Engine
 from runners.execute import Computed, ProgressChoice, Setting, drive
 from runners.loop import Pipeline, ShardFeed
 from runners.memory import peak_memory_bytes
-from runners.pace import SILENT_S, behind, should_take
+from runners.pace import behind, should_take
 from runners.process import RankProcess
 from runners.progress import Progress
 from runners.recorder import Recorder, Told
@@ -247,9 +247,7 @@ class _Ranks(contextlib.AbstractContextManager["_Ranks"]):
                     rank.end()
 
     def _should_take(self, rank: RankProcess, alive: Sequence[RankProcess]) -> bool:
-        # Of a rank that is silent nobody knows whether it will ever do what it has.
-        speaking = (other for other in alive if other is not rank and other.pace().silent_s < SILENT_S)
-        others = [other.load() for other in speaking]
+        others = [other.load() for other in alive if other is not rank]
         shard_rows = self._waiting[0].rows
         return should_take(rank.load(), others, shard_rows, len(self._waiting) * shard_rows)
 

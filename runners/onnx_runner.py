@@ -12,15 +12,15 @@ from deploykit.devices import Device, available_cores
 from deploykit.errors import ArtifactError, DeviceError, MissingExtraError
 from runners.base import Arrays, Runner
 
-__all__ = ["OnnxRunner"]
+__all__ = ["SLOWER_FUSIONS", "OnnxRunner"]
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
 
-_SLOWER_FUSIONS = {"cpu": ["SkipLayerNormFusion"]}
-"""On a CPU this fused kernel takes 1.7 times as long as the addition and the layer norm that it replaces (measured
-with 3,200 rows of 256, ONNX Runtime 1.32), and more when the rows have left the cache."""
+SLOWER_FUSIONS = {"cpu": ["SkipLayerNormFusion"]}
+"""By device, optimizers of ONNX Runtime that are switched off. On a CPU this one's kernel takes longer than the sum and
+the layer norm that it replaces (``benchmarks/kernels.py``)."""
 
 
 class OnnxRunner(Runner):
@@ -61,7 +61,7 @@ class OnnxRunner(Runner):
         try:
             session = ort.InferenceSession(
                 str(path), options, providers=_providers(ort, self.device),
-                disabled_optimizers=_SLOWER_FUSIONS.get(self.device.kind),
+                disabled_optimizers=SLOWER_FUSIONS.get(self.device.kind),
             )  # fmt: skip
         except Exception as error:
             # ONNX Runtime raises a dozen unrelated types; each of them means that this file cannot be run here.

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-__all__ = ["SILENT_S", "Load", "Pace", "behind", "should_take"]
+__all__ = ["Load", "Pace", "behind", "should_take"]
 
 SILENT_S = 5.0
 """A rank that has work and says nothing for so long is named."""
@@ -54,15 +54,17 @@ class Load:
 
     Attributes:
         rows: rows of its shards that it has not predicted.
-        rate: rows per second; None as long as nothing is known of it.
+        rate: rows per second; 0 as long as nothing is known of it.
+        silent_s: as of ``Pace``.
     """
 
     rows: int
-    rate: float | None
+    rate: float
+    silent_s: float = 0.0
 
     def seconds(self, more: int) -> float:
-        """When it will be done with its rows and so many more."""
-        return (self.rows + more) / (self.rate or 1.0)
+        """How long its rows and so many more take it."""
+        return (self.rows + more) / self.rate
 
 
 def should_take(one: Load, others: Sequence[Load], shard_rows: int, waiting_rows: int) -> bool:
@@ -70,16 +72,18 @@ def should_take(one: Load, others: Sequence[Load], shard_rows: int, waiting_rows
 
     Yes, as long as it will be done before all ranks together are done with all rows. Near the end of a job a slow rank
     would not be: then the shard is for the rank that would finish it first, though that may have no place for it yet.
+    A silent rank does not count: nobody knows whether it will ever do what it has.
 
     Args:
         one: the rank's load, without the shard.
-        others: those of the other ranks that live and have been heard of lately.
+        others: those of the other ranks that live.
         shard_rows: rows of the shard.
         waiting_rows: rows that no rank has been given, the shard's included.
     """
-    rates = [load.rate for load in (one, *others) if load.rate]
-    if len(rates) <= len(others):
+    others = [other for other in others if other.silent_s < SILENT_S]
+    loads = [one, *others]
+    if not all(load.rate for load in loads):
         return True
     needed = one.seconds(shard_rows)
-    together = (waiting_rows + one.rows + sum(other.rows for other in others)) / sum(rates)
+    together = (waiting_rows + sum(load.rows for load in loads)) / sum(load.rate for load in loads)
     return needed <= together or all(needed <= other.seconds(shard_rows) for other in others)

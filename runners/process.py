@@ -118,10 +118,12 @@ class RankProcess:
 
     def load(self) -> Load:
         """What it has still to do, and how fast it has been since it was ready."""
-        given = sum(shard.rows for shard in self.given.values())
-        working_s = monotonic() - self.ready_s if self.ready else 0.0
-        rate = self.rows / working_s if self.rows and working_s > 0 else None
-        return Load(rows=max(0, given - (self.rows - self.committed)), rate=rate)
+        pace, given = self.pace(), sum(shard.rows for shard in self.given.values())
+        return Load(
+            rows=max(0, given - (self.rows - self.committed)),
+            rate=pace.rows / pace.working_s if pace.working_s else 0.0,
+            silent_s=pace.silent_s,
+        )
 
     def close(self) -> None:
         """Close the pipes: a rank that still lives ends itself."""

@@ -103,6 +103,9 @@ def test_the_sum_of_the_pieces_is_the_layer(make: Callable[[], nn.Module], in_pi
     module = make()
     result = exported(module, tmp_path / "a")
     assert (products(result) > 3) == in_pieces
+    section = result.manifest.monte_carlo
+    assert section is not None
+    assert section.form == "batched"
     ids = np.array([3, 2**40, -5], dtype=np.int64)
     x = np.random.default_rng(1).standard_normal((3, 6)).astype(np.float32)
     module.train()

@@ -18,7 +18,7 @@ class Rank:
     done: float = 0.0
 
     def load(self, now: float) -> Load:
-        return Load(rows=round(sum(self.left)), rate=self.done / now if self.done and now else None)
+        return Load(rows=round(sum(self.left)), rate=self.done / now if now else 0.0)
 
     def work(self, seconds: float) -> None:
         rows = self.speed * seconds
@@ -70,11 +70,12 @@ def test_equal_ranks_share_as_ever() -> None:
 @pytest.mark.parametrize(
     ("one", "other", "waiting", "takes"),
     [
-        (Load(rows=0, rate=None), Load(rows=100, rate=9.0), 100, True),
+        (Load(rows=0, rate=0.0), Load(rows=100, rate=9.0), 100, True),
         (Load(rows=0, rate=1.0), Load(rows=100, rate=4.0), 1000, True),
         (Load(rows=0, rate=1.0), Load(rows=100, rate=4.0), 100, False),
         (Load(rows=100, rate=4.0), Load(rows=100, rate=1.0), 100, True),
         (Load(rows=0, rate=1.0), Load(rows=300, rate=4.0), 100, True),
+        (Load(rows=0, rate=1.0), Load(rows=100, rate=4.0, silent_s=60.0), 100, True),
     ],
     ids=[
         "nothing is known",
@@ -82,6 +83,7 @@ def test_equal_ranks_share_as_ever() -> None:
         "the other is sooner",
         "it is sooner itself",
         "the other has much to do",
+        "the other hangs",
     ],
 )
 def test_who_takes_a_shard(one: Load, other: Load, waiting: int, takes: bool) -> None:
