@@ -3,6 +3,7 @@
 * a hash step on 800 row keys in one dimension, and as a column;
 * GELU as the kit writes it, and as torch's exporter does;
 * layer norm of a sum with and without ONNX Runtime's own fusion;
+* the units of the convnet's wide dropout in 16 pieces, and in other numbers of them;
 * the encoder of ``mc_speed`` on two processes, the draws of a row in one call and in pieces that fit the cache;
 * the documentation's example of ``mc_speed`` with 50 draws and without: the session that no draw can beat;
 * a matrix product of the MLP's middle layer, in GFLOP/s of numpy: what the core gives.
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -22,10 +24,14 @@ from benchmarks.common import ROOT, interleaved, ratio, save, spread, workplace
 from benchmarks.mc_floor import DRAWS, export_case
 from benchmarks.mc_models import CASES
 from benchmarks.mc_speed import call, rows_of, session
+from exporters import mask_ops
 from exporters.export import export_module
 from runners.onnx_runner import SLOWER_FUSIONS
 
 TRIALS, PIECE = 25, 10
+
+OTHER_PIECES = (1, 5, 9, 36)
+"""Of the convnet's 9,216 units, beside the 16 that the kit makes."""
 
 PIECES = """
 import sys, time, numpy
@@ -128,6 +134,23 @@ def gelus() -> dict[str, Any]:
     return compared("GELU of 3,200 x 1,024: as the kit writes it, as torch's exporter does", *sides)
 
 
+def units_in_pieces(place: Path) -> dict[str, Any]:
+    case, rows = CASES["convnet_head"], rows_of(CASES["convnet_head"], 8)
+    sides = [call(session(export_case(case, place / "convnet") / "model.onnx"), rows)]
+    for most in OTHER_PIECES:
+        with mock.patch.multiple(mask_ops, _PIECE_UNITS=1, _MOST_PIECES=most):
+            sides.append(call(session(export_case(case, place / f"convnet-{most}") / "model.onnx"), rows))
+    chosen, *others = interleaved(TRIALS, *sides)
+    return {
+        "what": f"8 rows of the convnet in {DRAWS} draws, a row: 9,216 units in 16 pieces",
+        "chosen_us": spread(chosen),
+        "others": [
+            {"pieces": most, "us": spread(found), "other_over_chosen": ratio(found, chosen)}
+            for most, found in zip(OTHER_PIECES, others, strict=True)
+        ],
+    }
+
+
 def draws_in_pieces(place: Path) -> dict[str, Any]:
     artifact = export_case(CASES["encoder"], place / "encoder")
     command = [sys.executable, "-c", PIECES, str(artifact / "model.onnx"), "7", str(PIECE)]
@@ -171,6 +194,7 @@ def main() -> None:
             "kernels",
             threads=1,
             choices=[key_steps(), gelus(), norms(), draws_in_pieces(place)],
+            units_in_pieces=units_in_pieces(place),
             documentation_example=documentation_example(place),
             numpy_product_gflops=product_gflops(),
         )

@@ -34,8 +34,9 @@ Keys = tuple[Tensor, Tensor]
 _CONSTANT_UNITS = 1 << 17
 # Above this the keys are computed where the file runs: as constants they take 8 bytes for each unit of a site.
 
-_PIECE_UNITS, _MOST_PIECES = 1024, 16
-# Two rows in 50 draws have 400 kB of words. A GPU starts a kernel for each step of each piece, so there are not many.
+_PIECE_UNITS, _MOST_PIECES = 512, 16
+# Four rows in 50 draws have 400 kB of words (``benchmarks.kernels`` has other sizes). A GPU starts a kernel for each
+# step of each piece, so there are not many.
 
 
 def row_keys(seed: Tensor, sample_ids: Tensor, draws: Tensor, *, shared: bool) -> Keys:
@@ -87,7 +88,8 @@ def pieces(units: Keys) -> list[Keys]:
     count = units[0].shape[-1]
     if not is_concrete_int(count) or not is_wide(int(count)):
         return [units]
-    size = max(_PIECE_UNITS, -(-int(count) // _MOST_PIECES))
+    number = min(_MOST_PIECES, -(-int(count) // _PIECE_UNITS))
+    size = -(-int(count) // number)
     first, second = (torch.split(words_of_units, size, -1) for words_of_units in units)
     return list(zip(first, second, strict=True))
 
