@@ -16,6 +16,10 @@ from runners.environment import environment
 
 __all__ = ["RESULTS", "ROOT", "deploykit", "interleaved", "ratio", "save", "spread", "timed", "workplace"]
 
+# The processes that a benchmark starts find the bytecode of the kit, as they do where it is installed and as its rivals
+# do here; with this variable set they would compile a hundred modules each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
 

@@ -4,6 +4,7 @@ The rows are those of ``large``, fewer of them, through the same MLP with one th
 whole runs by their own reports, in turn. A rank is slowed by stopping its process for three quarters of every 40 ms, as
 a host does that gives its processor to others. The ideal split of the work then takes 1 / 1.25 of one rank's
 time; that time, like that of the slowed run, counts from the first rank's readiness, because the start is not shared.
+``bare`` is what the two cores give: the loops of ``large`` over rows in memory, two processes against one.
 """
 
 import json
@@ -21,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import deploykit, interleaved, ratio, save, spread, workplace
+from benchmarks.large import bare_loops
 from benchmarks.models import export_mlp
 
-ROWS, BATCH, TRIALS = 3_000_000, 1024, 3
+ROWS, BATCH, TRIALS = 3_000_000, 1024, 5
 PERIOD_S, SPEED = 0.04, 0.25
 
 
@@ -93,13 +95,17 @@ def main() -> None:
             return seconds(reports[name][-1])
 
         sides = (("one", 1), ("two", 2), ("slowed", 2))
-        one, two, slowed = interleaved(TRIALS, *(lambda s=s: side(*s) for s in sides))  # type: ignore[misc]
+        one, two, slowed, *bare = interleaved(
+            TRIALS,
+            *(lambda s=s: side(*s) for s in sides),  # type: ignore[misc]
+            *(lambda r=ranks: bare_loops(place, r) for ranks in (1, 2)),  # type: ignore[misc]
+        )
     kept = {name: found[-TRIALS:] for name, found in reports.items()}  # Without the warm-up.
     work, shared, late = ([without_start(report) for report in kept[name]] for name in ("one", "two", "slowed"))
     save(
         "ranks", rows=ROWS, batch_size=BATCH, model="MLP 64-256-256-256-256-10",
         one_s=spread(one), two_s=spread(two), slowed_s=spread(slowed),
-        two_over_one=ratio(one, two), two_over_one_without_start=ratio(work, shared),
+        two_over_one=ratio(one, two), bare_two_over_one=ratio(*bare), two_over_one_without_start=ratio(work, shared),
         slowed_speed=SPEED, slowed_over_ideal=ratio(late, [value / (1 + SPEED) for value in work]),
         rows_of_the_slowed_rank=[min(int(rank["rows"]) for rank in report["ranks"]) for report in kept["slowed"]],
         targets={"two_over_one": 1.8, "slowed_over_ideal": 1.15},

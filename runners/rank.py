@@ -4,6 +4,7 @@ It is told its assignment, then one shard after another, and answers with what i
 When the run is gone, its pipe ends, and the rank ends at once: its unfinished shard is as if never begun.
 """
 
+import atexit
 import contextlib
 import os
 import queue
@@ -119,5 +120,25 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+class _Ending:
+    """Ends the process as the last of its exit handlers, and so without taking the interpreter apart.
+
+    The run waits for the process, its files are on the disk, and the taking apart is 50 ms of a short run.
+    """
+
+    def __init__(self) -> None:
+        self.is_good = False
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        if self.is_good:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    ending = _Ending()
+    code = main(sys.argv[1:])
+    ending.is_good = code == 0
+    sys.exit(code)

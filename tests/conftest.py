@@ -1,10 +1,14 @@
 """What all tests share: fixed examples, and a visible skip of GPU tests where there is no GPU."""
 
+import os
 import shutil
 import subprocess
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# The commands that tests start find their bytecode, as installed ones do, and do not compile a hundred modules each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # The same examples each time, and no time limit per example: a slow machine must not look like a broken product.
 settings.register_profile("deploykit", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])

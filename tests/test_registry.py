@@ -18,11 +18,8 @@ def table() -> Registry:
 def plug_in(monkeypatch: pytest.MonkeyPatch, **points: str) -> None:
     """Pretend that an installed distribution has these entry points."""
     found = [metadata.EntryPoint(name, value, "deploykit.writers") for name, value in points.items()]
-
-    def entry_points(*, group: str) -> list[metadata.EntryPoint]:
-        return found if group == "deploykit.writers" else []
-
-    monkeypatch.setattr(metadata, "entry_points", entry_points)
+    others = [metadata.EntryPoint("elsewhere", "os:getpid", "deploykit.readers")]
+    monkeypatch.setattr(metadata, "entry_points", lambda: metadata.EntryPoints([*found, *others]))
 
 
 def test_a_name_and_a_target_load(table: Registry) -> None:

@@ -49,6 +49,24 @@ def test_a_slow_device_does_not_hold_the_job(artifact_paths: dict[str, Path], tm
     assert counts[1] > 2 * counts[0]
 
 
+SAYS_GOODBYE = """
+import atexit, sys
+import numpy as np
+def make():
+    if "runners.rank" in " ".join(sys.orig_argv):
+        atexit.register(sys.stdout.write, "goodbye")
+    return np.zeros((8, 4), np.float32)
+"""
+
+
+def test_a_rank_ends_with_the_exit_handlers_of_the_users_code(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    data = tmp_path / "rows.py"
+    data.write_text(SAYS_GOODBYE)
+    run(artifact_paths["plain"], f"{data}:make", tmp_path / "r", devices="cpu:2", batch_size=4, shard_rows=4)
+    logs = [tmp_path / "r" / "logs" / f"rank-{rank}.log" for rank in range(2)]
+    assert [log.read_text() for log in logs] == ["goodbye", "goodbye"]
+
+
 class Counting(Engine):
     """As documentation tells the author of an engine to do it."""
 
