@@ -61,7 +61,8 @@ def _large(case: dict[str, Any], rows: int) -> tuple[str, str, str]:
         "rows per second of `deploykit run` on two ranks over those of two bare `session.run` loops with the rows in "
         f"memory, {rows:,} rows, a small MLP, written as {case['writer']}",
         f"{case['rows_per_s_over_bare']['median']:.2f}",
-        f"{case['rows_per_s']:,.0f} rows/s; peak memory of a rank {case['peak_bytes'] / 1e6:.0f} MB, with a tenth "
+        f"{case['rows_per_s_over_least']['median']:.2f} of two processes that read, predict, write and hash the same "
+        f"rows and do nothing else; {case['rows_per_s']:,.0f} rows/s; peak memory of a rank {case['peak_bytes'] / 1e6:.0f} MB, with a tenth "
         f"of the rows {case['peak_bytes_with_a_tenth_of_the_rows'] / 1e6:.0f} MB",
     )
 
@@ -82,7 +83,8 @@ def _ranks(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             f"two ranks over one, one thread each, {found['rows']:,} rows through an MLP on two cores",
             f"{found['two_over_one']['median']:.2f}",
-            f"{found['two_over_one_without_start']['median']:.2f} without the start of the processes",
+            f"{found['two_over_one_without_start']['median']:.2f} without the start of the processes; two bare loops "
+            f"over one {found['bare_two_over_one']['median']:.2f}",
         ),
         (
             f"time with one of two ranks at {found['slowed_speed']:.0%} of its speed, over that of the ideal split",

@@ -4,6 +4,7 @@
 
     status/run.json       of the call that works, or worked last, in the directory
     status/rank-0.json    of each of its ranks
+    spool/drawing.json    of a call that goes through data that comes but once, before the job begins
 
 They are no part of the result: nothing but ``deploykit status`` reads them, and where they cannot be written the run
 goes on.
@@ -21,11 +22,14 @@ from typing import Any, Literal, TypeVar
 
 from deploykit.files import TEMPORARY_PREFIX
 
-__all__ = ["STATUS_NAME", "CallSign", "RankSign", "leave_sign", "read_signs", "signing"]
+__all__ = [
+    "DRAWING_NAME", "STATUS_NAME", "CallSign", "DrawingSign", "RankSign", "leave_drawing", "leave_sign",
+    "read_drawing", "read_signs", "signing",
+]  # fmt: skip
 
 T = TypeVar("T")
 
-STATUS_NAME = "status"
+STATUS_NAME, DRAWING_NAME = "status", "drawing.json"
 
 _CALL = "run.json"
 
@@ -87,27 +91,49 @@ class CallSign:
         return _birth(self.pid) == self.birth
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawingSign(CallSign):
+    """A call that draws rows.
+
+    Attributes:
+        rows: rows that have come.
+        at: when this was so.
+    """
+
+    rows: int
+    at: float
+
+
 @contextlib.contextmanager
 def signing(directory: Path) -> Iterator[None]:
     """Say that a call works in the run directory as long as the block does; what earlier ones left is removed."""
-    call = CallSign(host=socket.gethostname(), pid=os.getpid(), birth=_birth(os.getpid()), began=time())
+    call, folder = CallSign(**_process(), began=time()), directory / STATUS_NAME
     with contextlib.suppress(OSError):
-        for old in (directory / STATUS_NAME).glob("rank-*.json"):
+        for old in folder.glob("rank-*.json"):
             old.unlink()
-    _replace(directory, _CALL, asdict(call))
+    _replace(folder, _CALL, asdict(call))
     try:
         yield
     except BaseException as error:  # Told and raised again, whatever it is.
-        _replace(
-            directory, _CALL, asdict(replace(call, ended=time(), error=str(error), error_type=type(error).__name__))
-        )
+        failed = replace(call, ended=time(), error=str(error), error_type=type(error).__name__)
+        _replace(folder, _CALL, asdict(failed))
         raise
-    _replace(directory, _CALL, asdict(replace(call, ended=time())))
+    _replace(folder, _CALL, asdict(replace(call, ended=time())))
 
 
 def leave_sign(directory: Path, sign: RankSign) -> None:
     """Replace the rank's sign of life."""
-    _replace(directory, f"rank-{sign.rank}.json", asdict(sign))
+    _replace(directory / STATUS_NAME, f"rank-{sign.rank}.json", asdict(sign))
+
+
+def leave_drawing(spool: Path, rows: int, *, began: float) -> None:
+    """Say that this process draws rows into the spool, and how many there are."""
+    _replace(spool, DRAWING_NAME, asdict(DrawingSign(**_process(), began=began, rows=rows, at=time())))
+
+
+def read_drawing(spool: Path) -> DrawingSign | None:
+    """The sign of who draws into the spool, or did when it was killed."""
+    return _read(spool / DRAWING_NAME, DrawingSign)
 
 
 def read_signs(directory: Path) -> tuple[CallSign | None, list[RankSign]]:
@@ -125,6 +151,10 @@ def _read(path: Path, kind: type[T]) -> T | None:
     return None
 
 
+def _process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "birth": _birth(os.getpid())}
+
+
 def _birth(pid: int) -> str | None:
     """When a process was born; "dead" for one that only waits to be buried; None where the kernel does not say."""
     with contextlib.suppress(OSError, IndexError):
@@ -133,9 +163,8 @@ def _birth(pid: int) -> str | None:
     return None
 
 
-def _replace(directory: Path, name: str, data: Mapping[str, Any]) -> None:
+def _replace(folder: Path, name: str, data: Mapping[str, Any]) -> None:
     """Without a flush to the disk: after a power cut nobody asks how a rank was."""
-    folder = directory / STATUS_NAME
     temporary = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{name}"
     # A disk that is full stops the parts, with its own message; looking on must not be what fails first.
     with contextlib.suppress(OSError):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.rundir import LOCK_NAME, SPOOL_NAME, RunDirectory
 from deploykit.runstate import State
-from deploykit.signs import CallSign, RankSign, read_signs
+from deploykit.signs import CallSign, RankSign, read_drawing, read_signs
 
 __all__ = ["RankStatus", "RunStatus", "run_status"]
 
@@ -18,7 +18,7 @@ SILENT_S = 60.0
 
 _STOPPED = (None, IncompleteRunError.__name__, KeyboardInterrupt.__name__)
 
-Condition = Literal["not started", "running", "interrupted", "failed", "finished"]
+Condition = Literal["not started", "drawing", "running", "interrupted", "failed", "finished"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +47,11 @@ class RunStatus:
     """How far a run is.
 
     Attributes:
-        state: ``not started``, ``running``, ``interrupted`` (killed or stopped, or a rank died), ``failed`` (the last
+        state: ``not started``, ``drawing`` (data that comes but once is gone through, before the number of its rows is
+            known), ``running``, ``interrupted`` (killed or stopped, or a rank died), ``failed`` (the last
             call ended with another ``error``) or ``finished``.
         rows: rows of the job.
+        drawn_rows: rows that had come when the last sign was given, where the job has not begun.
         done_rows: rows in committed parts, those that failed included.
         failed_rows: rows that are recorded as failed.
         shards, done_shards: the same in shards.
@@ -61,6 +63,7 @@ class RunStatus:
     path: str
     state: Condition
     rows: int = 0
+    drawn_rows: int | None = None
     done_rows: int = 0
     failed_rows: int = 0
     shards: int = 0
@@ -83,7 +86,7 @@ def run_status(path: str | Path) -> RunStatus:
     """
     path = Path(path)
     if _is_untouched(path):
-        return RunStatus(path=str(path), state="not started")
+        return _before_the_job(path)
     directory = RunDirectory.open(path)
     now = time()
     # Before the commits: what is committed meanwhile is counted rather than missed.
@@ -108,6 +111,16 @@ def run_status(path: str | Path) -> RunStatus:
         damage=state.damage,
         error=call.error or None if call is not None and condition in {"failed", "interrupted"} else None,
     )
+
+
+def _before_the_job(path: Path) -> RunStatus:
+    sign = read_drawing(path / SPOOL_NAME)
+    if sign is None:
+        return RunStatus(path=str(path), state="not started")
+    alive = sign.is_alive()
+    if alive is None:
+        alive = time() - sign.at < SILENT_S
+    return RunStatus(path=str(path), state="drawing" if alive else "interrupted", drawn_rows=sign.rows)
 
 
 def _is_untouched(path: Path) -> bool:

@@ -71,7 +71,7 @@ def _run(module: MonteCarloModule, example: Sequence[Tensor]) -> list[Report]:
     try:
         return module.reports(*[tensor.clone() for tensor in example])
     except (RuntimeError, IndexError, ValueError) as error:
-        raise NotBatchedError(f"its code fails on the rows of several draws: {_first_line(error)}") from error
+        raise NotBatchedError(f"computing the rows of several draws together fails: {_first_line(error)}") from error
 
 
 def _compare(reports: Sequence[Report], wanted: Arrays, tolerance: float) -> None:
@@ -87,7 +87,7 @@ def _capture_batched(
     try:
         return capture(module, example, specs, bounds)
     except ExportError as error:
-        raise NotBatchedError(f"its code has no form for the rows of several draws: {_first_line(error)}") from error
+        raise NotBatchedError(f"the rows of several draws together cannot be captured: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

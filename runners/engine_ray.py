@@ -18,6 +18,7 @@ from runners.base import Runner
 from runners.engine import Engine
 from runners.engine_local import rebuilt
 from runners.execute import Computed, ProgressChoice, Setting, drive
+from runners.pace import Load, should_take
 from runners.process import log_ending
 from runners.ray_rank import Home, RayRank
 from runners.shipping import packed_bytes
@@ -124,7 +125,8 @@ class _Cast:
         )
         self._waiting = deque(work.shards)
         self._actors: dict[int, Any] = {}
-        self._ready: set[int] = set()
+        self._ready: dict[int, float] = {}
+        self._rows: Counter[int] = Counter()
         self._calls: dict[Any, tuple[str, int, Shard | None]] = {}
         self._tries: Counter[int] = Counter()
         self._barren: Counter[int] = Counter()
@@ -177,7 +179,8 @@ class _Cast:
             if shard is not None:
                 busy[rank] += self._places(shard)
         for rank in sorted(self._ready) * AHEAD:
-            if self._waiting and busy[rank] + self._places(self._waiting[0]) <= AHEAD:
+            has_place = self._waiting and busy[rank] + self._places(self._waiting[0]) <= AHEAD
+            if has_place and self._should_take(rank):
                 shard = self._waiting.popleft()
                 busy[rank] += self._places(shard)
                 self._calls[self._actors[rank].compute.remote(shard)] = ("compute", rank, shard)
@@ -188,6 +191,19 @@ class _Cast:
             self._ready.clear()
             self._calls = {call: about for call, about in self._calls.items() if about[0] == "end"}
         return bool(self._calls)
+
+    def _should_take(self, rank: int) -> bool:
+        """Near the end a slow rank comes away empty, so that nobody waits for it."""
+        others = [self._load(other) for other in self._ready if other != rank]
+        return should_take(
+            self._load(rank), others, self._waiting[0].rows, sum(shard.rows for shard in self._waiting)
+        )  # fmt: skip
+
+    def _load(self, rank: int) -> Load:
+        """Of a shard in work all rows count: how far it is only the rank knows."""
+        rows = sum(shard.rows for _, of, shard in self._calls.values() if of == rank and shard is not None)
+        working_s = time.monotonic() - self._ready[rank]
+        return Load(rows=rows, rate=self._rows[rank] / working_s if working_s else 0.0)
 
     def _places(self, shard: Shard) -> int:
         """A shard that was in work when a rank died is given out alone, so that it takes no other one with it again."""
@@ -203,11 +219,12 @@ class _Cast:
         if "error" in answer:
             self._error = self._error or rebuilt(answer["error"])
             self._waiting.clear()
-            self._ready.discard(rank)
+            self._ready.pop(rank, None)
         elif what == "ready":
-            self._ready.add(rank)
+            self._ready[rank], self._rows[rank] = time.monotonic(), 0
         elif shard is not None:
             self._barren[rank] = 0
+            self._rows[rank] += shard.rows
             self._done += shard.rows
         else:
             self._meters[rank] = Meter.from_json(answer["meter"])
@@ -222,7 +239,7 @@ class _Cast:
             return  # Its other calls fail too.
         with suppress(self._ray.exceptions.RayError):
             self._ray.kill(actor)
-        self._ready.discard(rank)
+        self._ready.pop(rank, None)
         self._deaths.append(self._how_it_died(rank, error))
         self._barren[rank] += 1
         if self._barren[rank] < TRIES and self._error is None:

@@ -26,7 +26,7 @@ from deploykit.sources.reading import announced, split
 from deploykit.writers.base import Batch, Writer
 from runners.base import Arrays, Runner
 from runners.channel import Channel, Closed
-from runners.drawing import predict_in_passes
+from runners.drawing import most_draws, predict_in_passes
 from runners.fitting import Fitting
 from runners.isolate import Predictable, Sound, read_rows, refuse_all_failed
 from runners.timing import Meter
@@ -111,6 +111,7 @@ class Pipeline:
         self._outputs: Channel[_Predicted] = Channel(DEPTH, DEPTH_BYTES)
         self._fitting = Fitting(self._call, release=task.runner.release_memory, said=listener.warned)
         self._predictable = Predictable(self._fitting)
+        meter.draws_per_call = most_draws(task.runner, self._job.passes, self._job.draws)
         self._error: BaseException | None = None
         self._lock = threading.Lock()
 

@@ -12,6 +12,9 @@ SILENT_S = 5.0
 SLOW_SHARE = 0.5
 """So is one that does less than this share of the median rate, once all have worked for so long."""
 
+NEARLY = 1.02
+"""Equal ranks never measure quite the same rate: one that is so little behind is not."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
@@ -84,6 +87,6 @@ def should_take(one: Load, others: Sequence[Load], shard_rows: int, waiting_rows
     loads = [one, *others]
     if not all(load.rate for load in loads):
         return True
-    needed = one.seconds(shard_rows)
+    needed = one.seconds(shard_rows) / NEARLY
     together = (waiting_rows + sum(load.rows for load in loads)) / sum(load.rate for load in loads)
     return needed <= together or all(needed <= other.seconds(shard_rows) for other in others)

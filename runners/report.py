@@ -169,6 +169,7 @@ def _rank(assignment: Assignment, meter: Meter | None) -> dict[str, Any]:
         "write_s": meter.write_s,
         "wait_input_s": meter.wait_input_s,
         "wait_output_s": meter.wait_output_s,
+        "draws_per_call": meter.draws_per_call,
         "halvings": meter.halvings,
         "peak_memory_bytes": meter.peak_memory_bytes,
     }

@@ -3,11 +3,13 @@
 import signal
 from collections.abc import Mapping
 from pathlib import Path
+from time import monotonic, time
 from typing import Any
 
 from deploykit.artifact import Artifact
 from deploykit.errors import IncompleteRunError, RunError, UsageError
 from deploykit.rundir import RUN_NAME, SPOOL_NAME, RunDirectory, refuse_foreign
+from deploykit.signs import leave_drawing
 from deploykit.sources import Reading, Source
 from deploykit.sources.spool import Spool, SpoolSource, asked_for, clear, spooled_facts
 from deploykit.sources.stream import StreamSource
@@ -17,6 +19,9 @@ from runners.progress import Progress
 from runners.stop import StopRequest, on_signals
 
 __all__ = ["discard_spool", "draw", "find_spool", "open_spool", "refuse_to_draw", "require_same_spool"]
+
+SIGN_S = 0.5
+"""How often a call that draws rows says for ``deploykit status`` how many there are."""
 
 _AGAIN = "give the same command again, which draws them from the beginning"
 
@@ -120,11 +125,13 @@ def _fill(spool: Spool, stream: StreamSource, out: Path, progress: Progress) -> 
     stop.listen(finish=_interrupt, abandon=lambda: None)
     try:
         with on_signals(stop), spool:
+            say = _Saying(out / SPOOL_NAME)
             for arrays in stream.batches():
                 if not spool.rows:
                     spool.keep([stream.keeping.specs[name] for name in stream.keeping.names])
                 spool.add(arrays)
                 progress.update(spool.rows)
+                say(spool.rows)
     except OSError as error:
         raise RunError(
             f"cannot write {out / SPOOL_NAME}: {error.strerror or error}, after {spool.rows:,} rows of "
@@ -140,6 +147,19 @@ def _fill(spool: Spool, stream: StreamSource, out: Path, progress: Progress) -> 
         raise stopped from None
     finally:
         progress.close()
+
+
+class _Saying:
+    """Tells ``deploykit status`` how many rows there are, now and then."""
+
+    def __init__(self, spool: Path) -> None:
+        self._spool, self._began, self._due = spool, time(), 0.0
+        self(0)
+
+    def __call__(self, rows: int) -> None:
+        if monotonic() >= self._due:
+            self._due = monotonic() + SIGN_S
+            leave_drawing(self._spool, rows, began=self._began)
 
 
 def _interrupt() -> None:

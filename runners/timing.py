@@ -62,6 +62,7 @@ class Meter:
         windows: rows predicted in each full second since ``origin_s``.
         nan_rows: rows with a NaN in the inputs, where the policy allows it.
         halvings: sizes of batches that did not fit into memory and were halved.
+        draws_per_call: Monte Carlo draws of one call of the model at most; None for a deterministic one.
         draws_used: Monte Carlo draws of all rows together, where a bound decides how many a row gets.
     """
 
@@ -81,6 +82,7 @@ class Meter:
     latency: Histogram = field(default_factory=Histogram)
     windows: Counter[int] = field(default_factory=Counter)
     nan_rows: int = 0
+    draws_per_call: int | None = None
     draws_used: int = 0
     halvings: list[int] = field(default_factory=list)
     peak_memory_bytes: int = 0

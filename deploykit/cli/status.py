@@ -10,7 +10,7 @@ from deploykit.watching import RankStatus, RunStatus, run_status
 
 __all__ = ["status"]
 
-_COLORS = {"running": "green", "interrupted": "yellow", "failed": "red", "finished": "green"}
+_COLORS = {"drawing": "green", "running": "green", "interrupted": "yellow", "failed": "red", "finished": "green"}
 
 
 @click.command()
@@ -30,6 +30,11 @@ def _describe(found: RunStatus) -> str:
     lines = [f"{found.path}: {click.style(found.state, fg=_COLORS.get(found.state))}"]
     if found.state == "not started":
         return f"{lines[0]}; deploykit run ... -o {found.path} starts it"
+    if found.drawn_rows is not None:
+        lines.append(f"  {number(found.drawn_rows)} rows have come; they are predicted when all have")
+        if found.state == "interrupted":
+            lines.append("  nobody works on it; the same deploykit run command again draws them from the beginning")
+        return "\n".join(lines)
     share = found.done_rows / found.rows if found.rows else 1.0
     # Rounded down: all is done only when it is.
     counts = f"  {number(found.done_rows)} of {number(found.rows)} rows ({int(share * 100)}%)"

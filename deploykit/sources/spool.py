@@ -7,6 +7,7 @@
     spool/shapes.bin    int64, for each run: by input the byte where it begins, and the shape of a row
     spool/kept-0.bin    what goes with the predictions, and of text, where each ends: ends-0.bin
     spool/spool.json    written last, and stays when the others are removed: what was asked for, rows, digest
+    spool/drawing.json  who draws them, while they come
 
 Where no dimension is dynamic there is one run.
 """
@@ -24,6 +25,7 @@ import numpy as np
 
 from deploykit.errors import DataError
 from deploykit.files import TEMPORARY_PREFIX, write_json
+from deploykit.signs import DRAWING_NAME
 from deploykit.sources.base import Arrays
 from deploykit.sources.factory import without_folder
 from deploykit.sources.reading import KEPT, Reading
@@ -118,6 +120,7 @@ class Spool:
             "sha256": digest.hexdigest(),
         }
         write_json(self._folder / FACTS, facts)
+        (self._folder / DRAWING_NAME).unlink(missing_ok=True)
 
 
 class SpoolSource:
@@ -223,7 +226,7 @@ def _remove(folder: Path, *, but: str = "") -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    return path.suffix == ".bin" or path.name == FACTS or path.name.startswith(TEMPORARY_PREFIX)
+    return path.suffix == ".bin" or path.name in {FACTS, DRAWING_NAME} or path.name.startswith(TEMPORARY_PREFIX)
 
 
 def _values_name(number: int) -> str:

@@ -9,7 +9,7 @@ import pytest
 from deploykit.manifest import OutputSpec
 from deploykit.passes import CACHE_BYTES, DRAWS_USED, PIECE_BYTES, Passes
 from deploykit.statistics import summarize
-from runners.drawing import predict_in_passes
+from runners.drawing import most_draws, predict_in_passes
 
 DRAWS = 50
 
@@ -77,6 +77,7 @@ def test_draws_of_a_row_are_cut_to_the_cache_where_that_repeats_little(once: flo
     fake = Fake(**given)
     found = call(fake, Passes(), inputs)
     assert [draws for ids, _, draws in fake.calls if 0 in ids] == pieces
+    assert most_draws(fake, Passes(), None) == pieces[0], "as the report says"  # type: ignore[arg-type]
     for name, value in call(Fake(), Passes(), inputs).items():
         np.testing.assert_allclose(found[name], value, rtol=1e-12, err_msg=name)
     for other in (Fake(**given, kind="cuda"), Fake("std", **given)):

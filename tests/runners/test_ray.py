@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ import pytest
 
 from deploykit.artifact import Artifact
 from deploykit.errors import ArtifactError, DataError, DeviceError, IncompleteRunError, UsageError
+from deploykit.plan import Shard
 from deploykit.verify_run import check_run, verify_run
-from runners import shipping
+from runners import engine_ray, shipping
 from runners.job import run
 from runners.shipping import packed_bytes, unpacked
 
@@ -152,6 +154,36 @@ def test_a_shard_that_kills_every_rank_is_left_and_said(
     assert check_run(tmp_path / "r").missing == ((24, 32),)
     run(artifact_paths["mc"], data(tmp_path), tmp_path / "r", engine="local", **OPTIONS)
     assert parts(tmp_path / "r") == whole
+
+
+class Ranks:
+    """Two actors that have been at work for 10 s, and the hand that gives them shards; Ray itself is not there."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rows_done: tuple[int, int], shards: int) -> None:
+        monkeypatch.setattr(engine_ray, "packed_bytes", lambda _: b"")
+        self.shards = [Shard(index=index, start=100 * index, stop=100 * index + 100) for index in range(shards)]
+        artifact = SimpleNamespace(digest="")
+        work: Any = SimpleNamespace(artifact=artifact, shards=self.shards, done=0, assignments=[])
+        setting: Any = SimpleNamespace(began_s=0.0)
+        self.cast = engine_ray._Cast(SimpleNamespace(put=lambda packed: packed), setting, work)
+        actor = SimpleNamespace(compute=SimpleNamespace(remote=lambda shard: f"call {shard.index}"))
+        self.cast._actors = {0: actor, 1: actor}
+        self.cast._ready = dict.fromkeys((0, 1), time.monotonic() - 10)
+        self.cast._rows.update(dict(enumerate(rows_done)))
+
+    def given(self, rank: int) -> list[int]:
+        self.cast._hand_out()
+        return [shard.index for _, of, shard in self.cast._calls.values() if of == rank and shard is not None]
+
+
+def test_the_last_shards_go_by_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Ranks(monkeypatch, (900, 100), 4)
+    assert (ranks.given(0), ranks.given(1)) == ([0, 1], []), "the slow one would be waited for"
+    assert [shard.index for shard in ranks.cast._waiting] == [2, 3]
+    equal = Ranks(monkeypatch, (500, 500), 4)
+    assert (equal.given(0), equal.given(1)) == ([0, 2], [1, 3])
+    unknown = Ranks(monkeypatch, (900, 0), 4)
+    assert unknown.given(1), "nothing is known of it"
 
 
 @pytest.mark.slow

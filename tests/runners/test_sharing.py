@@ -76,6 +76,7 @@ def test_equal_ranks_share_as_ever() -> None:
         (Load(rows=100, rate=4.0), Load(rows=100, rate=1.0), 100, True),
         (Load(rows=0, rate=1.0), Load(rows=300, rate=4.0), 100, True),
         (Load(rows=0, rate=1.0), Load(rows=100, rate=4.0, silent_s=60.0), 100, True),
+        (Load(rows=100, rate=4.99), Load(rows=100, rate=5.0), 100, True),
     ],
     ids=[
         "nothing is known",
@@ -84,6 +85,7 @@ def test_equal_ranks_share_as_ever() -> None:
         "it is sooner itself",
         "the other has much to do",
         "the other hangs",
+        "as fast but for a moment",
     ],
 )
 def test_who_takes_a_shard(one: Load, other: Load, waiting: int, takes: bool) -> None:

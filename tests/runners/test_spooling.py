@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,11 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 
 import deploykit
 from deploykit.cli import main
+from deploykit.cli.status import _describe as describe
 from deploykit.errors import DataError, DeploykitError, RunError, UsageError
 from deploykit.rundir import RunDirectory
 from deploykit.sources import spool, spoolfiles
@@ -191,17 +194,23 @@ def test_a_signal_while_rows_are_drawn(
     while not times(drawn) or not (out / "spool").exists():
         assert process.poll() is None
         time.sleep(0.01)
-    time.sleep(0.3)
+    while not (found := run_status(out)).drawn_rows:
+        time.sleep(0.01)
+    assert found.state == "drawing"
+    assert re.search(r"drawing\n  [1-9]\d* rows have come; they are predicted when all have$", click.unstyle(describe(found)))
     process.send_signal(number)
     _, said = process.communicate(timeout=30)
     if number == signal.SIGKILL:
         assert (out / "spool" / "input-0.bin").exists()
+        killed = run_status(out)
+        assert (killed.state, killed.drawn_rows) == ("interrupted", found.drawn_rows)
+        assert "the same deploykit run command again draws them from the beginning" in describe(killed)
     else:
         assert process.returncode == 128 + number
         assert f"stopped by {number.name} after" in said
         assert "give the same command again" in said
         assert list(out.iterdir()) == []
-    assert run_status(out).state == "not started"
+        assert run_status(out).state == "not started"
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 0
