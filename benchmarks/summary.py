@@ -57,13 +57,14 @@ def _throughput(case: dict[str, Any], rows: int) -> tuple[str, str, str]:
 
 
 def _large(case: dict[str, Any], rows: int) -> tuple[str, str, str]:
+    peak, small = case["peak_bytes"] / 1e6, case["peak_bytes_with_a_tenth_of_the_rows"] / 1e6
     return (
         "rows per second of `deploykit run` on two ranks over those of two bare `session.run` loops with the rows in "
         f"memory, {rows:,} rows, a small MLP, written as {case['writer']}",
         f"{case['rows_per_s_over_bare']['median']:.2f}",
         f"{case['rows_per_s_over_least']['median']:.2f} of two processes that read, predict, write and hash the same "
-        f"rows and do nothing else; {case['rows_per_s']:,.0f} rows/s; peak memory of a rank {case['peak_bytes'] / 1e6:.0f} MB, with a tenth "
-        f"of the rows {case['peak_bytes_with_a_tenth_of_the_rows'] / 1e6:.0f} MB",
+        f"rows and do nothing else; {case['rows_per_s']:,.0f} rows/s; peak memory of a rank {peak:.0f} MB, with a "
+        f"tenth of the rows {small:.0f} MB",
     )
 
 

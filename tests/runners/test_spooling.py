@@ -197,7 +197,8 @@ def test_a_signal_while_rows_are_drawn(
     while not (found := run_status(out)).drawn_rows:
         time.sleep(0.01)
     assert found.state == "drawing"
-    assert re.search(r"drawing\n  [1-9]\d* rows have come; they are predicted when all have$", click.unstyle(describe(found)))
+    said_while = click.unstyle(describe(found))
+    assert re.search(r"drawing\n  [1-9]\d* rows have come; they are predicted when all have$", said_while)
     process.send_signal(number)
     _, said = process.communicate(timeout=30)
     if number == signal.SIGKILL:
