@@ -100,7 +100,8 @@ def _clear(path: Path) -> str | None:
     ours = [path / name for name in earlier["wrote"]]
     for entry in ours:
         _remove(entry)
-    others = sorted(entry.name for entry in path.iterdir() if entry.name != RECORD)
+    own = {RECORD, "__pycache__"}
+    others = sorted(entry.name for entry in path.iterdir() if entry.name not in own)
     kept = f"; left alone: {', '.join(others)}" if others else ""
     return (
         f"{path} held a demo of {earlier['created']} ({earlier['state']}, {_words(earlier['settings'])}); "

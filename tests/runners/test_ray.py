@@ -280,7 +280,9 @@ def test_the_command_says_its_own_words_alone_and_ctrl_c_leaves_a_directory_to_r
     with started() as process:
         told, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert [line.split(":")[0].split()[0] for line in told.splitlines()] == [str(out), "time", "next"]
+    # Ray says so itself when a machine is lost, here that of the test before.
+    own = told[told.index(str(out)) :] if "(raylet)" in told else told
+    assert [line.split(":")[0].split()[0] for line in own.splitlines()] == [str(out), "time", "next"]
     assert all("rows" in line for line in err.splitlines()), err
     assert parts(out) == whole
 
