@@ -5,7 +5,7 @@ import sys
 import time
 from collections import Counter, deque
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -111,6 +111,16 @@ class RayEngine(Engine):
         return drive(setting, out.resolve(), place, progress=progress, notes=notes)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """What an actor was asked: ``ready``, ``compute`` with a shard, or ``end``."""
+
+    what: str
+    rank: int
+    actor: Any
+    shard: Shard | None = None
+
+
 class _Cast:
     """The actors of one run. The shards of a dead one go to the others, and a new one takes its place somewhere."""
 
@@ -127,7 +137,7 @@ class _Cast:
         self._actors: dict[int, Any] = {}
         self._ready: dict[int, float] = {}
         self._rows: Counter[int] = Counter()
-        self._calls: dict[Any, tuple[str, int, Shard | None]] = {}
+        self._calls: dict[Any, _Call] = {}
         self._tries: Counter[int] = Counter()
         self._barren: Counter[int] = Counter()
         self._done = work.done
@@ -143,8 +153,8 @@ class _Cast:
                 self._start(assignment)
             while self._hand_out() and not self._work.stop.abandoning:
                 answered, _ = self._ray.wait(list(self._calls), timeout=TICK_S)
-                for call in answered:
-                    self._take(call)
+                for answer in answered:
+                    self._take(answer)
                 if self._work.stop.finishing:
                     self._waiting.clear()
                 self._work.progress.update(self._done)
@@ -170,26 +180,27 @@ class _Cast:
         )
         actor = remote.remote(here, self._home, self._packed)
         self._actors[assignment.rank] = actor
-        self._calls[actor.ready.remote()] = ("ready", assignment.rank, None)
+        self._calls[actor.ready.remote()] = _Call(what="ready", rank=assignment.rank, actor=actor)
 
     def _hand_out(self) -> bool:
         """Give every rank what it can take; says whether there is anything to wait for."""
         busy: Counter[int] = Counter()
-        for _, rank, shard in self._calls.values():
-            if shard is not None:
-                busy[rank] += self._places(shard)
+        for call in self._calls.values():
+            if call.shard is not None:
+                busy[call.rank] += self._places(call.shard)
         for rank in sorted(self._ready) * AHEAD:
             has_place = self._waiting and busy[rank] + self._places(self._waiting[0]) <= AHEAD
             if has_place and self._should_take(rank):
-                shard = self._waiting.popleft()
+                shard, actor = self._waiting.popleft(), self._actors[rank]
                 busy[rank] += self._places(shard)
-                self._calls[self._actors[rank].compute.remote(shard)] = ("compute", rank, shard)
+                self._calls[actor.compute.remote(shard)] = _Call(what="compute", rank=rank, actor=actor, shard=shard)
         # While a shard is in work, the death of its rank would bring it back for the others.
         if not self._waiting and not busy:
             for rank in sorted(self._ready):
-                self._calls[self._actors[rank].end.remote()] = ("end", rank, None)
+                actor = self._actors[rank]
+                self._calls[actor.end.remote()] = _Call(what="end", rank=rank, actor=actor)
             self._ready.clear()
-            self._calls = {call: about for call, about in self._calls.items() if about[0] == "end"}
+            self._calls = {answer: call for answer, call in self._calls.items() if call.what == "end"}
         return bool(self._calls)
 
     def _should_take(self, rank: int) -> bool:
@@ -200,8 +211,9 @@ class _Cast:
         )  # fmt: skip
 
     def _load(self, rank: int) -> Load:
-        """Of a shard in work all rows count: how far it is only the rank knows."""
-        rows = sum(shard.rows for _, of, shard in self._calls.values() if of == rank and shard is not None)
+        """Of a shard in work all rows count: how far it is only the rank knows, and so nothing is said of silence."""
+        shards = [call.shard for call in self._calls.values() if call.rank == rank and call.shard is not None]
+        rows = sum(shard.rows for shard in shards)
         working_s = time.monotonic() - self._ready[rank]
         return Load(rows=rows, rate=self._rows[rank] / working_s if working_s else 0.0)
 
@@ -209,36 +221,38 @@ class _Cast:
         """A shard that was in work when a rank died is given out alone, so that it takes no other one with it again."""
         return AHEAD if self._tries[shard.index] else 1
 
-    def _take(self, call: Any) -> None:
-        what, rank, shard = self._calls.pop(call)
+    def _take(self, answered: Any) -> None:
+        call = self._calls.pop(answered)
         try:
-            answer: dict[str, Any] = self._ray.get(call)
+            answer: dict[str, Any] = self._ray.get(answered)
         except self._ray.exceptions.RayError as error:
-            self._bury(rank, shard, error)
+            self._bury(call, error)
             return
+        rank = call.rank
         if "error" in answer:
             self._error = self._error or rebuilt(answer["error"])
             self._waiting.clear()
             self._ready.pop(rank, None)
-        elif what == "ready":
+        elif call.what == "ready":
             self._ready[rank], self._rows[rank] = time.monotonic(), 0
-        elif shard is not None:
+        elif call.shard is not None:
             self._barren[rank] = 0
-            self._rows[rank] += shard.rows
-            self._done += shard.rows
+            self._rows[rank] += call.shard.rows
+            self._done += call.shard.rows
         else:
             self._meters[rank] = Meter.from_json(answer["meter"])
 
-    def _bury(self, rank: int, shard: Shard | None, error: Exception) -> None:
-        if shard is not None:
-            self._tries[shard.index] += 1
-            if self._tries[shard.index] < TRIES and self._error is None and not self._work.stop.finishing:
-                self._waiting.appendleft(shard)
-        actor = self._actors.pop(rank, None)
-        if actor is None:
-            return  # Its other calls fail too.
+    def _bury(self, call: _Call, error: Exception) -> None:
+        if call.shard is not None:
+            self._tries[call.shard.index] += 1
+            if self._tries[call.shard.index] < TRIES and self._error is None and not self._work.stop.finishing:
+                self._waiting.appendleft(call.shard)
+        rank = call.rank
+        if self._actors.get(rank) is not call.actor:
+            return  # It is buried already; all its calls fail, and another one may have taken its place.
+        del self._actors[rank]
         with suppress(self._ray.exceptions.RayError):
-            self._ray.kill(actor)
+            self._ray.kill(call.actor)
         self._ready.pop(rank, None)
         self._deaths.append(self._how_it_died(rank, error))
         self._barren[rank] += 1

@@ -13,7 +13,7 @@ SLOW_SHARE = 0.5
 """So is one that does less than this share of the median rate, once all have worked for so long."""
 
 NEARLY = 1.02
-"""Equal ranks never measure quite the same rate: one that is so little behind is not."""
+"""Equal ranks never measure quite the same rate: one that would be done so little later counts as in time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from typing import Any
 from deploykit.commit import Commit
 from deploykit.errors import DeploykitError
 from deploykit.plan import Shard
+from deploykit.rundir import RunDirectory
 from runners.assignment import Assignment
 from runners.loop import Pipeline
 from runners.memory import peak_memory_bytes
@@ -103,7 +104,31 @@ class _Rank:
         self._wire.send(done=meter.to_json())
 
 
-def main(arguments: list[str]) -> int:
+class _Ending:
+    """Ends the process without taking the interpreter apart, which is 50 ms of a short run that waits for it.
+
+    Exit handlers that are registered later run before. It is for ranks whose files are all the kit's own: only the
+    taking apart closes what a user's code has left open.
+    """
+
+    def __init__(self) -> None:
+        self._at_once = False
+        atexit.register(self._leave)
+
+    def allow(self, assignment: Assignment) -> None:
+        """The rank is done, with this assignment."""
+        named = (assignment.data, assignment.runner, RunDirectory.open(assignment.directory).job.writer)
+        # A colon is in the name of every target that is code of the user's.
+        self._at_once = not any(":" in name for name in named)
+
+    def _leave(self) -> None:
+        if self._at_once:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
+
+def main(arguments: list[str], ending: _Ending) -> int:
     """Run one rank; the exit code is 0, or that of the error that was reported."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The run hears Ctrl-C and says what to do.
     incoming, outgoing = map(int, arguments)
@@ -117,28 +142,9 @@ def main(arguments: list[str]) -> int:
     except DeploykitError as error:
         wire.send(error={"type": type(error).__name__, "message": str(error)})
         return error.exit_code
+    ending.allow(assignment)
     return 0
 
 
-class _Ending:
-    """Ends the process as the last of its exit handlers, and so without taking the interpreter apart.
-
-    The run waits for the process, its files are on the disk, and the taking apart is 50 ms of a short run.
-    """
-
-    def __init__(self) -> None:
-        self.is_good = False
-        atexit.register(self._leave)
-
-    def _leave(self) -> None:
-        if self.is_good:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
-
-
 if __name__ == "__main__":
-    ending = _Ending()
-    code = main(sys.argv[1:])
-    ending.is_good = code == 0
-    sys.exit(code)
+    sys.exit(main(sys.argv[1:], _Ending()))

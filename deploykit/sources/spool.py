@@ -69,8 +69,15 @@ class Spool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self._finish()
-            return
+            try:
+                self._finish()
+            except BaseException:  # Cleared and raised again, whatever it is.
+                self._give_up()
+                raise
+        else:
+            self._give_up()
+
+    def _give_up(self) -> None:
         # What is still in a buffer may not fit onto the disk either.
         with contextlib.suppress(OSError):
             self._stack.close()
@@ -119,8 +126,10 @@ class Spool:
             "size_bytes": sum(file.size for file in files),
             "sha256": digest.hexdigest(),
         }
+        # The sign first: beside a complete spool it would say that somebody has still to draw.
+        with contextlib.suppress(OSError):
+            (self._folder / DRAWING_NAME).unlink(missing_ok=True)
         write_json(self._folder / FACTS, facts)
-        (self._folder / DRAWING_NAME).unlink(missing_ok=True)
 
 
 class SpoolSource:

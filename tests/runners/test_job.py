@@ -56,6 +56,7 @@ def test_one_two_and_four_ranks_give_the_same_bytes(
         report = json.loads((tmp_path / f"{ranks}" / "report.json").read_text())
         assert [rank["rank"] for rank in report["ranks"]] == list(range(ranks))
         assert sum(rank["rows"] for rank in report["ranks"]) == ROWS
+        assert {rank["draws_per_call"] for rank in report["ranks"]} == {report["draws"]}
     found = predictions(tmp_path / "4")
     want = handmade.expected("mc", {"x": np.load(data)})
     assert found["sample_id"].tolist() == list(range(ROWS))

@@ -166,14 +166,14 @@ class Ranks:
         work: Any = SimpleNamespace(artifact=artifact, shards=self.shards, done=0, assignments=[])
         setting: Any = SimpleNamespace(began_s=0.0)
         self.cast = engine_ray._Cast(SimpleNamespace(put=lambda packed: packed), setting, work)
-        actor = SimpleNamespace(compute=SimpleNamespace(remote=lambda shard: f"call {shard.index}"))
-        self.cast._actors = {0: actor, 1: actor}
+        compute = SimpleNamespace(remote=lambda shard: f"call {shard.index}")
+        self.cast._actors = {rank: SimpleNamespace(rank=rank, compute=compute) for rank in range(2)}
         self.cast._ready = dict.fromkeys((0, 1), time.monotonic() - 10)
         self.cast._rows.update(dict(enumerate(rows_done)))
 
     def given(self, rank: int) -> list[int]:
         self.cast._hand_out()
-        return [shard.index for _, of, shard in self.cast._calls.values() if of == rank and shard is not None]
+        return [call.shard.index for call in self.cast._calls.values() if call.rank == rank and call.shard is not None]
 
 
 def test_the_last_shards_go_by_speed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +184,36 @@ def test_the_last_shards_go_by_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (equal.given(0), equal.given(1)) == ([0, 2], [1, 3])
     unknown = Ranks(monkeypatch, (900, 0), 4)
     assert unknown.given(1), "nothing is known of it"
+
+
+def test_a_death_is_one_death_however_many_calls_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Ranks(monkeypatch, (0, 0), 4)
+    ranks.cast._hand_out()
+    killed: list[Any] = []
+    started: list[int] = []
+
+    def fail(_: Any) -> None:
+        raise RuntimeError("the actor is dead")
+
+    ranks.cast._ray = SimpleNamespace(
+        get=fail, kill=killed.append, exceptions=SimpleNamespace(RayError=RuntimeError), available_resources=dict
+    )
+    dead, successor = ranks.cast._actors[0], SimpleNamespace()
+    ranks.cast._work = SimpleNamespace(stop=SimpleNamespace(finishing=False), assignments=["the first"])  # type: ignore[assignment]
+    monkeypatch.setattr(ranks.cast, "_how_it_died", lambda *_: "died")
+
+    def start(_: Any) -> None:
+        started.append(0)
+        ranks.cast._actors[0] = successor
+
+    monkeypatch.setattr(ranks.cast, "_start", start)
+    calls = [answer for answer, call in ranks.cast._calls.items() if call.rank == 0]
+    assert len(calls) == 2
+    for answer in calls:
+        ranks.cast._take(answer)
+    assert (killed, started, ranks.cast._deaths) == ([dead], [0], ["died"])
+    assert ranks.cast._actors[0] is successor
+    assert sorted(shard.index for shard in ranks.cast._waiting) == [0, 2]
 
 
 @pytest.mark.slow
