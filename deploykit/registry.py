@@ -66,7 +66,7 @@ class Registry:
 
 @functools.cache
 def _installed(find: Callable[[], Any]) -> Any:
-    """All entry points, looked up once: a hundred distributions take ten milliseconds."""
+    """All entry points, looked up once: it takes time for each distribution that is installed."""
     return find()
 
 

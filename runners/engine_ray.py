@@ -206,9 +206,8 @@ class _Cast:
     def _should_take(self, rank: int) -> bool:
         """Near the end a slow rank comes away empty, so that nobody waits for it."""
         others = [self._load(other) for other in self._ready if other != rank]
-        return should_take(
-            self._load(rank), others, self._waiting[0].rows, sum(shard.rows for shard in self._waiting)
-        )  # fmt: skip
+        waiting_rows = sum(shard.rows for shard in self._waiting)
+        return should_take(self._load(rank), others, self._waiting[0].rows, waiting_rows)
 
     def _load(self, rank: int) -> Load:
         """Of a shard in work all rows count: how far it is only the rank knows, and so nothing is said of silence."""

@@ -17,8 +17,8 @@ from typing import Any
 
 from deploykit.commit import Commit
 from deploykit.errors import DeploykitError
+from deploykit.job import Job
 from deploykit.plan import Shard
-from deploykit.rundir import RunDirectory
 from runners.assignment import Assignment
 from runners.loop import Pipeline
 from runners.memory import peak_memory_bytes
@@ -90,7 +90,8 @@ class _Rank:
                 self._feed.close()
         os._exit(ORPHANED)
 
-    def work(self, assignment: Assignment) -> None:
+    def work(self, assignment: Assignment) -> Job:
+        """Do the rank's share; gives the job that it is of."""
         meter = Meter(origin_s=assignment.origin_s)
         with contextlib.ExitStack() as stack:
             recorder = stack.enter_context(Recorder(assignment, _WireListener(self._wire), meter))
@@ -102,10 +103,11 @@ class _Rank:
             self._pipeline.run()
         meter.peak_memory_bytes = peak_memory_bytes()
         self._wire.send(done=meter.to_json())
+        return task.directory.job
 
 
 class _Ending:
-    """Ends the process without taking the interpreter apart, which is 50 ms of a short run that waits for it.
+    """Ends the process without taking the interpreter apart, for which a short run would wait.
 
     Exit handlers that are registered later run before. It is for ranks whose files are all the kit's own: only the
     taking apart closes what a user's code has left open.
@@ -115,9 +117,9 @@ class _Ending:
         self._at_once = False
         atexit.register(self._leave)
 
-    def allow(self, assignment: Assignment) -> None:
-        """The rank is done, with this assignment."""
-        named = (assignment.data, assignment.runner, RunDirectory.open(assignment.directory).job.writer)
+    def allow(self, assignment: Assignment, job: Job) -> None:
+        """The rank is done with this job."""
+        named = (assignment.data, assignment.runner, job.writer)
         # A colon is in the name of every target that is code of the user's.
         self._at_once = not any(":" in name for name in named)
 
@@ -138,11 +140,11 @@ def main(arguments: list[str], ending: _Ending) -> int:
     rank = _Rank(wire)
     threading.Thread(target=rank.listen, args=(messages,), daemon=True).start()
     try:
-        rank.work(assignment)
+        job = rank.work(assignment)
     except DeploykitError as error:
         wire.send(error={"type": type(error).__name__, "message": str(error)})
         return error.exit_code
-    ending.allow(assignment)
+    ending.allow(assignment, job)
     return 0
 
 

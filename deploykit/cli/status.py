@@ -31,10 +31,10 @@ def _describe(found: RunStatus) -> str:
     if found.state == "not started":
         return f"{lines[0]}; deploykit run ... -o {found.path} starts it"
     if found.drawn_rows is not None:
-        lines.append(f"  {number(found.drawn_rows)} rows have come; they are predicted when all have")
+        after = "they are predicted when all have"
         if found.state == "interrupted":
-            lines.append("  nobody works on it; the same deploykit run command again draws them from the beginning")
-        return "\n".join(lines)
+            after = "nobody works on it; the same deploykit run command again draws them from the beginning"
+        return f"{lines[0]}\n  {number(found.drawn_rows)} rows have come; {after}"
     share = found.done_rows / found.rows if found.rows else 1.0
     # Rounded down: all is done only when it is.
     counts = f"  {number(found.done_rows)} of {number(found.rows)} rows ({int(share * 100)}%)"

@@ -50,8 +50,11 @@ def test_a_slow_device_does_not_hold_the_job(artifact_paths: dict[str, Path], tm
 
 
 SAYS_GOODBYE = """
-import atexit, sys
+import atexit, os, sys
 import numpy as np
+if "runners.rank" in " ".join(sys.orig_argv):
+    left_open = open(os.path.join({folder!r}, f"left-{{os.getpid()}}"), "w")
+    left_open.write("not flushed")
 def make():
     if "runners.rank" in " ".join(sys.orig_argv):
         atexit.register(sys.stdout.write, "goodbye")
@@ -59,12 +62,15 @@ def make():
 """
 
 
-def test_a_rank_ends_with_the_exit_handlers_of_the_users_code(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+def test_a_rank_ends_with_the_exit_handlers_and_files_of_the_users_code(
+    artifact_paths: dict[str, Path], tmp_path: Path
+) -> None:
     data = tmp_path / "rows.py"
-    data.write_text(SAYS_GOODBYE)
+    data.write_text(SAYS_GOODBYE.format(folder=str(tmp_path)))
     run(artifact_paths["plain"], f"{data}:make", tmp_path / "r", devices="cpu:2", batch_size=4, shard_rows=4)
     logs = [tmp_path / "r" / "logs" / f"rank-{rank}.log" for rank in range(2)]
     assert [log.read_text() for log in logs] == ["goodbye", "goodbye"]
+    assert [left.read_text() for left in tmp_path.glob("left-*")] == ["not flushed", "not flushed"]
 
 
 class Counting(Engine):
