@@ -4,7 +4,8 @@
 * GELU as the kit writes it, and as torch's exporter does;
 * layer norm of a sum with and without ONNX Runtime's own fusion;
 * the units of the convnet's wide dropout in 16 pieces, and in other numbers of them;
-* the encoder of ``mc_speed`` on two processes, the draws of a row in one call and in pieces that fit the cache;
+* the masks of the encoder of ``mc_speed`` made 4,096 units at a time, and other numbers of them;
+* the encoder on two processes, the draws of a row in one call and in pieces that fit the cache;
 * the documentation's example of ``mc_speed`` with 50 draws and without: the session that no draw can beat;
 * a matrix product of the MLP's middle layer, in GFLOP/s of numpy: what the core gives.
 """
@@ -24,7 +25,7 @@ from benchmarks.common import ROOT, interleaved, ratio, save, spread, workplace
 from benchmarks.mc_floor import DRAWS, export_case
 from benchmarks.mc_models import CASES
 from benchmarks.mc_speed import call, rows_of, session
-from exporters import mask_ops
+from exporters import mask_ops, wide
 from exporters.export import export_module
 from runners.onnx_runner import SLOWER_FUSIONS
 
@@ -32,6 +33,9 @@ TRIALS, PIECE = 25, 10
 
 OTHER_PIECES = (1, 5, 9, 36)
 """Of the convnet's 9,216 units, beside the 16 that the kit makes."""
+
+OTHER_WORDS = (1024, 65_536)
+"""Units whose words are made at a time, of the encoder's 16,384 to 65,536 at a site, beside the 4,096 of the kit."""
 
 PIECES = """
 import sys, time, numpy
@@ -138,7 +142,7 @@ def units_in_pieces(place: Path) -> dict[str, Any]:
     case, rows = CASES["convnet_head"], rows_of(CASES["convnet_head"], 8)
     sides = [call(session(export_case(case, place / "convnet") / "model.onnx"), rows)]
     for most in OTHER_PIECES:
-        with mock.patch.multiple(mask_ops, _PIECE_UNITS=1, _MOST_PIECES=most):
+        with mock.patch.object(wide, "PIECE_UNITS", 1), mock.patch.object(mask_ops, "_MOST_PIECES", most):
             sides.append(call(session(export_case(case, place / f"convnet-{most}") / "model.onnx"), rows))
     chosen, *others = interleaved(TRIALS, *sides)
     return {
@@ -149,6 +153,35 @@ def units_in_pieces(place: Path) -> dict[str, Any]:
             for most, found in zip(OTHER_PIECES, others, strict=True)
         ],
     }
+
+
+def words_in_pieces(place: Path) -> dict[str, Any]:
+    case, rows = CASES["encoder"], rows_of(CASES["encoder"], 1)
+
+    def side(path: Path) -> Callable[[], float]:
+        opened = session(path / "model.onnx")
+        feeds = {opened.get_inputs()[0].name: rows, "draws": np.array(PIECE)}
+        return lambda: timed_us(lambda: opened.run(None, feeds))
+
+    sides = [side(export_case(case, place / "encoder-words"))]
+    for units in OTHER_WORDS:
+        with mock.patch.object(mask_ops, "_PIECE_UNITS", units):
+            sides.append(side(export_case(case, place / f"encoder-words-{units}")))
+    chosen, *others = interleaved(TRIALS, *sides)
+    return {
+        "what": f"a row of the encoder in {PIECE} draws, its masks made 4,096 units at a time",
+        "chosen_us": spread(chosen),
+        "others": [
+            {"units": units, "us": spread(found), "other_over_chosen": ratio(found, chosen)}
+            for units, found in zip(OTHER_WORDS, others, strict=True)
+        ],
+    }
+
+
+def timed_us(work: Callable[[], object]) -> float:
+    began = perf_counter()
+    work()
+    return 1e6 * (perf_counter() - began)
 
 
 def draws_in_pieces(place: Path) -> dict[str, Any]:
@@ -195,6 +228,7 @@ def main() -> None:
             threads=1,
             choices=[key_steps(), gelus(), norms(), draws_in_pieces(place)],
             units_in_pieces=units_in_pieces(place),
+            words_in_pieces=words_in_pieces(place),
             documentation_example=documentation_example(place),
             numpy_product_gflops=product_gflops(),
         )

@@ -14,6 +14,9 @@ __all__ = ["Plan", "Shard", "describe_ranges", "make_plan", "merge_ranges", "rem
 TARGET_BYTES = 64 * 2**20
 MOST_ROWS = 65_536
 FEWEST_SHARDS = 8
+MANY_SHARDS, MANY_ROWS = 64, 8192
+"""More rows than the second in a shard only where there are more shards than the first: the rank that ends last has a
+shard more than the others, which is little of many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +91,9 @@ class Plan:
 def make_plan(rows: int, batch_size: int, row_bytes: int, shard_rows: int | None = None) -> Plan:
     """Cut ``rows`` rows into shards whose files have about 64 MiB and at most 65,536 rows.
 
-    Small data gives smaller shards, at least eight where there are eight batches, so that several ranks share the
-    work. ``row_bytes`` is the size of one row of predictions; ``shard_rows`` overrides the choice.
+    Less data gives smaller shards, about 64 of 8,192 rows or more, and at least eight where there are eight batches, so
+    that several ranks share the work evenly. ``row_bytes`` is the size of one row of predictions; ``shard_rows``
+    overrides the choice.
 
     Raises:
         UsageError: a number that is too small, or ``shard_rows`` is not a multiple of ``batch_size``.
@@ -101,8 +105,9 @@ def make_plan(rows: int, batch_size: int, row_bytes: int, shard_rows: int | None
 
 def _batches_per_shard(rows: int, batch_size: int, row_bytes: int) -> int:
     by_size = min(TARGET_BYTES // max(row_bytes, 1), MOST_ROWS) // batch_size
-    by_share = -(-rows // batch_size) // FEWEST_SHARDS
-    return max(1, min(by_size, by_share))
+    batches = -(-rows // batch_size)
+    even = max(batches // MANY_SHARDS, MANY_ROWS // batch_size)
+    return max(1, min(by_size, batches // FEWEST_SHARDS, even))
 
 
 def remaining(start: int, stop: int, left_out: Collection[int]) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from deploykit import masks
 
-__all__ = ["SHIFT_RIGHT", "Keys", "apply_mask", "is_wide", "keep", "pieces", "row_keys", "unit_keys", "words"]
+__all__ = ["SHIFT_RIGHT", "Keys", "apply_mask", "keep", "pieces", "row_keys", "unit_keys", "words"]
 
 
 @torch.library.custom_op("deploykit::shift_right", mutates_args=())
@@ -34,9 +34,9 @@ Keys = tuple[Tensor, Tensor]
 _CONSTANT_UNITS = 1 << 17
 # Above this the keys are computed where the file runs: as constants they take 8 bytes for each unit of a site.
 
-_PIECE_UNITS, _MOST_PIECES = 512, 16
-# Four rows in 50 draws have 400 kB of words (``benchmarks.kernels`` has other sizes). A GPU starts a kernel for each
-# step of each piece, so there are not many.
+_PIECE_UNITS, _MOST_PIECES = 4096, 16
+# So many words of 50 draws take 800 kB (``benchmarks.kernels`` has other sizes). The runtime is called for each step
+# of each piece, and a GPU starts a kernel, so there are not many.
 
 
 def row_keys(seed: Tensor, sample_ids: Tensor, draws: Tensor, *, shared: bool) -> Keys:
@@ -79,24 +79,21 @@ def words(rows: Keys, units: Keys) -> Tensor:
 
 def keep(rows: Keys, units: Keys, p: float) -> Tensor:
     """Which units are kept: (T*B, U) bool. For p = 1 one of 2**32 words is kept, and ``apply_mask`` drops it too."""
-    found = [words(rows, piece) >= masks.threshold(p) for piece in pieces(units)]
+    found = [words(rows, piece) >= masks.threshold(p) for piece in pieces(units, _PIECE_UNITS)]
     return found[0] if len(found) == 1 else torch.cat(found, -1)
 
 
-def pieces(units: Keys) -> list[Keys]:
-    """Units of a fixed number in pieces, so that the words of one piece stay in the cache while they are used."""
+def pieces(units: Keys, size: int) -> list[Keys]:
+    """Units of a fixed number in equal pieces of about ``size``, or larger ones where there would be more than 16.
+
+    So the words of one piece stay in the cache while they are used.
+    """
     count = units[0].shape[-1]
-    if not is_concrete_int(count) or not is_wide(int(count)):
+    if not is_concrete_int(count) or int(count) <= size:
         return [units]
-    number = min(_MOST_PIECES, -(-int(count) // _PIECE_UNITS))
-    size = -(-int(count) // number)
-    first, second = (torch.split(words_of_units, size, -1) for words_of_units in units)
+    number = min(_MOST_PIECES, -(-int(count) // size))
+    first, second = (torch.split(words_of_units, -(-int(count) // number), -1) for words_of_units in units)
     return list(zip(first, second, strict=True))
-
-
-def is_wide(units: int) -> bool:
-    """Whether so many units come in several pieces."""
-    return units > _PIECE_UNITS
 
 
 def apply_mask(values: Tensor, kept: Tensor, p: float) -> Tensor:

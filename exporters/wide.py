@@ -12,12 +12,15 @@ from torch import Tensor, fx
 from deploykit import masks
 from exporters.drawplan import MonteCarloPlan, Placed
 from exporters.layout import BatchAxis, symbolic_shape
-from exporters.mask_ops import Keys, is_wide, pieces, unit_keys, words
+from exporters.mask_ops import Keys, pieces, unit_keys, words
 from exporters.sites import arguments
 
-__all__ = ["Wide", "find_wide", "linear_of_dropped"]
+__all__ = ["PIECE_UNITS", "Wide", "find_wide", "linear_of_dropped"]
 
 aten = torch.ops.aten
+
+PIECE_UNITS = 512
+"""What is summed up at a time: four rows in 50 draws have 400 kB of words (``benchmarks.kernels`` has other sizes)."""
 
 _DTYPES = (torch.float32, torch.float64)
 """In half precision a sum in pieces is rounded after each."""
@@ -46,7 +49,7 @@ def _is_wide(plan: MonteCarloPlan, placed: Placed) -> bool:
         node.target is aten.dropout.default
         and node.meta["val"].dtype in _DTYPES
         and placed.units is not None
-        and is_wide(placed.units)
+        and placed.units > PIECE_UNITS
         and node.args[0] not in plan.reached
         and plan.axes[node] == placed.axis == BatchAxis(dimension=0)
         and node not in plan.writes_seen
@@ -80,7 +83,7 @@ def linear_of_dropped(
     """``linear(dropout(values))`` for ``values`` (B, U): (T*B, features), draw-major."""
     p, total, start = float(placed.site.p or 0), values.new_zeros(()) if bias is None else bias, 0
     scaled = values * masks.scale(p)
-    for piece in pieces(unit_keys(placed.site.index, scaled.shape[1], values.device)):
+    for piece in pieces(unit_keys(placed.site.index, scaled.shape[1], values.device), PIECE_UNITS):
         stop = start + piece[0].shape[-1]
         # Two dimensions only: torch cannot derive the strides of a product of more where their sizes are symbols.
         mask = (words(rows, piece) >= masks.threshold(p)).reshape(draws, -1).to(values.dtype)

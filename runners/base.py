@@ -79,6 +79,11 @@ class Runner(abc.ABC):
     def default_threads(cls, ranks: int) -> int:
         """CPU threads of each of ``ranks`` ranks, when the user names no number."""
 
+    @property
+    def lanes(self) -> int:
+        """How many batches a run gives at the same time, each from a thread of its own; one by default."""
+        return 1
+
     @abc.abstractmethod
     def _start(self) -> None:
         """Load the file on the device."""

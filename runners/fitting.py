@@ -1,5 +1,6 @@
 """Batches that do not fit into memory: halved, tried again, and remembered."""
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -30,7 +31,7 @@ class Fitting:
     """Predicts a batch in calls that fit into memory.
 
     Rows do not depend on their batch, so the results are the same. A size that did not fit is tried once: from then
-    on no call has more than half of it.
+    on no call has more than half of it. Several threads may call.
 
     Attributes:
         halvings: the sizes that did not fit, in the order in which that was found.
@@ -45,6 +46,7 @@ class Fitting:
         said: Callable[[str], None],
     ) -> None:
         self._predict, self._release, self._said = predict, release, said
+        self._lock = threading.Lock()
         self.halvings: list[int] = []
         self.most: int | None = None
 
@@ -74,10 +76,13 @@ class Fitting:
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
     def _halve(self, rows: int) -> None:
-        self.halvings.append(rows)
-        self.most = rows // 2
-        self._release()
-        self._said(f"a batch of {rows} rows did not fit into memory; from here on no more than {self.most} at once")
+        with self._lock:
+            if self.most is not None and self.most < rows:
+                return  # Another thread met the same meanwhile.
+            self.halvings.append(rows)
+            self.most = rows // 2
+            self._release()
+            self._said(f"a batch of {rows} rows did not fit into memory; from here on no more than {self.most} at once")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -5,7 +5,8 @@
     reader thread --> channel --> inference (calling thread) --> channel --> writer thread --> parts and commits
 
 Both channels are bounded, so memory does not grow with the rows. The pipeline is not drained between shards: while one
-shard is written, the next one is predicted and the one after it is read.
+shard is written, the next one is predicted and the one after it is read. A runner of several lanes gets a further
+thread for each, so that one batch is copied to or from its device while another is computed.
 """
 
 import threading
@@ -28,7 +29,9 @@ from runners.base import Arrays, Runner
 from runners.channel import Channel, Closed
 from runners.drawing import most_draws, predict_in_passes
 from runners.fitting import Fitting
+from runners.groups import grouped, size_of
 from runners.isolate import Predictable, Sound, read_rows, refuse_all_failed
+from runners.lanes import Turns
 from runners.timing import Meter
 
 if TYPE_CHECKING:
@@ -39,8 +42,6 @@ __all__ = ["Listener", "Pipeline", "ShardFeed", "Task"]
 
 DEPTH, DEPTH_BYTES = 16, 32 * 2**20
 """What waits in each channel: enough to hide a slow read or write, whatever the rows are; two batches at least."""
-
-GROUP_BYTES = 128 * 2**10
 
 READER_PATIENCE_S = 5.0
 
@@ -101,7 +102,7 @@ class _Predicted:
 
 
 class Pipeline:
-    """Runs once. An error in any of the three threads stops the other two and is raised by ``run``."""
+    """Runs once. An error in any thread stops the others and is raised by ``run``."""
 
     def __init__(self, task: Task, feed: ShardFeed, listener: Listener, meter: Meter) -> None:
         self._task, self._feed, self._listener, self._meter = task, feed, listener, meter
@@ -111,6 +112,9 @@ class Pipeline:
         self._outputs: Channel[_Predicted] = Channel(DEPTH, DEPTH_BYTES)
         self._fitting = Fitting(self._call, release=task.runner.release_memory, said=listener.warned)
         self._predictable = Predictable(self._fitting)
+        self._turns = Turns()
+        self._timings: dict[str, float] = {}
+        self._failed: dict[int, str] = {}
         meter.draws_per_call = most_draws(task.runner, self._job.passes, self._job.draws)
         self._error: BaseException | None = None
         self._lock = threading.Lock()
@@ -124,9 +128,16 @@ class Pipeline:
         """
         reader = threading.Thread(target=self._guarded, args=(self._read_all,), name="reader", daemon=True)
         writer = threading.Thread(target=self._guarded, args=(self._write_all,), name="writer", daemon=True)
-        reader.start()
-        writer.start()
+        lanes = [
+            threading.Thread(target=self._guarded, args=(self._infer_all,), name=f"lane-{number}", daemon=True)
+            for number in range(1, self._task.runner.lanes)
+        ]
+        for thread in (reader, writer, *lanes):
+            thread.start()
         self._guarded(self._infer_all)
+        for lane in lanes:
+            lane.join()
+        self._outputs.finish()
         writer.join()
         # A user's data set may hang in a read; nobody waits for a reader whose rows are no longer wanted.
         reader.join(READER_PATIENCE_S)
@@ -139,6 +150,7 @@ class Pipeline:
     def abandon(self) -> None:
         """Stop after the batch in work; shards that are not committed are as if never begun. Any thread may call."""
         self._feed.close()
+        self._turns.close()
         self._inputs.abandon()
         self._outputs.abandon()
 
@@ -157,7 +169,7 @@ class Pipeline:
             self._listener.started(shard)
             for start, stop in announced(self._task.source, self._job.plan.batches(shard)):
                 work = self._read(shard, start, stop)
-                self._inputs.put(work, _size(work.sound.inputs) + _size(work.sound.kept))
+                self._inputs.put(work, size_of(work.sound.inputs) + size_of(work.sound.kept))
         self._inputs.finish()
 
     def _read(self, shard: Shard, start: int, stop: int) -> _Read:
@@ -182,46 +194,44 @@ class Pipeline:
         return _Read(shard=shard, start=start, stop=stop, sound=sound, seconds=seconds)
 
     def _infer_all(self) -> None:
-        timings: dict[str, float] = {}
-        failed: dict[int, str] = {}
-        try:
-            while True:
-                work = self._inputs.get()
-                if work.start == work.shard.start:
-                    timings, failed = {"read_s": 0.0, "infer_s": 0.0, "write_s": 0.0}, {}
-                done = self._predict(work, timings, failed)
+        """One lane: predicts a batch while the other lanes have theirs, and hands it on when the earlier ones are."""
+        while True:
+            turn, work = self._turns.take(self._inputs.get)
+            began = perf_counter()
+            sound, outputs = self._predict(work)
+            seconds = perf_counter() - began
+            with self._turns.of(turn):
+                done = self._predicted(work, sound, outputs, seconds)
                 # The writer has time; only the end of a shard must not wait, because its commit is due.
-                self._outputs.put(done, _size(done.batch.outputs), urgent=done.stop == done.shard.stop)
-        finally:
-            self._outputs.finish()
+                self._outputs.put(done, size_of(done.batch.outputs), urgent=done.stop == done.shard.stop)
 
-    def _predict(self, work: _Read, timings: dict[str, float], failed: dict[int, str]) -> _Predicted:
-        sound = work.sound
-        began = perf_counter()
+    def _predict(self, work: _Read) -> tuple[Sound, Arrays]:
         try:
             if self._skips:
-                sound, outputs = self._predictable(sound)
-            else:
-                outputs = self._fitting(sound.inputs, sound.ids)
+                return self._predictable(work.sound)
+            return work.sound, self._fitting(work.sound.inputs, work.sound.ids)
         except DeploykitError:
             raise
         except Exception as error:
             # Runtimes raise their own types, which have nothing in common.
             raise RunError(_failed(work.start, work.stop, "the model", error)) from error
-        seconds = perf_counter() - began
-        timings["read_s"] += work.seconds
-        timings["infer_s"] += seconds
+
+    def _predicted(self, work: _Read, sound: Sound, outputs: Arrays, seconds: float) -> _Predicted:
+        """Count a batch, in its turn, and tell about it."""
+        if work.start == work.shard.start:
+            self._timings, self._failed = {"read_s": 0.0, "infer_s": 0.0, "write_s": 0.0}, {}
+        self._timings["read_s"] += work.seconds
         if len(sound.ids):
-            self._meter.batch(len(sound.ids), seconds)
+            self._timings["infer_s"] += self._meter.batch(len(sound.ids), seconds)
         if DRAWS_USED in outputs:
             self._meter.draws_used += int(outputs[DRAWS_USED].sum())
         if sound.failed:
-            failed |= sound.failed
+            self._failed |= sound.failed
             row, why = next(iter(sorted(sound.failed.items())))
             self._listener.warned(f"{len(sound.failed)} rows failed and are left out, the first is row {row}: {why}")
         self._listener.predicted(work.stop - work.start)
         batch = Batch(sample_ids=sound.ids, outputs=outputs and {**outputs, **sound.kept})
-        return _Predicted(shard=work.shard, stop=work.stop, batch=batch, timings=timings, failed=failed)
+        return _Predicted(shard=work.shard, stop=work.stop, batch=batch, timings=self._timings, failed=self._failed)
 
     def _call(self, inputs: Arrays, ids: NDArray[np.int64]) -> Arrays:
         job = self._job
@@ -231,7 +241,7 @@ class Pipeline:
         while True:
             first = self._outputs.get()
             began, waited = perf_counter(), self._outputs.get_wait_s
-            batches: Iterable[Batch] = self._batches(first)
+            batches: Iterable[Batch] = grouped(self._batches(first))
             if self._skips:
                 # How many rows there are is known at the end of the shard, and a writer is told it at the beginning.
                 batches = list(batches)
@@ -248,20 +258,12 @@ class Pipeline:
             self._listener.committed(commit)
 
     def _batches(self, first: _Predicted) -> Iterator[Batch]:
-        """The batches of one shard, taken from the channel as the writer asks for them.
-
-        Small ones are joined until they are worth a call. Where the cuts fall follows from the sizes alone, so that
-        a writer whose bytes show the cuts writes the same file again.
-        """
-        group = [first.batch]
+        """The batches of one shard, taken from the channel as the writer asks for them."""
         item = first
+        yield item.batch
         while item.stop < item.shard.stop:
-            if sum(_size(batch.outputs) for batch in group) >= GROUP_BYTES:
-                yield from _joined(group)
-                group = []
             item = self._outputs.get()
-            group.append(item.batch)
-        yield from _joined(group)
+            yield item.batch
 
 
 def _timed(batches: Iterable[Batch], timings: dict[str, float]) -> Iterator[Batch]:
@@ -269,22 +271,6 @@ def _timed(batches: Iterable[Batch], timings: dict[str, float]) -> Iterator[Batc
         began = perf_counter()
         yield batch
         timings["write_s"] += perf_counter() - began
-
-
-def _joined(group: list[Batch]) -> list[Batch]:
-    """One batch, or the same ones where dynamic dimensions give them rows of different shapes; none without rows."""
-    group = [batch for batch in group if len(batch)]
-    if not group:
-        return []
-    first = group[0].outputs
-    if len(group) == 1 or any(batch.outputs[n].shape[1:] != first[n].shape[1:] for batch in group for n in first):
-        return group
-    outputs = {name: np.concatenate([batch.outputs[name] for batch in group]) for name in first}
-    return [Batch(sample_ids=np.concatenate([batch.sample_ids for batch in group]), outputs=outputs)]
-
-
-def _size(arrays: Arrays) -> int:
-    return sum(array.nbytes for array in arrays.values())
 
 
 def _failed(start: int, stop: int, what: str, error: Exception) -> str:

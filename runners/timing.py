@@ -87,10 +87,14 @@ class Meter:
     halvings: list[int] = field(default_factory=list)
     peak_memory_bytes: int = 0
 
-    def batch(self, rows: int, seconds: float) -> None:
-        """Count one predicted batch."""
+    def batch(self, rows: int, seconds: float) -> float:
+        """Count one predicted batch; batches come in their order. Gives what it adds to ``infer_s``.
+
+        Where two were in work at the same time, that time is counted once.
+        """
         now = monotonic() - self.origin_s
-        self.infer_s += seconds
+        added = seconds if self.last_end_s is None else min(seconds, now - self.last_end_s)
+        self.infer_s += added
         if self.first_batch_ms is None:
             self.first_batch_ms, self.first_batch_rows, self.first_end_s = seconds * 1e3, rows, now
         else:
@@ -99,6 +103,7 @@ class Meter:
         self.batches += 1
         self.last_end_s = now
         self.windows[int(now)] += rows
+        return added
 
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}

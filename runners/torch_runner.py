@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploykit.artifact import Artifact
 from deploykit.devices import Device
 from deploykit.errors import ArtifactError, DeviceError, MissingExtraError, RunError
 from runners.base import Arrays, Group, Runner
@@ -36,6 +38,10 @@ class TorchRunner(Runner):
     _threads_before: int | None = None
     _joined = False
 
+    def __init__(self, artifact: Artifact, device: Device | None = None, *, threads: int | None = None) -> None:
+        super().__init__(artifact, device, threads=threads)
+        self._own = threading.local()
+
     @classmethod
     def check_installed(cls) -> str:
         # Not imported: that takes a second, and a process that only starts ranks never needs it.
@@ -53,6 +59,11 @@ class TorchRunner(Runner):
     def default_threads(cls, ranks: int) -> int:
         return min(1, ranks)
 
+    @property
+    def lanes(self) -> int:
+        """Two on CUDA, each in a stream of its own."""
+        return 2 if self.device.kind == "cuda" else 1
+
     def _start(self) -> None:
         torch = _torch()
         path = self.artifact.file(self.format)
@@ -68,6 +79,8 @@ class TorchRunner(Runner):
                 f"artifact {self.artifact.path}: torch {torch.__version__} cannot load its TorchScript file: "
                 f"{_first_line(error)}; install the torch that the manifest asks for, or export the model again"
             ) from error
+        if self.device.kind == "cuda":
+            torch.cuda.synchronize(self.device.index)  # The weights are there before another stream reads them.
 
     def _stop(self) -> None:
         self._module = None
@@ -90,11 +103,19 @@ class TorchRunner(Runner):
         given = [spec.name for spec in self.artifact.manifest.inputs]
         # Not optimised: the profiling executor rewrites the graph after the first calls, so that a batch's last bits
         # would depend on how many batches this process has seen.
-        with torch.inference_mode(), torch.jit.optimized_execution(False):
+        with torch.inference_mode(), torch.jit.optimized_execution(False), self._stream(torch):
             tensors = [_to_tensor(torch, inputs[name], self.device) for name in given]
             found = self._module(*tensors, **self._keywords(torch, controls))
             names = [output.name for output in self.artifact.manifest.outputs]
             return dict(zip(names, self._to_host(torch, [found[name] for name in names], inputs), strict=True))
+
+    def _stream(self, torch: Any) -> Any:
+        """The calling thread's own, for torch queues all that threads do in the same one."""
+        if self.device.kind == "cpu":
+            return contextlib.nullcontext()
+        if not hasattr(self._own, "stream"):
+            self._own.stream = torch.cuda.Stream(self.device.index)
+        return torch.cuda.stream(self._own.stream)
 
     def _to_host(self, torch: Any, tensors: list[Any], inputs: Arrays) -> list[np.ndarray[Any, Any]]:
         if self.device.kind == "cpu":

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from exporters import mask_ops
 from exporters.export import ExportResult, export_module
-from exporters.mask_ops import is_wide
+from exporters.wide import PIECE_UNITS
 from tests.exporters.test_monte_carlo import SPEC, clients, names_of, oracle
 
-UNITS = 3300
-"""Not a multiple of a piece."""
+MAPS = 131
+UNITS = MAPS * 100
+"""Several pieces, of which the last is smaller: of the layer's sum, and of the words where there is no sum."""
 
 
 class Head(nn.Module):
@@ -26,7 +28,7 @@ class Head(nn.Module):
         self.head = nn.Linear(UNITS, 4, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = self.body(x).relu().view(-1, 33, 10, 10)
+        maps = self.body(x).relu().view(-1, MAPS, 10, 10)
         return self.head(self.drop(maps).flatten(1))
 
 
@@ -71,7 +73,7 @@ class Apart(Head):
         self.head = nn.Linear(100, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.drop(self.body(x).view(-1, 33, 100))).sum(1)
+        return self.head(self.drop(self.body(x).view(-1, MAPS, 100))).sum(1)
 
 
 def exported(module: nn.Module, path: Path) -> ExportResult:
@@ -99,7 +101,7 @@ def products(result: ExportResult) -> int:
 )
 def test_the_sum_of_the_pieces_is_the_layer(make: Callable[[], nn.Module], in_pieces: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    assert is_wide(UNITS)
+    assert UNITS > mask_ops._PIECE_UNITS > PIECE_UNITS
     module = make()
     result = exported(module, tmp_path / "a")
     assert (products(result) > 3) == in_pieces

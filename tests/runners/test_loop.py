@@ -1,4 +1,4 @@
-"""The predict loop over in-memory sources and runners, with faults in each of its three threads."""
+"""The predict loop over in-memory sources and runners, with faults in each of its threads."""
 
 import threading
 import time
@@ -40,6 +40,7 @@ class Source:
 
 class Runner:
     artifact = SimpleNamespace(manifest=SimpleNamespace(monte_carlo=None))
+    lanes = 1
 
     def __init__(self) -> None:
         self.hook: Callable[[int], None] = lambda start: None
@@ -276,11 +277,3 @@ def test_small_batches_reach_the_writer_joined_and_always_in_the_same_cuts(tmp_p
         assert case.values()["sample_id"].tolist() == list(range(100_000))
     assert cuts[0] == cuts[1]
     assert len(cuts[0]) < 10
-
-
-def test_rows_of_different_shapes_are_not_joined() -> None:
-    def batch(width: int) -> Batch:
-        return Batch(sample_ids=np.arange(2), outputs={"y": np.zeros((2, width), np.float32)})
-
-    assert len(loop._joined([batch(3), batch(3)])) == 1
-    assert len(loop._joined([batch(3), batch(4)])) == 2

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -237,17 +238,42 @@ def in_changing_sizes(runner: Runner, kind: str) -> None:
 def test_the_bound_path_takes_batches_of_any_size(
     artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """I/O binding, which is for CUDA, on the CPU: memory on the device is used again, and only where it fits."""
+    """I/O binding, which is for CUDA, on the CPU."""
     monkeypatch.setattr(OnnxRunner, "_run_plain", OnnxRunner._run_bound)
     with OnnxRunner(artifacts[kind]) as runner:
         in_changing_sizes(runner, kind)
-        first = runner._on_device["x"]
-        runner.predict(handmade.random_inputs(kind, 1, seed=9))
-        assert runner._on_device["x"] is first
-        runner.release_memory()
-        runner.predict(handmade.random_inputs(kind, 1, seed=9))
-        assert runner._on_device["x"] is not first
-    assert runner._on_device == {}
+
+
+def from_several_threads(runner: Runner, kind: str) -> None:
+    """As the lanes of a run do; every batch is another one."""
+    batches = [handmade.random_inputs(kind, 1 + seed % 7, seed=seed) for seed in range(40)]
+    with ThreadPoolExecutor(3) as pool:
+        for inputs, outputs in zip(batches, pool.map(runner.predict, batches), strict=True):
+            close(outputs, handmade.expected(kind, inputs))
+
+
+@pytest.mark.parametrize("kind", ["plain", "pair", "mc"])
+@both
+def test_several_threads_may_predict_at_the_same_time(
+    artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch, runner_class: type[Runner], kind: str
+) -> None:
+    monkeypatch.setattr(OnnxRunner, "_run_plain", OnnxRunner._run_bound)
+    with runner_class(artifacts[kind]) as runner:
+        assert runner.lanes == 1, "on a CPU they would only take each other's cores"
+        from_several_threads(runner, kind)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["plain", "pair", "mc"])
+@both
+def test_several_threads_may_use_a_cuda_device_at_the_same_time(
+    artifacts: dict[str, Artifact], runner_class: type[Runner], kind: str
+) -> None:
+    if not runner_class.cuda_count():
+        pytest.skip(f"{runner_class.runtime} sees no CUDA device here")
+    with runner_class(artifacts[kind], Device(kind="cuda")) as runner:
+        assert runner.lanes == 2
+        from_several_threads(runner, kind)
 
 
 @pytest.mark.gpu

@@ -27,11 +27,16 @@ def test_shards_cover_each_row_once_in_batches_that_stay_inside(rows: int, batch
         assert sum(s.rows for s in plan.shards()) == rows if len(plan) < 1000 else True
     if -(-rows // batch_size) >= 8:
         assert len(plan) >= 8
+    if len(plan) < 64:
+        assert plan.shard_rows <= max(8192, batch_size)
 
 
-def test_a_plan_of_the_issue() -> None:
-    assert make_plan(200_000, 256, 40) == Plan(rows=200_000, shard_rows=97 * 256, batch_size=256)
-    assert make_plan(2_000_000, 256, 40).shard_rows == 65_536
+def test_plans_of_usual_sizes() -> None:
+    assert make_plan(12_000, 8, 40).shard_rows == 187 * 8
+    assert make_plan(200_000, 256, 40) == Plan(rows=200_000, shard_rows=8192, batch_size=256)
+    assert len(make_plan(600_000, 1024, 40)) == 66
+    assert make_plan(2_000_000, 256, 40).shard_rows == 122 * 256
+    assert make_plan(10_000_000, 1024, 40).shard_rows == 65_536
     assert make_plan(2_000_000, 256, 4096).shard_rows == 16_384
     assert len(make_plan(0, 256, 40)) == 0
     assert [(s.start, s.stop) for s in make_plan(1, 256, 40).shards()] == [(0, 1)]

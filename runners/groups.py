@@ -1,0 +1,44 @@
+"""Join small predicted batches until they are worth a call of the writer."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from deploykit.writers.base import Batch
+from runners.base import Arrays
+
+__all__ = ["grouped", "size_of"]
+
+GROUP_BYTES = 128 * 2**10
+
+
+def grouped(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches of one shard, joined until they have ``GROUP_BYTES``.
+
+    Where the cuts fall follows from the sizes alone, so that a writer whose bytes show the cuts writes the same file
+    again.
+    """
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if sum(size_of(each.outputs) for each in group) >= GROUP_BYTES:
+            yield from _joined(group)
+            group = []
+    yield from _joined(group)
+
+
+def size_of(arrays: Arrays) -> int:
+    """Bytes of all the arrays together."""
+    return sum(array.nbytes for array in arrays.values())
+
+
+def _joined(group: list[Batch]) -> list[Batch]:
+    """One batch, or the same ones where dynamic dimensions give them rows of different shapes; none without rows."""
+    group = [batch for batch in group if len(batch)]
+    if not group:
+        return []
+    first = group[0].outputs
+    if len(group) == 1 or any(batch.outputs[n].shape[1:] != first[n].shape[1:] for batch in group for n in first):
+        return group
+    outputs = {name: np.concatenate([batch.outputs[name] for batch in group]) for name in first}
+    return [Batch(sample_ids=np.concatenate([batch.sample_ids for batch in group]), outputs=outputs)]

@@ -1,0 +1,144 @@
+"""A runner that takes several batches at the same time: same order, same files, and faults in any lane."""
+
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deploykit.errors import RunError
+from deploykit.plan import Plan
+from runners.channel import Closed
+from runners.lanes import Turns
+from tests.runners.test_loop import Case, fail_at
+
+some = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def digests(case: Case) -> list[str]:
+    return [commit.part.sha256 for _, commit in sorted(case.directory.committed().items())]
+
+
+def in_lanes(path: Path, plan: Plan, lanes: int, **options: Any) -> Case:
+    case = Case(path, plan, **options)
+    case.runner.lanes = lanes
+    return case
+
+
+@some
+@given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 4), st.integers(2, 4), st.randoms())
+def test_the_files_are_those_of_one_lane(
+    tmp_path_factory: Any, rows: int, batch: int, batches: int, lanes: int, chance: random.Random
+) -> None:
+    plan = Plan(rows=rows, shard_rows=batch * batches, batch_size=batch)
+    one = Case(tmp_path_factory.mktemp("one") / "r", plan)
+    one.pipeline.run()
+    pauses = [chance.choice([0, 0, 0.002]) for _ in range(rows)]
+    several = in_lanes(tmp_path_factory.mktemp("several") / "r", plan, lanes)
+    several.runner.hook = lambda start: time.sleep(pauses[start])
+    several.pipeline.run()
+    assert digests(several) == digests(one)
+    assert several.meter.rows == rows
+    if rows:
+        assert several.values()["y"].tolist() == [2.0 * i for i in range(rows)]
+
+
+def test_two_batches_are_in_work_at_the_same_time_and_the_time_is_counted_once(tmp_path: Path) -> None:
+    case = in_lanes(tmp_path / "r", Plan(rows=40, shard_rows=40, batch_size=1), 2)
+    met = threading.Barrier(2)
+
+    def hook(start: int) -> None:
+        met.wait(10)
+        time.sleep(0.01)
+
+    case.runner.hook = hook
+    case.pipeline.run()
+    assert (case.meter.latency.percentile(50) or 0) > 9.9
+    latencies_s = 40 * 0.01
+    assert 0.19 <= case.meter.infer_s < latencies_s
+    (commit,) = case.directory.committed().values()
+    assert commit.timings["infer_s"] == pytest.approx(case.meter.infer_s)
+
+
+@pytest.mark.parametrize("row", [0, 5, 19])
+def test_a_fault_in_any_lane_stops_all(tmp_path: Path, row: int) -> None:
+    case = in_lanes(tmp_path / "r", Plan(rows=20, shard_rows=4, batch_size=1), 3)
+    case.runner.hook = fail_at(row, ValueError("broken"))
+    before = threading.active_count()
+    with pytest.raises(RunError, match=f"rows {row} to {row}: the model failed with ValueError: broken"):
+        case.pipeline.run()
+    assert threading.active_count() <= before
+    assert row // 4 in {shard.index for shard in case.directory.missing()}
+
+
+def test_abandoning_wakes_a_lane_that_waits_for_its_turn(tmp_path: Path) -> None:
+    case = in_lanes(tmp_path / "r", Plan(rows=20, shard_rows=20, batch_size=1), 2)
+
+    def hook(start: int) -> None:
+        if start == 0:
+            time.sleep(0.05)  # The other lane is done with row 1 by now.
+            case.pipeline.abandon()
+
+    case.runner.hook = hook
+    case.pipeline.run()
+    assert case.meter.rows == 0
+
+
+def test_failed_rows_are_recorded_in_their_shard(tmp_path: Path) -> None:
+    case = in_lanes(tmp_path / "r", Plan(rows=60, shard_rows=20, batch_size=4), 3, on_error="skip")
+
+    def predict(inputs: Any, *, sample_ids: Any, **_: Any) -> Any:
+        time.sleep(float(sample_ids[0] % 3) / 1000)
+        if {7, 22, 59} & set(sample_ids.tolist()):
+            raise ValueError("poison")
+        return {"y": inputs["x"] * 2}
+
+    case.runner.predict = predict  # type: ignore[method-assign]
+    case.pipeline.run()
+    assert sorted(case.directory.state().failed()) == [7, 22, 59]
+    assert case.values()["sample_id"].tolist() == [row for row in range(60) if row not in (7, 22, 59)]
+
+
+def test_a_size_that_does_not_fit_in_two_lanes_is_halved_once(tmp_path: Path) -> None:
+    case = in_lanes(tmp_path / "r", Plan(rows=64, shard_rows=32, batch_size=8), 2)
+    met = threading.Barrier(2)
+
+    def predict(inputs: Any, *, sample_ids: Any, **_: Any) -> Any:
+        if len(sample_ids) == 8:
+            met.wait(10)
+            raise MemoryError("no room")
+        return {"y": inputs["x"] * 2}
+
+    case.runner.predict = predict  # type: ignore[method-assign]
+    case.pipeline.run()
+    assert case.meter.halvings == [8]
+    assert len(case.listener.warnings) == 1
+    assert case.values()["y"].tolist() == [2.0 * i for i in range(64)]
+
+
+def test_turns_come_in_the_order_of_taking() -> None:
+    turns = Turns()
+    first, _ = turns.take(lambda: "a")
+    second, _ = turns.take(lambda: "b")
+    seen: list[int] = []
+
+    def later() -> None:
+        with turns.of(second):
+            seen.append(second)
+
+    waiting = threading.Thread(target=later)
+    waiting.start()
+    time.sleep(0.01)
+    assert seen == []
+    with turns.of(first):
+        seen.append(first)
+    waiting.join(10)
+    assert seen == [first, second]
+    turns.close()
+    third, _ = turns.take(lambda: "c")
+    with pytest.raises(Closed), turns.of(third):
+        raise AssertionError("a turn after the end")
