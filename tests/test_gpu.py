@@ -68,3 +68,18 @@ def test_a_run_on_the_gpu_equals_one_on_the_cpu(runner: str, artifact: Path, tmp
     for name, wanted in merged["cpu"].items():
         scale = float(np.abs(wanted).max())
         np.testing.assert_allclose(merged["cuda:0"][name], wanted, rtol=0, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("runner", ["onnx", "torch"])
+def test_two_runs_on_the_gpu_write_the_same_bytes(runner: str, artifact: Path, tmp_path: Path) -> None:
+    """Two batches are in work at a time, and which one a stream gets is left to chance."""
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((5000, 257)).astype(np.float32))
+    parts = []
+    for name in ("a", "b"):
+        deploykit.run(
+            artifact, tmp_path / "rows.npy", tmp_path / name, runner=runner, devices="cuda:0", batch_size=32,
+            shard_rows=640,
+        )  # fmt: skip
+        parts.append({part.name: part.read_bytes() for part in (tmp_path / name / "parts").iterdir()})
+    assert len(parts[0]) == 8
+    assert parts[0] == parts[1]
