@@ -144,44 +144,29 @@ def units_in_pieces(place: Path) -> dict[str, Any]:
     for most in OTHER_PIECES:
         with mock.patch.object(wide, "PIECE_UNITS", 1), mock.patch.object(mask_ops, "_MOST_PIECES", most):
             sides.append(call(session(export_case(case, place / f"convnet-{most}") / "model.onnx"), rows))
-    chosen, *others = interleaved(TRIALS, *sides)
-    return {
-        "what": f"8 rows of the convnet in {DRAWS} draws, a row: 9,216 units in 16 pieces",
-        "chosen_us": spread(chosen),
-        "others": [
-            {"pieces": most, "us": spread(found), "other_over_chosen": ratio(found, chosen)}
-            for most, found in zip(OTHER_PIECES, others, strict=True)
-        ],
-    }
+    what = f"8 rows of the convnet in {DRAWS} draws, a row: 9,216 units in 16 pieces"
+    return beside(what, "pieces", OTHER_PIECES, sides)
 
 
 def words_in_pieces(place: Path) -> dict[str, Any]:
     case, rows = CASES["encoder"], rows_of(CASES["encoder"], 1)
-
-    def side(path: Path) -> Callable[[], float]:
-        opened = session(path / "model.onnx")
-        feeds = {opened.get_inputs()[0].name: rows, "draws": np.array(PIECE)}
-        return lambda: timed_us(lambda: opened.run(None, feeds))
-
-    sides = [side(export_case(case, place / "encoder-words"))]
+    sides = [call(session(export_case(case, place / "words") / "model.onnx"), rows, draws=PIECE)]
     for units in OTHER_WORDS:
         with mock.patch.object(mask_ops, "_PIECE_UNITS", units):
-            sides.append(side(export_case(case, place / f"encoder-words-{units}")))
+            sides.append(call(session(export_case(case, place / f"words-{units}") / "model.onnx"), rows, draws=PIECE))
+    what = f"a row of the encoder in {PIECE} draws, its masks made 4,096 units at a time"
+    return beside(what, "units", OTHER_WORDS, sides)
+
+
+def beside(what: str, name: str, values: Sequence[int], sides: Sequence[Callable[[], float]]) -> dict[str, Any]:
+    """The first side is what the kit does, the others have the ``values`` of what ``name`` says."""
     chosen, *others = interleaved(TRIALS, *sides)
+    found = zip(values, others, strict=True)
     return {
-        "what": f"a row of the encoder in {PIECE} draws, its masks made 4,096 units at a time",
+        "what": what,
         "chosen_us": spread(chosen),
-        "others": [
-            {"units": units, "us": spread(found), "other_over_chosen": ratio(found, chosen)}
-            for units, found in zip(OTHER_WORDS, others, strict=True)
-        ],
+        "others": [{name: value, "us": spread(us), "other_over_chosen": ratio(us, chosen)} for value, us in found],
     }
-
-
-def timed_us(work: Callable[[], object]) -> float:
-    began = perf_counter()
-    work()
-    return 1e6 * (perf_counter() - began)
 
 
 def draws_in_pieces(place: Path) -> dict[str, Any]:

@@ -95,9 +95,9 @@ def session(path: Path) -> Any:
     )
 
 
-def call(opened: Any, rows: np.ndarray[Any, Any]) -> Callable[[], float]:
+def call(opened: Any, rows: np.ndarray[Any, Any], **controls: int) -> Callable[[], float]:
     """Microseconds per row of one call."""
-    feeds = {opened.get_inputs()[0].name: rows}
+    feeds = {opened.get_inputs()[0].name: rows, **{name: np.array(value) for name, value in controls.items()}}
 
     def seconds() -> float:
         began = perf_counter()

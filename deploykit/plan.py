@@ -15,7 +15,7 @@ TARGET_BYTES = 64 * 2**20
 MOST_ROWS = 65_536
 FEWEST_SHARDS = 8
 MANY_SHARDS, MANY_ROWS = 64, 8192
-"""More rows than the second in a shard only where there are more shards than the first: the rank that ends last has a
+"""A shard of more rows than the second only where there are as many shards as the first: the rank that ends last has a
 shard more than the others, which is little of many."""
 
 
@@ -88,26 +88,34 @@ class Plan:
         return cls(rows=data["rows"], shard_rows=data["shard_rows"], batch_size=data["batch_size"])
 
 
-def make_plan(rows: int, batch_size: int, row_bytes: int, shard_rows: int | None = None) -> Plan:
-    """Cut ``rows`` rows into shards whose files have about 64 MiB and at most 65,536 rows.
+def make_plan(
+    rows: int, batch_size: int, row_bytes: int, shard_rows: int | None = None, *, rows_together: int = 1
+) -> Plan:
+    """Cut ``rows`` rows into shards of about 8,192 rows, or up to 65,536 where there would be more than 64 shards.
 
-    Less data gives smaller shards, about 64 of 8,192 rows or more, and at least eight where there are eight batches, so
-    that several ranks share the work evenly. ``row_bytes`` is the size of one row of predictions; ``shard_rows``
-    overrides the choice.
+    There are at least eight where there are eight batches, and their files have at most about 64 MiB.
+
+    Args:
+        rows: all of them.
+        batch_size: rows of a batch.
+        row_bytes: the size of one row of predictions.
+        shard_rows: overrides the choice.
+        rows_together: so many rows are read at once; a shard has no fewer, if it may, so that ranks which take turns do
+            not read the same ones.
 
     Raises:
         UsageError: a number that is too small, or ``shard_rows`` is not a multiple of ``batch_size``.
     """
     if shard_rows is None:
-        shard_rows = batch_size * _batches_per_shard(rows, max(batch_size, 1), row_bytes)
+        shard_rows = batch_size * _batches_per_shard(rows, max(batch_size, 1), row_bytes, rows_together)
     return Plan(rows=rows, shard_rows=shard_rows, batch_size=batch_size)
 
 
-def _batches_per_shard(rows: int, batch_size: int, row_bytes: int) -> int:
+def _batches_per_shard(rows: int, batch_size: int, row_bytes: int, rows_together: int) -> int:
     by_size = min(TARGET_BYTES // max(row_bytes, 1), MOST_ROWS) // batch_size
     batches = -(-rows // batch_size)
-    even = max(batches // MANY_SHARDS, MANY_ROWS // batch_size)
-    return max(1, min(by_size, batches // FEWEST_SHARDS, even))
+    by_share = max(batches // MANY_SHARDS, max(MANY_ROWS, rows_together) // batch_size)
+    return max(1, min(by_size, batches // FEWEST_SHARDS, by_share))
 
 
 def remaining(start: int, stop: int, left_out: Collection[int]) -> NDArray[np.int64]:

@@ -18,7 +18,7 @@ class Closed(Exception):  # noqa: N818 - not an error: how a channel ends
 
 
 class Channel(Generic[T]):
-    """Holds at most ``items`` items of about ``size_bytes`` together, between one producer and one consumer.
+    """Holds at most ``items`` items of about ``size_bytes`` together, between one producer and one consumer at a time.
 
     ``queue.Queue`` cannot wake a waiting thread to tell it that the other side is gone, and wakes a thread for every
     single item; this wakes the producer when it is half empty, and an item may wait for the next one.

@@ -31,7 +31,10 @@ class Fitting:
     """Predicts a batch in calls that fit into memory.
 
     Rows do not depend on their batch, so the results are the same. A size that did not fit is tried once: from then
-    on no call has more than half of it. Several threads may call.
+    on no call has more than half of it.
+
+    Calls of several threads share the memory. When it is short for the first time, what failed is tried again alone,
+    and from then on there is one call at a time: whether a batch is halved depends on that batch only.
 
     Attributes:
         halvings: the sizes that did not fit, in the order in which that was found.
@@ -44,9 +47,11 @@ class Fitting:
         *,
         release: Callable[[], None],
         said: Callable[[str], None],
+        together: bool = False,
     ) -> None:
         self._predict, self._release, self._said = predict, release, said
-        self._lock = threading.Lock()
+        self._together, self._calls = together, 0
+        self._ended = threading.Condition()
         self.halvings: list[int] = []
         self.most: int | None = None
 
@@ -56,6 +61,39 @@ class Fitting:
         Raises:
             Exception: what the runtime raised, where a single row does not fit, or where it is not for want of memory.
         """
+        if self._begin():
+            try:
+                return self._predict(inputs, ids)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            finally:
+                self._end()
+            self._part()
+        with self._ended:
+            self._ended.wait_for(lambda: not self._calls)
+            return self._fitted(inputs, ids)
+
+    def _begin(self) -> bool:
+        """Whether the call may go on beside others."""
+        with self._ended:
+            if self._together:
+                self._calls += 1
+            return self._together
+
+    def _end(self) -> None:
+        with self._ended:
+            self._calls -= 1
+            self._ended.notify_all()
+
+    def _part(self) -> None:
+        with self._ended:
+            if self._together:
+                self._together = False
+                self._release()
+                self._said("several batches at once did not fit into memory; from here on there is one at a time")
+
+    def _fitted(self, inputs: Arrays, ids: NDArray[np.int64]) -> Arrays:
         if self.most is None or len(ids) <= self.most:
             try:
                 return self._predict(inputs, ids)
@@ -71,18 +109,15 @@ class Fitting:
         done = 0
         while done < len(ids):
             end = done + (self.most or len(ids))
-            found.append(self({name: array[done:end] for name, array in inputs.items()}, ids[done:end]))
+            found.append(self._fitted({name: array[done:end] for name, array in inputs.items()}, ids[done:end]))
             done = min(end, len(ids))
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
     def _halve(self, rows: int) -> None:
-        with self._lock:
-            if self.most is not None and self.most < rows:
-                return  # Another thread met the same meanwhile.
-            self.halvings.append(rows)
-            self.most = rows // 2
-            self._release()
-            self._said(f"a batch of {rows} rows did not fit into memory; from here on no more than {self.most} at once")
+        self.halvings.append(rows)
+        self.most = rows // 2
+        self._release()
+        self._said(f"a batch of {rows} rows did not fit into memory; from here on no more than {self.most} at once")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """``run``: an artifact, data and devices in; a run directory with every row's prediction out."""
 
 import contextlib
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from deploykit.manifest import Manifest
 from deploykit.passes import Passes, plan_passes
 from deploykit.plan import Plan, make_plan
 from deploykit.rundir import RunDirectory
+from deploykit.sources.base import Source
 from deploykit.version import __version__
 from runners.batchsize import Probe, probe_batch_size, settle_batch_size
 from runners.engine import Engine
@@ -191,7 +193,7 @@ def _checked(
         ranks=len(devices), out=Path(out), alone=engine.prepares_alone, progress=progress,
     )  # fmt: skip
     probe = partial(probe_batch_size, artifact, runner, devices, source, passes=passes, seed=seed, draws=draws)
-    plan, notes = _plan(len(source), artifact.manifest, out, options, probe)
+    plan, notes = _plan(source, artifact.manifest, out, options, probe)
     job = Job(
         artifact=artifact.digest,
         artifact_path=str(artifact_path),
@@ -227,15 +229,15 @@ def _refuse_probing(batch_size: int | str, engine: Engine) -> None:
 
 
 def _plan(
-    rows: int, manifest: Manifest, out: str | Path, options: Mapping[str, Any], probe: Callable[..., Probe]
+    source: Source, manifest: Manifest, out: str | Path, options: Mapping[str, Any], probe: Callable[..., Probe]
 ) -> tuple[Plan, tuple[str, ...]]:
-    batch_size, notes = options["batch-size"], tuple[str, ...]()
+    batch_size, shard_rows = options["batch-size"], options["shard-rows"]
+    notes: tuple[str, ...] = ()
     if batch_size == "auto":
-        batch_size, note = settle_batch_size(
-            out, lambda: probe(threads=options["threads"], shard_rows=options["shard-rows"])
-        )
+        batch_size, note = settle_batch_size(out, partial(probe, threads=options["threads"], shard_rows=shard_rows))
         notes = (note,)
-    return make_plan(rows, batch_size, _row_bytes(manifest), options["shard-rows"]), notes
+    at_once = getattr(source, "rows_together", 1)
+    return make_plan(len(source), batch_size, _row_bytes(manifest), shard_rows, rows_together=at_once), notes
 
 
 def _controls(artifact: Artifact, seed: int | None, draws: int | None) -> tuple[int | None, int | None]:
@@ -269,10 +271,8 @@ def _row_bytes(manifest: Manifest) -> int:
     largest = {name: max(sizes, default=1) for name, sizes in manifest.tested.items()}
     total = 8  # the sample id
     for output in manifest.outputs:
-        elements = 1
-        for dimension in output.tensor.row_shape:
-            elements *= dimension if isinstance(dimension, int) else largest.get(dimension, 1)
-        total += elements * output.tensor.numpy_dtype.itemsize
+        sizes = (size if isinstance(size, int) else largest.get(size, 1) for size in output.tensor.row_shape)
+        total += math.prod(sizes) * output.tensor.numpy_dtype.itemsize
     return total
 
 

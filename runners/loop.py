@@ -5,14 +5,14 @@
     reader thread --> channel --> inference (calling thread) --> channel --> writer thread --> parts and commits
 
 Both channels are bounded, so memory does not grow with the rows. The pipeline is not drained between shards: while one
-shard is written, the next one is predicted and the one after it is read. A runner of several lanes gets a further
-thread for each, so that one batch is copied to or from its device while another is computed.
+shard is written, the next one is predicted and the one after it is read. A runner of several lanes gets a
+thread for each but the first, so that one batch is copied to or from its device while another is computed.
 """
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -110,7 +110,9 @@ class Pipeline:
         self._skips = self._job.on_error == "skip"
         self._inputs: Channel[_Read] = Channel(DEPTH, DEPTH_BYTES)
         self._outputs: Channel[_Predicted] = Channel(DEPTH, DEPTH_BYTES)
-        self._fitting = Fitting(self._call, release=task.runner.release_memory, said=listener.warned)
+        self._fitting = Fitting(
+            self._call, release=task.runner.release_memory, said=listener.warned, together=task.runner.lanes > 1
+        )
         self._predictable = Predictable(self._fitting)
         self._turns = Turns()
         self._timings: dict[str, float] = {}
@@ -197,11 +199,16 @@ class Pipeline:
         """One lane: predicts a batch while the other lanes have theirs, and hands it on when the earlier ones are."""
         while True:
             turn, work = self._turns.take(self._inputs.get)
-            began = perf_counter()
-            sound, outputs = self._predict(work)
-            seconds = perf_counter() - began
+            began = monotonic()
+            try:
+                sound, outputs = self._predict(work)
+            except Exception:
+                # In its turn, so that of two batches that fail the first one is named.
+                with self._turns.of(turn):
+                    raise
+            ended = monotonic()
             with self._turns.of(turn):
-                done = self._predicted(work, sound, outputs, seconds)
+                done = self._predicted(work, sound, outputs, (began, ended))
                 # The writer has time; only the end of a shard must not wait, because its commit is due.
                 self._outputs.put(done, size_of(done.batch.outputs), urgent=done.stop == done.shard.stop)
 
@@ -216,13 +223,13 @@ class Pipeline:
             # Runtimes raise their own types, which have nothing in common.
             raise RunError(_failed(work.start, work.stop, "the model", error)) from error
 
-    def _predicted(self, work: _Read, sound: Sound, outputs: Arrays, seconds: float) -> _Predicted:
+    def _predicted(self, work: _Read, sound: Sound, outputs: Arrays, span: tuple[float, float]) -> _Predicted:
         """Count a batch, in its turn, and tell about it."""
         if work.start == work.shard.start:
             self._timings, self._failed = {"read_s": 0.0, "infer_s": 0.0, "write_s": 0.0}, {}
         self._timings["read_s"] += work.seconds
         if len(sound.ids):
-            self._timings["infer_s"] += self._meter.batch(len(sound.ids), seconds)
+            self._timings["infer_s"] += self._meter.batch(len(sound.ids), span[1] - span[0], ended=span[1])
         if DRAWS_USED in outputs:
             self._meter.draws_used += int(outputs[DRAWS_USED].sum())
         if sound.failed:

@@ -87,13 +87,14 @@ class Meter:
     halvings: list[int] = field(default_factory=list)
     peak_memory_bytes: int = 0
 
-    def batch(self, rows: int, seconds: float) -> float:
+    def batch(self, rows: int, seconds: float, *, ended: float | None = None) -> float:
         """Count one predicted batch; batches come in their order. Gives what it adds to ``infer_s``.
 
-        Where two were in work at the same time, that time is counted once.
+        Where two were in work at the same time, that time is counted once. ``ended`` is on the clock of ``origin_s``;
+        now, if it is not given.
         """
-        now = monotonic() - self.origin_s
-        added = seconds if self.last_end_s is None else min(seconds, now - self.last_end_s)
+        now = (monotonic() if ended is None else ended) - self.origin_s
+        added = seconds if self.last_end_s is None else max(0.0, min(seconds, now - self.last_end_s))
         self.infer_s += added
         if self.first_batch_ms is None:
             self.first_batch_ms, self.first_batch_rows, self.first_end_s = seconds * 1e3, rows, now
@@ -101,7 +102,7 @@ class Meter:
             self.latency.add(seconds * 1e3)
         self.rows += rows
         self.batches += 1
-        self.last_end_s = now
+        self.last_end_s = now if self.last_end_s is None else max(now, self.last_end_s)
         self.windows[int(now)] += rows
         return added
 

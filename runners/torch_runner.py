@@ -114,6 +114,7 @@ class TorchRunner(Runner):
         if self.device.kind == "cpu":
             return contextlib.nullcontext()
         if not hasattr(self._own, "stream"):
+            torch.cuda.set_device(self.device.index)  # A thread begins with the first device.
             self._own.stream = torch.cuda.Stream(self.device.index)
         return torch.cuda.stream(self._own.stream)
 
