@@ -77,11 +77,7 @@ class RunDirectory:
         """
         path = Path(path)
         if not (path / RUN_NAME).exists():
-            try:
-                refuse_foreign(path)
-            except RunError:
-                if not (path / RUN_NAME).exists():  # Another process may have created it since.
-                    raise
+            refuse_foreign(path)
         with writing(path):
             cls(path, job)._set_up()
         directory = cls.open(path)
@@ -219,7 +215,7 @@ class RunDirectory:
 
 
 def refuse_foreign(path: Path) -> None:
-    """Refuse a directory in which there is anything that no run has left there before it wrote ``run.json``.
+    """Refuse a directory without a run in which there is anything that none leaves there before it writes ``run.json``.
 
     Raises:
         RunError: there is.
@@ -228,7 +224,8 @@ def refuse_foreign(path: Path) -> None:
         raise RunError(f"run directory {path}: is a file; name a new directory")
     if not path.is_dir():
         return
-    if not all(map(_is_early, path.iterdir())):
+    # Another process may have begun a run since somebody looked for one.
+    if not all(map(_is_early, path.iterdir())) and not (path / RUN_NAME).exists():
         raise RunError(
             f"run directory {path}: is not empty and holds no {RUN_NAME}; name a new or empty directory, "
             "or one that deploykit run made"
@@ -238,7 +235,7 @@ def refuse_foreign(path: Path) -> None:
 def _is_early(entry: Path) -> bool:
     """Whether a process that died before the job began may have left it."""
     if entry.name == SPOOL_NAME:
-        return is_spool(entry)
+        return is_spool(entry) or not entry.exists()
     return entry.name == LOCK_NAME or entry.name.startswith(TEMPORARY_PREFIX)
 
 

@@ -23,7 +23,7 @@ class Engine(abc.ABC):
     """Whether one process chooses the batch size for all ranks, so that ``--batch-size auto`` can be asked for."""
 
     prepares_alone: ClassVar[bool] = True
-    """Whether one process opens the data before the ranks do, and can draw the rows of what comes but once."""
+    """Whether one process opens the data before the ranks do. Where each does, the first draws what comes but once."""
 
     def devices(self, text: str, runner: type[Runner]) -> tuple[Device, ...]:
         """The devices that ``--devices`` names, one rank each; those of this machine if not overridden.
@@ -32,6 +32,10 @@ class Engine(abc.ABC):
             UsageError, DeviceError: a form that the engine does not know, or a device that is not there.
         """
         return parse_devices(text, runner.cuda_count, runtime=runner.runtime)
+
+    def shown(self, progress: ProgressChoice) -> ProgressChoice:
+        """What this process shows of the progress; all if not overridden."""
+        return progress
 
     def __enter__(self) -> Self:
         return self

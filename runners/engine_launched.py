@@ -1,7 +1,8 @@
 """Engines whose ranks are already there: a launcher starts the same command once for each of them.
 
-No rank is special and none waits for another: whoever comes first creates the run directory, each computes its shards,
-and whoever finds the last part committed writes the files of the whole job. So ranks may start late, one after the
+No rank is special, and none waits for another but where data comes once: whoever comes first draws it. Whoever comes
+first creates the run directory, each computes its shards, and whoever finds the last part committed writes the files of
+the whole job. So ranks may start late, one after the
 other, or again, as those of job arrays do.
 """
 
@@ -29,6 +30,7 @@ from runners.launch import Launch, array, slurm, torchrun
 from runners.lock import locked
 from runners.measured import Measured
 from runners.progress import Progress, make_progress
+from runners.spooling import require_same_spool
 from runners.stop import StopRequest, on_signals
 from runners.timing import Meter
 
@@ -75,11 +77,16 @@ class LaunchedEngine(Engine):
             )
         return (named[local],)
 
+    def shown(self, progress: ProgressChoice) -> ProgressChoice:
+        """One rank speaks for all; a function of the caller's is called in each."""
+        return progress if callable(progress) or self.launch.rank == 0 else "none"
+
     def run(self, setting: Setting, out: Path, *, progress: ProgressChoice, notes: list[str]) -> Computed:
         """Compute this rank's shards, and finish the job's files if no part is missing then."""
         began, stop = time.time(), StopRequest()
         with locked(out, shared=True):
             directory = RunDirectory.join(out, setting.job)
+            require_same_spool(setting.source, directory)
             assignment = self._assignment(setting, directory)
             claims = Claims(self._numbers(assignment, len(directory.job.plan)), directory)
             meter = self._compute(setting, directory, assignment, claims, stop, progress)
@@ -142,10 +149,8 @@ class LaunchedEngine(Engine):
         # Ranks that meet must all come, even one that finds nothing left to do.
         if assignment.group is None and claims.is_empty():
             return Meter(origin_s=assignment.origin_s)
-        # One rank speaks for all.
-        mode = choice if callable(choice) or self.launch.rank == 0 else "none"
         plan = directory.job.plan
-        progress = make_progress(mode, plan.rows, directory.committed_rows())
+        progress = make_progress(self.shown(choice), plan.rows, directory.committed_rows())
         listener = _Listener(progress, directory, claims)
         try:
             with on_signals(stop):

@@ -30,6 +30,7 @@ def finish_together(
     with finishing(directory.path):
         if not worked and _is_reported(directory) and directory.is_finished():
             notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
+            discard_spool(setting.source)
             return
         directory.clean()
         finish_files(setting, directory, inherit=(), notes=notes)

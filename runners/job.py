@@ -190,7 +190,7 @@ def _checked(
     predicted = (*(output.tensor for output in artifact.manifest.outputs), *added)
     source, writing = open_data(
         stack, artifact, data, predicted, options,
-        ranks=len(devices), out=Path(out), alone=engine.prepares_alone, progress=progress,
+        ranks=len(devices), out=Path(out), alone=engine.prepares_alone, progress=engine.shown(progress),
     )  # fmt: skip
     probe = partial(probe_batch_size, artifact, runner, devices, source, passes=passes, seed=seed, draws=draws)
     plan, notes = _plan(source, artifact.manifest, out, options, probe)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +33,28 @@ def open_data(
 ) -> tuple[Source, Writing]:
     """The data, and the writing of what is ``predicted`` and of the columns of the data that are kept.
 
-    Data that comes but once is drawn into the run directory ``out``, if this process prepares the job ``alone``.
+    Data that comes but once is drawn into the run directory ``out``: by this process if it prepares the job ``alone``,
+    else by the rank that comes first.
 
     Raises:
-        UsageError: an unknown writer, a kept column that has the name of an output, or data that cannot be drawn.
-        RunError: it can, but not into this directory.
+        UsageError: an unknown writer, a kept column that has the name of an output, or a Lightning writer with data
+            that comes but once.
+        RunError: data cannot be drawn into this directory.
         DataError: the data cannot be opened, or does not fit the model.
     """
     _refuse_clash(options["keep"], [spec.name for spec in predicted])
     # Opening the data may take long; a writer that cannot be used at all is refused first.
     writing = choose_writing(options, predicted, ranks)
     reading = _reading(artifact, options)
-    source: Source | None = find_spool(out, data, artifact, reading)
+    show = partial(make_progress, progress, None, 0)
+    source: Source | None = find_spool(out, data, artifact, reading, alone=alone, show=show)
     if source is None:
         source = open_source(data, artifact.manifest.inputs, reading=reading)
     stack.callback(source.close)
     if isinstance(source, StreamSource):
-        refuse_to_draw(source, alone=alone, lightning=writing.lightning)
-        source = draw(source, out, reading, make_progress(progress, None, 0))
+        if writing.lightning is not None:
+            refuse_to_draw(source, writing.lightning)
+        source = draw(source, out, reading, alone=alone, show=show)
         stack.callback(source.close)
     kept = tuple(getattr(source, "kept", ()))
     # Chosen once where it can be: a Lightning writer is the user's own class, made on the way.

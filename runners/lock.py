@@ -11,10 +11,14 @@ from deploykit.errors import RunError
 from deploykit.feed import writing
 from deploykit.rundir import LOCK_NAME, RUN_NAME
 
-__all__ = ["finishing", "locked"]
+__all__ = ["BusyError", "finishing", "locked"]
 
 PATIENCE_S = 1.0
 """The ranks of a run that was killed need a moment to notice; they hold the lock until they are gone."""
+
+
+class BusyError(RunError):
+    """Another run holds the directory."""
 
 
 @contextlib.contextmanager
@@ -25,22 +29,18 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[int]:
     that a launcher starts hold it together, ``shared``; a run that places its ranks itself holds it alone.
 
     Raises:
-        RunError: another run holds it, or the directory cannot be created.
+        BusyError: another run holds it.
+        RunError: the directory cannot be created, or its file system has no locks.
     """
     if path.exists() and not path.is_dir():
         raise RunError(f"run directory {path}: is a file; name a new directory")
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = _take(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     try:
-        _take(path, descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        try:
-            yield descriptor
-        finally:
-            if not (path / RUN_NAME).exists():
-                # The directory was refused because it is somebody else's: it keeps no file of ours.
-                (path / LOCK_NAME).unlink(missing_ok=True)
+        yield descriptor
     finally:
+        if not (path / RUN_NAME).exists():
+            # The directory was refused because it is somebody else's: it keeps no file of ours.
+            (path / LOCK_NAME).unlink(missing_ok=True)
         os.close(descriptor)
 
 
@@ -52,22 +52,36 @@ def finishing(path: Path) -> Iterator[None]:
         yield
 
 
-def _take(path: Path, descriptor: int, kind: int) -> None:
+def _take(path: Path, kind: int) -> int:
+    """A descriptor of the lock's file, which has the lock."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise RunError(
-                    f"run directory {path}: another run is writing into it; wait until it ends, "
-                    "or name another directory"
-                ) from None
-            time.sleep(0.05)
-        except OSError as error:
-            raise RunError(
-                f"run directory {path}: its file system has no locks ({error.strerror}), which keep two runs apart; "
-                "name a directory on one that has them: NFS 4, or Lustre mounted with the option flock"
-            ) from error
-        else:
-            return
+            if _has(path, descriptor, kind):
+                return descriptor
+        except BaseException:  # Closed and raised again, whatever it is.
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        if time.monotonic() > deadline:
+            raise BusyError(
+                f"run directory {path}: another run is writing into it; wait until it ends, or name another directory"
+            )
+        time.sleep(0.05)
+
+
+def _has(path: Path, descriptor: int, kind: int) -> bool:
+    """Try to lock the file; not one that who held it has removed since, because the next one would make another."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), (path / LOCK_NAME).stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError as error:
+        raise RunError(
+            f"run directory {path}: its file system has no locks ({error.strerror}), which keep two runs apart; "
+            "name a directory on one that has them: NFS 4, or Lustre mounted with the option flock"
+        ) from error

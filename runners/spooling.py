@@ -1,7 +1,8 @@
 """Data that comes but once: drawn into the run directory before the plan is made, and read from there by every rank."""
 
+import contextlib
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from time import monotonic, time
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 from deploykit.artifact import Artifact
 from deploykit.errors import IncompleteRunError, RunError, UsageError
 from deploykit.rundir import RUN_NAME, SPOOL_NAME, RunDirectory, refuse_foreign
-from deploykit.signs import leave_drawing
+from deploykit.signs import leave_drawing, read_drawing
 from deploykit.sources import Reading, Source
+from deploykit.sources.onerank import as_one_rank
 from deploykit.sources.spool import Spool, SpoolSource, asked_for, clear, spooled_facts
 from deploykit.sources.stream import StreamSource
 from runners.lightning_writer import LightningWriter
-from runners.lock import locked
+from runners.lock import BusyError, locked
 from runners.progress import Progress
 from runners.stop import StopRequest, on_signals
 
@@ -26,32 +28,42 @@ SIGN_S = 0.5
 _AGAIN = "give the same command again, which draws them from the beginning"
 
 
-def find_spool(out: Path, data: str, artifact: Artifact, reading: Reading) -> SpoolSource | None:
-    """The rows that an earlier call for the same data has drawn into the run directory ``out``, if it came to its end.
+def find_spool(
+    out: Path, data: str, artifact: Artifact, reading: Reading, *, alone: bool, show: Callable[[], Progress]
+) -> SpoolSource | None:
+    """The rows that another call for the same data has drawn into the run directory ``out``, if it came to its end.
 
-    What a call has left that was stopped before its job began is removed.
+    What a call has left that was stopped before its job began is removed. While another rank draws, this one waits.
+
+    Args:
+        out: the run directory.
+        data: what the user named.
+        artifact: whose inputs they are.
+        reading: how they are read.
+        alone: no other rank can be drawing: this process prepares the job for all.
+        show: begins to tell how many rows have come.
 
     Raises:
         RunError: the directory holds the rows of other data, or another run writes into it.
     """
     folder, inputs = out / SPOOL_NAME, artifact.manifest.inputs
-    facts = spooled_facts(folder)
     asked = asked_for(data, inputs, reading)
+    if folder.exists() and spooled_facts(folder) is None and not (out / RUN_NAME).exists():
+        refuse_foreign(out)
+        with _turn(out, asked, alone=alone, show=show) as is_mine:
+            if is_mine:
+                clear(folder)
+    facts = spooled_facts(folder)
     if facts is not None and _holds(facts, asked):
         source = SpoolSource(folder, facts, inputs)
         if source.is_there:
             source.notes.append(f"data {data}: the {len(source):,} rows that were drawn before are used")
         return source
-    if (out / RUN_NAME).exists():
-        if facts is not None:
-            raise RunError(
-                f"run directory {out}: holds rows of {facts['target']}, drawn for another model, data or columns, "
-                f"asked for {asked['target']}; use the old values to resume it, or name a new directory"
-            )
-    elif folder.exists():
-        refuse_foreign(out)
-        with locked(out):
-            clear(folder)
+    if facts is not None and (out / RUN_NAME).exists():
+        raise RunError(
+            f"run directory {out}: holds rows of {facts['target']}, drawn for another model, data or columns, "
+            f"asked for {asked['target']}; use the old values to resume it, or name a new directory"
+        )
     return None
 
 
@@ -68,8 +80,12 @@ def open_spool(directory: RunDirectory, artifact: Artifact) -> SpoolSource:
     return SpoolSource(folder, facts, artifact.manifest.inputs)
 
 
-def draw(stream: StreamSource, out: Path, reading: Reading, progress: Progress) -> SpoolSource:
+def draw(
+    stream: StreamSource, out: Path, reading: Reading, *, alone: bool, show: Callable[[], Progress]
+) -> SpoolSource:
     """Go through the stream once and put its rows into ``out``; when that fails, nothing of it is kept.
+
+    Of several ranks that prepare the job, not one ``alone``, whoever comes first draws and the others wait.
 
     Raises:
         RunError: the directory holds another job or is in use, or the disk is full.
@@ -78,11 +94,10 @@ def draw(stream: StreamSource, out: Path, reading: Reading, progress: Progress) 
     """
     _refuse_other_job(out)
     folder, asked = out / SPOOL_NAME, asked_for(stream.target, stream.inputs, reading)
-    with locked(out):
-        # Another process may have drawn them while this one called the factory, and be about to begin the job.
-        if not _holds(spooled_facts(folder), asked):
-            _fill(Spool(folder, asked, stream.inputs), stream, out, progress)
-        facts = spooled_facts(folder) or {}
+    with _turn(out, asked, alone=alone, show=show) as is_mine:
+        if is_mine:
+            _fill(Spool(folder, asked, stream.inputs), stream, out, show())
+    facts = spooled_facts(folder) or {}
     source = SpoolSource(folder, facts, stream.inputs)
     source.notes += [
         f"data {stream.target}: {stream.why}, so it was gone through once: {len(source):,} rows, "
@@ -115,6 +130,32 @@ def discard_spool(source: Source) -> None:
         source.discard()
 
 
+@contextlib.contextmanager
+def _turn(out: Path, asked: Mapping[str, Any], *, alone: bool, show: Callable[[], Progress]) -> Iterator[bool]:
+    """Hold the run directory, to draw what is ``asked`` for; gives False where another process has drawn it since."""
+    with contextlib.ExitStack() as stack:
+        if alone:
+            stack.enter_context(locked(out))
+        else:
+            _wait(stack, out, asked, show)
+        yield not _holds(spooled_facts(out / SPOOL_NAME), asked)
+
+
+def _wait(stack: contextlib.ExitStack, out: Path, asked: Mapping[str, Any], show: Callable[[], Progress]) -> None:
+    """Wait until no other rank draws: the rows are there, or it has failed or died and this one holds the directory."""
+    folder, progress = out / SPOOL_NAME, None
+    while not _holds(spooled_facts(folder), asked):
+        try:
+            stack.enter_context(locked(out))
+            break
+        except BusyError:
+            progress = progress or show()
+            sign = read_drawing(folder)
+            progress.update(0 if sign is None else sign.rows)
+    if progress is not None:
+        progress.close()
+
+
 def _holds(facts: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool:
     return facts is not None and {name: facts.get(name) for name in asked} == asked
 
@@ -124,7 +165,7 @@ def _fill(spool: Spool, stream: StreamSource, out: Path, progress: Progress) -> 
     # Not at the next row: the user's code may take its time to give it.
     stop.listen(finish=_interrupt, abandon=lambda: None)
     try:
-        with on_signals(stop), spool:
+        with on_signals(stop), as_one_rank(), spool:
             say = _Saying(out / SPOOL_NAME)
             for arrays in stream.batches():
                 if not spool.rows:
@@ -178,25 +219,14 @@ def _refuse_other_job(out: Path) -> None:
         )
 
 
-def refuse_to_draw(stream: StreamSource, *, alone: bool, lightning: LightningWriter | None) -> None:
-    """Refuse what needs rows by number, or a second look at them.
-
-    Args:
-        stream: the data.
-        alone: whether one process prepares the job for all ranks.
-        lightning: the Lightning writer, if there is one.
+def refuse_to_draw(stream: StreamSource, lightning: LightningWriter) -> None:
+    """Refuse what needs a second look at the batches.
 
     Raises:
-        UsageError: there is no such process, or there is such a writer.
+        UsageError: always.
     """
-    what = f"data {stream.target}: {stream.why}, so its rows are drawn once and in order"
-    if not alone:
-        raise UsageError(
-            f"{what}, and each rank of a launcher would draw its own; use --engine local or ray, or return a map-style "
-            "dataset"
-        )
-    if lightning is not None:
-        raise UsageError(
-            f"{what}, and the writer {lightning.target} is to see the batches when all rows are predicted; use a "
-            "writer of deploykit, or return a map-style dataset"
-        )
+    raise UsageError(
+        f"data {stream.target}: {stream.why}, so its rows are drawn once and in order, and the writer "
+        f"{lightning.target} is to see the batches when all rows are predicted; use a writer of deploykit, or return a "
+        "map-style dataset"
+    )

@@ -141,9 +141,12 @@ class SpoolSource:
         self._what = f"data {facts['target']}"
         self.kept = tuple(map(TensorSpec.from_json, facts["kept"]))
         runs, width = facts["runs"], sum(len(spec.shape) for spec in inputs)
-        self.is_there = all((folder / name).exists() for name in (_STARTS, _SHAPES))
-        self._starts = self._table(_STARTS, runs)
-        self._shapes = self._table(_SHAPES, runs, width)
+        try:
+            self._starts, self._shapes = self._table(_STARTS, runs), self._table(_SHAPES, runs, width)
+            self.is_there = True
+        except FileNotFoundError:
+            self.close()
+            self.is_there = False
 
     def __len__(self) -> int:
         return int(self._facts["rows"])
@@ -191,9 +194,10 @@ class SpoolSource:
         self._starts = self._shapes = np.empty(0, np.int64)
 
     def _table(self, name: str, *shape: int) -> np.ndarray[Any, Any]:
-        if not self.is_there or not math.prod(shape):
-            return np.empty([0] * len(shape), np.int64)
-        return np.memmap(self._folder / name, np.int64, "r", shape=shape)
+        if math.prod(shape):
+            return np.memmap(self._folder / name, np.int64, "r", shape=shape)
+        (self._folder / name).stat()  # It raises where the file is not there.
+        return np.empty([0] * len(shape), np.int64)
 
 
 def asked_for(data: str, inputs: Sequence[TensorSpec], reading: Reading) -> dict[str, Any]:

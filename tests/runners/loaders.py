@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, default_collate, get_worker_info
 
 from tests import handmade
 
@@ -63,6 +63,30 @@ def stream() -> Iterator[dict[str, np.ndarray[Any, Any]]]:
             raise OSError("the connection was lost")
         x[row, 0] = row
         yield {"x": x[row]}
+
+
+def rank_and_size() -> tuple[int, int]:
+    """As code for training reads them."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def share() -> torch.Tensor:
+    """The rows of this rank."""
+    rank, size = rank_and_size()
+    return X[rank::size]
+
+
+def shares() -> Iterator[torch.Tensor]:
+    """The rows of the rank that goes through them."""
+    rank, size = rank_and_size()
+    yield from X[rank::size]
+
+
+def sampled() -> DataLoader[Any]:
+    """The rows of this rank, as the sampler of distributed training chooses them."""
+    rank, size = rank_and_size()
+    rows: Any = X
+    return DataLoader(rows, batch_size=7, sampler=DistributedSampler(rows, size, rank, shuffle=False))
 
 
 class Lines(IterableDataset[Any]):

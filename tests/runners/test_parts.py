@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from deploykit.errors import RunError, UnknownNameError
 from runners import progress, stop
 from runners.channel import Channel, Closed
-from runners.lock import locked
+from runners.lock import BusyError, locked
 from runners.pace import Pace, behind
 from runners.timing import RESOLUTION, Histogram, Meter
 from runners.wire import Lines
@@ -216,6 +216,28 @@ def test_one_run_at_a_time_and_death_unlocks(tmp_path: Path, monkeypatch: pytest
     with locked(tmp_path / "run"):
         pass
     assert list((tmp_path / "run").iterdir()) == [], "a directory that became no run keeps no lock file"
+
+
+def test_who_has_waited_holds_the_lock_that_the_next_one_meets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever lets go of a directory that became no run removes the lock file for which another waits."""
+    monkeypatch.setattr("runners.lock.PATIENCE_S", 10)
+    has, end = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with locked(tmp_path / "run"):
+            has.set()
+            end.wait(10)
+
+    waiting = threading.Thread(target=second)
+    with locked(tmp_path / "run"):
+        waiting.start()
+        time.sleep(0.2)
+    assert has.wait(10)
+    monkeypatch.setattr("runners.lock.PATIENCE_S", 0.1)
+    with pytest.raises(BusyError), locked(tmp_path / "run"):
+        pass
+    end.set()
+    waiting.join()
 
 
 def test_lock_on_a_file_is_refused(tmp_path: Path) -> None:

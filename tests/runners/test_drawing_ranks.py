@@ -1,0 +1,119 @@
+"""Data that comes but once, under a launcher: one rank draws it, the others wait for it."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploykit.verify_run import verify_run
+from deploykit.watching import run_status
+from runners.job import run
+from tests import handmade
+
+from .loaders import X
+from .test_factories import FILE, rows_of
+from .test_launched import Environment, as_rank, ended, free_port, indexed_job, parts, srun, start, torchrun, wait_for
+from .test_spooling import times
+
+STREAM = f"{FILE}:stream"
+ROWS = 60
+
+
+@pytest.fixture
+def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with a line for each time that the data was drawn."""
+    monkeypatch.setenv("DRAWN", str(tmp_path / "drawn"))
+    monkeypatch.setenv("SLOW_S", "0.05")
+    (tmp_path / "drawn").touch()
+    return tmp_path / "drawn"
+
+
+def assert_whole(out: Path) -> None:
+    """Every row is there once; that they are those of one drawing, their digests say."""
+    assert verify_run(out).ok
+    assert sorted(rows_of(out, "logits")) == list(range(ROWS))
+    assert [path.name for path in (out / "spool").iterdir()] == ["spool.json"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "environment"), [("torchrun", torchrun), ("slurm", srun), ("array", indexed_job)],
+)  # fmt: skip
+def test_one_rank_draws_and_the_others_wait(
+    artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, engine: str,
+    environment: Callable[[int, int], Environment],
+) -> None:  # fmt: skip
+    out = tmp_path / "r"
+    ranks = [
+        start(artifact_paths["plain"], out, environment(rank, 3), "--engine", engine, data=STREAM) for rank in range(3)
+    ]
+    texts = [ended(rank) for rank in ranks]
+    assert times(drawn) == 1
+    assert_whole(out)
+    assert all("60 rows" in text for text in texts)
+    assert "finished the job" in "".join(texts)
+    late = start(artifact_paths["plain"], out, environment(1, 3), "--engine", engine, data=STREAM)
+    ended(late)
+    assert times(drawn) == 1
+
+
+def test_ranks_that_meet(artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path) -> None:
+    out, port = tmp_path / "r", free_port()
+    options = ("--engine", "torchrun", "--runner", "torch")
+    ranks = [start(artifact_paths["plain"], out, torchrun(rank, 2, port), *options, data=STREAM) for rank in range(2)]
+    first, second = [ended(rank) for rank in ranks]
+    assert times(drawn) == 1
+    assert_whole(out)
+    assert "60 rows read" in first, "rank 0 tells what comes, whoever draws it"
+    assert "rows read" not in second
+
+
+def test_the_rank_that_draws_is_killed(artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path) -> None:
+    out = tmp_path / "r"
+
+    def rank(number: int) -> Any:
+        return start(artifact_paths["plain"], out, indexed_job(number, 2), "--engine", "array", data=STREAM)
+
+    first = rank(0)
+    wait_for(lambda: run_status(out).drawn_rows)
+    second = rank(1)
+    wait_for(lambda: (run_status(out).drawn_rows or 0) > ROWS // 3)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert "1 of 2 ends" in ended(second)
+    assert times(drawn) == 2
+    before = parts(out)
+    ended(rank(0))
+    assert times(drawn) == 2
+    assert_whole(out)
+    assert {name: data for name, data in parts(out).items() if name in before} == before
+
+
+def test_an_error_of_the_iterable_is_each_ranks_own(
+    artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROKEN_ROW", "17")
+    out = tmp_path / "r"
+    ranks = [
+        start(artifact_paths["plain"], out, indexed_job(rank, 2), "--engine", "array", data=STREAM) for rank in range(2)
+    ]
+    for each in ranks:
+        assert "row 17: the iterable: raised OSError: the connection was lost" in ended(each, code=1)
+    assert list(out.iterdir()) == []
+    assert times(drawn) == 2
+
+
+@pytest.mark.parametrize("factory", ["share", "shares", "sampled"])
+def test_code_that_splits_rows_by_rank_loses_none(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: str
+) -> None:
+    for rank in (1, 0):
+        as_rank(monkeypatch, torchrun(rank, 2))
+        run(artifact_paths["plain"], f"{FILE}:{factory}", tmp_path / "r", batch_size=4, shard_rows=8)
+        assert os.environ["RANK"] == str(rank)
+    found = rows_of(tmp_path / "r", "logits")
+    wanted = handmade.expected("plain", {"x": X.numpy()})["logits"]
+    np.testing.assert_allclose([found[row] for row in range(len(X))], wanted, rtol=1e-5, atol=1e-6)
