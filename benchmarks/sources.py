@@ -1,8 +1,8 @@
 """How fast rows are read from Parquet and Arrow files, beside pyarrow's own streaming read of the same file.
 
-``python -m benchmarks.sources`` writes ``results/sources.json``. A million rows of 64 float32 lie in files of four
-kinds: one column of lists or 64 columns, in Parquet and in Arrow. Each is read once from its first row to its last, in
-turn by
+``python -m benchmarks.sources`` writes ``results/sources.json`` and the table in the docs. A million rows of 64 float32
+lie in files of four kinds: one column of lists or 64 columns, in Parquet and in Arrow. Each is read once from its first
+row to its last, in turn by
 
 - ``ours``: the source, in batches of 256 rows, each a fresh (256, 64) array, as a run reads it;
 - ``bare``: pyarrow record batches, without a look into them; for Arrow through ``OSFile``, so that the bytes are read;
@@ -23,12 +23,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, ROOT
+from benchmarks.pages import fill, load
 from deploykit.sources import Reading, open_source
 from deploykit.tensors import TensorSpec
 from runners.environment import environment
 
 ROWS, WIDTH, BATCH, GROUP, ROUNDS = 1_000_000, 64, 256, 65_536, 5
+DOCS = ROOT / "docs" / "sources.md"
 X = TensorSpec(name="x", dtype="float32", shape=("batch", WIDTH))
 
 
@@ -111,6 +113,18 @@ def measured(path: Path) -> dict[str, Any]:
     return found
 
 
+def summary() -> str:
+    """The table of the docs, in millions of rows per second."""
+    lines = [
+        "| file | source | pyarrow | pyarrow, to arrays | source / pyarrow | source / arrays |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in load("sources")["results"].items():
+        rates = " | ".join(f"{found[reader]['rows_per_s'] / 1e6:.2f}" for reader in READERS)
+        lines.append(f"| {name} | {rates} | {found['ours_over_bare']:.2f} | {found['ours_over_arrays']:.2f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure, print and keep."""
     with tempfile.TemporaryDirectory() as folder:
@@ -122,8 +136,8 @@ def main() -> None:
         "environment": environment("pyarrow", pa.__version__),
     }  # fmt: skip
     (RESULTS / "sources.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    for name, result in results.items():
-        print(name, json.dumps(result))
+    print(summary())
+    fill(DOCS, "sources", summary())
 
 
 if __name__ == "__main__":

@@ -3,19 +3,17 @@
 A test fails when the README says something else than the results.
 """
 
-import json
-from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, ROOT
+from benchmarks.common import ROOT
+from benchmarks.pages import fill, load
 
 README = ROOT / "README.md"
-BEGIN, END = "<!-- benchmarks: written by benchmarks/summary.py -->", "<!-- end of benchmarks -->"
 
 
 def summary() -> str:
-    startup, throughput, memory, digits = (_load(name) for name in ("startup", "throughput", "memory", "digits"))
-    speed, large = _load("mc_speed"), _load("large")
+    startup, throughput, memory, digits = (load(name) for name in ("startup", "throughput", "memory", "digits"))
+    speed, large = load("mc_speed"), load("large")
     onnx = next(case for case in memory["cases"] if case["runner"] == "onnx")
     click = f"import click: {_s(startup['help_floor_click_s'])}"
     rows = [
@@ -33,8 +31,8 @@ def summary() -> str:
             f"ratio {onnx['large_over_small']:.2f}",
         ),
         *(_large(case, large["rows"]) for case in large["cases"]),
-        *(_rivals(case) for case in _load("rivals")["cases"]),
-        *_ranks(_load("ranks")),
+        *(_rivals(case) for case in load("rivals")["cases"]),
+        *_ranks(load("ranks")),
         *(_monte_carlo(case, speed["draws"]) for case in speed["cases"]),
     ]
     lines = ["| what | measured | beside it |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
@@ -132,20 +130,8 @@ def _s(times: dict[str, float]) -> str:
     return f"{times['median']:.2f} s"
 
 
-def _load(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return found
-
-
-def replaced(text: str) -> str:
-    """The README with the block between the marks as the results say."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{summary()}\n\n{END}{after}"
-
-
-def main(readme: Path = README) -> None:
-    readme.write_text(replaced(readme.read_text(encoding="utf-8")), encoding="utf-8")
+def main() -> None:
+    fill(README, "summary", summary())
 
 
 if __name__ == "__main__":

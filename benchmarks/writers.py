@@ -30,8 +30,9 @@ import zarr
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
-from benchmarks.common import RESULTS, ROOT, deploykit, interleaved, ratio, save, spread, timed, workplace
+from benchmarks.common import ROOT, deploykit, interleaved, ratio, save, spread, timed, workplace
 from benchmarks.models import export_mlp
+from benchmarks.pages import fill, load
 from benchmarks.throughput import LOOP
 from deploykit.tensors import TensorSpec
 from deploykit.writers import WRITERS, Batch, make_writer
@@ -243,17 +244,10 @@ def reported(place: Path, writer: str) -> float:
 
 
 DOCS = ROOT / "docs" / "writers.md"
-BEGIN, END = "<!-- benchmarks: written by benchmarks/writers.py -->", "<!-- end of benchmarks -->"
 
 
-def documented(text: str) -> str:
-    """The page with the block between the marks as the results say."""
-    found = json.loads((RESULTS / "writers.json").read_text(encoding="utf-8"))
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{summary(found)}\n\n{END}{rest.partition(END)[2]}"
-
-
-def summary(found: dict[str, Any]) -> str:
+def summary() -> str:
+    found = load("writers")
     sides = found["writers"]
     head = "| | million rows per processor s | MB per processor s | bytes per row in the file | over the bare call |"
     lines = [head, "|---|---|---|---|---|"]
@@ -299,7 +293,7 @@ def main(words: list[str]) -> None:
             run=measure_runs(),
             target={"run rows_per_s_over_bare": {"npy": 0.9, "parquet": 0.75}},
         )
-    DOCS.write_text(documented(DOCS.read_text(encoding="utf-8")), encoding="utf-8")
+    fill(DOCS, "writers", summary())
 
 
 if __name__ == "__main__":

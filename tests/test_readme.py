@@ -1,16 +1,35 @@
-"""The README says what the committed results say, and its commands exist."""
+"""The README and the docs say what the committed results say, and the README's commands exist."""
 
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
-from benchmarks.summary import README, replaced
+import pytest
+
+from benchmarks import sources, summary, writers
+from benchmarks.pages import filled
+from benchmarks.summary import README
 from deploykit.cli import _COMMANDS
 
 
-def test_the_numbers_are_those_of_the_committed_results() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert replaced(text) == text, "run python -m benchmarks.summary"
+@pytest.mark.parametrize(
+    ("page", "script", "block"),
+    [
+        (README, "summary", summary.summary),
+        (writers.DOCS, "writers", writers.summary),
+        (sources.DOCS, "sources", sources.summary),
+    ],
+)
+def test_the_numbers_are_those_of_the_committed_results(page: Path, script: str, block: Callable[[], str]) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert filled(text, script, block()) == text, f"{page.name}: the block is not what benchmarks.{script} writes"
+
+
+def test_a_page_without_marks_is_an_error() -> None:
+    with pytest.raises(ValueError, match="has no <!-- benchmarks: written by benchmarks/summary"):
+        filled("# A page", "summary", "")
 
 
 def test_every_command_and_option_that_the_readme_shows_exists() -> None:
