@@ -31,22 +31,25 @@ class Claims:
         self.taken: set[int] = set()
 
     def is_empty(self) -> bool:
-        """Whether there is nothing to compute; to be asked before the first ``next``."""
-        self._ahead = self._ahead or self.next()
-        return self._ahead is None
+        """Whether there is nothing left to compute."""
+        return self.peek() is None
 
     def next(self) -> Shard | None:
         """The next shard to compute. One thread calls this."""
-        if self._ahead is not None:
-            shard, self._ahead = self._ahead, None
-            return shard
-        for number in self._numbers:
-            if self._closed:
+        shard, self._ahead = self.peek(), None
+        if shard is not None:
+            self.taken.add(shard.index)
+        return shard
+
+    def peek(self) -> Shard | None:
+        """The shard that ``next`` will give. One thread calls this."""
+        while self._ahead is None and not self._closed:
+            number = next(self._numbers, None)
+            if number is None:
                 return None
             if not self._is_there(number):
-                self.taken.add(number)
-                return self._directory.job.plan.shard(number)
-        return None
+                self._ahead = self._directory.job.plan.shard(number)
+        return None if self._closed else self._ahead
 
     def close(self) -> None:
         """Give out nothing more; safe inside a signal handler."""

@@ -4,7 +4,6 @@ import contextlib
 import selectors
 import subprocess
 import tempfile
-import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,11 +26,12 @@ from runners.pace import behind, should_take
 from runners.process import RankProcess
 from runners.progress import Progress
 from runners.recorder import Recorder, Told
+from runners.shardqueue import ShardQueue
 from runners.stop import StopRequest
 from runners.timing import Meter
 from runners.work import Outcome, Work
 
-__all__ = ["ListFeed", "LocalEngine", "place", "rebuilt", "run_here", "run_ranks"]
+__all__ = ["LocalEngine", "place", "rebuilt", "run_here", "run_ranks"]
 
 TICK_S = 0.1
 PATIENCE_S = 10.0
@@ -61,30 +61,16 @@ def place(work: Work) -> Outcome:
             progress=work.progress,
             stop=work.stop,
         )
+    feed = ShardQueue(work.shards)
+    feed.end()
     return run_here(
         work.assignments[0],
-        ListFeed(work.shards),
+        feed,
         artifact=work.artifact,
         source=work.source,
         listener=_HereListener(work.progress, work.done),
         stop=work.stop,
     )
-
-
-class ListFeed:
-    """These shards, one after another."""
-
-    def __init__(self, shards: Sequence[Shard]) -> None:
-        self._shards = deque(shards)
-        self._lock = threading.RLock()  # A signal handler may close it in the very thread that holds it.
-
-    def next(self) -> Shard | None:
-        with self._lock:
-            return self._shards.popleft() if self._shards else None
-
-    def close(self) -> None:
-        with self._lock:
-            self._shards.clear()
 
 
 class _HereListener:

@@ -23,8 +23,9 @@ from deploykit.errors import DeploykitError, RunError
 from deploykit.passes import DRAWS_USED
 from deploykit.plan import Shard, remaining
 from deploykit.sources.finite import check_finite, count_nan_rows
-from deploykit.sources.reading import announced, split
+from deploykit.sources.reading import split
 from deploykit.writers.base import Batch, Writer
+from runners.ahead import Ahead
 from runners.base import Arrays, Runner
 from runners.channel import Channel, Closed
 from runners.drawing import most_draws, predict_in_passes
@@ -51,6 +52,9 @@ class ShardFeed(Protocol):
 
     def next(self) -> Shard | None:
         """The next shard, None when there is none left; may wait."""
+
+    def peek(self) -> Shard | None:
+        """What ``next`` would give, if that is known by now; it is not taken."""
 
     def close(self) -> None:
         """Give out nothing more, and wake who waits."""
@@ -167,9 +171,10 @@ class Pipeline:
             self.abandon()
 
     def _read_all(self) -> None:
+        ahead = Ahead(self._task.source, self._job.plan, self._feed.peek)
         while (shard := self._feed.next()) is not None:
             self._listener.started(shard)
-            for start, stop in announced(self._task.source, self._job.plan.batches(shard)):
+            for start, stop in ahead.ranges(shard):
                 work = self._read(shard, start, stop)
                 self._inputs.put(work, size_of(work.sound.inputs) + size_of(work.sound.kept))
         self._inputs.finish()

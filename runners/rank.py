@@ -7,7 +7,6 @@ When the run is gone, its pipe ends, and the rank ends at once: its unfinished s
 import atexit
 import contextlib
 import os
-import queue
 import signal
 import sys
 import threading
@@ -23,6 +22,7 @@ from runners.assignment import Assignment
 from runners.loop import Pipeline
 from runners.memory import peak_memory_bytes
 from runners.recorder import Recorder
+from runners.shardqueue import ShardQueue
 from runners.timing import Meter
 from runners.wire import Wire
 
@@ -30,25 +30,6 @@ __all__ = ["main"]
 
 REPORT_S = 0.1
 ORPHANED = 3
-
-
-class _PipeFeed:
-    """Shards as the run sends them."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Shard | None] = queue.SimpleQueue()
-        self._closed = False
-
-    def put(self, shard: Shard | None) -> None:
-        self._queue.put(shard)
-
-    def next(self) -> Shard | None:
-        shard = self._queue.get()
-        return None if self._closed else shard
-
-    def close(self) -> None:
-        self._closed = True
-        self._queue.put(None)
 
 
 class _WireListener:
@@ -72,7 +53,7 @@ class _WireListener:
 
 class _Rank:
     def __init__(self, wire: Wire) -> None:
-        self._wire, self._feed = wire, _PipeFeed()
+        self._wire, self._feed = wire, ShardQueue()
         self._pipeline: Pipeline | None = None
 
     def listen(self, messages: Iterator[dict[str, Any]]) -> None:
@@ -81,7 +62,7 @@ class _Rank:
             if "shard" in message:
                 self._feed.put(Shard(**message["shard"]))
             elif "end" in message:
-                self._feed.put(None)
+                self._feed.end()
             elif "finish" in message:
                 self._feed.close()
             elif self._pipeline is not None:

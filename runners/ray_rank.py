@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import queue
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from runners.assignment import Assignment
 from runners.loop import Pipeline
 from runners.memory import peak_memory_bytes
 from runners.recorder import Recorder
+from runners.shardqueue import ShardQueue
 from runners.shipping import unpacked
 from runners.timing import Meter
 
@@ -54,7 +54,7 @@ class RayRank:
         origin = time.monotonic() - (time.time() - home.began)
         self._assignment = replace(assignment, origin_s=origin)
         self._home, self._packed = home, packed
-        self._feed = _QueueFeed()
+        self._feed = ShardQueue()
         self._meter = Meter(origin_s=origin)
         self._changed = threading.Condition()
         self._ready = self._ended = False
@@ -78,7 +78,7 @@ class RayRank:
 
     def end(self) -> dict[str, Any]:
         """Answers with the measurements, when all is done."""
-        self._feed.close()
+        self._feed.end()
         self._thread.join()
         return self._error or {"meter": self._meter.to_json()}
 
@@ -118,20 +118,6 @@ class RayRank:
     def committed(self, commit: Commit) -> None:
         """A shard is on the disk; the pipeline says so."""
         self._tell(committed=commit.shard)
-
-
-class _QueueFeed:
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Shard | None] = queue.SimpleQueue()
-
-    def put(self, shard: Shard) -> None:
-        self._queue.put(shard)
-
-    def next(self) -> Shard | None:
-        return self._queue.get()
-
-    def close(self) -> None:
-        self._queue.put(None)
 
 
 def _redirect(log: Path) -> None:

@@ -24,7 +24,8 @@ class Source(Protocol):
     A source with columns to keep also has ``kept``, the ``TensorSpec`` of each; one whose opening takes long has
     ``index()``, JSON values that make the next opening of the same data cheap (``Reading.index``). One with rows that
     cannot be in one batch, because a dynamic dimension differs, has ``cuts(start, stop)``: where, between these rows.
-    One that reads ahead has ``expect(ranges)``, the next calls of ``read`` in their order. One that has to read many
+    One that reads ahead has ``expect(ranges)``, the calls of ``read`` that come after those that it was told of before,
+    and ``depth``, how many of them it reads at the same time. One that has to read many
     rows to give a few has ``rows_together``: how many at most.
 
     Attributes:

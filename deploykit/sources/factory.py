@@ -29,6 +29,7 @@ class FactorySource:
 
     Attributes:
         kept: what goes with the predictions, as the first row has it.
+        depth: how many batches are read at the same time, by the workers of a DataLoader.
         loader: the DataLoader, or the list or dict of several, as the factory returned it.
         loader_rows: the rows of each, in order.
         dataset: the dataset, where there is one.
@@ -47,6 +48,7 @@ class FactorySource:
         self.dataset = made.found[0].dataset if len(made.found) == 1 else None
         self.loader, self.datamodule = made.loaders, made.datamodule
         self._length = sum(self.loader_rows)
+        self.depth = max((part.depth for part in self._parts), default=0)
         self._fingerprint: dict[str, Any] | None = None
         if self._keeping.needs_mapping and self._length:
             self.read(0, 1)
@@ -62,7 +64,7 @@ class FactorySource:
         return found[0] if len(found) == 1 else self._joined(found, start, stop)
 
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """These are the next calls of ``read``; those after them will be announced when the last one was made."""
+        """These calls of ``read`` come after those that were announced before."""
         for part in self._parts:
             part.expect([(start, stop) for start, stop in ranges if part.first <= start and stop <= part.stop])
 

@@ -22,6 +22,7 @@ class MapRows:
 
     Attributes:
         stop: the sample id after its last row.
+        depth: how many batches are read at the same time.
 
     Raises:
         DataError: the dataset has no length, or is no map-style dataset.
@@ -36,9 +37,12 @@ class MapRows:
         self._items = Items(inputs, what, notes, keeping)
         has_workers = getattr(found.items, "num_workers", 0)
         self._readers = Readers(found.items, self._items, what) if has_workers else None
+        self.depth = self._readers.depth if self._readers is not None else 0
 
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """These are read next, in this order; where the DataLoader has workers, they begin with it."""
+        """These are read next, in this order, after what was announced before; where the DataLoader has workers, they
+        begin with it.
+        """
         if self._readers is not None:
             self._readers.announce(ranges, self.first)
 

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -29,8 +29,11 @@ class ReaderFailedError(Exception):
 class Readers:
     """Reads announced batches in the ``num_workers`` processes of a DataLoader, with its other settings as they are.
 
-    The processes start with the first batch and serve one announcement after another. They end with ``close``, and
+    The processes start with the first batch and go on from one announcement to the next. They end with ``close``, and
     when this process is gone, however it died.
+
+    Attributes:
+        depth: how many batches they read or have ready.
 
     Raises:
         DataError: they would have to import a dataset that came from a file without a module's name.
@@ -40,15 +43,16 @@ class Readers:
         self._what, self._items = what, items
         self._theirs: Any = loader
         _require_importable(loader, what)
+        self.depth = loader.num_workers * (loader.prefetch_factor or 1)
         self._order = _Order()
         self._ours: Any = None
         self._batches: Iterator[Any] | None = None
         self._waiting: deque[tuple[int, int]] = deque()
 
     def announce(self, ranges: Sequence[tuple[int, int]], first: int) -> None:
-        """Read these rows next, in this order; the dataset's own index of a row is ``first`` less."""
-        self._order.batches = [list(range(start - first, stop - first)) for start, stop in ranges]
-        self._waiting, self._batches = deque(ranges), None
+        """Read these rows after those of before, in this order; the dataset's own index of a row is ``first`` less."""
+        self._order.add([list(range(start - first, stop - first)) for start, stop in ranges])
+        self._waiting.extend(ranges)
 
     def expects(self, start: int, stop: int) -> bool:
         """Whether these rows are the next ones."""
@@ -63,8 +67,9 @@ class Readers:
         """
         start, stop = self._waiting.popleft()
         try:
-            if self._batches is None:
+            if self._batches is None or self._order.is_starved:
                 self._batches = iter(self._loader())
+            self._order.in_work -= 1
             tensors = next(self._batches)
         # The DataLoader raises again what the user's code raised, of any type, and its own errors as RuntimeError.
         except Exception as error:
@@ -107,16 +112,41 @@ class Readers:
 
 
 class _Order:
-    """A batch sampler whose batches are replaced from time to time."""
+    """A batch sampler, and its iterator, which goes on when batches are added.
+
+    A DataLoader asks for one batch whenever it has given one. If there was none it has fewer in work from then on, and
+    must be iterated anew when those are taken.
+
+    Attributes:
+        in_work: batches that the DataLoader has asked for and not given yet.
+    """
 
     def __init__(self) -> None:
-        self.batches: list[list[int]] = []
+        self._batches: deque[list[int]] = deque()
+        self._ran_dry = False
+        self.in_work = 0
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
+    def add(self, batches: Sequence[list[int]]) -> None:
+        self._batches.extend(batches)
+
+    @property
+    def is_starved(self) -> bool:
+        """Whether it must be iterated anew."""
+        return self._ran_dry and not self.in_work
+
+    def __iter__(self) -> Self:
+        self._ran_dry = False
+        return self
+
+    def __next__(self) -> list[int]:
+        if not self._batches:
+            self._ran_dry = True
+            raise StopIteration
+        self.in_work += 1
+        return self._batches.popleft()
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self._batches)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,13 @@
 """How the user wants a source to be read."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from deploykit.errors import UsageError
 
-__all__ = ["KEPT", "Reading", "announced", "parse_map", "split", "uncut"]
+__all__ = ["KEPT", "Reading", "parse_map", "split", "uncut"]
 
 KEPT = "keep:"
 """Before the name of a kept column in what ``Source.read`` gives. No input has a colon in its name."""
@@ -47,15 +47,6 @@ def uncut(source: Any, start: int, stop: int) -> Iterator[tuple[int, int]]:
     """Rows ``[start, stop)`` in pieces that can be read at once: none goes over a cut of the source, if it has some."""
     cuts = getattr(source, "cuts", None)
     yield from pairwise([start, *(cuts(start, stop) if cuts is not None else ()), stop])
-
-
-def announced(source: Any, batches: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What to read for these batches, in pieces that can be read at once; a source that reads ahead is told of them."""
-    ranges = [piece for start, stop in batches for piece in uncut(source, start, stop)]
-    expect = getattr(source, "expect", None)
-    if expect is not None:
-        expect(ranges)
-    return ranges
 
 
 def parse_map(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:

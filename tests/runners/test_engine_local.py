@@ -9,7 +9,7 @@ import pytest
 from deploykit.rundir import RunDirectory
 from deploykit.verify_run import verify_run
 from runners.engine import Engine
-from runners.engine_local import ListFeed, place
+from runners.engine_local import place
 from runners.engines import choose_engine
 from runners.execute import Computed, ProgressChoice, Setting, drive
 from runners.job import run
@@ -94,13 +94,6 @@ def test_an_engine_of_somebody_else(artifact_paths: dict[str, Path], tmp_path: P
     run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "r", **options)
     assert engine.seen == 5
     assert verify_run(tmp_path / "r").rows == 40
-
-
-def test_a_closed_feed_gives_nothing_more() -> None:
-    feed = ListFeed([])
-    assert feed.next() is None
-    feed.close()
-    assert feed.next() is None
 
 
 def test_an_engine_that_is_entered_is_left(

@@ -61,6 +61,9 @@ class Feed:
     def next(self) -> Shard | None:
         return self.shards.pop(0) if self.shards and not self.closed else None
 
+    def peek(self) -> Shard | None:
+        return self.shards[0] if self.shards and not self.closed else None
+
     def close(self) -> None:
         self.closed = True
 

@@ -6,11 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from deploykit.errors import DataError
 from deploykit.sources import open_source
@@ -49,6 +53,17 @@ def alive(pids: set[int]) -> set[int]:
         if state not in "ZX":
             found.add(pid)
     return found
+
+
+def is_read(drawn: Path, row: int) -> bool:
+    return str(row) in {each for each, _, _ in seen(drawn)}
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
 
 
 def assert_none_left(drawn: Path) -> None:
@@ -110,6 +125,52 @@ def test_reads_in_any_order_are_right(drawn: Path) -> None:
     finally:
         source.close()
     assert_none_left(drawn)
+
+
+def test_the_workers_go_on_over_the_end_of_an_announcement(drawn: Path) -> None:
+    """They read rows of the second before the last of the first is taken; one that comes too late begins anew."""
+    source: Any = open_source(f"{FILE}:watched", handmade.INPUTS["plain"])
+    batches = [(start, start + 2) for start in range(0, 60, 2)]
+    try:
+        for first in (0, 10):
+            one, other = batches[first : first + 5], batches[first + 5 : first + 10]
+            source.expect(one)
+            for number, (start, stop) in enumerate((*one, *other)):
+                if len(one) - number == source.depth:
+                    source.expect(other)
+                if number == len(one) - 1:
+                    wait_for(partial(is_read, drawn, other[0][0]))
+                np.testing.assert_array_equal(source.read(start, stop)["x"], loaders.X[start:stop].numpy())
+    finally:
+        source.close()
+    reads = [int(row) for row, _, is_worker in seen(drawn) if is_worker == "True"]
+    assert sorted(reads) == list(range(40))
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 8)), max_size=6))
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_reads_are_right_however_announcements_and_reads_take_turns(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, int]]
+) -> None:
+    """Each step announces so many batches and then takes at most so many of those that wait."""
+    log = tmp_path_factory.mktemp("log") / "drawn"
+    log.touch()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("DRAWN", str(log))
+        source: Any = open_source(f"{FILE}:watched", handmade.INPUTS["plain"])
+        try:
+            waiting, row = [], 0
+            for announced, taken in (*steps, (0, 60)):
+                new = [(start, start + 1) for start in range(row, row + announced)]
+                row += announced
+                source.expect(new)
+                waiting += new
+                for start, stop in waiting[:taken]:
+                    np.testing.assert_array_equal(source.read(start, stop)["x"], loaders.X[start:stop].numpy())
+                waiting = waiting[taken:]
+        finally:
+            source.close()
+    assert sorted(int(each) for each, _, is_worker in seen(log) if is_worker == "True") == list(range(row))
 
 
 @pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
