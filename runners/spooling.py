@@ -144,16 +144,19 @@ def _turn(out: Path, asked: Mapping[str, Any], *, alone: bool, show: Callable[[]
 def _wait(stack: contextlib.ExitStack, out: Path, asked: Mapping[str, Any], show: Callable[[], Progress]) -> None:
     """Wait until no other rank draws: the rows are there, or it has failed or died and this one holds the directory."""
     folder, progress = out / SPOOL_NAME, None
-    while not _holds(spooled_facts(folder), asked):
-        try:
-            stack.enter_context(locked(out))
-            break
-        except BusyError:
-            progress = progress or show()
-            sign = read_drawing(folder)
-            progress.update(0 if sign is None else sign.rows)
-    if progress is not None:
-        progress.close()
+    try:
+        with _stoppable(out, lambda: "while another rank draws the rows; start this rank again"):
+            while not _holds(spooled_facts(folder), asked):
+                try:
+                    stack.enter_context(locked(out))
+                    break
+                except BusyError:
+                    progress = progress or show()
+                    sign = read_drawing(folder)
+                    progress.update(0 if sign is None else sign.rows)
+    finally:
+        if progress is not None:
+            progress.close()
 
 
 def _holds(facts: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool:
@@ -161,11 +164,8 @@ def _holds(facts: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool:
 
 
 def _fill(spool: Spool, stream: StreamSource, out: Path, progress: Progress) -> None:
-    stop = StopRequest()
-    # Not at the next row: the user's code may take its time to give it.
-    stop.listen(finish=_interrupt, abandon=lambda: None)
     try:
-        with on_signals(stop), as_one_rank(), spool:
+        with _stoppable(out, lambda: _drawn(spool, stream)), as_one_rank(), spool:
             say = _Saying(out / SPOOL_NAME)
             for arrays in stream.batches():
                 if not spool.rows:
@@ -178,16 +178,27 @@ def _fill(spool: Spool, stream: StreamSource, out: Path, progress: Progress) -> 
             f"cannot write {out / SPOOL_NAME}: {error.strerror or error}, after {spool.rows:,} rows of "
             f"{spool.size_bytes / 1e6:,.1f} MB, which are removed; {_AGAIN}, when there is room"
         ) from error
-    except KeyboardInterrupt:
-        number = stop.signal or signal.SIGINT
-        stopped = IncompleteRunError(
-            f"run directory {out}: stopped by {signal.Signals(number).name} after {spool.rows:,} rows of "
-            f"{stream.target} were drawn, which are removed; {_AGAIN}"
-        )
-        stopped.exit_code = 128 + number
-        raise stopped from None
     finally:
         progress.close()
+
+
+def _drawn(spool: Spool, stream: StreamSource) -> str:
+    return f"after {spool.rows:,} rows of {stream.target} were drawn, which are removed; {_AGAIN}"
+
+
+@contextlib.contextmanager
+def _stoppable(out: Path, said: Callable[[], str]) -> Iterator[None]:
+    """End at once when a signal comes, not at the next row: the user's code may take its time to give it."""
+    stop = StopRequest()
+    stop.listen(finish=_interrupt, abandon=lambda: None)
+    try:
+        with on_signals(stop):
+            yield
+    except KeyboardInterrupt:
+        number = stop.signal or signal.SIGINT
+        stopped = IncompleteRunError(f"run directory {out}: stopped by {signal.Signals(number).name} {said()}")
+        stopped.exit_code = 128 + number
+        raise stopped from None
 
 
 class _Saying:

@@ -1,5 +1,6 @@
 """Data that comes but once, under a launcher: one rank draws it, the others wait for it."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -90,6 +91,25 @@ def test_the_rank_that_draws_is_killed(artifact_paths: dict[str, Path], tmp_path
     assert times(drawn) == 2
     assert_whole(out)
     assert {name: data for name, data in parts(out).items() if name in before} == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_rank_that_waits_is_stopped(
+    artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "r"
+    first, second = (
+        start(artifact_paths["plain"], out, indexed_job(rank, 2), "--engine", "array", data=STREAM) for rank in range(2)
+    )
+    wait_for(lambda: run_status(out).drawn_rows)
+    drawing = json.loads((out / "spool" / "drawing.json").read_text())["pid"]
+    waiting, other = (first, second) if drawing == second.pid else (second, first)
+    wait_for(lambda: (run_status(out).drawn_rows or 0) > ROWS // 2)
+    waiting.send_signal(number)
+    said = f"stopped by {number.name} while another rank draws the rows; start this rank again"
+    assert said in ended(waiting, code=128 + number)
+    assert "of 2 ends" in ended(other)
+    assert times(drawn) == 1
 
 
 def test_an_error_of_the_iterable_is_each_ranks_own(
