@@ -152,11 +152,18 @@ def _wait(stack: contextlib.ExitStack, out: Path, asked: Mapping[str, Any], show
                     break
                 except BusyError:
                     progress = progress or show()
-                    sign = read_drawing(folder)
-                    progress.update(0 if sign is None else sign.rows)
+                    progress.update(_rows_by_now(folder))
     finally:
         if progress is not None:
+            progress.update(_rows_by_now(folder))
             progress.close()
+
+
+def _rows_by_now(folder: Path) -> int:
+    facts, sign = spooled_facts(folder), read_drawing(folder)
+    if facts is not None:
+        return int(facts["rows"])
+    return 0 if sign is None else sign.rows
 
 
 def _holds(facts: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool:
