@@ -135,14 +135,15 @@ def run_ranks(
         DeploykitError: the error that a rank reported.
     """
     logs.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
+    with contextlib.ExitStack() as stack:
         if joins_group:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deploykit-"))
             store, world = Path(folder) / "store", len(assignments)
             assignments = [replace(a, group=Group(rank=a.rank, world_size=world, store=store)) for a in assignments]
-        with _Ranks(shards, done=done, progress=progress, stop=stop) as ranks:
-            ranks.start(assignments, logs, inherit)
-            ranks.run(joins_group=joins_group)
-            return ranks.outcome()
+        ranks = stack.enter_context(_Ranks(shards, done=done, progress=progress, stop=stop))
+        ranks.start(assignments, logs, inherit)
+        ranks.run(joins_group=joins_group)
+        return ranks.outcome()
 
 
 class _Ranks(contextlib.AbstractContextManager["_Ranks"]):
