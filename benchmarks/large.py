@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.common import deploykit, interleaved, ratio, save, spread, timed, workplace
 from benchmarks.models import export_mlp
 
-ROWS, SMALL, BATCH, RANKS, TRIALS = 10_000_000, 1_000_000, 1024, 2, 5
+ROWS, SMALL, BATCH, RANKS, TRIALS = 10_000_000, 1_000_000, 1024, 2, 9
 WRITERS = {"npy": 0.9, "parquet": 0.75}
 """Writer and the share of the bare rate that it must reach."""
 

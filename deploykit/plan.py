@@ -1,6 +1,7 @@
 """How the rows of a job are cut into shards: the same for the same job, however many ranks share the work."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.errors import UsageError
+from deploykit.tensors import TensorSpec
 
-__all__ = ["Plan", "Shard", "describe_ranges", "make_plan", "merge_ranges", "remaining"]
+__all__ = ["Plan", "Shard", "describe_ranges", "make_plan", "merge_ranges", "remaining", "row_bytes"]
 
 TARGET_BYTES = 64 * 2**20
 MOST_ROWS = 65_536
@@ -100,8 +102,8 @@ def make_plan(
         batch_size: rows of a batch.
         row_bytes: the size of one row of predictions.
         shard_rows: overrides the choice.
-        rows_together: so many rows are read at once; a shard has no fewer, if it may, so that ranks which take turns do
-            not read the same ones.
+        rows_together: so many rows are read at once. A shard has no fewer, if it may have so many, so that ranks which
+            take turns do not read the same ones.
 
     Raises:
         UsageError: a number that is too small, or ``shard_rows`` is not a multiple of ``batch_size``.
@@ -114,8 +116,22 @@ def make_plan(
 def _batches_per_shard(rows: int, batch_size: int, row_bytes: int, rows_together: int) -> int:
     by_size = min(TARGET_BYTES // max(row_bytes, 1), MOST_ROWS) // batch_size
     batches = -(-rows // batch_size)
-    by_share = max(batches // MANY_SHARDS, max(MANY_ROWS, rows_together) // batch_size)
+    together = -(-rows_together // batch_size)
+    by_share = max(batches // MANY_SHARDS, MANY_ROWS // batch_size, together if together <= by_size else 0)
     return max(1, min(by_size, batches // FEWEST_SHARDS, by_share))
+
+
+def row_bytes(outputs: Sequence[TensorSpec], largest: Mapping[str, int]) -> int:
+    """Size of one row of predictions with its sample id; a dynamic dimension has the ``largest`` size of its name or 1.
+
+    >>> row_bytes([TensorSpec(name="y", dtype="float32", shape=("batch", "time", 3))], {"time": 5})
+    68
+    """
+    total = np.dtype(np.int64).itemsize
+    for spec in outputs:
+        sizes = (size if isinstance(size, int) else largest.get(size, 1) for size in spec.row_shape)
+        total += math.prod(sizes) * spec.numpy_dtype.itemsize
+    return total
 
 
 def remaining(start: int, stop: int, left_out: Collection[int]) -> NDArray[np.int64]:

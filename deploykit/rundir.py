@@ -235,8 +235,9 @@ def refuse_foreign(path: Path) -> None:
 def _is_early(entry: Path) -> bool:
     """Whether a process that died before the job began may have left it."""
     if entry.name == SPOOL_NAME:
-        return is_spool(entry) or not entry.exists()
-    return entry.name == LOCK_NAME or entry.name.startswith(TEMPORARY_PREFIX)
+        return is_spool(entry)
+    # NFS keeps a removed file under such a name as long as somebody has it open.
+    return entry.name == LOCK_NAME or entry.name.startswith((TEMPORARY_PREFIX, ".nfs"))
 
 
 def _require_written(writer: Writer, path: Path) -> None:

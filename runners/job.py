@@ -1,7 +1,6 @@
 """``run``: an artifact, data and devices in; a run directory with every row's prediction out."""
 
 import contextlib
-import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from deploykit.job import ErrorPolicy, Job, NanPolicy
 from deploykit.layout import CONTIGUOUS
 from deploykit.manifest import Manifest
 from deploykit.passes import Passes, plan_passes
-from deploykit.plan import Plan, make_plan
+from deploykit.plan import Plan, make_plan, row_bytes
 from deploykit.rundir import RunDirectory
 from deploykit.sources.base import Source
 from deploykit.version import __version__
@@ -26,6 +25,7 @@ from runners.engine import Engine
 from runners.engines import choose_engine
 from runners.execute import Computed, ProgressChoice, Setting
 from runners.jobdata import open_data
+from runners.onerank import as_one_rank
 from runners.progress import check_kind
 from runners.table import choose_runner
 
@@ -141,6 +141,7 @@ def run(
     }  # fmt: skip
     chosen = choose_engine(engine)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(as_one_rank())
         engine_here = stack.enter_context(chosen.engine)
         setting = _checked(stack, artifact, str(data), out, options, began, engine_here, progress)
         notes = [*chosen.notes, *setting.source.notes, *setting.notes]
@@ -190,7 +191,7 @@ def _checked(
     predicted = (*(output.tensor for output in artifact.manifest.outputs), *added)
     source, writing = open_data(
         stack, artifact, data, predicted, options,
-        ranks=len(devices), out=Path(out), alone=engine.prepares_alone, progress=engine.shown(progress),
+        ranks=len(devices), out=Path(out), engine=engine, progress=progress,
     )  # fmt: skip
     probe = partial(probe_batch_size, artifact, runner, devices, source, passes=passes, seed=seed, draws=draws)
     plan, notes = _plan(source, artifact.manifest, out, options, probe)
@@ -236,8 +237,11 @@ def _plan(
     if batch_size == "auto":
         batch_size, note = settle_batch_size(out, partial(probe, threads=options["threads"], shard_rows=shard_rows))
         notes = (note,)
+    # A dynamic dimension counts with the largest size that was tested.
+    largest = {name: max(sizes, default=1) for name, sizes in manifest.tested.items()}
+    size = row_bytes([output.tensor for output in manifest.outputs], largest)
     at_once = getattr(source, "rows_together", 1)
-    return make_plan(len(source), batch_size, _row_bytes(manifest), shard_rows, rows_together=at_once), notes
+    return make_plan(len(source), batch_size, size, shard_rows, rows_together=at_once), notes
 
 
 def _controls(artifact: Artifact, seed: int | None, draws: int | None) -> tuple[int | None, int | None]:
@@ -264,16 +268,6 @@ def _passes(artifact: Artifact, draws: int | None, options: Mapping[str, Any]) -
         draws_until=options["draws-until"],
         min_draws=options["min-draws"],
     )
-
-
-def _row_bytes(manifest: Manifest) -> int:
-    """Size of one row of predictions; a dynamic dimension counts with the largest size that was tested."""
-    largest = {name: max(sizes, default=1) for name, sizes in manifest.tested.items()}
-    total = 8  # the sample id
-    for output in manifest.outputs:
-        sizes = (size if isinstance(size, int) else largest.get(size, 1) for size in output.tensor.row_shape)
-        total += math.prod(sizes) * output.tensor.numpy_dtype.itemsize
-    return total
 
 
 def _resume_command(artifact: str | Path, data: str, out: str | Path, options: Mapping[str, Any]) -> str:

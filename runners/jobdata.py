@@ -1,7 +1,7 @@
 """The data of a job: opened as the user asked for it, with the writer of what is predicted and what is kept."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,14 @@ from typing import Any
 from deploykit.artifact import Artifact
 from deploykit.errors import UsageError
 from deploykit.sources import Reading, Source, open_source
+from deploykit.sources.spool import asked_for
 from deploykit.sources.stream import StreamSource
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import SAMPLE_ID
-from runners.progress import ProgressMode, make_progress
-from runners.spooling import draw, find_spool, refuse_to_draw
+from runners.engine import Engine
+from runners.execute import ProgressChoice
+from runners.progress import make_progress
+from runners.spooling import Drawing, draw, find_spool, refuse_to_draw
 from runners.writing import Writing, choose_writing
 
 __all__ = ["open_data"]
@@ -28,13 +31,13 @@ def open_data(
     *,
     ranks: int,
     out: Path,
-    alone: bool,
-    progress: ProgressMode | Callable[[int, int], None],
+    engine: Engine,
+    progress: ProgressChoice,
 ) -> tuple[Source, Writing]:
     """The data, and the writing of what is ``predicted`` and of the columns of the data that are kept.
 
-    Data that comes but once is drawn into the run directory ``out``: by this process if it prepares the job ``alone``,
-    else by the rank that comes first.
+    Data that comes but once is drawn into the run directory ``out``: by this process if it prepares the job for all
+    ranks, else by the rank that comes first.
 
     Raises:
         UsageError: an unknown writer, a kept column that has the name of an output, or a Lightning writer with data
@@ -46,15 +49,21 @@ def open_data(
     # Opening the data may take long; a writer that cannot be used at all is refused first.
     writing = choose_writing(options, predicted, ranks)
     reading = _reading(artifact, options)
-    show = partial(make_progress, progress, None, 0)
-    source: Source | None = find_spool(out, data, artifact, reading, alone=alone, show=show)
+    drawing = Drawing(
+        out=out,
+        asked=asked_for(data, artifact.manifest.inputs, reading),
+        alone=engine.prepares_alone,
+        drawn=partial(make_progress, progress, None, 0),
+        awaited=partial(make_progress, engine.shown(progress), None, 0),
+    )
+    source: Source | None = find_spool(drawing, artifact.manifest.inputs)
     if source is None:
         source = open_source(data, artifact.manifest.inputs, reading=reading)
     stack.callback(source.close)
     if isinstance(source, StreamSource):
         if writing.lightning is not None:
             refuse_to_draw(source, writing.lightning)
-        source = draw(source, out, reading, alone=alone, show=show)
+        source = draw(source, drawing)
         stack.callback(source.close)
     kept = tuple(getattr(source, "kept", ()))
     # Chosen once where it can be: a Lightning writer is the user's own class, made on the way.

@@ -2,7 +2,8 @@
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, time
 from typing import Any
@@ -11,16 +12,18 @@ from deploykit.artifact import Artifact
 from deploykit.errors import IncompleteRunError, RunError, UsageError
 from deploykit.rundir import RUN_NAME, SPOOL_NAME, RunDirectory, refuse_foreign
 from deploykit.signs import leave_drawing, read_drawing
-from deploykit.sources import Reading, Source
-from deploykit.sources.onerank import as_one_rank
-from deploykit.sources.spool import Spool, SpoolSource, asked_for, clear, spooled_facts
+from deploykit.sources import Source
+from deploykit.sources.spool import Spool, SpoolSource, clear, spooled_facts
 from deploykit.sources.stream import StreamSource
+from deploykit.tensors import TensorSpec
 from runners.lightning_writer import LightningWriter
 from runners.lock import BusyError, locked
 from runners.progress import Progress
 from runners.stop import StopRequest, on_signals
 
-__all__ = ["discard_spool", "draw", "find_spool", "open_spool", "refuse_to_draw", "require_same_spool"]
+__all__ = ["Drawing", "discard_spool", "draw", "find_spool", "open_spool", "refuse_to_draw", "require_same_spool"]
+
+Facts = dict[str, Any]
 
 SIGN_S = 0.5
 """How often a call that draws rows says for ``deploykit status`` how many there are."""
@@ -28,43 +31,56 @@ SIGN_S = 0.5
 _AGAIN = "give the same command again, which draws them from the beginning"
 
 
-def find_spool(
-    out: Path, data: str, artifact: Artifact, reading: Reading, *, alone: bool, show: Callable[[], Progress]
-) -> SpoolSource | None:
-    """The rows that another call for the same data has drawn into the run directory ``out``, if it came to its end.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """How data that comes but once gets into a run directory.
+
+    Attributes:
+        out: the run directory.
+        asked: what makes its rows those that were asked for, see ``asked_for``.
+        alone: no other rank can be drawing, because this process prepares the job for all.
+        drawn: begins to show how many rows have come, to who draws them.
+        awaited: the same, to who waits.
+    """
+
+    out: Path
+    asked: Mapping[str, Any]
+    alone: bool
+    drawn: Callable[[], Progress]
+    awaited: Callable[[], Progress]
+
+    @property
+    def folder(self) -> Path:
+        return self.out / SPOOL_NAME
+
+    def facts(self) -> Facts | None:
+        """What is known of the rows that were asked for, if they are there."""
+        facts = spooled_facts(self.folder)
+        return facts if facts is not None and {name: facts.get(name) for name in self.asked} == self.asked else None
+
+
+def find_spool(drawing: Drawing, inputs: Sequence[TensorSpec]) -> SpoolSource | None:
+    """The rows that another call for the same data has drawn into the run directory, if it came to its end.
 
     What a call has left that was stopped before its job began is removed. While another rank draws, this one waits.
 
-    Args:
-        out: the run directory.
-        data: what the user named.
-        artifact: whose inputs they are.
-        reading: how they are read.
-        alone: no other rank can be drawing: this process prepares the job for all.
-        show: begins to tell how many rows have come.
-
     Raises:
         RunError: the directory holds the rows of other data, or another run writes into it.
+        IncompleteRunError: a signal came while this rank waited.
     """
-    folder, inputs = out / SPOOL_NAME, artifact.manifest.inputs
-    asked = asked_for(data, inputs, reading)
-    if folder.exists() and spooled_facts(folder) is None and not (out / RUN_NAME).exists():
-        refuse_foreign(out)
-        with _turn(out, asked, alone=alone, show=show) as is_mine:
-            if is_mine:
-                clear(folder)
-    facts = spooled_facts(folder)
-    if facts is not None and _holds(facts, asked):
-        source = SpoolSource(folder, facts, inputs)
-        if source.is_there:
-            source.notes.append(f"data {data}: the {len(source):,} rows that were drawn before are used")
-        return source
-    if facts is not None and (out / RUN_NAME).exists():
-        raise RunError(
-            f"run directory {out}: holds rows of {facts['target']}, drawn for another model, data or columns, "
-            f"asked for {asked['target']}; use the old values to resume it, or name a new directory"
-        )
-    return None
+    facts = drawing.facts()
+    if facts is None and (drawing.out / RUN_NAME).exists():
+        _refuse_other_rows(drawing)
+    elif facts is None and drawing.folder.exists():
+        with _turn(drawing) as facts:
+            if facts is None and spooled_facts(drawing.folder) is None and not (drawing.out / RUN_NAME).exists():
+                clear(drawing.folder)
+    if facts is None:
+        return None
+    source = SpoolSource(drawing.folder, facts, inputs)
+    if source.is_there:
+        source.notes.append(f"data {facts['target']}: the {len(source):,} rows that were drawn before are used")
+    return source
 
 
 def open_spool(directory: RunDirectory, artifact: Artifact) -> SpoolSource:
@@ -80,28 +96,23 @@ def open_spool(directory: RunDirectory, artifact: Artifact) -> SpoolSource:
     return SpoolSource(folder, facts, artifact.manifest.inputs)
 
 
-def draw(
-    stream: StreamSource, out: Path, reading: Reading, *, alone: bool, show: Callable[[], Progress]
-) -> SpoolSource:
-    """Go through the stream once and put its rows into ``out``; when that fails, nothing of it is kept.
+def draw(stream: StreamSource, drawing: Drawing) -> SpoolSource:
+    """Go through the stream once and put its rows into the run directory; when that fails, nothing of it is kept.
 
-    Of several ranks that prepare the job, not one ``alone``, whoever comes first draws and the others wait.
+    Of several ranks that prepare the job, not one alone, whoever comes first draws and the others wait.
 
     Raises:
         RunError: the directory holds another job or is in use, or the disk is full.
         IncompleteRunError: a signal came.
         DataError: the user's code raised something, or a row does not fit the model.
     """
-    _refuse_other_job(out)
-    folder, asked = out / SPOOL_NAME, asked_for(stream.target, stream.inputs, reading)
-    with _turn(out, asked, alone=alone, show=show) as is_mine:
-        if is_mine:
-            _fill(Spool(folder, asked, stream.inputs), stream, out, show())
-    facts = spooled_facts(folder) or {}
-    source = SpoolSource(folder, facts, stream.inputs)
+    with _turn(drawing) as facts:
+        if facts is None:
+            facts = _fill(Spool(drawing.folder, drawing.asked, stream.inputs), stream, drawing)
+    source = SpoolSource(drawing.folder, facts, stream.inputs)
     source.notes += [
         f"data {stream.target}: {stream.why}, so it was gone through once: {len(source):,} rows, "
-        f"{facts['size_bytes'] / 1e6:,.1f} MB, are in {folder} until the run is finished; the sample id is "
+        f"{facts['size_bytes'] / 1e6:,.1f} MB, are in {drawing.folder} until the run is finished; the sample id is "
         "a row's place in the order in which they came",
         *stream.notes,
     ]
@@ -131,31 +142,48 @@ def discard_spool(source: Source) -> None:
 
 
 @contextlib.contextmanager
-def _turn(out: Path, asked: Mapping[str, Any], *, alone: bool, show: Callable[[], Progress]) -> Iterator[bool]:
-    """Hold the run directory, to draw what is ``asked`` for; gives False where another process has drawn it since."""
+def _turn(drawing: Drawing) -> Iterator[Facts | None]:
+    """Hold the run directory, to draw; or give what is known of the rows, where another process has drawn them.
+
+    Raises:
+        RunError: the directory holds another job or is in use.
+        IncompleteRunError: a signal came while this rank waited.
+    """
+    _refuse_other_job(drawing)
     with contextlib.ExitStack() as stack:
-        if alone:
-            stack.enter_context(locked(out))
+        facts = None
+        if drawing.alone:
+            stack.enter_context(locked(drawing.out))
         else:
-            _wait(stack, out, asked, show)
-        yield not _holds(spooled_facts(out / SPOOL_NAME), asked)
+            facts = _wait(stack, drawing)
+        if facts is None:
+            if drawing.folder.is_dir():
+                # A network file system may remember that a file was not there, until its folder is looked at.
+                list(drawing.folder.iterdir())
+            facts = drawing.facts()
+        if facts is None:
+            _refuse_other_job(drawing)
+        yield facts
 
 
-def _wait(stack: contextlib.ExitStack, out: Path, asked: Mapping[str, Any], show: Callable[[], Progress]) -> None:
-    """Wait until no other rank draws: the rows are there, or it has failed or died and this one holds the directory."""
-    folder, progress = out / SPOOL_NAME, None
+def _wait(stack: contextlib.ExitStack, drawing: Drawing) -> Facts | None:
+    """Wait until the rows are there, or none draws them any more: then this rank holds the directory."""
+    progress: Progress | None = None
     try:
-        with _stoppable(out, lambda: "while another rank draws the rows; start this rank again"):
-            while not _holds(spooled_facts(folder), asked):
+        with _stoppable(drawing.out, lambda: "while another rank draws the rows; start this rank again"):
+            while True:
                 try:
-                    stack.enter_context(locked(out))
-                    break
+                    stack.enter_context(locked(drawing.out))
+                    return None
                 except BusyError:
-                    progress = progress or show()
-                    progress.update(_rows_by_now(folder))
+                    if (facts := drawing.facts()) is not None:
+                        return facts
+                    _refuse_other_job(drawing)
+                    progress = progress or drawing.awaited()
+                    progress.update(_rows_by_now(drawing.folder))
     finally:
         if progress is not None:
-            progress.update(_rows_by_now(folder))
+            progress.update(_rows_by_now(drawing.folder))
             progress.close()
 
 
@@ -166,14 +194,11 @@ def _rows_by_now(folder: Path) -> int:
     return 0 if sign is None else sign.rows
 
 
-def _holds(facts: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool:
-    return facts is not None and {name: facts.get(name) for name in asked} == asked
-
-
-def _fill(spool: Spool, stream: StreamSource, out: Path, progress: Progress) -> None:
+def _fill(spool: Spool, stream: StreamSource, drawing: Drawing) -> Facts:
+    progress = drawing.drawn()
     try:
-        with _stoppable(out, lambda: _drawn(spool, stream)), as_one_rank(), spool:
-            say = _Saying(out / SPOOL_NAME)
+        with _stoppable(drawing.out, lambda: _drawn(spool, stream)), spool:
+            say = _Saying(drawing.folder)
             for arrays in stream.batches():
                 if not spool.rows:
                     spool.keep([stream.keeping.specs[name] for name in stream.keeping.names])
@@ -182,11 +207,15 @@ def _fill(spool: Spool, stream: StreamSource, out: Path, progress: Progress) -> 
                 say(spool.rows)
     except OSError as error:
         raise RunError(
-            f"cannot write {out / SPOOL_NAME}: {error.strerror or error}, after {spool.rows:,} rows of "
+            f"cannot write {drawing.folder}: {error.strerror or error}, after {spool.rows:,} rows of "
             f"{spool.size_bytes / 1e6:,.1f} MB, which are removed; {_AGAIN}, when there is room"
         ) from error
     finally:
         progress.close()
+    facts = drawing.facts()
+    if facts is None:
+        raise RunError(f"run directory {drawing.out}: the rows are missing from {drawing.folder}; {_AGAIN}")
+    return facts
 
 
 def _drawn(spool: Spool, stream: StreamSource) -> str:
@@ -225,15 +254,25 @@ def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def _refuse_other_job(out: Path) -> None:
-    if not (out / RUN_NAME).exists():
-        refuse_foreign(out)
+def _refuse_other_job(drawing: Drawing) -> None:
+    if not (drawing.out / RUN_NAME).exists():
+        refuse_foreign(drawing.out)
         return
-    job = RunDirectory.open(out).job
+    _refuse_other_rows(drawing)
+    job = RunDirectory.open(drawing.out).job
     if job.data.get("kind") != "spool":
         raise RunError(
-            f"run directory {out}: holds another job, of the data {job.data_source}; use the old values to resume it, "
-            "or name a new directory"
+            f"run directory {drawing.out}: holds another job, of the data {job.data_source}; use the old values to "
+            "resume it, or name a new directory"
+        )
+
+
+def _refuse_other_rows(drawing: Drawing) -> None:
+    facts = spooled_facts(drawing.folder)
+    if facts is not None and drawing.facts() is None:
+        raise RunError(
+            f"run directory {drawing.out}: holds rows of {facts['target']}, drawn for another model, data or columns, "
+            f"asked for {drawing.asked['target']}; use the old values to resume it, or name a new directory"
         )
 
 

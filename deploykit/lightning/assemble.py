@@ -8,7 +8,7 @@ import numpy as np
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.job import Job
 from deploykit.lightning.spool import Spooled, Summary
-from deploykit.plan import Plan, describe_ranges, make_plan
+from deploykit.plan import Plan, describe_ranges, make_plan, row_bytes
 from deploykit.rundir import RunDirectory
 from deploykit.tensors import TensorSpec
 from deploykit.version import __version__
@@ -37,7 +37,7 @@ def assemble(run: Path, ranks: int, *, writer: str, module: str, shard_rows: int
     rows, outputs = sum(said.loaders), said.outputs or ()
     places, again = spooled.order()
     _refuse_unexplained(again, said)
-    plan = make_plan(rows, said.batch_size, _row_bytes(outputs), shard_rows)
+    plan = make_plan(rows, said.batch_size, row_bytes(outputs, {}), shard_rows)
     directory = RunDirectory.prepare(run, _job(module, said, plan, outputs, writer))
     kind = make_writer(writer, outputs)
     ids = spooled.ids[places]
@@ -79,11 +79,6 @@ def _refuse_unexplained(again: "np.ndarray[tuple[int], np.dtype[np.int64]]", sai
             f"{len(again)} times too often; the padding of the distributed sampler explains {said.padding}. Use a "
             "sampler that gives each sample once"
         )
-
-
-def _row_bytes(outputs: tuple[TensorSpec, ...]) -> int:
-    sizes = (int(np.prod([d for d in spec.row_shape if isinstance(d, int)])) for spec in outputs)
-    return 8 + sum(size * spec.numpy_dtype.itemsize for size, spec in zip(sizes, outputs, strict=True))
 
 
 def _job(module: str, said: Summary, plan: Plan, outputs: tuple[TensorSpec, ...], writer: str) -> Job:

@@ -13,7 +13,6 @@ from deploykit.sources.base import Arrays
 from deploykit.sources.keeping import Keeping
 from deploykit.sources.loaders import Made, called, find_datasets
 from deploykit.sources.maprows import MapRows
-from deploykit.sources.onerank import as_one_rank
 from deploykit.sources.reading import Reading, split
 from deploykit.sources.stream import StreamSource
 from deploykit.tensors import TensorSpec
@@ -121,18 +120,17 @@ def open_factory(
 ) -> FactorySource | StreamSource:
     """Call the factory, without arguments, and find the datasets in what it returns.
 
-    Where one of them has no rows by number, all are a stream. A launcher's rank is hidden from it meanwhile.
+    Where one of them has no rows by number, all are a stream.
 
     Raises:
         UsageError: the factory cannot be imported.
         DataError: it raised something, or returned nothing that has rows.
     """
+    factory = import_target(target, kind="data factory")
+    if not callable(factory):
+        raise DataError(f"data {target}: a {type(factory).__name__}, not a function; name one without arguments")
     what = f"data {target}"
-    with as_one_rank():
-        factory = import_target(target, kind="data factory")
-        if not callable(factory):
-            raise DataError(f"{what}: a {type(factory).__name__}, not a function; name one without arguments")
-        made = find_datasets(called(f"{what}: the factory", factory), what, prepare=prepare)
+    made = find_datasets(called(f"{what}: the factory", factory), what, prepare=prepare)
     if any(found.in_order is not None for found in made.found):
         return StreamSource(target, made, inputs, reading)
     return FactorySource(target, made, inputs, reading)

@@ -220,8 +220,13 @@ def spooled_facts(folder: Path) -> dict[str, Any] | None:
 
 
 def is_spool(folder: Path) -> bool:
-    """Whether a directory holds nothing but what a spool does, complete or not."""
-    return folder.is_dir() and all(map(_is_ours, folder.iterdir()))
+    """Whether a directory holds nothing but what a spool does, complete or not; so does one that is gone by now."""
+    try:
+        return all(map(_is_ours, folder.iterdir()))
+    except FileNotFoundError:
+        return True
+    except NotADirectoryError:
+        return False
 
 
 def clear(folder: Path) -> None:

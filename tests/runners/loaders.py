@@ -67,6 +67,9 @@ def stream() -> Iterator[dict[str, np.ndarray[Any, Any]]]:
 
 def rank_and_size() -> tuple[int, int]:
     """As code for training reads them."""
+    if "SLURM_NNODES" in os.environ:
+        per_node = int(os.environ["SLURM_NTASKS_PER_NODE"])
+        return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NNODES"]) * per_node
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -74,6 +77,16 @@ def share() -> torch.Tensor:
     """The rows of this rank."""
     rank, size = rank_and_size()
     return X[rank::size]
+
+
+class LazyShare(Dataset[Any]):
+    """The same, found at every access."""
+
+    def __len__(self) -> int:
+        return len(share())
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        return share()[row]
 
 
 def shares() -> Iterator[torch.Tensor]:

@@ -20,6 +20,12 @@ from .test_factories import FILE, rows_of
 from .test_launched import Environment, as_rank, ended, free_port, indexed_job, parts, srun, start, torchrun, wait_for
 from .test_spooling import times
 
+
+def srun_per_node(rank: int, world_size: int) -> Environment:
+    """Code that reads the number of ranks from a few variables of Slurm finds them all."""
+    return srun(rank, world_size) | {"SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": str(world_size)}
+
+
 STREAM = f"{FILE}:stream"
 ROWS = 60
 
@@ -64,12 +70,14 @@ def test_one_rank_draws_and_the_others_wait(
 def test_ranks_that_meet(artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path) -> None:
     out, port = tmp_path / "r", free_port()
     options = ("--engine", "torchrun", "--runner", "torch")
-    ranks = [start(artifact_paths["plain"], out, torchrun(rank, 2, port), *options, data=STREAM) for rank in range(2)]
-    first, second = [ended(rank) for rank in ranks]
+    second = start(artifact_paths["plain"], out, torchrun(1, 2, port), *options, data=STREAM)
+    wait_for(lambda: run_status(out).drawn_rows)
+    first = start(artifact_paths["plain"], out, torchrun(0, 2, port), *options, data=STREAM)
+    texts = [ended(first), ended(second)]
     assert times(drawn) == 1
     assert_whole(out)
-    assert "60 rows read" in first, "rank 0 tells what comes, whoever draws it"
-    assert "rows read" not in second
+    assert "60 rows read" in texts[1], "who draws says so"
+    assert "the 60 rows that were drawn before are used" in texts[0]
 
 
 def test_the_rank_that_draws_is_killed(artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path) -> None:
@@ -112,6 +120,24 @@ def test_a_rank_that_waits_is_stopped(
     assert times(drawn) == 1
 
 
+def test_a_rank_of_another_job_that_waits_takes_nothing_from_this_one(
+    artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path
+) -> None:
+    out = tmp_path / "r"
+
+    def rank(number: int, data: str) -> Any:
+        return start(artifact_paths["plain"], out, indexed_job(number, 2), "--engine", "array", data=data)
+
+    first = rank(0, STREAM)
+    wait_for(lambda: run_status(out).drawn_rows)
+    other = rank(1, f"{FILE}:shares")
+    ended(first)
+    assert "holds rows of loaders.py:stream, drawn for another model, data or columns" in ended(other, code=1)
+    ended(rank(1, STREAM))
+    assert times(drawn) == 1
+    assert_whole(out)
+
+
 def test_an_error_of_the_iterable_is_each_ranks_own(
     artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,14 +152,17 @@ def test_an_error_of_the_iterable_is_each_ranks_own(
     assert times(drawn) == 2
 
 
-@pytest.mark.parametrize("factory", ["share", "shares", "sampled"])
+@pytest.mark.parametrize("factory", ["share", "shares", "sampled", "LazyShare"])
+@pytest.mark.parametrize("launcher", [torchrun, srun_per_node])
 def test_code_that_splits_rows_by_rank_loses_none(
-    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: str
-) -> None:
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: str,
+    launcher: Callable[[int, int], Environment],
+) -> None:  # fmt: skip
     for rank in (1, 0):
-        as_rank(monkeypatch, torchrun(rank, 2))
+        environment = launcher(rank, 2)
+        as_rank(monkeypatch, environment)
         run(artifact_paths["plain"], f"{FILE}:{factory}", tmp_path / "r", batch_size=4, shard_rows=8)
-        assert os.environ["RANK"] == str(rank)
+        assert os.environ | environment == os.environ
     found = rows_of(tmp_path / "r", "logits")
     wanted = handmade.expected("plain", {"x": X.numpy()})["logits"]
     np.testing.assert_allclose([found[row] for row in range(len(X))], wanted, rtol=1e-5, atol=1e-6)

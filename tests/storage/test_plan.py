@@ -41,7 +41,10 @@ def test_plans_of_usual_sizes() -> None:
     assert len(make_plan(0, 256, 40)) == 0
     # Row groups of 65,536 rows are not read by two ranks.
     assert make_plan(2_000_000, 256, 40, rows_together=65_536).shard_rows == 65_536
-    assert make_plan(2_000_000, 256, 40, rows_together=10**9).shard_rows == 65_536
+    assert make_plan(2_000_000, 256, 40, rows_together=20_000).shard_rows == 122 * 256
+    assert make_plan(500_000, 256, 40, rows_together=20_000).shard_rows == 79 * 256
+    # Of larger ones all ranks read the same in any case.
+    assert make_plan(2_000_000, 256, 40, rows_together=10**9).shard_rows == 122 * 256
     assert make_plan(200_000, 256, 40, rows_together=65_536).shard_rows == 97 * 256
     assert make_plan(2_000_000, 256, 40, rows_together=100).shard_rows == 122 * 256
     assert [(s.start, s.stop) for s in make_plan(1, 256, 40).shards()] == [(0, 1)]
