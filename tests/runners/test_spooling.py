@@ -19,7 +19,7 @@ import deploykit
 from deploykit.cli import main
 from deploykit.cli.status import _describe as describe
 from deploykit.errors import DataError, DeploykitError, RunError, UsageError
-from deploykit.rundir import RunDirectory
+from deploykit.rundir import RunDirectory, refuse_foreign
 from deploykit.sources import spool, spoolfiles
 from deploykit.verify_run import verify_run
 from deploykit.watching import run_status
@@ -244,6 +244,17 @@ def test_a_lightning_writer_is_refused_before_anything_is_drawn(
         run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **{**OPTIONS, **options})
     assert not (tmp_path / "r").exists()
     assert times(drawn) == 0
+
+
+def test_what_may_be_there_before_a_run(tmp_path: Path) -> None:
+    """A spool that another process has just removed, and what NFS makes of a removed file, are nobody else's."""
+    assert spool.is_spool(tmp_path / "gone")
+    (tmp_path / ".nfs000000000012").touch()
+    refuse_foreign(tmp_path)
+    (tmp_path / "spool").touch()
+    assert not spool.is_spool(tmp_path / "spool")
+    with pytest.raises(RunError, match="is not empty"):
+        refuse_foreign(tmp_path)
 
 
 def test_directories_of_others_are_left_alone(artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path) -> None:
