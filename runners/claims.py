@@ -30,10 +30,6 @@ class Claims:
         self._ahead: Shard | None = None
         self.taken: set[int] = set()
 
-    def is_empty(self) -> bool:
-        """Whether there is nothing left to compute."""
-        return self.peek() is None
-
     def next(self) -> Shard | None:
         """The next shard to compute. One thread calls this."""
         shard, self._ahead = self.peek(), None

@@ -147,7 +147,7 @@ class LaunchedEngine(Engine):
         choice: ProgressChoice,
     ) -> Meter:
         # Ranks that meet must all come, even one that finds nothing left to do.
-        if assignment.group is None and claims.is_empty():
+        if assignment.group is None and claims.peek() is None:
             return Meter(origin_s=assignment.origin_s)
         plan = directory.job.plan
         progress = make_progress(self.shown(choice), plan.rows, directory.committed_rows())

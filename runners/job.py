@@ -93,6 +93,8 @@ def run(
 ) -> RunResult:
     """Predict every row of ``data`` into the run directory ``out``, or take up the same job where it stopped.
 
+    Meanwhile the variables in which a launcher names a rank say that there is one: the user's code gets all rows.
+
     Args:
         artifact: an artifact, directory or packed file.
         data: a file, directory, glob or URL of any source, or ``package.module:factory``.

@@ -62,7 +62,8 @@ class Drawing:
 def find_spool(drawing: Drawing, inputs: Sequence[TensorSpec]) -> SpoolSource | None:
     """The rows that another call for the same data has drawn into the run directory, if it came to its end.
 
-    What a call has left that was stopped before its job began is removed. While another rank draws, this one waits.
+    What a call has left whose job never began is removed: beside another job it would be taken for that one's. While
+    another rank draws, this one waits.
 
     Raises:
         RunError: the directory holds the rows of other data, or another run writes into it.
@@ -73,7 +74,7 @@ def find_spool(drawing: Drawing, inputs: Sequence[TensorSpec]) -> SpoolSource | 
         _refuse_other_rows(drawing)
     elif facts is None and drawing.folder.exists():
         with _turn(drawing) as facts:
-            if facts is None and spooled_facts(drawing.folder) is None and not (drawing.out / RUN_NAME).exists():
+            if facts is None and not (drawing.out / RUN_NAME).exists():
                 clear(drawing.folder)
     if facts is None:
         return None

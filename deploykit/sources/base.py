@@ -25,8 +25,8 @@ class Source(Protocol):
     ``index()``, JSON values that make the next opening of the same data cheap (``Reading.index``). One with rows that
     cannot be in one batch, because a dynamic dimension differs, has ``cuts(start, stop)``: where, between these rows.
     One that reads ahead has ``expect(ranges)``, the calls of ``read`` that come after those that it was told of before,
-    and ``depth``, how many of them it reads at the same time. One that has to read many
-    rows to give a few has ``rows_together``: how many at most.
+    and ``depth``, how many of them it reads at the same time. One that has to read many rows to give a few has
+    ``rows_together``: how many at most.
 
     Attributes:
         notes: what was ignored or assumed, for people to read.

@@ -19,3 +19,11 @@ def artifacts(artifact_paths: dict[str, Path]) -> Iterator[dict[str, Artifact]]:
     yield opened
     for artifact in opened.values():
         artifact.close()
+
+
+@pytest.fixture
+def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with a line for each time that data of ``loaders.py`` is drawn, or a row of it is read."""
+    monkeypatch.setenv("DRAWN", str(tmp_path / "drawn"))
+    (tmp_path / "drawn").touch()
+    return tmp_path / "drawn"

@@ -30,13 +30,10 @@ STREAM = f"{FILE}:stream"
 ROWS = 60
 
 
-@pytest.fixture
-def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with a line for each time that the data was drawn."""
-    monkeypatch.setenv("DRAWN", str(tmp_path / "drawn"))
+@pytest.fixture(autouse=True)
+def _slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that ranks meet while the rows come."""
     monkeypatch.setenv("SLOW_S", "0.05")
-    (tmp_path / "drawn").touch()
-    return tmp_path / "drawn"
 
 
 def assert_whole(out: Path) -> None:

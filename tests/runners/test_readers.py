@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,10 @@ from tests import handmade
 
 from . import loaders
 from .test_factories import FILE, rows_of
+from .test_launched import wait_for
 
 OPTIONS: dict[str, Any] = {"batch_size": 4, "shard_rows": 8, "devices": "cpu"}
 PATIENCE_S = 20
-
-
-@pytest.fixture
-def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with a line for each row that was read."""
-    monkeypatch.setenv("DRAWN", str(tmp_path / "drawn"))
-    (tmp_path / "drawn").touch()
-    return tmp_path / "drawn"
 
 
 def seen(drawn: Path) -> list[list[str]]:
@@ -57,13 +49,6 @@ def alive(pids: set[int]) -> set[int]:
 
 def is_read(drawn: Path, row: int) -> bool:
     return str(row) in {each for each, _, _ in seen(drawn)}
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def assert_none_left(drawn: Path) -> None:

@@ -33,14 +33,6 @@ from .test_factories import FILE, rows_of
 OPTIONS: dict[str, Any] = {"batch_size": 4, "shard_rows": 8, "devices": "cpu"}
 
 
-@pytest.fixture
-def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with a line for each time that the data was drawn."""
-    monkeypatch.setenv("DRAWN", str(tmp_path / "drawn"))
-    (tmp_path / "drawn").touch()
-    return tmp_path / "drawn"
-
-
 def times(drawn: Path) -> int:
     return len(drawn.read_text().splitlines())
 
@@ -314,6 +306,23 @@ def test_rows_that_no_job_has_taken_up_make_room_for_others(
     assert times(drawn) == 1
     assert verify_run(out).ok
     assert sorted(rows_of(out, "logits")) == list(range(60))
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_rows_that_no_job_has_taken_up_do_not_stay_beside_another_job(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launched: bool
+) -> None:
+    """They would keep it from being resumed."""
+    out, options = tmp_path / "r", OPTIONS
+    with pytest.raises(UsageError, match="must be a multiple"):
+        run(artifact_paths["plain"], f"{FILE}:stream", out, **{**OPTIONS, "shard_rows": 7})
+    if launched:
+        array_rank(monkeypatch, 0)
+        options = {**OPTIONS, "engine": "array"}
+    np.save(tmp_path / "x.npy", loaders.X.numpy())
+    for _ in range(2):
+        run(artifact_paths["plain"], tmp_path / "x.npy", out, **options)
+    assert not (out / "spool").exists()
 
 
 def test_a_part_that_is_lost_after_the_end_cannot_be_made_again(
