@@ -12,7 +12,8 @@
 
 import json
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from deploykit.errors import RunError
 from deploykit.feed import Feed, writing
 from deploykit.files import TEMPORARY_PREFIX, appears_whole, write_json, write_json_once
 from deploykit.job import Job
-from deploykit.plan import Shard
+from deploykit.plan import Plan, Shard
 from deploykit.runstate import State, read_state
 from deploykit.signs import STATUS_NAME
 from deploykit.sources.spool import is_spool
@@ -67,10 +68,11 @@ class RunDirectory:
         return directory
 
     @classmethod
-    def join(cls, path: str | Path, job: Job) -> "RunDirectory":
+    def join(cls, path: str | Path, job: Job, *, cut: Callable[[int], Plan] | None = None) -> "RunDirectory":
         """Take part in the job together with other processes, on this machine or on others that share the directory.
 
-        Whoever comes first creates it. Nothing is removed, because others may be at work.
+        Whoever comes first creates it. Nothing is removed, because others may be at work. With ``cut``, the shards by
+        the batch size, it is the same job with any batch size, and that of the first counts.
 
         Raises:
             RunError: the directory holds something else, or another job; the message names what differs.
@@ -81,7 +83,7 @@ class RunDirectory:
         with writing(path):
             cls(path, job)._set_up()
         directory = cls.open(path)
-        directory._refuse_other(job)
+        directory._refuse_other(job if cut is None else replace(job, plan=cut(directory.job.plan.batch_size)))
         return directory
 
     @classmethod

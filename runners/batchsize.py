@@ -1,7 +1,7 @@
 """``--batch-size auto``: the smallest batch at which the device gives its full rate, found on real rows."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -53,16 +53,16 @@ class Probe:
 def probe_batch_size(
     artifact: Artifact,
     runner_class: type[Runner],
-    devices: Sequence[Device],
+    device: Device,
     source: "Source",
     *,
-    threads: int | None,
+    threads: int,
     passes: Passes,
     seed: int | None,
     draws: int | None,
     shard_rows: int | None,
 ) -> Probe:
-    """Try powers of two on the first rows of the data, as a rank on the first device would run them.
+    """Try powers of two on the first rows of the data, as a rank on the device would run them.
 
     Raises:
         UsageError: not even one row goes through.
@@ -74,8 +74,7 @@ def probe_batch_size(
     sizes = [1 << power for power in range(most.bit_length())]
     if shard_rows is not None:
         sizes = [size for size in sizes if shard_rows % size == 0]
-    threads = threads or runner_class.default_threads(len(devices))
-    with runner_class(artifact, devices[0], threads=threads) as runner:
+    with runner_class(artifact, device, threads=threads) as runner:
 
         def call(rows: int) -> None:
             batch = {name: array[:rows] for name, array in inputs.items()}

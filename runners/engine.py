@@ -1,6 +1,7 @@
 """What an engine is: whatever starts the ranks of a job and gives them their shards."""
 
 import abc
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
@@ -19,9 +20,6 @@ class Engine(abc.ABC):
     and prepares the directory, finds what is missing, and writes the report.
     """
 
-    finds_batch_size: ClassVar[bool] = True
-    """Whether one process chooses the batch size for all ranks, so that ``--batch-size auto`` can be asked for."""
-
     prepares_alone: ClassVar[bool] = True
     """Whether one process opens the data before the ranks do. Where each does, the first draws what comes but once."""
 
@@ -32,6 +30,10 @@ class Engine(abc.ABC):
             UsageError, DeviceError: a form that the engine does not know, or a device that is not there.
         """
         return parse_devices(text, runner.cuda_count, runtime=runner.runtime)
+
+    def ranks_here(self, devices: Sequence[Device]) -> int:
+        """How many ranks share the cores of this machine; one for each of the ``devices`` if not overridden."""
+        return len(devices)
 
     def shown(self, progress: ProgressChoice) -> ProgressChoice:
         """What this process shows of the progress; all if not overridden."""

@@ -47,7 +47,7 @@ class LaunchedEngine(Engine):
         UsageError: this process was not started by that launcher.
     """
 
-    finds_batch_size = prepares_alone = False
+    prepares_alone = False
 
     def __init__(self) -> None:
         self.launch = self.read(os.environ)
@@ -77,6 +77,12 @@ class LaunchedEngine(Engine):
             )
         return (named[local],)
 
+    def ranks_here(self, devices: Sequence[Device]) -> int:  # noqa: ARG002 - each process has the one of its rank
+        if self.launch.cores is None:
+            return self.launch.local_world_size
+        # Where the scheduler pins, the cores of this process are all it sees; where it does not, they are a share.
+        return max(1, available_cores() // self.launch.cores)
+
     def shown(self, progress: ProgressChoice) -> ProgressChoice:
         """One rank speaks for all; a function of the caller's is called in each."""
         return progress if callable(progress) or self.launch.rank == 0 else "none"
@@ -85,7 +91,9 @@ class LaunchedEngine(Engine):
         """Compute this rank's shards, and finish the job's files if no part is missing then."""
         began, stop = time.time(), StopRequest()
         with locked(out, shared=True):
-            directory = RunDirectory.join(out, setting.job)
+            directory = RunDirectory.join(out, setting.job, cut=setting.cut)
+            if (size := directory.job.plan.batch_size) != setting.job.plan.batch_size:
+                notes.append(f"batch size {size} all the same, as another rank found it first")
             require_same_spool(setting.source, directory)
             assignment = self._assignment(setting, directory)
             claims = Claims(self._numbers(assignment, len(directory.job.plan)), directory)
@@ -114,10 +122,6 @@ class LaunchedEngine(Engine):
 
     def _assignment(self, setting: Setting, directory: RunDirectory) -> Assignment:
         launch, runner = self.launch, setting.runner
-        ranks = launch.local_world_size
-        if launch.cores is not None:
-            # Where the scheduler pins, the cores of this process are all it sees; where it does not, they are a share.
-            ranks = max(1, available_cores() // launch.cores)
         here = launch.local_world_size == launch.world_size
         meets = launch.meets and launch.world_size > 1 and runner.joins_group
         return Assignment(
@@ -127,7 +131,7 @@ class LaunchedEngine(Engine):
             runner=setting.runner_name,
             rank=launch.rank,
             device=setting.devices[0],
-            threads=setting.threads or runner.default_threads(ranks),
+            threads=setting.threads or runner.default_threads(self.ranks_here(setting.devices)),
             group=Group(rank=launch.rank, world_size=launch.world_size, store=None, here=here) if meets else None,
             origin_s=setting.began_s,
         )

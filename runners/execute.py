@@ -11,7 +11,7 @@ from deploykit.devices import Device, available_cores
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.failed import write_failed
 from deploykit.job import Job
-from deploykit.plan import Shard, describe_ranges
+from deploykit.plan import Plan, Shard, describe_ranges
 from deploykit.rundir import RunDirectory
 from deploykit.signs import signing
 from deploykit.sources import Source
@@ -42,6 +42,7 @@ class Setting:
         threads: CPU threads per rank, or None for the runner's choice.
         began_s: when the call came, on the monotonic clock.
         resume: the command that takes the job up again.
+        cut: the shards by the batch size, where that was found here; what another rank has found before counts.
         notes: what was chosen, for people to read.
     """
 
@@ -55,6 +56,7 @@ class Setting:
     job: Job
     began_s: float
     resume: str
+    cut: Callable[[int], Plan] | None = None
     notes: tuple[str, ...] = ()
 
 

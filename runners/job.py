@@ -183,7 +183,6 @@ def _checked(
     progress: ProgressChoice,
 ) -> Setting:
     """Everything that can be refused is refused here, before anything is written."""
-    _refuse_probing(options["batch-size"], engine)
     artifact = stack.enter_context(Artifact.open(artifact_path))
     runner = choose_runner(artifact, options["runner"])
     devices = engine.devices(options["devices"], runner)
@@ -195,55 +194,44 @@ def _checked(
         stack, artifact, data, predicted, options,
         ranks=len(devices), out=Path(out), engine=engine, progress=progress,
     )  # fmt: skip
-    probe = partial(probe_batch_size, artifact, runner, devices, source, passes=passes, seed=seed, draws=draws)
-    plan, notes = _plan(source, artifact.manifest, out, options, probe)
+    threads = options["threads"] or runner.default_threads(engine.ranks_here(devices))
+    probe = partial(
+        probe_batch_size, artifact, runner, devices[0], source,
+        threads=threads, passes=passes, seed=seed, draws=draws, shard_rows=options["shard-rows"],
+    )  # fmt: skip
+    batch_size, notes = _batch_size(options["batch-size"], out, probe)
+    cut = _cut(source, artifact.manifest, options["shard-rows"])
     job = Job(
-        artifact=artifact.digest,
-        artifact_path=str(artifact_path),
-        format=runner.format,
-        data=source.fingerprint(),
-        data_source=data,
-        seed=seed,
-        draws=draws,
-        plan=plan,
-        outputs=writing.writer.outputs,
-        nan=cast("NanPolicy", options["nan"]),
-        on_error=cast("ErrorPolicy", options["on-error"]),
-        version=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        passes=passes,
-        **writing.job_fields(),
-        keep=options["keep"],
-        columns=options["map"],
-    )
+        artifact=artifact.digest, artifact_path=str(artifact_path), format=runner.format,
+        data=source.fingerprint(), data_source=data, columns=options["map"], keep=options["keep"],
+        seed=seed, draws=draws, passes=passes, plan=cut(batch_size), outputs=writing.writer.outputs,
+        nan=cast("NanPolicy", options["nan"]), on_error=cast("ErrorPolicy", options["on-error"]),
+        version=__version__, created=datetime.now(UTC).isoformat(timespec="seconds"), **writing.job_fields(),
+    )  # fmt: skip
     return Setting(
         artifact=artifact, source=source, writing=writing, runner=runner, runner_name=options["runner"],
         devices=devices, threads=options["threads"], job=job, began_s=began,
-        resume=_resume_command(artifact_path, data, out, options), notes=notes,
+        resume=_resume_command(artifact_path, data, out, options),
+        cut=cut if notes else None, notes=notes,
     )  # fmt: skip
 
 
-def _refuse_probing(batch_size: int | str, engine: Engine) -> None:
-    if batch_size == "auto" and not engine.finds_batch_size:
-        raise UsageError(
-            "batch size auto: each rank of a launcher would find another one; find it once with --engine local on a "
-            "few rows, and give that number"
-        )
+def _batch_size(
+    asked: int | Literal["auto"], out: str | Path, probe: Callable[[], Probe]
+) -> tuple[int, tuple[str, ...]]:
+    if asked != "auto":
+        return asked, ()
+    size, how = settle_batch_size(out, probe)
+    return size, (how,)
 
 
-def _plan(
-    source: Source, manifest: Manifest, out: str | Path, options: Mapping[str, Any], probe: Callable[..., Probe]
-) -> tuple[Plan, tuple[str, ...]]:
-    batch_size, shard_rows = options["batch-size"], options["shard-rows"]
-    notes: tuple[str, ...] = ()
-    if batch_size == "auto":
-        batch_size, note = settle_batch_size(out, partial(probe, threads=options["threads"], shard_rows=shard_rows))
-        notes = (note,)
+def _cut(source: Source, manifest: Manifest, shard_rows: int | None) -> Callable[[int], Plan]:
+    """The shards of the job, by the batch size."""
     # A dynamic dimension counts with the largest size that was tested.
     largest = {name: max(sizes, default=1) for name, sizes in manifest.tested.items()}
     size = row_bytes([output.tensor for output in manifest.outputs], largest)
     at_once = getattr(source, "rows_together", 1)
-    return make_plan(len(source), batch_size, size, shard_rows, rows_together=at_once), notes
+    return lambda batch_size: make_plan(len(source), batch_size, size, shard_rows, rows_together=at_once)
 
 
 def _controls(artifact: Artifact, seed: int | None, draws: int | None) -> tuple[int | None, int | None]:

@@ -19,7 +19,9 @@ from deploykit.errors import DeviceError, IncompleteRunError, RunError, UsageErr
 from deploykit.merging import merge_run
 from deploykit.rundir import RunDirectory
 from deploykit.verify_run import check_run, verify_run
+from runners.batchsize import Probe
 from runners.job import run
+from tests import handmade
 
 SLOW = f"{Path(__file__).parent / 'slowdata.py'}:make"
 ROWS = 64
@@ -138,6 +140,38 @@ def test_ranks_that_are_already_there_give_the_same_bytes(
     assert {commit.rank for commit in RunDirectory.open(out).committed().values()} == {0, 1}
     assert {rank["rank"] for rank in report["ranks"]} <= {0, 1}
     assert sum(rank["rows"] for rank in report["ranks"]) == report["rows"]
+
+
+@pytest.mark.parametrize("runner", ["onnx", "torch"])
+def test_ranks_that_look_for_a_batch_size_agree(artifact_paths: dict[str, Path], tmp_path: Path, runner: str) -> None:
+    data, out, port = tmp_path / "x.npy", tmp_path / "r", free_port()
+    np.save(data, handmade.random_inputs("mc", 600)["x"])
+    asked = ("--runner", runner, "--batch-size", "auto", "--shard-rows", "64")
+    ranks = [start(artifact_paths["mc"], out, torchrun(rank, 2, port), *asked, data=str(data)) for rank in range(2)]
+    texts = [ended(rank) for rank in ranks]
+    size = RunDirectory.open(out).job.plan.batch_size
+    assert 64 % size == 0
+    assert any(f"batch size {size} chosen" in text for text in texts)
+    assert verify_run(out).ok
+
+
+def test_the_batch_size_of_the_first_rank_counts(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, bytes]
+) -> None:
+    def first(*_args: object, **_options: object) -> Probe:
+        """While this rank looks, another one has begun the job."""
+        run(artifact_paths["mc"], SLOW, tmp_path / "r", batch_size=2, shard_rows=8, engine="local")
+        return Probe(size=4, rows_per_s={4: 1.0}, too_large=None)
+
+    monkeypatch.setattr("runners.job.probe_batch_size", first)
+    as_rank(monkeypatch, indexed_job(1, 2))
+    result = run(artifact_paths["mc"], SLOW, tmp_path / "r", batch_size="auto", shard_rows=8)
+    assert "batch size 2 all the same, as another rank found it first" in result.notes
+    assert parts(tmp_path / "r") == whole
+    monkeypatch.undo()
+    as_rank(monkeypatch, indexed_job(1, 2))
+    with pytest.raises(RunError, match=r"plan\.shard_rows: 8, asked for 16"):
+        run(artifact_paths["mc"], SLOW, tmp_path / "r", batch_size="auto", shard_rows=16)
 
 
 @pytest.mark.parametrize("interval", ["batch", "epoch", "batch_and_epoch"])
@@ -440,13 +474,3 @@ def test_jobs_of_an_array_leave_failing_rows_out(
     assert json.loads((tmp_path / "r" / "report.json").read_text())["failed_rows"] == 3
     assert len((tmp_path / "r" / "failed.jsonl").read_text().splitlines()) == 3
     assert len(verify_run(tmp_path / "r").failed) == 3
-
-
-def test_each_rank_of_a_launcher_would_find_another_batch_size(
-    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in indexed_job(0, 2).items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match="batch size auto"):
-        run(artifact_paths["plain"], SLOW, tmp_path / "r", batch_size="auto", engine="array")
-    assert not (tmp_path / "r").exists()
