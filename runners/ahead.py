@@ -1,6 +1,8 @@
-"""What a source that reads ahead is told: the rows that come next, over the ends of the shards."""
+"""Which rows are read next: several batches at once where that saves time, and, over the ends of the shards, what a
+source that reads ahead is told.
+"""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from deploykit.plan import Plan, Shard
@@ -9,7 +11,7 @@ from deploykit.sources.reading import uncut
 if TYPE_CHECKING:
     from deploykit.sources import Source
 
-__all__ = ["Ahead"]
+__all__ = ["Ahead", "joined"]
 
 Ranges = list[tuple[int, int]]
 
@@ -50,3 +52,21 @@ class Ahead:
         if expect is not None:
             expect(ranges)
         return ranges
+
+
+def joined(pieces: Iterable[tuple[int, int]], most: Callable[[], int]) -> Iterator[tuple[int, int]]:
+    """Neighbouring pieces as one, as long as it has at most so many rows as ``most`` allows by then.
+
+    >>> list(joined([(0, 4), (4, 8), (8, 12), (12, 13)], lambda: 9))
+    [(0, 8), (8, 13)]
+    """
+    begun: tuple[int, int] | None = None
+    for start, stop in pieces:
+        if begun is not None and stop - begun[0] <= most():
+            begun = begun[0], stop
+            continue
+        if begun is not None:
+            yield begun
+        begun = start, stop
+    if begun is not None:
+        yield begun

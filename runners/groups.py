@@ -19,11 +19,13 @@ def grouped(batches: Iterable[Batch]) -> Iterator[Batch]:
     again.
     """
     group: list[Batch] = []
+    size = 0
     for batch in batches:
         group.append(batch)
-        if sum(size_of(each.outputs) for each in group) >= GROUP_BYTES:
+        size += size_of(batch.outputs)
+        if size >= GROUP_BYTES:
             yield from _joined(group)
-            group = []
+            group, size = [], 0
     yield from _joined(group)
 
 

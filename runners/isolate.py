@@ -35,6 +35,11 @@ class Sound:
     kept: Arrays
     failed: Mapping[int, str]
 
+    def __getitem__(self, places: slice) -> "Sound":
+        """Some of the rows, as views, where none has failed."""
+        inputs, kept = _chosen(self.inputs, places), _chosen(self.kept, places)
+        return Sound(ids=self.ids[places], inputs=inputs, kept=kept, failed={})
+
 
 def read_rows(source: "Source", start: int, stop: int, *, refuse_nan: bool) -> Sound:
     """Read rows ``[start, stop)``, each that can be read.

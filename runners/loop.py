@@ -4,8 +4,9 @@
 
     reader thread --> channel --> inference (calling thread) --> channel --> writer thread --> parts and commits
 
-Both channels are bounded, so memory does not grow with the rows. The pipeline is not drained between shards: while one
-shard is written, the next one is predicted and the one after it is read. A runner of several lanes gets a
+Both channels are bounded, so memory does not grow with the rows. Where batches are quick, several go through the
+channels together: what is done for each of them takes time from the model. The pipeline is not drained between shards:
+while one shard is written, the next one is predicted and the one after it is read. A runner of several lanes gets a
 thread for each but the first, so that one batch is copied to or from its device while another is computed.
 """
 
@@ -25,7 +26,7 @@ from deploykit.plan import Shard, remaining
 from deploykit.sources.finite import check_finite, count_nan_rows
 from deploykit.sources.reading import split
 from deploykit.writers.base import Batch, Writer
-from runners.ahead import Ahead
+from runners.ahead import Ahead, joined
 from runners.base import Arrays, Runner
 from runners.channel import Channel, Closed
 from runners.drawing import most_draws, predict_in_passes
@@ -33,6 +34,7 @@ from runners.fitting import Fitting
 from runners.groups import grouped, size_of
 from runners.isolate import Predictable, Sound, read_rows, refuse_all_failed
 from runners.lanes import Turns
+from runners.piece import PiecePredicted, PieceRead
 from runners.timing import Meter
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ __all__ = ["Listener", "Pipeline", "ShardFeed", "Task"]
 
 DEPTH, DEPTH_BYTES = 16, 32 * 2**20
 """What waits in each channel: enough to hide a slow read or write, whatever the rows are; two batches at least."""
+
+TOGETHER_S, TOGETHER_BYTES = 0.02, 2**20
+"""Batches go through the channels together as long as they take so long to read and predict, and have so many bytes."""
 
 READER_PATIENCE_S = 5.0
 
@@ -87,24 +92,6 @@ class Task:
     rank: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Read:
-    shard: Shard
-    start: int
-    stop: int
-    sound: Sound
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Predicted:
-    shard: Shard
-    stop: int
-    batch: Batch
-    timings: dict[str, float]
-    failed: dict[int, str]
-
-
 class Pipeline:
     """Runs once. An error in any thread stops the others and is raised by ``run``."""
 
@@ -112,8 +99,11 @@ class Pipeline:
         self._task, self._feed, self._listener, self._meter = task, feed, listener, meter
         self._job = task.directory.job
         self._skips = self._job.on_error == "skip"
-        self._inputs: Channel[_Read] = Channel(DEPTH, DEPTH_BYTES)
-        self._outputs: Channel[_Predicted] = Channel(DEPTH, DEPTH_BYTES)
+        # Several lanes share what is there batch by batch, and a row that fails is looked for in its batch.
+        self._joins = getattr(task.source, "joins", False) and task.runner.lanes == 1 and not self._skips
+        self._row_bytes = 0
+        self._inputs: Channel[PieceRead] = Channel(DEPTH, DEPTH_BYTES)
+        self._outputs: Channel[PiecePredicted] = Channel(DEPTH, DEPTH_BYTES)
         self._fitting = Fitting(
             self._call, release=task.runner.release_memory, said=listener.warned, together=task.runner.lanes > 1
         )
@@ -174,12 +164,20 @@ class Pipeline:
         ahead = Ahead(self._task.source, self._job.plan, self._feed.peek)
         while (shard := self._feed.next()) is not None:
             self._listener.started(shard)
-            for start, stop in ahead.ranges(shard):
+            pieces = ahead.ranges(shard)
+            for start, stop in joined(pieces, self._most_rows) if self._joins else pieces:
                 work = self._read(shard, start, stop)
-                self._inputs.put(work, size_of(work.sound.inputs) + size_of(work.sound.kept))
+                size = size_of(work.sound.inputs) + size_of(work.sound.kept)
+                self._row_bytes = size // (stop - start)
+                self._inputs.put(work, size)
         self._inputs.finish()
 
-    def _read(self, shard: Shard, start: int, stop: int) -> _Read:
+    def _most_rows(self) -> int:
+        """How many rows may go through the channels together, by what was measured up to now."""
+        rows, seconds = self._meter.rows, self._meter.read_s + self._meter.infer_s
+        return min(int(TOGETHER_S * rows / seconds), TOGETHER_BYTES // max(self._row_bytes, 1)) if rows else 0
+
+    def _read(self, shard: Shard, start: int, stop: int) -> PieceRead:
         began, refuse_nan = perf_counter(), self._job.nan == "error"
         try:
             if self._skips:
@@ -198,37 +196,43 @@ class Pipeline:
             self._meter.nan_rows += count_nan_rows(sound.inputs)
         seconds = perf_counter() - began
         self._meter.read_s += seconds
-        return _Read(shard=shard, start=start, stop=stop, sound=sound, seconds=seconds)
+        return PieceRead(shard=shard, start=start, stop=stop, sound=sound, seconds=seconds)
 
     def _infer_all(self) -> None:
         """One lane: predicts a batch while the other lanes have theirs, and hands it on when the earlier ones are."""
         while True:
             turn, work = self._turns.take(self._inputs.get)
-            began = monotonic()
             try:
-                sound, outputs = self._predict(work)
+                found = [self._predict(batch) for batch in work.batches(self._job.plan.batch_size)]
             except Exception:
                 # In its turn, so that of two batches that fail the first one is named.
                 with self._turns.of(turn):
                     raise
-            ended = monotonic()
             with self._turns.of(turn):
-                done = self._predicted(work, sound, outputs, (began, ended))
+                batches = [self._predicted(*each) for each in found]
+                done = PiecePredicted(
+                    shard=work.shard, stop=work.stop, batches=batches, timings=self._timings, failed=self._failed
+                )
                 # The writer has time; only the end of a shard must not wait, because its commit is due.
-                self._outputs.put(done, size_of(done.batch.outputs), urgent=done.stop == done.shard.stop)
+                size = sum(size_of(batch.outputs) for batch in batches)
+                self._outputs.put(done, size, urgent=done.stop == done.shard.stop)
 
-    def _predict(self, work: _Read) -> tuple[Sound, Arrays]:
+    def _predict(self, work: PieceRead) -> tuple[PieceRead, Sound, Arrays, tuple[float, float]]:
+        """A batch, those of its rows that went through, their outputs, and from when to when that took."""
+        began = monotonic()
         try:
             if self._skips:
-                return self._predictable(work.sound)
-            return work.sound, self._fitting(work.sound.inputs, work.sound.ids)
+                sound, outputs = self._predictable(work.sound)
+            else:
+                sound, outputs = work.sound, self._fitting(work.sound.inputs, work.sound.ids)
+            return work, sound, outputs, (began, monotonic())
         except DeploykitError:
             raise
         except Exception as error:
             # Runtimes raise their own types, which have nothing in common.
             raise RunError(_failed(work.start, work.stop, "the model", error)) from error
 
-    def _predicted(self, work: _Read, sound: Sound, outputs: Arrays, span: tuple[float, float]) -> _Predicted:
+    def _predicted(self, work: PieceRead, sound: Sound, outputs: Arrays, span: tuple[float, float]) -> Batch:
         """Count a batch, in its turn, and tell about it."""
         if work.start == work.shard.start:
             self._timings, self._failed = {"read_s": 0.0, "infer_s": 0.0, "write_s": 0.0}, {}
@@ -242,8 +246,7 @@ class Pipeline:
             row, why = next(iter(sorted(sound.failed.items())))
             self._listener.warned(f"{len(sound.failed)} rows failed and are left out, the first is row {row}: {why}")
         self._listener.predicted(work.stop - work.start)
-        batch = Batch(sample_ids=sound.ids, outputs=outputs and {**outputs, **sound.kept})
-        return _Predicted(shard=work.shard, stop=work.stop, batch=batch, timings=self._timings, failed=self._failed)
+        return Batch(sample_ids=sound.ids, outputs=outputs and {**outputs, **sound.kept})
 
     def _call(self, inputs: Arrays, ids: NDArray[np.int64]) -> Arrays:
         job = self._job
@@ -269,13 +272,13 @@ class Pipeline:
             self._meter.write_s += perf_counter() - began - (self._outputs.get_wait_s - waited)
             self._listener.committed(commit)
 
-    def _batches(self, first: _Predicted) -> Iterator[Batch]:
+    def _batches(self, first: PiecePredicted) -> Iterator[Batch]:
         """The batches of one shard, taken from the channel as the writer asks for them."""
         item = first
-        yield item.batch
+        yield from item.batches
         while item.stop < item.shard.stop:
             item = self._outputs.get()
-            yield item.batch
+            yield from item.batches
 
 
 def _timed(batches: Iterable[Batch], timings: dict[str, float]) -> Iterator[Batch]:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -43,6 +43,8 @@ class ArraysSource:
     Raises:
         DataError: an array does not fit.
     """
+
+    joins: ClassVar[bool] = True
 
     def __init__(
         self, file: DataFile, kind: str, open_array: Callable[[str], Rows], names: Mapping[str, str],

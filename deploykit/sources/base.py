@@ -26,7 +26,7 @@ class Source(Protocol):
     cannot be in one batch, because a dynamic dimension differs, has ``cuts(start, stop)``: where, between these rows.
     One that reads ahead has ``expect(ranges)``, the calls of ``read`` that come after those that it was told of before,
     and ``depth``, how many of them it reads at the same time. One that has to read many rows to give a few has
-    ``rows_together``: how many at most.
+    ``rows_together``: how many at most. One whose neighbouring rows can always be read in one call has ``joins``.
 
     Attributes:
         notes: what was ignored or assumed, for people to read.

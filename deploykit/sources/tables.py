@@ -95,6 +95,7 @@ class TableSource:
         dtypes = {name: spec.dtype for spec in inputs for name in self._match.inputs[spec.name]}
         pieces.select(self._match.columns, dtypes)
         self.rows_together = max(pieces.rows, default=1)
+        self.joins = all(isinstance(size, int) for spec in (*inputs, *self.kept) for size in spec.row_shape)
         self._ends = np.cumsum([0, *pieces.rows])
         self._cursor = _Cursor(-1, iter(()), 0)
         self._fingerprint: dict[str, Any] | None = None

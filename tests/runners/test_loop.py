@@ -87,14 +87,23 @@ class Listener:
 
 
 class Case:
-    def __init__(self, path: Path, plan: Plan, *, nan: Any = "error", on_error: Any = "fail", lanes: int = 1) -> None:
+    def __init__(
+        self,
+        path: Path,
+        plan: Plan,
+        *,
+        nan: Any = "error",
+        on_error: Any = "fail",
+        lanes: int = 1,
+        source: type[Source] = Source,
+    ) -> None:
         job = Job(
             artifact="a", artifact_path="a", format="onnx", data={}, data_source="d", seed=None, draws=None,
             plan=plan, outputs=(OUTPUT,), writer="npy", write_interval="batch", nan=nan, version="0", created="now",
             on_error=on_error,
         )  # fmt: skip
         self.directory = RunDirectory.prepare(path, job)
-        self.source, self.runner, self.listener, self.meter = Source(plan.rows), Runner(), Listener(), Meter()
+        self.source, self.runner, self.listener, self.meter = source(plan.rows), Runner(), Listener(), Meter()
         self.runner.lanes = lanes
         self.writer = make_writer("npy", (OUTPUT,))
         self.feed = Feed(list(plan.shards()))
