@@ -15,8 +15,10 @@ __all__ = ["rank_batches"]
 
 def rank_batches(
     directory: RunDirectory, writer: Writer, layout: Layout, rank: int, loaders: Sequence[int]
-) -> Iterator[tuple[int, Batch]]:
-    """The batches of a rank, each with the number of its dataloader; memory holds a few of them.
+) -> Iterator[tuple[int, int, Batch]]:
+    """The batches of a rank, each with the number of its dataloader and its own in that; memory holds a few of them.
+
+    Rows that failed and were left out are in none; a batch of which nothing is left does not come.
 
     Args:
         directory: a run whose parts are all there.
@@ -31,10 +33,10 @@ def rank_batches(
     stream = _Stream(directory, writer)
     first = 0
     for loader, rows in enumerate(loaders):
-        for own in layout.batches(rank, rows, directory.job.plan.batch_size):
+        for number, own in enumerate(layout.batches(rank, rows, directory.job.plan.batch_size)):
             batch = stream.take(range(first + own.start, first + own.stop, own.step))
             if len(batch):
-                yield loader, batch
+                yield loader, number, batch
         first += rows
 
 

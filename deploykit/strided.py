@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deploykit.commit import FileDigest
 from deploykit.epoch import publish, refuse_misplaced
 from deploykit.feed import writing
@@ -80,10 +83,9 @@ def _damage(directory: RunDirectory, rank: int) -> str | None:
 
 
 def _wrong_ids(directory: RunDirectory, writer: Writer, rank: int) -> str | None:
-    plan, layout = directory.job.plan, parse_layout(directory.job.layout, 1)
-    expected, read = layout.rows(rank, plan.rows, plan.batch_size), 0
+    expected, read = _own_rows(directory, rank), 0
     for batch in writer.read_epoch(directory.path, rank):
-        if batch.sample_ids.tolist() != list(expected[read : read + len(batch)]):
+        if not np.array_equal(batch.sample_ids, expected[read : read + len(batch)]):
             name = writer.epoch_path(directory.path, rank).name
             return f"{name}: from place {read} on it holds other rows than those of rank {rank}"
         read += len(batch)
@@ -92,13 +94,13 @@ def _wrong_ids(directory: RunDirectory, writer: Writer, rank: int) -> str | None
 
 def _write(directory: RunDirectory, writer: Writer, rank: int) -> None:
     plan, layout = directory.job.plan, parse_layout(directory.job.layout, 1)
-    rows = len(layout.rows(rank, plan.rows, plan.batch_size))
+    rows = len(_own_rows(directory, rank))
     stage = directory.path / f"{TEMPORARY_PREFIX}{os.getpid()}-rank-{rank}"
     with writing(writer.epoch_path(directory.path, rank)):
         try:
             stage.mkdir()
             batches: Iterator[Batch] = (
-                batch for _, batch in rank_batches(directory, writer, layout, rank, [plan.rows])
+                batch for _, _, batch in rank_batches(directory, writer, layout, rank, [plan.rows])
             )
             files = writer.write_epoch(stage, rank, batches, rows)
             refuse_misplaced(writer, stage, rank, files)
@@ -108,6 +110,15 @@ def _write(directory: RunDirectory, writer: Writer, rank: int) -> None:
             write_json(_commit_path(directory, rank), asdict(done))
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+
+
+def _own_rows(directory: RunDirectory, rank: int) -> NDArray[np.int64]:
+    """The sample ids of a rank's file, without those that failed."""
+    plan, layout = directory.job.plan, parse_layout(directory.job.layout, 1)
+    own = layout.rows(rank, plan.rows, plan.batch_size)
+    failed = directory.state(check_digests=False).failed() if directory.job.on_error == "skip" else {}
+    ids = np.arange(own.start, own.stop, own.step, dtype=np.int64)
+    return ids[~np.isin(ids, list(failed))] if failed else ids
 
 
 def _commit_path(directory: RunDirectory, rank: int) -> Path:

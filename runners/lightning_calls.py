@@ -3,7 +3,7 @@
 The order, the arguments and their nesting are those of ``Trainer.predict(return_predictions=False)``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,9 @@ from deploykit.rankrows import rank_batches
 from deploykit.rundir import RunDirectory
 from deploykit.sources import Source
 from deploykit.sources.reading import split
-from deploykit.writers import Batch, Writer
+from deploykit.writers import Writer
 from deploykit.writers.pt import as_returned
+from runners.isolate import read_rows
 from runners.lightning_trainer import StandIn, make_module, make_trainer
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Calls:
         kept: list[list[Any]] = [[] for _ in rows]
         writer.on_predict_start(trainer, module)
         writer.on_predict_epoch_start(trainer, module)
-        for loader, number, batch in self._batches(rows):
+        for loader, number, batch in rank_batches(self.directory, self.parts, self.layout, self.rank, rows):
             indices = (batch.sample_ids - sum(rows[:loader])).tolist()
             if writer.interval.on_epoch:
                 loop.epoch_batch_indices[loader].append(indices)
@@ -104,22 +105,19 @@ class Calls:
         loop.predictions, loop.epoch_batch_indices = [], []
         writer.on_predict_end(trainer, module)
 
-    def _batches(self, rows: Sequence[int]) -> Iterator[tuple[int, int, Batch]]:
-        """Number of the dataloader, number of the batch in it, and the batch."""
-        before, number = -1, 0
-        for loader, batch in rank_batches(self.directory, self.parts, self.layout, self.rank, rows):
-            number = number + 1 if loader == before else 0
-            before = loader
-            yield loader, number, batch
-
     def _inputs(self, ids: np.ndarray[Any, Any]) -> Any:
         """The batch as a DataLoader gives it, or where there is none, the tensors by input name, or the only one."""
         collated = getattr(self.source, "collated", None)
         if collated is not None:
             return collated(ids.tolist())
-        first = int(ids[0])
-        arrays, _ = split(self.source.read(first, int(ids[-1]) + 1))
-        tensors = _tensors({name: array[ids - first] for name, array in arrays.items()})
+        first, stop = int(ids[0]), int(ids[-1]) + 1
+        if self.directory.job.on_error == "skip":
+            # Rows that cannot be read may lie between these.
+            sound = read_rows(self.source, first, stop, refuse_nan=False)
+            read, arrays = sound.ids, sound.inputs
+        else:
+            read, arrays = np.arange(first, stop), split(self.source.read(first, stop))[0]
+        tensors = _tensors({name: array[np.searchsorted(read, ids)] for name, array in arrays.items()})
         return tensors if len(tensors) > 1 else next(iter(tensors.values()))
 
 

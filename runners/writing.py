@@ -55,11 +55,6 @@ def choose_writing(options: Mapping[str, Any], outputs: Sequence[TensorSpec], ra
     if lightning is not None:
         name, interval = _parts_format(outputs), "batch"
     interval = interval or "batch"
-    if options.get("on-error") == "skip" and (lightning is not None or layout.is_strided):
-        raise UsageError(
-            "on error 'skip': Lightning's writers and strided files know no rows that are left out; use --on-error "
-            "fail, or a writer of deploykit with --layout contiguous"
-        )
     if lightning is None and options["layout"] != CONTIGUOUS:
         _require_files_of_ranks(options["layout"], interval, is_strided=layout.is_strided)
     return Writing(

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.commit import Commit
-from deploykit.errors import ArtifactError, DataError, RunError, UnknownNameError, UsageError
+from deploykit.errors import ArtifactError, DataError, RunError, UnknownNameError
 from deploykit.merging import merge_run
 from deploykit.plan import Plan, Shard, remaining
 from deploykit.rundir import RunDirectory
 from deploykit.verify_run import check_run, verify_run
+from deploykit.writers import make_writer
 from runners.isolate import isolated
 from runners.job import run
 from tests import handmade
@@ -251,7 +252,26 @@ def test_the_directory_of_an_older_deploykit_is_the_same_job(artifact_paths: dic
     assert run(artifact_paths["plain"], FAULTY, tmp_path / "r", **options).computed_rows == 0
 
 
-def test_strided_files_and_skipped_rows_are_refused_together(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"on error 'skip'.*strided"):
-        run(artifact_paths["plain"], FAULTY, tmp_path / "r", **OPTIONS, layout="strided", write_interval="epoch")
-    assert not (tmp_path / "r").exists()
+@pytest.mark.parametrize("writer", ["npy", "pt"])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_strided_files_go_without_failed_rows(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, writer: str
+) -> None:
+    failing_rows = [17, 18, 33, *range(40, 48)]
+    monkeypatch.setenv("BAD_READ", "17,18")
+    monkeypatch.setenv("BAD_NAN", ",".join(map(str, failing_rows[2:])))
+    options = {**OPTIONS, "writer": writer, "write_interval": "epoch", "layout": f"strided:{ranks}"}
+    run(artifact_paths["plain"], FAULTY, tmp_path / "r", devices="cpu", **options)
+    reader = make_writer(writer, RunDirectory.open(tmp_path / "r").job.outputs)
+    for rank in range(ranks):
+        found = list(reader.read_epoch(tmp_path / "r", rank))
+        ids = np.concatenate([batch.sample_ids for batch in found])
+        assert ids.tolist() == [row for row in range(rank, ROWS, ranks) if row not in failing_rows]
+        logits = np.concatenate([batch.outputs["logits"] for batch in found])
+        np.testing.assert_allclose(logits, X[ids] @ handmade.W + handmade.B, rtol=1e-4, atol=1e-5)
+    check = verify_run(tmp_path / "r")
+    assert (check.committed_rows, list(check.failed)) == (ROWS - len(failing_rows), failing_rows)
+    assert run(artifact_paths["plain"], FAULTY, tmp_path / "r", devices="cpu", **options).computed_rows == 0
+    (tmp_path / "r" / f"predictions_0.{writer}").unlink()
+    run(artifact_paths["plain"], FAULTY, tmp_path / "r", devices="cpu", **options)
+    assert verify_run(tmp_path / "r").ok

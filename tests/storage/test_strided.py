@@ -70,12 +70,12 @@ def test_batches_of_ranks_from_parts(
         got = list(rank_batches(directory, writer_of(job), layout, rank, loaders))
         firsts = np.cumsum([0, *loaders])
         want = [
-            (loader, [int(firsts[loader]) + row for row in batch])
+            (loader, number, [int(firsts[loader]) + row for row in batch])
             for loader, rows in enumerate(loaders)
-            for batch in layout.batches(rank, rows, batch_size)
+            for number, batch in enumerate(layout.batches(rank, rows, batch_size))
         ]
-        assert [(loader, batch.sample_ids.tolist()) for loader, batch in got] == want
-        for _, batch in got:
+        assert [(loader, number, batch.sample_ids.tolist()) for loader, number, batch in got] == want
+        for _, _, batch in got:
             assert batch.outputs["label"].tolist() == [10 * row for row in batch.sample_ids]
 
 

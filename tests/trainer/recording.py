@@ -108,6 +108,22 @@ def make_loader() -> DataLoader[Any]:
     return DataLoader(Rows(int(os.environ["ROWS"])), batch_size=int(os.environ["BATCH"]))
 
 
+UNREADABLE = [3, 8, 9, 10, 11, 18]
+
+
+class Broken(Rows):
+    """Rows of which some cannot be read."""
+
+    def __getitem__(self, row: int) -> Any:
+        if row in UNREADABLE:
+            raise OSError(f"unreadable {row}")
+        return super().__getitem__(row)
+
+
+def make_broken() -> DataLoader[Any]:
+    return DataLoader(Broken(20), batch_size=2)
+
+
 def make_two() -> list[DataLoader[Any]]:
     """Two dataloaders; the first ends within a batch of the whole."""
     return [DataLoader(Rows(5), batch_size=2), DataLoader(Rows(3, seed=1), batch_size=2)]

@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from deploykit.errors import IncompleteRunError, RunError, UsageError
+from deploykit.layout import Layout
 from deploykit.verify_run import verify_run
 from runners import loop
 from runners.job import run
 from runners.lightning_trainer import NotThereError, make_module, make_trainer
 from runners.lightning_writer import find_lightning_writer, parse_writer_arguments
 from tests import handmade
+from tests.trainer.recording import UNREADABLE, Rows
 
 WRITERS = """
 import os
@@ -219,6 +222,36 @@ def test_strided_files_from_a_run(artifact: Path, place: Path) -> None:
     for name in (f"{kind}_{rank}.pt" for kind in ("predictions", "batch_indices") for rank in range(3)):
         assert Path("one", name).read_bytes() == Path("two", name).read_bytes()
     shutil.rmtree("one")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "strided"])
+@pytest.mark.parametrize("data", ["x.npy", "tests.trainer.recording:make_broken"])
+def test_rows_that_failed_are_in_no_call(artifact: Path, place: Path, data: str, layout: str) -> None:
+    """Two single rows, and a whole batch of each rank, so that the batches behind it keep their number."""
+    x = Rows(20).x.numpy()
+    x[UNREADABLE] = np.nan
+    np.save("x.npy", x)
+    run(
+        artifact, data, "run", devices="cpu:2", batch_size=2, shard_rows=4, on_error="skip", layout=layout,
+        writer="tests.trainer.recording:Recorder", writer_arg={"folder": "ours"}, write_interval="batch_and_epoch",
+    )  # fmt: skip
+    assert list(verify_run("run").failed) == UNREADABLE
+    for rank in range(2):
+        rows = Layout(kind=layout, ranks=2).batches(rank, 20, 2)
+        want = [
+            (number, kept)
+            for number, batch in enumerate(rows)
+            if (kept := [row for row in batch if row not in UNREADABLE])
+        ]
+        found = torch.load(f"ours/calls-{rank}.pt", weights_only=False)
+        calls = [arguments for name, arguments, *_ in found if name == "write_on_batch_end"]
+        assert [(number, indices) for _, indices, _, number, _ in calls] == want
+        for prediction, indices, batch, _, _ in calls:
+            given = batch if isinstance(batch, torch.Tensor) else batch[0]
+            assert given.tolist() == x[indices].tolist()
+            np.testing.assert_allclose(prediction["logits"], x[indices] @ handmade.W + handmade.B, rtol=1e-4, atol=1e-5)
+        (last,) = (arguments for name, arguments, *_ in found if name == "write_on_epoch_end")
+        assert last[1] == [[indices for _, indices in want]]
 
 
 def test_what_is_not_there_is_named(artifact: Path, place: Path) -> None:
