@@ -136,7 +136,7 @@ def export_module(
         )  # fmt: skip
         write_json(workshop.path / MANIFEST_NAME, manifest.to_json())
         workshop.publish()
-    return ExportResult(path=path, manifest=manifest, notes=(*notes, *model_inputs.notes(), *_limits(subject)))
+    return ExportResult(path=path, manifest=manifest, notes=(*notes, *model_inputs.notes(), *_notes(subject)))
 
 
 def _write_formats(
@@ -149,12 +149,13 @@ def _write_formats(
     return records, check_parity(clients, subject, inputs, tolerance)
 
 
-def _limits(subject: Subject) -> list[str]:
-    return [
+def _notes(subject: Subject) -> list[str]:
+    limits = [
         f"dimension {name}: the module's code allows only sizes with "
-        + " and ".join(f"{end} {size}" for end, size in limits.items())
-        for name, limits in subject.captured.bounds.items()
+        + " and ".join(f"{end} {size}" for end, size in ends.items())
+        for name, ends in subject.captured.bounds.items()
     ]
+    return [*subject.notes, *limits]
 
 
 def check_request(destination: str | Path, options: Mapping[str, Any]) -> None:

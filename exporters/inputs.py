@@ -15,7 +15,7 @@ from torch import nn
 from deploykit.errors import UsageError
 from deploykit.tensors import DTYPES, TensorSpec, check_inputs, parse_spec
 
-__all__ = ["BATCH", "ModelInputs", "find_inputs", "parse_range", "read_example"]
+__all__ = ["BATCH", "CONTROLS", "ModelInputs", "find_inputs", "parse_range", "read_example"]
 
 BATCH = "batch"
 DEFAULT_SIZE = 12
@@ -157,7 +157,10 @@ def _spec_of(name: str, array: NDArray[Any]) -> TensorSpec:
     return TensorSpec(name=name, dtype=str(array.dtype), shape=(BATCH, *array.shape[1:]))
 
 
-_TAKEN = frozenset({"sample_ids", "draw_ids", "row_ids", "seed", "first_draw", "draws", "self", "torch", "math"})
+CONTROLS = ("sample_ids", "seed", "first_draw", "draws")
+"""The inputs that every file with draws has beside the model's."""
+
+_TAKEN = frozenset({*CONTROLS, "draw_ids", "row_ids", "self", "torch", "math"})
 """Names that the exported files use themselves."""
 
 
@@ -167,6 +170,10 @@ def _check_specs(specs: Sequence[TensorSpec]) -> None:
     if len(set(names)) != len(names) or taken:
         raise UsageError(f"inputs {names}: every name must be a different one, and free: {taken or 'one'} is taken")
     for spec in specs:
+        if "draws" in spec.shape:
+            raise UsageError(
+                f"input {spec}: a dimension cannot be called draws, as the files call their own; rename it"
+            )
         if spec.shape.count(spec.shape[0]) > 1:
             raise UsageError(
                 f"input {spec}: has the batch dimension twice, so that its rows belong together, as in a graph whose "

@@ -16,7 +16,10 @@ from torch import Tensor, fx
 
 from deploykit.errors import ExportError
 
-__all__ = ["BatchAxis", "find_axis", "symbolic_shape"]
+__all__ = ["FIRST", "LAST", "BatchAxis", "find_axis", "named_size", "symbolic_shape", "symbols_of"]
+
+FIRST, LAST = 1, 2
+"""Bits that say with which row of the inputs an element changes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +86,23 @@ def symbolic_shape(node: fx.Node) -> tuple[Any, ...]:
     return tuple(sympy.Integer(size) if isinstance(size, int) else size.node.expr for size in sizes)
 
 
+def symbols_of(node: fx.Node) -> set[Any]:
+    """The symbols in the node's sizes."""
+    return {symbol for size in symbolic_shape(node) for symbol in size.free_symbols}
+
+
+def named_size(size: Any, symbols: Mapping[str, Any]) -> str:
+    """A size with the names of the dimensions: ``4*batch``."""
+    # As symbols: sympy takes a bare text such as "N" for what it means by it.
+    return str(size.subs({symbol: sympy.Symbol(name) for name, symbol in symbols.items()}))
+
+
 def find_axis(node: fx.Node, symbol: Any, moved: Mapping[fx.Node, Tensor]) -> BatchAxis | None:
     """Where the batch lies in ``node``; None when its shape does not depend on the batch.
 
-    ``moved`` tells, for a node, which of its elements changed when only row 0 of the inputs changed; it decides the
-    order within a folded dimension.
+    ``moved`` tells, for a node, which of its elements changed when only one row of the inputs did: ``FIRST`` for row 0,
+    ``LAST`` for the last one, both together for an element that changed with either. It decides the order within a
+    folded dimension.
 
     Raises:
         ExportError: the batch appears in two dimensions, so that rows mix.
@@ -113,11 +128,14 @@ def find_axis(node: fx.Node, symbol: Any, moved: Mapping[fx.Node, Tensor]) -> Ba
 def _is_outer(changed: Tensor | None, axis: int, batch: int) -> bool | None:
     """Whether the rest of a folded dimension varies slower than the batch; None if a part of it does.
 
-    Then the elements of row 0 are every ``batch``-th; with the batch varying slowest, they are the first ones.
+    With the batch varying slowest, the elements of a row are a block; else they are every ``batch``-th. Of the first
+    and the last row together both cannot be true, even where a single element of each changes.
     """
-    if changed is None or not bool(changed.any()):
+    if changed is None:
         return False
-    lines = changed.movedim(axis, 0).flatten(1).any(dim=1)
-    if not bool(lines.reshape(-1, batch)[:, 1:].any()):
-        return True
-    return None if bool(lines[len(lines) // batch :].any()) else False
+    lines = changed.movedim(axis, 0).reshape(changed.shape[axis], -1)
+    first, last = (((lines & bit) != 0).any(dim=1).nonzero().flatten() for bit in (FIRST, LAST))
+    of_rows = ((0, first), (batch - 1, last))
+    if all(bool((found // (len(lines) // batch) == row).all()) for row, found in of_rows):
+        return False
+    return True if all(bool((found % batch == row).all()) for row, found in of_rows) else None

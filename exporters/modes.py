@@ -1,15 +1,15 @@
 """Borrow a module: switch modes, run it, and give it back exactly as it was."""
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["borrowed", "python_random_state", "set_modes", "tracks_statistics"]
+from exporters.generators import Generators
+
+__all__ = ["borrowed", "set_modes", "tracks_statistics"]
 
 
 @contextmanager
@@ -21,7 +21,8 @@ def borrowed(module: nn.Module) -> Iterator[None]:
     """
     attributes = {child: _snapshot(child) for child in module.modules()}
     tensors = {name: tensor.detach().clone() for name, tensor in module.named_buffers()}
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+    generators = Generators(module)
+    states = generators.states()
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -30,8 +31,7 @@ def borrowed(module: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
+        generators.restore(states)
         for child, state in attributes.items():
             _restore(child, state)
         _restore_values(module, tensors)
@@ -70,9 +70,3 @@ def set_modes(module: nn.Module, training: Callable[[str, nn.Module], bool]) -> 
     """Set each submodule's own flag, not its children's."""
     for name, child in module.named_modules():
         child.training = training(name, child)
-
-
-def python_random_state() -> Any:
-    """A value that changes when Python's or numpy's global generator is used."""
-    name, keys, position, *rest = np.random.get_state()
-    return random.getstate(), name, np.asarray(keys).tobytes(), position, rest

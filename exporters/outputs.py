@@ -1,6 +1,6 @@
 """The outputs of an exported file: made from the module's own, named and described."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,10 +10,11 @@ from torch import Tensor
 from deploykit.errors import ExportError
 from deploykit.manifest import OutputSpec, Statistic
 from exporters.capture import Captured
+from exporters.layout import named_size
 from exporters.statistics import Variances, summarize
 from exporters.tasks import OutputTask
 
-__all__ = ["Report", "Value", "make_reports", "output_spec"]
+__all__ = ["Report", "Value", "make_reports", "output_spec", "refuse_clash"]
 
 _WITHOUT_CLASSES = ("entropy", "mutual_information")
 
@@ -95,9 +96,8 @@ def output_spec(report: Report, value: Tensor, task: OutputTask, captured: Captu
     Raises:
         ExportError: the first dimension is not the batch.
     """
-    names = {symbol: dimension for dimension, symbol in captured.symbols.items()}
     sizes: list[int | torch.SymInt] = list(value.shape)
-    shape = tuple(size if isinstance(size, int) else str(size.node.expr.subs(names)) for size in sizes)
+    shape = tuple(size if isinstance(size, int) else named_size(size.node.expr, captured.symbols) for size in sizes)
     if not shape or shape[0] != batch_name:
         raise ExportError(
             f"output {report.source!r}: has shape {list(shape)}; the first dimension of every output must be "
@@ -115,3 +115,17 @@ def _class_axis(statistic: str, task: OutputTask) -> int | None:
     if task.class_axis is None or statistic in _WITHOUT_CLASSES:
         return None
     return task.class_axis + 1 if statistic == "draws" else task.class_axis
+
+
+def refuse_clash(outputs: Sequence[OutputSpec], inputs: Collection[str]) -> None:
+    """Refuse an output that is called as an input is, those of the draws included: an ONNX file knows a name once.
+
+    Raises:
+        ExportError: names it.
+    """
+    clash = next((output for output in outputs if output.name in inputs), None)
+    if clash is not None:
+        raise ExportError(
+            f"output {clash.name!r}: has the name of an input, and a file can have each name once; return it under "
+            f"another name, or leave it out with --task {clash.source}=none"
+        )

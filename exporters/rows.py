@@ -14,10 +14,12 @@ from torch import Tensor, fx
 
 from deploykit.compare import default_tolerance, worst_of
 from deploykit.errors import ExportError
-from exporters.drawplan import MonteCarloPlan, SitesOff
+from exporters.drawplan import MonteCarloPlan
 from exporters.inputs import ModelInputs
+from exporters.layout import symbols_of
+from exporters.probe import SitesOff
 from exporters.reference import Reference
-from exporters.sites import module_of
+from exporters.sites import module_of, operation_of
 from exporters.trainmodes import close
 
 __all__ = ["blaming_the_module", "check_rows_apart"]
@@ -25,13 +27,29 @@ __all__ = ["blaming_the_module", "check_rows_apart"]
 Arrays = dict[str, NDArray[Any]]
 
 _ROWS = 6
-_ALONE = slice(3, 5)
+_PARTS = (slice(0, 3), slice(3, 6))
+"""The batch in two: a value made of all rows, were it their maximum, is another one in at least one of the parts."""
+
+_VALUELESS = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like"}
+"""Names of operations that take of a tensor what it is, and not its values."""
+
+
+_ADVICE = (
+    "With draws each row must stand alone: let a row be a whole graph or sequence, not a node of one, leave the output "
+    "out with --task NAME=none, or export without --mc-draws"
+)
 
 
 def check_rows_apart(
-    reference: Reference, plan: MonteCarloPlan, inputs: ModelInputs, example: Sequence[Tensor]
+    reference: Reference,
+    plan: MonteCarloPlan,
+    inputs: ModelInputs,
+    example: Sequence[Tensor],
+    names: Sequence[str],
 ) -> None:
     """Compare rows with themselves in other company and in another place of the batch.
+
+    ``names`` are those of all outputs of the module; ones that are left out may mix the rows.
 
     Raises:
         ExportError: names the output, what happened to its rows, and the module where that begins, if it shows.
@@ -39,20 +57,55 @@ def check_rows_apart(
     sizes = {inputs.batch_name: _ROWS, **inputs.default_sizes()}
     arrays, ids = inputs.random(sizes, seed=5), np.arange(_ROWS, dtype=np.int64)
     other = {name: np.concatenate([array[1:2], array[1:]]) for name, array in arrays.items()}
-    alone = {name: array[_ALONE] for name, array in arrays.items()}
     with blaming_the_module(sizes):
         before = reference.draw(arrays, sample_ids=ids, seed=1, draw=0)
         swapped = reference.draw(other, sample_ids=ids, seed=1, draw=0)
-        apart = reference.draw(alone, sample_ids=ids[_ALONE], seed=1, draw=0)
+        parts = [
+            reference.draw({name: array[rows] for name, array in arrays.items()}, sample_ids=ids[rows], seed=1, draw=0)
+            for rows in _PARTS
+        ]
     _refuse_rowless(reference, before)
     limit = default_tolerance(inputs.specs[0].dtype)
     others = {name: value[1:] for name, value in swapped.items() if value.ndim}
     changed = _changed(others, before, slice(1, None), limit)
     if changed:
         raise ExportError(_text(changed, "another row of the batch does", _beginning(plan, example)))
-    changed = _changed({name: value for name, value in apart.items() if value.ndim}, before, _ALONE, limit)
-    if changed:
-        raise ExportError(_text(changed, "it stands in a smaller batch or in another place of it", None))
+    (output,) = (node for node in plan.captured.graph.nodes if node.op == "output")
+    kept = [node for name, node in zip(names, output.args[0], strict=True) if name in reference.tasks]
+    _refuse_values_of_all_rows(plan, kept)
+    for rows, apart in zip(_PARTS, parts, strict=True):
+        changed = _changed({name: value for name, value in apart.items() if value.ndim}, before, rows, limit)
+        if changed:
+            raise ExportError(_text(changed, "it stands in a smaller batch or in another place of it", None))
+
+
+def _refuse_values_of_all_rows(plan: MonteCarloPlan, outputs: Sequence[fx.Node]) -> None:
+    """Refuse what is made of the values of all rows, such as a maximum of a batch, on the way to an output.
+
+    A few random rows need not show it: whether any value is above a limit is mostly the same with other rows.
+    """
+    waiting, seen = list(outputs), set[fx.Node]()
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting += () if operation_of(node) in _VALUELESS else node.all_input_nodes
+    mixing = next((node for node in plan.captured.graph.nodes if node in seen and _is_of_all_rows(plan, node)), None)
+    if mixing is not None:
+        raise ExportError(
+            f"{_name(mixing)}: rows of a batch would influence each other: it makes one value of all of them, on which "
+            f"outputs depend. {_ADVICE}"
+        )
+
+
+def _is_of_all_rows(plan: MonteCarloPlan, node: fx.Node) -> bool:
+    if (
+        not isinstance(node.meta.get("val"), Tensor)
+        or plan.symbol in symbols_of(node)
+        or operation_of(node) in _VALUELESS
+    ):
+        return False
+    return any(plan.symbol in symbols_of(source) for source in node.all_input_nodes)
 
 
 def _refuse_rowless(reference: Reference, found: Arrays) -> None:
@@ -77,8 +130,7 @@ def _changed(got: Arrays, before: Arrays, rows: slice, limit: float) -> str | No
 def _text(output: str, when: str, where: str | None) -> str:
     return (
         f"{where or '(root)'}: rows of a batch would influence each other: in output {output} a row changes when "
-        f"{when}, with its own inputs and masks the same. With draws each row must stand alone: let a row be a whole "
-        "graph or sequence, not a node of one, leave the output out with --task NAME=none, or export without --mc-draws"
+        f"{when}, with its own inputs and masks the same. {_ADVICE}"
     )
 
 

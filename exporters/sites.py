@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from exporters.kinds import KINDS, probability
 
-__all__ = ["SWITCHED", "Draw", "arguments", "call_with", "draws_random", "find_draws", "module_of"]
+__all__ = ["SWITCHED", "Draw", "arguments", "call_with", "draws_random", "find_draws", "module_of", "operation_of"]
 
 SWITCHED = {
     "dropout", "dropout_", "feature_dropout", "feature_dropout_",
@@ -66,7 +66,8 @@ def draws_random(node: fx.Node) -> bool:
     if name in SWITCHED:
         return bool(given["train"]) and given["p"] != 0
     if name in _RECURRENT:
-        return bool(given["train"]) and given["dropout"] != 0
+        # It drops what one layer gives to the next, so a single layer draws nothing.
+        return bool(given["train"]) and given["dropout"] != 0 and given["num_layers"] > 1
     if name.startswith("rrelu"):
         return bool(given["training"])
     return bool(given.get("dropout_p", 1) != 0)
@@ -104,3 +105,9 @@ def module_of(node: fx.Node) -> str:
     # The user's module is a child of the entry wrapper.
     name = name.removeprefix("module").removeprefix(".")
     return name or "(root)"
+
+
+def operation_of(node: fx.Node) -> str:
+    """``linear`` for ``aten.linear.default``; ``output`` for what the graph gives back."""
+    target = node.target
+    return target._schema.name.rpartition("::")[2] if isinstance(target, torch._ops.OpOverload) else node.name

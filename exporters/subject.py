@@ -1,36 +1,34 @@
 """Turn a module into the one graph that all formats are written from, together with its oracle."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from deploykit import masks
 from deploykit.compare import default_tolerance
 from deploykit.errors import ExportError
 from deploykit.manifest import MonteCarlo, OutputSpec
 from deploykit.tensors import TensorSpec
-from exporters.capture import Captured, capture
-from exporters.drawplan import MonteCarloPlan, SitesOff, plan_monte_carlo, refuse_state, refuse_unsupported
-from exporters.eager import without_dropout
+from exporters.capture import Captured
+from exporters.drawplan import MonteCarloPlan, plan_monte_carlo, refuse_state
 from exporters.entry import Entry
 from exporters.footprint import row_bytes
 from exporters.forms import Form, capture_draws
-from exporters.inputs import ModelInputs
-from exporters.modes import borrowed, python_random_state, set_modes
+from exporters.inputs import CONTROLS, ModelInputs
+from exporters.modal import ModalCapture
+from exporters.modes import borrowed
 from exporters.montecarlo import MonteCarloModule
-from exporters.outputs import Report, output_spec
-from exporters.reach import kept_state
+from exporters.outputs import Report, output_spec, refuse_clash
 from exporters.reference import Reference
 from exporters.rows import check_rows_apart
-from exporters.simplify import simplify
-from exporters.sites import Draw, find_draws
 from exporters.tasks import OutputTask, TaskRequest
 from exporters.torchscript import Controls
-from exporters.trainmodes import Training, close, drawing_in_training, makers_of_noise, matching, only, rows_apart
+from exporters.trainmodes import Training
+from exporters.watch import refuse_own_seed
 from exporters.work import once_over_draw
 
 __all__ = ["DrawOptions", "Subject", "prepare"]
@@ -53,13 +51,17 @@ class DrawOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A captured module, ready to be written: the graph, its outputs, its Monte Carlo section, and the oracle."""
+    """A captured module, ready to be written: the graph, its outputs, its Monte Carlo section, and the oracle.
+
+    ``notes`` is what people should know of the modes that it was captured in.
+    """
 
     captured: Captured
     outputs: tuple[OutputSpec, ...]
     monte_carlo: MonteCarlo | None
     controls: Controls | None
     reference: Reference
+    notes: tuple[str, ...] = ()
 
 
 def prepare(entry: Entry, inputs: ModelInputs, options: DrawOptions) -> Subject:
@@ -73,129 +75,21 @@ def prepare(entry: Entry, inputs: ModelInputs, options: DrawOptions) -> Subject:
     arrays = inputs.random({inputs.batch_name: EXAMPLE_BATCH, **inputs.default_sizes()}, seed=1)
     example = [torch.from_numpy(arrays[name]) for name in inputs.names]
     with borrowed(entry):
-        found = _Capture(entry, inputs.specs, example)
-        seen = found.run(found.evaluation) if options.draws is None else found.with_dropout(options.modules)
-        refuse_state(seen.captured)
-        if not seen.draws:
-            return _deterministic(entry, seen.captured, found.shapes(), seen.training, inputs.batch_name, options.tasks)
-        plan = plan_monte_carlo(seen.captured, seen.draws, inputs.batch_name, example)
-        return _monte_carlo(entry, plan, found.shapes(), inputs, example, seen.training, options)
+        subject = _prepared(ModalCapture(entry, inputs.specs, example), inputs, example, options)
+    refuse_clash(subject.outputs, [*inputs.names, *(CONTROLS if subject.controls else ())])
+    return subject
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
-    """A capture with the modes it was made in and the random operations in it."""
-
-    captured: Captured
-    draws: Sequence[Draw]
-    training: Training
-
-    def calls(self) -> list[tuple[str, str]]:
-        return sorted((draw.module, draw.operation) for draw in self.draws)
-
-
-class _Capture:
-    """Capture one entry in different modes. ``borrowed`` must be active."""
-
-    def __init__(self, entry: Entry, specs: Sequence[TensorSpec], example: Sequence[Tensor]) -> None:
-        self.entry, self.specs, self.example = entry, specs, example
-
-    @staticmethod
-    def evaluation(_name: str, _module: nn.Module) -> bool:
-        return False
-
-    def run(self, training: Training) -> _Seen:
-        set_modes(self.entry, training)
-        before = python_random_state()
-        try:
-            captured = capture(self.entry, self._copies(), self.specs)
-        finally:
-            # Also where the capture failed, which may be for this reason.
-            if python_random_state() != before:
-                raise ExportError(
-                    f"{self._python_random_module(training)}: draws from Python's or numpy's own random generator; "
-                    "an exported graph would repeat that one value for ever. Draw with torch, or switch this off"
-                )
-        simplify(captured.module)
-        draws = find_draws(captured.graph)
-        refuse_unsupported(draws)
-        return _Seen(captured=captured, draws=draws, training=training)
-
-    def with_dropout(self, patterns: Sequence[str]) -> _Seen:
-        """Capture in modes in which exactly the dropouts of the chosen modules differ from evaluation.
-
-        First everything is put in training mode, except what tracks statistics of the batch. Where that changes more
-        than the dropouts, only the modules that own one are. What a module makes of noise of its own, such as a mask
-        from ``rand``, may have no form without the noise; then such modules count as they are in training mode, if
-        rows stay apart in it.
-        """
-        seen = self.run(matching(patterns))
-        if not seen.draws:
-            raise ExportError(self._nothing_drawn(patterns))
-        if not kept_state(seen.captured.graph) and self._off_equals(seen, self.evaluation):
-            return seen
-        owners = drawing_in_training(seen.draws, self.run(self.evaluation).draws)
-        again = self.run(only(owners))
-        refuse_state(again.captured)
-        if again.calls() == seen.calls():
-            if self._off_equals(again, self.evaluation):
-                return again
-            makers = makers_of_noise(again.draws, owners)
-            apart = bool(makers) and rows_apart(again.captured, self.example)
-            if apart and self._off_equals(again, only(makers)):
-                return again
-        raise ExportError(
-            f"{type(self.entry.module).__name__}: training mode changes more than the dropouts "
-            f"({', '.join(sorted(owners))}): even with every mask switched off, its outputs are not those of "
-            "evaluation mode. Make the other difference depend on something else than self.training"
-        )
-
-    def _nothing_drawn(self, patterns: Sequence[str]) -> str:
-        subject = f"{type(self.entry.module).__name__}: no dropout found in {self.entry.method} with p above 0"
-        drawing = list(dict.fromkeys(draw.module for draw in self.run(matching(())).draws)) if patterns else []
-        if drawing:
-            return (
-                f"{subject} in modules like {', '.join(patterns)}; --mc-modules can choose among {', '.join(drawing)}"
-            )
-        return f"{subject}, so there is nothing to draw; export without --mc-draws"
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each output by its name, from one eager call."""
-        return {name: tuple(value.shape) for name, value in self._eager(self.evaluation).items()}
-
-    def _eager(self, training: Training) -> dict[str, Tensor]:
-        set_modes(self.entry, training)
-        found: dict[str, Tensor] = without_dropout(lambda: self.entry.named(*self._copies()))
-        return found
-
-    def _off_equals(self, seen: _Seen, training: Training) -> bool:
-        """Whether the capture with its sites off gives the eager module's outputs in modes that are right for it."""
-        wanted = self._eager(training)
-        if tuple(wanted) != tuple(self.shapes()):
-            return False
-        got = SitesOff(seen.captured.module, [draw.node for draw in seen.draws]).run(*self._copies())
-        if len(got) != len(wanted):
-            return False
-        return all(close(a, b) for a, b in zip(got, wanted.values(), strict=True))
-
-    def _copies(self) -> list[Tensor]:
-        return [tensor.clone() for tensor in self.example]
-
-    def _python_random_module(self, training: Training) -> str:
-        """The innermost module that changed Python's random state in an eager call."""
-        guilty: list[str] = []
-        for name, module in self.entry.module.named_modules():
-            state: list[object] = []
-            module.register_forward_pre_hook(lambda *_a, state=state: state.append(python_random_state()))
-
-            def after(*_a: object, name: str = name, state: list[object] = state) -> None:
-                if state.pop() != python_random_state():
-                    guilty.append(name)
-
-            module.register_forward_hook(after)
-        self._eager(training)
-        # Hooks run from the inside out; borrowed() removes them.
-        return (guilty[0] if guilty else "") or "(root)"
+def _prepared(found: ModalCapture, inputs: ModelInputs, example: Sequence[Tensor], options: DrawOptions) -> Subject:
+    seen = found.run(found.evaluation) if options.draws is None else found.with_dropout(options.modules)
+    refuse_state(seen.captured)
+    shapes, entry = found.shapes(), found.entry
+    if not seen.draws:
+        return _deterministic(entry, seen.captured, shapes, seen.training, inputs.batch_name, options.tasks)
+    refuse_own_seed(found.random_calls(seen.training))
+    plan = plan_monte_carlo(seen.captured, seen.draws, inputs.batch_name, example)
+    subject = _monte_carlo(entry, plan, shapes, inputs, example, seen.training, options)
+    return replace(subject, notes=seen.notes)
 
 
 def _deterministic(
@@ -234,7 +128,7 @@ def _monte_carlo(
         entry=entry, training=training, sites=plan.sites, mode=options.mode, summary=summary,
         tasks=tasks, keep_draws=options.keep_draws, drawn=frozenset(drawn),
     )  # fmt: skip
-    check_rows_apart(reference, plan, inputs, example)
+    check_rows_apart(reference, plan, inputs, example, tuple(shapes))
     ids, draws = torch.arange(example[0].shape[0]), torch.arange(3)
 
     def make(form: Form) -> MonteCarloModule:

@@ -12,32 +12,34 @@ from exporters.modes import tracks_statistics
 from exporters.noise_ops import NOISE
 from exporters.sites import Draw
 
-__all__ = ["Training", "close", "drawing_in_training", "makers_of_noise", "matching", "only", "rows_apart"]
+__all__ = ["Training", "close", "drawing_in_training", "makers_of_noise", "matching", "only", "rows_apart", "site_name"]
 
 Training = Callable[[str, nn.Module], bool]
 
 
 def only(owners: Collection[str]) -> Training:
     """Training mode for the modules of these names, as sites name them, and for no other."""
-    return lambda name, _module: _site_name(name) in owners
+    return lambda name, _module: site_name(name) in owners
 
 
-def matching(patterns: Sequence[str]) -> Training:
+def matching(patterns: Sequence[str], trackers: Collection[str] = ()) -> Training:
     """Training mode for the modules that a pattern matches and for all in them; without patterns, for every module.
 
-    Never for what tracks statistics of the batch. Patterns are those of ``fnmatch``, for the names of sites.
+    Of what tracks statistics of the batch, only for the ``trackers``. Patterns are those of ``fnmatch``, for the names
+    of sites.
     """
 
     def training(name: str, module: nn.Module) -> bool:
-        parts = _site_name(name).split(".")
+        parts = site_name(name).split(".")
         names = [".".join(parts[: end + 1]) for end in range(len(parts))]
         chosen = not patterns or any(fnmatchcase(each, pattern) for each in names for pattern in patterns)
-        return chosen and not tracks_statistics(module)
+        return chosen and (not tracks_statistics(module) or site_name(name) in trackers)
 
     return training
 
 
-def _site_name(name: str) -> str:
+def site_name(name: str) -> str:
+    """How sites call a submodule of the entry or of the user's module; the module itself is ``(root)``."""
     return name.removeprefix("module").removeprefix(".") or "(root)"
 
 

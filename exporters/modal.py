@@ -1,0 +1,181 @@
+"""Capture a module in the modes in which its dropouts draw and all else is as in evaluation."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from deploykit.errors import ExportError
+from deploykit.tensors import TensorSpec
+from exporters.capture import Captured, capture
+from exporters.drawplan import refuse_state, refuse_unsupported
+from exporters.eager import without_dropout
+from exporters.entry import Entry
+from exporters.generators import Generators
+from exporters.modes import borrowed, set_modes, tracks_statistics
+from exporters.probe import SitesOff
+from exporters.reach import kept_state
+from exporters.simplify import simplify
+from exporters.sites import Draw, find_draws
+from exporters.trainmodes import (
+    Training,
+    close,
+    drawing_in_training,
+    makers_of_noise,
+    matching,
+    only,
+    rows_apart,
+    site_name,
+)  # fmt: skip
+from exporters.watch import RandomCall, random_calls
+
+__all__ = ["ModalCapture", "Seen"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A capture with the modes it was made in and the random operations in it."""
+
+    captured: Captured
+    draws: Sequence[Draw]
+    training: Training
+    notes: tuple[str, ...] = ()
+
+    def calls(self) -> list[tuple[str, str]]:
+        return sorted((draw.module, draw.operation) for draw in self.draws)
+
+
+class ModalCapture:
+    """Captures one entry in different modes. ``borrowed`` must be active."""
+
+    def __init__(self, entry: Entry, specs: Sequence[TensorSpec], example: Sequence[Tensor]) -> None:
+        self.entry, self.specs, self.example = entry, specs, example
+        self._generators = Generators(entry)
+
+    @staticmethod
+    def evaluation(_name: str, _module: nn.Module) -> bool:
+        return False
+
+    def run(self, training: Training) -> Seen:
+        set_modes(self.entry, training)
+        before = self._generators.states()
+        try:
+            captured = capture(self.entry, self._copies(), self.specs)
+        finally:
+            # Also where the capture failed, which may be for this reason.
+            if self._generators.states() != before:
+                raise ExportError(
+                    f"{self._python_random_module(training)}: draws from Python's or numpy's own random generator; "
+                    "an exported graph would repeat that one value for ever. Draw with torch, or switch this off"
+                )
+        simplify(captured.module)
+        draws = find_draws(captured.graph)
+        refuse_unsupported(draws)
+        return Seen(captured=captured, draws=draws, training=training)
+
+    def with_dropout(self, patterns: Sequence[str]) -> Seen:
+        """Capture in modes in which exactly the dropouts of the chosen modules differ from evaluation.
+
+        First everything is put in training mode, except what tracks statistics of the batch. Where that changes more
+        than the dropouts, only the modules that own one are. What a module makes of noise of its own, such as a mask
+        from ``rand``, may have no form without the noise; then such modules count as they are in training mode, if
+        rows stay apart in it.
+        """
+        also = self._drawing_trackers()
+        seen = self.run(matching(patterns, also))
+        if not seen.draws:
+            raise ExportError(self._nothing_drawn(patterns))
+        if not kept_state(seen.captured.graph) and self._off_equals(seen, self.evaluation):
+            return seen
+        owners = drawing_in_training(seen.draws, self.run(self.evaluation).draws)
+        again = self.run(only(owners))
+        refuse_state(again.captured)
+        if again.calls() == seen.calls():
+            if self._off_equals(again, self.evaluation):
+                return again
+            makers = makers_of_noise(again.draws, owners)
+            apart = bool(makers) and rows_apart(again.captured, self.example)
+            if apart and self._off_equals(again, only(makers)):
+                return replace(again, notes=(_made_in_training(makers),))
+        raise ExportError(
+            f"{type(self.entry.module).__name__}: training mode changes more than the dropouts "
+            f"({', '.join(sorted(owners))}): even with every mask switched off, its outputs are not those of "
+            "evaluation mode. Make the other difference depend on something else than self.training"
+        )
+
+    def _nothing_drawn(self, patterns: Sequence[str]) -> str:
+        subject = f"{type(self.entry.module).__name__}: no dropout found in {self.entry.method} with p above 0"
+        drawing = list(dict.fromkeys(draw.module for draw in self.run(matching(())).draws)) if patterns else []
+        if drawing:
+            return (
+                f"{subject} in modules like {', '.join(patterns)}; --mc-modules can choose among {', '.join(drawing)}"
+            )
+        return f"{subject}, so there is nothing to draw; export without --mc-draws"
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each output by its name, from one eager call."""
+        return {name: tuple(value.shape) for name, value in self._eager(self.evaluation).items()}
+
+    def _eager(self, training: Training) -> dict[str, Tensor]:
+        set_modes(self.entry, training)
+        found: dict[str, Tensor] = without_dropout(lambda: self.entry.named(*self._copies()))
+        return found
+
+    def _off_equals(self, seen: Seen, training: Training) -> bool:
+        """Whether the capture with its sites off gives the eager module's outputs in modes that are right for it."""
+        wanted = self._eager(training)
+        if tuple(wanted) != tuple(self.shapes()):
+            return False
+        got = SitesOff(seen.captured.module, [draw.node for draw in seen.draws]).run(*self._copies())
+        if len(got) != len(wanted):
+            return False
+        return all(close(a, b) for a, b in zip(got, wanted.values(), strict=True))
+
+    def random_calls(self, training: Training) -> list[RandomCall]:
+        """The random operations of one eager call in these modes, each with its module."""
+        with borrowed(self.entry):
+            set_modes(self.entry, training)
+            return random_calls(self.entry.module, lambda: self.entry.named(*self._copies()))
+
+    def _drawing_trackers(self) -> set[str]:
+        """The modules that track statistics of the batch and draw beside that, which only training mode shows."""
+        trackers = [
+            site_name(name)
+            for name, module in self.entry.module.named_modules()
+            if tracks_statistics(module) and not type(module).forward.__module__.startswith("torch.")
+        ]
+        if not trackers:
+            return set()
+        without, beside = self.random_calls(matching(())), self.random_calls(matching((), trackers))
+        more = Counter(call.module for call in beside)
+        more.subtract(call.module for call in without)
+        return {name for name in trackers if more[name] > 0}
+
+    def _copies(self) -> list[Tensor]:
+        return [tensor.clone() for tensor in self.example]
+
+    def _python_random_module(self, training: Training) -> str:
+        """The innermost module that changed Python's random state in an eager call."""
+        guilty: list[str] = []
+        for name, module in self.entry.module.named_modules():
+            state: list[object] = []
+            module.register_forward_pre_hook(lambda *_a, state=state: state.append(self._generators.states()))
+
+            def after(*_a: object, name: str = name, state: list[object] = state) -> None:
+                if state.pop() != self._generators.states():
+                    guilty.append(name)
+
+            module.register_forward_hook(after)
+        self._eager(training)
+        # Hooks run from the inside out; borrowed() removes them.
+        return (guilty[0] if guilty else "") or "(root)"
+
+
+def _made_in_training(makers: Collection[str]) -> str:
+    first, *others = sorted(makers)
+    more = f" and {len(others)} more" if others else ""
+    return (
+        f"{first}{more}: in training mode, with noise of its own, it computes something else than in evaluation even "
+        "where the noise is left out; the file has what it computes in training mode"
+    )
