@@ -89,8 +89,8 @@ class TiledRun:
         elif node is group[0]:
             passes = len(group)
             for target in written(node):
-                # Tiled rows may share memory, which must not be written to.
-                if (target, passes) not in self.tiled:
+                # Tiled rows may share memory, which must not be written to, whether or not they were read before.
+                if target not in self.plan.reached or (target, passes) not in self.tiled:
                     self.tiled[target, passes] = self._on_rows(target, passes).clone()
             is_site = node in self.plan.sites_of
             self.tiled[node, passes] = (

@@ -66,7 +66,29 @@ def count_calls(owner: Body, x: Tensor) -> Any:
     return owner.drop(owner.first(x)) * owner.count
 
 
-@pytest.mark.parametrize("function", [write_into_zeros, write_into_input, ignore_result, index_by_list, unused_average])
+def fill_by_chance(owner: Body, x: Tensor) -> Any:
+    """Read for its shape before it is written to, and the same in every draw up to then."""
+    hidden = owner.first(x)
+    return owner.last(hidden.masked_fill_(torch.rand_like(hidden) > 0.7, 0.0))
+
+
+def copy_noisy(owner: Body, x: Tensor) -> Any:
+    hidden = owner.first(x)
+    return owner.last(hidden.copy_(hidden * torch.rand_like(hidden)))
+
+
+def copy_chosen(owner: Body, x: Tensor) -> Any:
+    hidden = owner.first(x)
+    return owner.last(hidden.copy_(torch.where(torch.rand(hidden.shape[0], 1) < 0.5, hidden, -hidden)))
+
+
+WRITES = [
+    write_into_zeros, write_into_input, ignore_result, index_by_list, unused_average, fill_by_chance, copy_noisy,
+    copy_chosen,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", WRITES)
 def test_writes_in_place_around_a_dropout_are_exported(tmp_path: Path, function: Any) -> None:
     result = export_module(Body(function).eval(), tmp_path / "a", inputs=[SPEC], mc_draws=3)
     assert result.max_error < 1e-5
