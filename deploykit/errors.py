@@ -14,6 +14,7 @@
     ├── DataError                  the data does not fit the model, with the row where it does not
     ├── RunError                   the run directory or a rank is in a state that stops the job
     │   └── IncompleteRunError     shards are missing; says which and how to resume
+    ├── CodeExitedError            the user's own code called sys.exit, which would pass for success
     └── DemoError                  something that the demo claims is not so on this machine
 
 A message has four parts: the subject, what came, what is allowed, and what to do.
@@ -24,6 +25,7 @@ from collections.abc import Iterable
 __all__ = [
     "ArtifactError",
     "CheckpointError",
+    "CodeExitedError",
     "DataError",
     "DemoError",
     "DeploykitError",
@@ -100,6 +102,21 @@ class RunError(DeploykitError):
 
 class IncompleteRunError(RunError):
     """Some shards of the run are not committed."""
+
+
+class CodeExitedError(DeploykitError):
+    """The user's own code ended the program, as ``sys.exit()`` does.
+
+    >>> str(CodeExitedError(SystemExit(0)))[:60]
+    "the user's own code ended the program (SystemExit: 0); expec"
+    """
+
+    def __init__(self, exited: SystemExit) -> None:
+        super().__init__(
+            f"the user's own code ended the program (SystemExit: {exited}); expected code that returns or raises an "
+            "error; mend it and give the same command again (deploykit --traceback shows where)"
+        )
+        self.__cause__ = exited
 
 
 class DemoError(DeploykitError):

@@ -86,7 +86,7 @@ def _load_weights(module: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
     matched = match_keys(state_dict, module, subject=subject)
     try:
         module.load_state_dict(matched.state_dict, strict=True)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CheckpointError(
             f"{subject}: {type(module).__name__} refused its weights: {error}; expected what it saved itself; "
             "give the class that the checkpoint was trained with"
@@ -102,7 +102,7 @@ def _after_hook(module: nn.Module, checkpoint: Checkpoint, subject: str) -> tupl
     content = {**checkpoint.everything, "state_dict": checkpoint.state_dict}
     try:
         hook(content)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CheckpointError(
             f"{subject}: {type(module).__name__}.on_load_checkpoint failed: {type(error).__name__}: {error}; "
             "expected a hook that works without a Trainer; correct it"

@@ -87,7 +87,7 @@ def _call(name: str, function: Callable[..., Any], bound: Arguments) -> nn.Modul
             configure = lightning_hook(module, "configure_model")
             if configure is not None:
                 configure()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         given = [*map(_short, bound.positional), *(f"{key}={_short(value)}" for key, value in bound.named.items())]
         raise CheckpointError(
             f"--module {name}: building it failed: {type(error).__name__}: {error}; it was called with "

@@ -59,7 +59,7 @@ class Calls:
         except DeploykitError:
             raise
         # The user's code may raise anything; the cause is kept.
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             writer.on_exception(trainer, module, error)
             raise RunError(
                 f"writer {self.target}: rank {self.rank}: raised {type(error).__name__}: {error}; every "

@@ -33,7 +33,7 @@ class LightningWriter:
         try:
             return self.kind(**self.arguments)
         # The user's code may raise anything; the cause is kept.
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UsageError(
                 f"writer {self.target!r}: making it with {dict(self.arguments)} raised {type(error).__name__}: "
                 f"{error}; it takes {inspect.signature(self.kind)}; correct --writer-arg NAME=VALUE"

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.commit import Commit
-from deploykit.errors import DeploykitError, RunError
+from deploykit.errors import CodeExitedError, DeploykitError, RunError
 from deploykit.passes import DRAWS_USED
 from deploykit.plan import Shard, remaining
 from deploykit.sources.finite import check_finite, count_nan_rows
@@ -157,7 +157,7 @@ class Pipeline:
             pass
         except BaseException as error:  # noqa: BLE001 - kept, and raised again by run()
             with self._lock:
-                self._error = self._error or error
+                self._error = self._error or (CodeExitedError(error) if isinstance(error, SystemExit) else error)
             self.abandon()
 
     def _read_all(self) -> None:

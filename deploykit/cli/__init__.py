@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from deploykit.errors import DeploykitError
+from deploykit.errors import CodeExitedError, DeploykitError
 from deploykit.version import __version__
 
 __all__ = ["main"]
@@ -72,6 +72,9 @@ def _run(words: list[str]) -> int:
         return _report(error, words, error.exit_code)
     except OSError as error:
         return _report(error, words, 1)
+    except SystemExit as error:
+        # Click's own exits are numbers by now; this one is of the user's code, and its 0 would pass for done.
+        return _report(CodeExitedError(error), words, 1)
     return result if isinstance(result, int) else 0
 
 

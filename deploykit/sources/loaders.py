@@ -58,8 +58,8 @@ def called(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except DeploykitError:
         raise
-    # The user's code may raise anything; the cause is kept.
-    except Exception as error:
+    # The user's code may raise anything, and what exits must not end the run as if it were done; the cause is kept.
+    except (Exception, SystemExit) as error:
         raise DataError(f"{where}: raised {type(error).__name__}: {error}") from error
 
 

@@ -207,3 +207,16 @@ def test_a_directory_that_is_neither_artifact_nor_run(
     fails(call, capsys, ["verify", "folder"], 1, "neither", "manifest.json", "run.json")
     fails(call, capsys, ["merge", "folder", "-o", "x.npz"], 1, "folder")
     fails(call, capsys, ["inspect", "rows.npy"], 1, "neither a directory nor a packed artifact")
+
+
+def test_code_that_exits_gives_no_exit_code_of_success(
+    call: Call, place: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "mine.py").write_text(
+        "import sys\nfrom net import Net\ndef make(): sys.exit(0)\n"
+        "class Leaves(Net):\n    def forward(self, x): sys.exit(0)\n"
+    )
+    fails(call, capsys, ["run", "model", "--data", "mine.py:make", *RUN], 1, "mine.py:make", "raised SystemExit: 0")
+    export = ["export", "net.ckpt", "-o", "new", "--input", X, "--arg", "width=6"]
+    fails(call, capsys, [*export, "--module", "mine.py:make"], 2, "--arg")
+    fails(call, capsys, [*export, "--module", "mine.py:Leaves"], 1, "SystemExit: 0", "code that returns")

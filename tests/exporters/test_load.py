@@ -197,3 +197,12 @@ def test_module_that_refuses(tmp_path: Path) -> None:
     path = saved(tmp_path / "model.pt", nn.Linear(2, 2).state_dict())
     with pytest.raises(CheckpointError, match="Picky refused its weights: not today"):
         load_module(path, Picky(2, 2))
+
+
+def test_a_class_that_exits(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        sys.exit(0)
+
+    path = saved(tmp_path / "model.pt", nn.Linear(2, 2).state_dict())
+    with pytest.raises(CheckpointError, match="building it failed: SystemExit: 0"):
+        load_module(path, build)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,3 +196,30 @@ def labelled_stream() -> Iterator[dict[str, Any]]:
 
 def labelled_batches() -> Iterator[dict[str, Any]]:
     return (some_keys(labelled_rows()[first : first + 7]) for first in range(0, 60, 7))
+
+
+def exits() -> None:
+    """A script's main function."""
+    sys.exit(0)
+
+
+class Exits(Watched):
+    """The last rows end the program."""
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        if row == 41:
+            sys.exit(0)
+        return X[row]
+
+
+def exits_at_a_row() -> Dataset[Any]:
+    return Exits()
+
+
+def exits_in_a_worker() -> DataLoader[Any]:
+    return DataLoader(Exits(), num_workers=1)
+
+
+def exits_in_a_stream() -> Iterator[torch.Tensor]:
+    yield X[0]
+    sys.exit(0)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploykit.errors import DataError
 from deploykit.rundir import RunDirectory
 from deploykit.runrows import RunRows
 from deploykit.verify_run import verify_run
@@ -43,3 +44,20 @@ def test_a_batch_does_not_cross_loaders_that_pad_their_own_way(
     for row, output in found.items():
         np.testing.assert_array_equal(output, loaders.expected_pair(output, row))
         assert len(output) == 9 or row < 7
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        ("exits", "the factory: raised SystemExit: 0"),
+        ("exits_at_a_row", "row 41: raised SystemExit: 0"),
+        ("exits_in_a_worker", "rows 40 to 43: the reader processes of the DataLoader failed.*a row killed one"),
+        ("exits_in_a_stream", "row 1: the iterable: raised SystemExit: 0"),
+    ],
+)
+def test_code_that_exits_does_not_end_the_run_as_if_it_were_done(
+    artifact_paths: dict[str, Path], tmp_path: Path, factory: str, said: str, devices: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        run(artifact_paths["plain"], f"{FILE}:{factory}", tmp_path / "r", batch_size=4, devices=devices)

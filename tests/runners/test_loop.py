@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deploykit.commit import Commit
-from deploykit.errors import DataError, RunError
+from deploykit.errors import CodeExitedError, DataError, RunError
 from deploykit.job import Job
 from deploykit.plan import Plan, Shard
 from deploykit.rundir import RunDirectory
@@ -223,6 +223,14 @@ def test_a_keyboard_interrupt_in_inference_leaves_nothing_hanging(tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         case.pipeline.run()
     assert 2 in {shard.index for shard in case.directory.missing()}
+
+
+def test_code_that_exits_in_any_thread_is_an_error(tmp_path: Path) -> None:
+    for where in ("source", "runner"):
+        case = Case(tmp_path / where, Plan(rows=20, shard_rows=4, batch_size=1))
+        getattr(case, where).hook = fail_at(9, SystemExit(0))
+        with pytest.raises(CodeExitedError, match="SystemExit: 0"):
+            case.pipeline.run()
 
 
 def test_abandoning_stops_at_once_and_is_no_error(tmp_path: Path) -> None:
