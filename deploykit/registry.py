@@ -8,6 +8,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -111,7 +112,7 @@ def _import_file(path: Path, kind: str) -> Any:
     if not path.is_file():
         raise UsageError(f"{kind} file {str(path)!r}: no such file")
     # Named after the absolute path, so that two files of one name do not replace each other.
-    name = f"{FILE_MODULE}{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    name = f"{FILE_MODULE}{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
     try:
         told.work()
     except DeploykitError as error:
-        Path(told.error).write_text(str(error), encoding="utf-8")
+        Path(told.error).write_text(str(error), encoding="utf-8", errors="backslashreplace")
         return error.exit_code
     return 0
 

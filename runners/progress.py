@@ -1,5 +1,6 @@
 """How far a run is: one updating line on a terminal, a plain line every few seconds elsewhere."""
 
+import contextlib
 import sys
 from collections.abc import Callable
 from time import monotonic
@@ -40,7 +41,7 @@ class _Callback:
 
 
 class _Text:
-    """Writes the state at most every ``every_s`` seconds, and once at the end."""
+    """Writes the state at most every ``every_s`` seconds, and once at the end, as long as the stream takes it."""
 
     def __init__(self, total: int | None, first: int, stream: TextIO, *, bar: bool) -> None:
         self._total, self._first, self._done, self._stream, self._bar = total, first, first, stream, bar
@@ -59,16 +60,20 @@ class _Text:
         if self._written != self._done:
             self._write(monotonic())
         if self._bar:
-            self._stream.write("\n")
-            self._stream.flush()
+            self._show("\n")
 
     def _write(self, now: float) -> None:
         self._written = self._done
         text = describe(self._done, self._total, self._done - self._first, now - self._began)
         if self._behind and self._done < (self._total or 0):
             text += f"; {self._behind}"
-        self._stream.write(f"\r\x1b[2K{self._filled()}{text}" if self._bar else f"{text}\n")
-        self._stream.flush()
+        self._show(f"\r\x1b[2K{self._filled()}{text}" if self._bar else f"{text}\n")
+
+    def _show(self, text: str) -> None:
+        # A terminal that is gone, or a full disk behind it, is no reason to stop the run.
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+            self._stream.flush()
 
     def _filled(self) -> str:
         if self._total is None:
@@ -120,7 +125,8 @@ def make_progress(
     check_kind(kind)
     if callable(kind):
         return _Silent() if total is None else _Callback(total, kind)
-    stream = stream or sys.stderr
-    if kind == "none":
+    # Python has no stderr where the process was started without one, as a service may be.
+    shown: TextIO | None = stream or sys.stderr
+    if kind == "none" or shown is None:
         return _Silent()
-    return _Text(total, first, stream, bar=kind == "bar" or (kind == "auto" and stream.isatty()))
+    return _Text(total, first, shown, bar=kind == "bar" or (kind == "auto" and shown.isatty()))

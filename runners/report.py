@@ -115,7 +115,8 @@ def write_report(directory: RunDirectory, report: Mapping[str, Any]) -> None:
     """Write both files, each whole or not at all."""
     write_json(directory.path / "report.json", report)
     with appears_whole(directory.path / "report.html") as temporary:
-        temporary.write_text(page(report), encoding="utf-8")
+        # The name of a file may be no text.
+        temporary.write_text(page(report), encoding="utf-8", errors="backslashreplace")
 
 
 def _steady(meters: Sequence[Meter]) -> dict[str, Any]:

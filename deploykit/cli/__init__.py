@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from deploykit.errors import CodeExitedError, DeploykitError
+from deploykit.cli.output import outputs
+from deploykit.errors import CodeExitedError, DeploykitError, RunError
 from deploykit.version import __version__
 
 __all__ = ["main"]
@@ -56,7 +57,13 @@ def _deploykit(ctx: click.Context, traceback: bool) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 or 143 stopped by a signal."""
     words = sys.argv[1:] if arguments is None else arguments
-    sys.exit(_run(words))
+    with outputs() as out:
+        code = _run(words)
+        out.flush()
+        if out.failure is not None and code == 0:
+            text = f"standard output: {out.failure.strerror}; the command did its work, but what it says is lost"
+            code = _report(RunError(f"{text}: free the device, or print to another"), words, 1)
+    sys.exit(code)
 
 
 def _run(words: list[str]) -> int:

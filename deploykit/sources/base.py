@@ -89,7 +89,7 @@ def file_fingerprint(files: Sequence[DataFile], kind: str, content: Mapping[str,
         return {**known, "mtime_ns" if files[0].is_local else "version": version, **sample}
     named = hashlib.sha256()
     for name, (size, version) in zip(_short_names(files), versions, strict=True):
-        named.update(f"{name}\0{size}\0{version}\n".encode())
+        named.update(f"{name}\0{size}\0{version}\n".encode(errors="surrogateescape"))
     return {**known, "files": len(files), "sha256_files": named.hexdigest(), **sample}
 
 

@@ -1,6 +1,7 @@
 """The small pieces: channel, histogram and meter, progress, stop request, lock, wire."""
 
 import contextlib
+import errno
 import io
 import json
 import math
@@ -159,6 +160,24 @@ def test_a_line_of_progress_names_them_until_all_is_done(monkeypatch: pytest.Mon
     first, last = stream.getvalue().splitlines()
     assert first.endswith("left; rank 1 silent for 7 s")
     assert "silent" not in last
+
+
+class Gone(io.StringIO):
+    """The terminal of a connection that was lost."""
+
+    def write(self, _text: str, /) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_progress_that_nobody_can_see_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "BAR_S", 0.0)
+    monkeypatch.setattr(progress, "LINES_S", 0.0)
+    monkeypatch.setattr(sys, "stderr", None)
+    for kind in ("auto", "bar", "lines", "none"):
+        for stream in (None, Gone()):
+            shown = progress.make_progress(kind, 7, 0, stream=stream)  # type: ignore[arg-type]
+            shown.update(3)
+            shown.close()
 
 
 def test_progress_elsewhere() -> None:

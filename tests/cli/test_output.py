@@ -1,0 +1,98 @@
+"""What is printed cannot stop a command: streams that are closed, full, or of another encoding."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploykit.verify_run import verify_run
+
+RUN = "run model --data rows.npy --batch-size 8"
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+
+
+def shell(text: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """A line of bash in which ``deploykit`` is this one; its exit code is that of the first command."""
+    script = f'deploykit() {{ "{sys.executable}" -P -m deploykit "$@"; }}; {text}; exit ${{PIPESTATUS[0]}}'
+    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    return subprocess.run(
+        ["bash", "-c", script], env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True, text=True, errors="surrogateescape", check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-", "| head -c 0", "2>&1 | head -c 0"])
+def test_a_run_needs_nobody_who_reads(place: Path, closed: str, devices: str) -> None:
+    done = shell(f"deploykit {RUN} -o out --devices {devices} {closed}")
+    assert done.returncode == 0, done
+    assert "Traceback" not in done.stderr
+    assert "Error" not in done.stderr
+    assert verify_run("out").ok
+
+
+def test_nor_does_one_that_is_called_from_python(place: Path) -> None:
+    code = "import deploykit; deploykit.run('model', 'rows.npy', 'out', devices='cpu:2', progress='auto')"
+    done = shell(f'"{sys.executable}" -P -c "{code}" <&- >&- 2>&-')
+    assert done.returncode == 0, done
+    assert verify_run("out").ok
+
+
+@FULL
+def test_a_full_device_costs_the_summary_and_says_so(place: Path) -> None:
+    done = shell(f"deploykit {RUN} -o out > /dev/full")
+    assert done.returncode == 1
+    assert "Error: standard output: No space left on device; the command did its work" in done.stderr
+    assert done.stderr.count("Error") == 1
+    assert verify_run("out").ok
+    assert shell("deploykit verify out > /dev/full 2> /dev/full").returncode == 1
+    assert shell(f"deploykit {RUN} -o new 2> /dev/full").returncode == 0
+    assert verify_run("new").ok
+
+
+def test_what_a_command_fails_with_is_not_covered_by_a_closed_output(place: Path) -> None:
+    done = shell("deploykit verify nothing | head -c 0")
+    assert done.returncode == 1
+    assert "Error: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LC_ALL": "C.UTF-8"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "utf-8:strict"},
+        {"PYTHONIOENCODING": "ascii:strict"},
+    ],
+)
+def test_names_that_are_no_text(place: Path, environment: dict[str, str]) -> None:
+    folder = place / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    Path("rows.npy").rename(folder / os.fsdecode(b"r\xf6ws.npy"))
+    words = "model --data \"$(printf 'caf\\xe9/r\\xf6ws.npy')\" -o \"$(printf 'caf\\xe9/out')\""
+    for devices in ("cpu", "cpu:2"):
+        done = shell(f"deploykit run {words} --devices {devices}", **environment)
+        assert done.returncode == 0, done
+    out = folder / "out"
+    assert verify_run(out).ok
+    assert "r\\udcf6ws.npy" in (out / "report.html").read_text(encoding="utf-8")
+    done = shell("deploykit verify \"$(printf 'caf\\xe9/out')\"", **environment)
+    assert done.returncode == 0, done
+    done = shell("deploykit verify \"$(printf 'caf\\xe9/none')\"", **environment)
+    assert done.returncode == 1
+    assert "Error: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("data", ["mine.py:make", "texts"])
+def test_names_of_code_and_folders_that_are_no_text(place: Path, data: str) -> None:
+    folder = place / os.fsdecode(b"caf\xe9")
+    (folder / "texts").mkdir(parents=True)
+    (folder / "mine.py").write_text("import numpy as np\ndef make(): return np.ones((9, 4), 'f4')\n")
+    for name in (b"a\xe9.csv", b"b\xe9.csv"):
+        (folder / "texts" / os.fsdecode(name)).write_text("x0,x1,x2,x3\n1,2,3,4\n")
+    columns = "--map 'x=x*'" if data == "texts" else ""
+    done = shell(f"deploykit run model --data \"$(printf 'caf\\xe9/{data}')\" {columns} -o out")
+    assert done.returncode == 0, done
