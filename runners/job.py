@@ -126,8 +126,8 @@ def run(
     Raises:
         UsageError, ArtifactError, DeviceError, DataError, MissingExtraError: refused before any work.
         DataError: a row that does not fit the model, or a NaN.
-        IncompleteRunError: a rank died, or a signal came (then with exit code 130 or 143); the message says what is
-            missing and how to resume.
+        IncompleteRunError: a rank died, or a signal came (then with exit code 130, 143 or 129); the message says what
+            is missing and how to resume.
         RunError: the directory holds another job or is in use, or the disk or the model failed.
     """
     began = monotonic()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first finishes the shard in work, the second abandons it."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first finishes the shard in work, the second abandons it."""
 
 import contextlib
 import signal
@@ -9,7 +9,7 @@ from types import FrameType
 __all__ = ["GRACE_S", "StopRequest", "on_signals"]
 
 GRACE_S = 10.0
-"""Who sends SIGTERM counts seconds: a shard that is not finished by then is abandoned."""
+"""Who sends SIGTERM, or closes the terminal, counts seconds: a shard that is not finished by then is abandoned."""
 
 
 class StopRequest:
@@ -49,7 +49,7 @@ class StopRequest:
         self._level = 1
         for callback in self._finish:
             callback()
-        if number == signal.SIGTERM:
+        if number != signal.SIGINT:
             timer = threading.Timer(GRACE_S, self.abandon)
             timer.daemon = True
             timer.start()
@@ -64,9 +64,10 @@ class StopRequest:
 
 @contextlib.contextmanager
 def on_signals(stop: StopRequest) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into requests; the former handlers come back afterwards.
+    """Turn SIGINT, SIGTERM and SIGHUP into requests; the former handlers come back afterwards.
 
-    Outside the main thread nothing can be handled, and nothing is.
+    SIGHUP stays ignored where it is: so ``nohup`` asks for it. Outside the main thread nothing can be handled, and
+    nothing is.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -75,7 +76,10 @@ def on_signals(stop: StopRequest) -> Iterator[None]:
     def handle(number: int, _frame: FrameType | None) -> None:
         stop.request(number)
 
-    former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    taken = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        taken.append(signal.SIGHUP)
+    former = {number: signal.signal(number, handle) for number in taken}
     try:
         yield
     finally:

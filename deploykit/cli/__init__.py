@@ -55,7 +55,7 @@ def _deploykit(ctx: click.Context, traceback: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 or 143 stopped by a signal."""
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130, 143 or 129 stopped by a signal."""
     words = sys.argv[1:] if arguments is None else arguments
     with outputs() as out:
         code = _run(words)

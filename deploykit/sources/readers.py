@@ -179,6 +179,7 @@ class _Begun:
     def __call__(self, worker: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # The run hears Ctrl-C, and still wants the rows of its shard.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # A terminal that closes tells all of its processes, too.
         threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
         if self.theirs is not None:
             self.theirs(worker)

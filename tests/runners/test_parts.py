@@ -221,6 +221,20 @@ def test_signals_become_requests_and_handlers_come_back() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_terminal_that_closes_is_heard_but_not_under_nohup() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, is_heard in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
+            signal.signal(signal.SIGHUP, handler)
+            request = stop.StopRequest()
+            with stop.on_signals(request):
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert request.finishing == is_heard
+            assert signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_one_run_at_a_time_and_death_unlocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runners.lock.PATIENCE_S", 0.1)
     code = "import sys, time; from pathlib import Path; from runners.lock import locked\n"

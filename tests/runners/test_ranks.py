@@ -24,10 +24,11 @@ SLOW = f"{Path(__file__).parent / 'slowdata.py'}:make"
 OPTIONS = {"batch_size": 2, "shard_rows": 8}
 
 SCRIPT = """
-import json, sys
+import json, signal, sys
 from deploykit.errors import DeploykitError
 from runners import pace, progress
 from runners.job import run
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # The tests may run under nohup.
 try:
     result = run(sys.argv[1], sys.argv[2], sys.argv[3], **json.loads(sys.argv[4]))
 except DeploykitError as error:
@@ -148,7 +149,7 @@ def test_a_rank_that_cannot_start_does_not_hang_the_others(
     assert time.monotonic() - began < 60
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
 def test_a_signal_leaves_a_directory_that_can_be_resumed(
     artifact_paths: dict[str, Path],
