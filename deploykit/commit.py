@@ -117,10 +117,12 @@ class Commit:
                 timings=dict(data["timings"]),
                 failed=_failed_from_json(data),
             )
+            rows = int(data["rows"])
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path.name}: a field is missing or of another type ({error!r})") from error
-        fits = (commit.shard, commit.start, commit.stop) == (shard.index, shard.start, shard.stop)
-        if not fits or re.fullmatch(rf"parts/{part_name(shard.index)}(\.\w+)+", commit.part.file) is None:
+        said = (commit.shard, commit.start, commit.stop, rows)
+        named = re.fullmatch(rf"parts/{part_name(shard.index)}(\.\w+)+", commit.part.file)
+        if said != (shard.index, shard.start, shard.stop, commit.rows) or named is None:
             raise RunError(f"{path.name}: speaks of other rows or of another file than the plan")
         if not all(shard.start <= row < shard.stop for row in commit.failed):
             raise RunError(f"{path.name}: names failed rows of another shard")

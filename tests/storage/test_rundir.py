@@ -124,6 +124,7 @@ def test_a_run_json_that_cannot_be_read(tmp_path: Path, text: str) -> None:
         ("commits/part-000001.json", lambda b: b"[]", "not a JSON object"),
         ("commits/part-000001.json", lambda b: b.replace(b'"rank"', b'"rang"'), "a field is missing"),
         ("commits/part-000001.json", lambda b: b.replace(b'"start": 4', b'"start": 0'), "speaks of other rows"),
+        ("commits/part-000001.json", lambda b: b.replace(b'"rows": 4', b'"rows": 3'), "speaks of other rows"),
         ("commits/part-000001.json", lambda b: b.replace(b"parts/", b"../par"), "speaks of other rows or of another"),
     ],
 )
