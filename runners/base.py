@@ -15,7 +15,7 @@ from deploykit.devices import Device
 from deploykit.errors import ArtifactError, DataError, UsageError
 from deploykit.tensors import check_inputs
 
-__all__ = ["Arrays", "Group", "Runner"]
+__all__ = ["Arrays", "Group", "Runner", "checked_ids"]
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -140,17 +140,17 @@ class Runner(abc.ABC):
             One C-contiguous array per output of the model, by name, in the manifest's order.
 
         Raises:
-            DataError: the inputs do not fit the model.
+            DataError: the inputs do not fit the model, or ``sample_ids`` are no integers, one for each row.
             UsageError: outside the ``with`` block, or a control that the artifact does not take.
             ArtifactError: the file returned something else than the manifest says.
         """
         if not self._active:
             raise UsageError("the runner is not active: use it as a context manager, with runner: ...")
         ids = None if sample_ids is None else np.asarray(sample_ids)
-        first_row = 0 if ids is None or not ids.size else int(ids.flat[0])
+        first_row = 0 if ids is None or not _are_integers(ids) else int(ids.flat[0])
         sizes = check_inputs(self.artifact.manifest.inputs, inputs, first_row=first_row)
         rows = sizes[self.artifact.manifest.batch_dimension]
-        controls = self._controls(rows, ids, seed, first_draw, draws)
+        controls = self._controls(None if ids is None else checked_ids(ids, rows), seed, first_draw, draws)
         outputs = self._infer(dict(inputs), controls)
         for name, array in outputs.items():
             if array.shape[:1] != (rows,):
@@ -161,7 +161,7 @@ class Runner(abc.ABC):
         return outputs
 
     def _controls(
-        self, rows: int, ids: np.ndarray[Any, Any] | None, seed: int | None, first_draw: int, draws: int | None
+        self, ids: np.ndarray[Any, Any] | None, seed: int | None, first_draw: int, draws: int | None
     ) -> Arrays:
         if self.artifact.manifest.monte_carlo is None:
             if seed is not None or draws is not None or first_draw:
@@ -175,14 +175,23 @@ class Runner(abc.ABC):
         given = {"seed": seed, "first_draw": first_draw or None, "draws": draws}
         controls = {name: np.array(value, np.int64) for name, value in given.items() if value is not None}
         if ids is not None:
-            controls["sample_ids"] = _checked_ids(ids, rows)
+            controls["sample_ids"] = ids
         return controls
 
 
-def _checked_ids(ids: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
-    if ids.shape != (rows,) or ids.dtype.kind not in "iu":
+def checked_ids(ids: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
+    """One int64 per row, C-contiguous.
+
+    Raises:
+        DataError: something else.
+    """
+    if ids.shape != (rows,) or (rows and not _are_integers(ids)):
         raise DataError(
             f"sample_ids: {ids.dtype}{list(ids.shape)}, expected one integer per row, int64[{rows}]; "
             "give the global row numbers of this batch"
         )
     return np.ascontiguousarray(ids, np.int64)
+
+
+def _are_integers(ids: np.ndarray[Any, Any]) -> bool:
+    return bool(ids.size) and ids.dtype.kind in "iu"

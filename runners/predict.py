@@ -17,7 +17,7 @@ from deploykit.errors import ArtifactError, DataError, MissingExtraError, UsageE
 from deploykit.manifest import OutputSpec
 from deploykit.passes import plan_passes
 from deploykit.tensors import check_inputs
-from runners.base import Arrays, Runner
+from runners.base import Arrays, Runner, checked_ids
 from runners.drawing import predict_in_passes
 from runners.table import choose_runner
 
@@ -86,7 +86,7 @@ class Predictor:
             int64.
 
         Raises:
-            DataError: the inputs do not fit the model.
+            DataError: the inputs do not fit the model, or ``sample_ids`` are no integers, one for each row.
             UsageError: a control that the artifact does not take, or a bad batch size.
         """
         runner = self._active()
@@ -96,9 +96,7 @@ class Predictor:
         step = rows if batch_size is None else batch_size
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch size {batch_size}: must be 1 or more")
-        ids = np.arange(rows) if sample_ids is None else np.asarray(sample_ids)
-        if ids.shape != (rows,):
-            raise DataError(f"sample_ids: {list(ids.shape)}, expected one integer per row, [{rows}]")
+        ids = np.arange(rows) if sample_ids is None else checked_ids(np.asarray(sample_ids), rows)
         passes = plan_passes(
             runner.artifact.manifest,
             draws,

@@ -39,6 +39,12 @@ def test_bad_requests_in_memory(artifact_paths: dict[str, Path]) -> None:
             model.predict(x, batch_size=0)
         with pytest.raises(DataError, match="sample_ids"):
             model.predict(x, sample_ids=[1])
+    for kind in ("plain", "mc"):
+        with load(artifact_paths[kind]) as model:
+            for ids in (["a"] * 3, [0.5, 1.0, 2.0], [True] * 3, [[1], [2], [3]], "abc"):
+                with pytest.raises(DataError, match=r"sample_ids: .*, expected one integer per row, int64\[3\]; give"):
+                    model.predict(x, sample_ids=ids)
+            assert len(next(iter(model.predict(x[:0], sample_ids=[]).values()))) == 0
     with pytest.raises(UsageError, match="names 2 devices"), load(artifact_paths["mc"], device="cpu:2"):
         pass
 

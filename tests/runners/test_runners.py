@@ -100,6 +100,8 @@ def test_bad_requests_are_refused(artifacts: dict[str, Artifact], runner_class: 
     with runner_class(artifacts["mc"]) as runner:
         with pytest.raises(DataError, match=r"sample_ids: int64\[2\]"):
             runner.predict(inputs, sample_ids=[1, 2])
+        with pytest.raises(DataError, match=r"sample_ids: <U1\[3\]"):
+            runner.predict(inputs, sample_ids=["a", "b", "c"])
         with pytest.raises(DataError, match="float64"):
             runner.predict(inputs, sample_ids=np.zeros(3))
         with pytest.raises(UsageError, match="draws 0"):
