@@ -22,6 +22,7 @@ from deploykit.errors import RunError
 from deploykit.feed import Feed, writing
 from deploykit.files import TEMPORARY_PREFIX, appears_whole, write_json, write_json_once
 from deploykit.job import Job
+from deploykit.otherjob import refuse_other_job
 from deploykit.plan import Plan, Shard
 from deploykit.runstate import State, read_state
 from deploykit.signs import STATUS_NAME
@@ -56,7 +57,7 @@ class RunDirectory:
         path = Path(path)
         if (path / RUN_NAME).exists():
             directory = cls.open(path)
-            directory._refuse_other(job)
+            refuse_other_job(path, directory.job, job)
         else:
             refuse_foreign(path)
             directory = cls(path, job)
@@ -83,7 +84,8 @@ class RunDirectory:
         with writing(path):
             cls(path, job)._set_up()
         directory = cls.open(path)
-        directory._refuse_other(job if cut is None else replace(job, plan=cut(directory.job.plan.batch_size)))
+        asked = job if cut is None else replace(job, plan=cut(directory.job.plan.batch_size))
+        refuse_other_job(path, directory.job, asked)
         return directory
 
     @classmethod
@@ -193,14 +195,6 @@ class RunDirectory:
     def mark_delivered(self, facts: Mapping[str, Any]) -> None:
         """Note that the Lightning writer was called to its end, so that no run calls it again."""
         write_json(self.commits / DELIVERED_NAME, dict(facts))
-
-    def _refuse_other(self, job: Job) -> None:
-        differences = self.job.differences(job)
-        if differences:
-            raise RunError(
-                f"run directory {self.path}: holds another job: {'; '.join(differences)}. "
-                "Use the old values to resume it, or name a new directory"
-            )
 
     def clean(self) -> None:
         """Remove what killed processes left half-written of a job's files; nobody else may be writing any of them."""

@@ -1,6 +1,10 @@
 """``run`` from end to end: the same bytes on any number of ranks, resume, refusals, report."""
 
 import json
+import os
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +182,36 @@ def test_bad_paths_are_refused_before_anything_is_written(
     with pytest.raises(RunError, match="not empty"):
         run(artifact_paths["plain"], data, tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_data_that_was_copied_again_is_refused_in_words_that_lead_on(
+    artifact_paths: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "the rows.npy"
+    shutil.copy2(data, copied)
+    began = copied.stat().st_mtime_ns
+    run(artifact_paths["plain"], copied, tmp_path / "r")
+    shutil.copyfile(data, copied)
+    assert copied.stat().st_mtime_ns != began
+    with pytest.raises(RunError, match="a sample of its content are as they were") as caught:
+        run(artifact_paths["plain"], copied, tmp_path / "r")
+    command = str(caught.value).partition("give it back its time: ")[2].partition(", and give")[0]
+    assert shlex.split(command)[0] == "touch"
+    subprocess.run(shlex.split(command), check=True)
+    assert copied.stat().st_mtime_ns == began
+    assert "nothing was left to do" in run(artifact_paths["plain"], copied, tmp_path / "r").notes[-1]
+    with pytest.raises(RunError, match=r"another job: plan\.batch_size"):
+        run(artifact_paths["plain"], copied, tmp_path / "r", batch_size=8)
+
+
+def test_files_that_were_copied_again(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("x0,x1,x2,x3\n1,2,3,4\n")
+    words = {"data": str(tmp_path / "*.csv"), "out": tmp_path / "r", "columns": {"x": ["x*"]}}
+    run(artifact_paths["plain"], **words)  # type: ignore[arg-type]
+    os.utime(tmp_path / "a.csv", (1, 1))
+    with pytest.raises(RunError, match=r"other names, sizes or times of change .* \(cp -p, rsync -t\)"):
+        run(artifact_paths["plain"], **words)  # type: ignore[arg-type]
 
 
 def test_nan_stops_with_the_row_and_allow_counts(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
