@@ -9,7 +9,7 @@ from typing import Any
 
 from deploykit.errors import DataError, DeploykitError
 
-__all__ = ["Found", "Made", "called", "find_datasets", "rows_of"]
+__all__ = ["Found", "Made", "called", "find_datasets", "left_out", "rows_of"]
 
 _TRANSFER_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer")
 
@@ -99,6 +99,37 @@ def rows_of(dataset: Any, what: str) -> int:
         raise DataError(
             f"{what}: a {type(dataset).__name__} without a length ({error}); give it __len__, so that rows have numbers"
         ) from error
+
+
+def left_out(found: Found, came: int) -> str | None:
+    """What of its dataset a DataLoader did not give, of which so many rows came, as far as that can be known.
+
+    None where every row came, as far as anybody can tell.
+    """
+    if found.items is found.dataset:
+        return None
+    name, total = type(found.dataset).__name__, _length(found.dataset)
+    if total is not None and came < total:
+        # A sampler may give a row twice, so more may be left out.
+        return (
+            f"{came:,} rows came of the {total:,} of its {name}: at least {total - came:,} are left out by its "
+            "sampler, batch_sampler, drop_last or collate_fn and get no prediction; return the dataset itself for all"
+        )
+    if total is None and getattr(found.items, "drop_last", False):
+        workers = getattr(found.items, "num_workers", 0)
+        each = f", of each of its {workers} workers," if workers > 1 else ""
+        return (
+            f"its DataLoader has drop_last=True: the last rows of its {name}{each} do not come if they fill no batch "
+            f"of {found.items.batch_size}, and get no prediction; use drop_last=False for all"
+        )
+    return None
+
+
+def _length(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def _predict_loaders(module: Any, what: str, *, prepare: bool) -> Any:

@@ -7,7 +7,7 @@ from deploykit.errors import DataError
 from deploykit.sources.base import Arrays
 from deploykit.sources.items import Items
 from deploykit.sources.keeping import Keeping
-from deploykit.sources.loaders import Made, called
+from deploykit.sources.loaders import Made, called, left_out
 from deploykit.sources.reading import Reading, split
 from deploykit.tensors import TensorSpec, check_inputs
 
@@ -42,6 +42,7 @@ class StreamSource:
         """
         row = 0
         for found in self._found:
+            first = row
             items = called(f"{self._what}: iter()", iter, found.items)
             while (item := called(f"{self._what}, row {row}: the iterable", next, items, _END)) is not _END:
                 arrays = self._items.rows(item, row)
@@ -50,6 +51,8 @@ class StreamSource:
                 if rows:
                     yield arrays
                 row += rows
+            if (text := left_out(found, row - first)) is not None:
+                self.notes.append(f"{self._what}: {text}")
 
     def _check(self, arrays: Arrays, row: int) -> None:
         try:

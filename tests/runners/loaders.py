@@ -223,3 +223,26 @@ def exits_in_a_worker() -> DataLoader[Any]:
 def exits_in_a_stream() -> Iterator[torch.Tensor]:
     yield X[0]
     sys.exit(0)
+
+
+def half() -> DataLoader[Any]:
+    """The share of one rank of two, though there is one."""
+    rows: Any = X
+    return DataLoader(rows, batch_size=7, sampler=DistributedSampler(rows, 2, 0, shuffle=False))
+
+
+def all_in_another_order() -> DataLoader[Any]:
+    return DataLoader(X, batch_size=7, sampler=list(range(59, -1, -1)))  # type: ignore[arg-type]
+
+
+def lines_that_fill_batches() -> DataLoader[Any]:
+    return DataLoader(Lines(), batch_size=7, num_workers=2, drop_last=True)
+
+
+class Counted(Lines):
+    def __len__(self) -> int:
+        return 60
+
+
+def counted_lines_that_fill_batches() -> DataLoader[Any]:
+    return DataLoader(Counted(), batch_size=7, num_workers=2, drop_last=True)

@@ -53,6 +53,26 @@ def test_a_stream_is_drawn_once(artifact_paths: dict[str, Path], tmp_path: Path,
     assert any("nothing was left to do" in note for note in again.notes)
 
 
+@pytest.mark.parametrize(
+    ("factory", "rows", "said"),
+    [
+        ("half", 30, "30 rows came of the 60 of its Tensor: at least 30 are left out by its sampler"),
+        ("counted_lines_that_fill_batches", 56, "56 rows came of the 60 of its Counted: at least 4 are left out"),
+        ("lines_that_fill_batches", 56, "has drop_last=True: the last rows of its Lines, of each of its 2 workers, do"),
+        ("all_in_another_order", 60, None),
+        ("lines", 60, None),
+    ],
+)
+def test_rows_that_a_loader_leaves_out_are_told(
+    artifact_paths: dict[str, Path], tmp_path: Path, factory: str, rows: int, said: str | None
+) -> None:
+    result = run(artifact_paths["plain"], f"{FILE}:{factory}", tmp_path / "r", **OPTIONS)
+    assert result.rows == rows
+    told = [note for note in result.notes if "get no prediction" in note]
+    assert len(told) == (said is not None)
+    assert said is None or said in told[0]
+
+
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
 def test_a_loader_of_an_iterable_with_its_own_workers(
     artifact_paths: dict[str, Path], tmp_path: Path, kind: str
