@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 from deploykit.errors import UnknownNameError, UsageError
@@ -86,9 +86,21 @@ def import_target(target: str, *, kind: str = "object") -> Any:
         for part in attribute.split("."):
             found = getattr(found, part)
     except AttributeError:
-        public = sorted(name for name in vars(module) if not name.startswith("_"))
-        raise UsageError(f"{kind} {target!r}: no {attribute!r} in {module_name}; it has {', '.join(public)}") from None
+        there = ", ".join(_offered(module)) or "nothing that can be called"
+        raise UsageError(f"{kind} {target!r}: no {attribute!r} in {module_name}; it has {there}") from None
     return found
+
+
+def _offered(module: ModuleType) -> list[str]:
+    """The public functions and classes of a module: its own, those of its package and those that it declares."""
+    declared = set(getattr(module, "__all__", ()))
+    return sorted(
+        name
+        for name, value in vars(module).items()
+        if callable(value)
+        and not name.startswith("_")
+        and (name in declared or f"{getattr(value, '__module__', '')}.".startswith(f"{module.__name__}."))
+    )
 
 
 def _import_module(name: str, kind: str) -> Any:

@@ -72,6 +72,20 @@ def test_a_wrong_target_says_what_is_wrong(target: str, message: str) -> None:
         import_target(target, kind="model")
 
 
+def test_an_unknown_name_lists_what_the_file_defines(tmp_path: Path) -> None:
+    file = tmp_path / "model.py"
+    file.write_text(
+        "import json\nfrom json import dumps\nfrom pathlib import Path\nROWS = 5\n"
+        "class Net: ...\ndef make(): ...\ndef _hidden(): ...\n"
+    )
+    with pytest.raises(UsageError, match=r"no 'mak' in .*model\.py; it has Net, make$"):
+        import_target(f"{file}:mak")
+    file = tmp_path / "empty.py"
+    file.write_text("import json\n")
+    with pytest.raises(UsageError, match=r"it has nothing that can be called$"):
+        import_target(f"{file}:make")
+
+
 def test_files_of_one_name_do_not_replace_each_other(tmp_path: Path) -> None:
     for folder, value in (("a", 1), ("b", 2)):
         (tmp_path / folder).mkdir()
