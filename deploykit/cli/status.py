@@ -46,7 +46,8 @@ def _describe(found: RunStatus) -> str:
     if found.failed_rows:
         lines.append(f"  {number(found.failed_rows)} rows failed and are left out")
     if found.ranks:
-        headings = ["rank", "device", "host", "state", "rows", "rows/s", "last sign of life"]
+        # Predicted is not there: what a rank had not committed when it ended is computed again.
+        headings = ["rank", "device", "host", "state", "predicted", "rows/s", "last sign of life"]
         lines.append(table(headings, [_row(rank) for rank in found.ranks]))
     lines += [f"  damaged: {text}" for text in found.damage]
     if found.error is not None:

@@ -55,6 +55,7 @@ def test_a_finished_run(artifact_paths: dict[str, Path], tmp_path: Path, devices
     assert sum(rank.rows for rank in found.ranks) == 64
     assert {(rank.state, rank.lag_s, rank.device) for rank in found.ranks} == {("ended", None, "cpu")}
     assert "64 of 64 rows (100%) in 8 of 8 parts" in describe(found)
+    assert "predicted" in describe(found)
     assert json.loads(json.dumps(found.to_json()))["ranks"][0]["rank"] == 0
     (tmp_path / "r" / "parts" / "part-000002.npy").write_bytes(b"")
     damaged = run_status(tmp_path / "r")
