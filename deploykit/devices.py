@@ -10,7 +10,9 @@ from typing import Literal
 
 from deploykit.errors import DeviceError, UsageError
 
-__all__ = ["Device", "available_cores", "parse_devices"]
+__all__ = ["Device", "available_cores", "check_threads", "parse_devices"]
+
+_THREADS_PER_CORE = 4
 
 _FORMS = "cpu, cpu:4 (four CPU ranks), cuda (every CUDA device), cuda:0,2 (these CUDA devices) or auto"
 
@@ -31,6 +33,22 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def check_threads(threads: int, *, here: bool = True) -> None:
+    """Refuse a number of CPU threads of a rank that cannot be meant; ``here`` if the rank is on this machine.
+
+    Raises:
+        UsageError: none, or many more than the machine has cores: thousands exhaust its memory.
+    """
+    if threads < 1:
+        raise UsageError(f"threads {threads}: at least one thread is needed")
+    cores = os.cpu_count() or 1
+    if here and threads > cores * _THREADS_PER_CORE:
+        raise UsageError(
+            f"threads {threads}: this machine has {cores} cores; at most {cores * _THREADS_PER_CORE} threads of a rank "
+            "are allowed on it, and more than cores are slower: name fewer, or leave it out for a fair share"
+        )
 
 
 def parse_devices(text: str, cuda_count: Callable[[], int], *, runtime: str = "the runtime") -> tuple[Device, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from deploykit.artifact import Artifact
-from deploykit.devices import Device
+from deploykit.devices import Device, check_threads
 from deploykit.errors import ArtifactError, DataError, UsageError
 from deploykit.tensors import check_inputs
 
@@ -54,8 +54,8 @@ class Runner(abc.ABC):
     joins_group: ClassVar[bool] = False
 
     def __init__(self, artifact: Artifact, device: Device | None = None, *, threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads {threads}: at least one thread is needed")
+        if threads is not None:
+            check_threads(threads)
         self.artifact, self.device = artifact, device or Device()
         self.threads = threads or self.default_threads(1)
         self._active = False

@@ -23,6 +23,9 @@ class Engine(abc.ABC):
     prepares_alone: ClassVar[bool] = True
     """Whether one process opens the data before the ranks do. Where each does, the first draws what comes but once."""
 
+    is_here: ClassVar[bool] = True
+    """Whether the ranks are on the machine of this process, so that its cores bound their threads."""
+
     def devices(self, text: str, runner: type[Runner]) -> tuple[Device, ...]:
         """The devices that ``--devices`` names, one rank each; those of this machine if not overridden.
 

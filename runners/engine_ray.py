@@ -47,6 +47,8 @@ class RayEngine(Engine):
         MissingExtraError: ray is not installed.
     """
 
+    is_here = False
+
     def __init__(self) -> None:
         self._ray = _ray()
         self._connected = False

@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any, Literal, cast
 
 from deploykit.artifact import Artifact
+from deploykit.devices import check_threads
 from deploykit.errors import UsageError
 from deploykit.job import ErrorPolicy, Job, NanPolicy
 from deploykit.layout import CONTIGUOUS
@@ -132,8 +133,6 @@ def run(
     """
     began = monotonic()
     check_kind(progress)
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads {threads}: at least one thread is needed")
     options = {
         "runner": runner, "devices": devices, "batch-size": batch_size, "seed": seed,
         "draws": draws, "draws-per-pass": draws_per_pass, "draws-until": draws_until, "min-draws": min_draws,
@@ -142,6 +141,8 @@ def run(
         "map": {name: tuple(names) for name, names in (columns or {}).items()}, "keep": tuple(keep),
     }  # fmt: skip
     chosen = choose_engine(engine)
+    if threads is not None:
+        check_threads(threads, here=chosen.engine.is_here)
     with contextlib.ExitStack() as stack:
         stack.enter_context(as_one_rank())
         engine_here = stack.enter_context(chosen.engine)

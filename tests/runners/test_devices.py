@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit.devices import Device, parse_devices
+from deploykit.devices import Device, check_threads, parse_devices
 from deploykit.errors import DeviceError, UsageError
+from runners.engine_ray import RayEngine
 
 
 def none() -> int:
@@ -23,6 +24,16 @@ def test_cpu_ranks_do_not_ask_the_runtime(count: int) -> None:
 def test_named_cuda_devices_keep_their_order(indices: list[int]) -> None:
     found = parse_devices("cuda:" + ",".join(map(str, indices)), lambda: 8)
     assert found == tuple(Device(kind="cuda", index=i) for i in indices)
+
+
+def test_threads_are_bounded_by_the_cores_of_the_machine_that_the_rank_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    check_threads(8)
+    check_threads(9, here=False)
+    for threads, here in ((0, True), (0, False), (9, True)):
+        with pytest.raises(UsageError, match=f"threads {threads}: "):
+            check_threads(threads, here=here)
+    assert not RayEngine.is_here, "its ranks may be on larger machines"
 
 
 def test_short_forms() -> None:

@@ -108,6 +108,8 @@ def test_bad_requests_are_refused(artifacts: dict[str, Artifact], runner_class: 
             runner.predict(inputs, draws=0)
     with pytest.raises(UsageError, match="threads 0"):
         runner_class(artifacts["mc"], threads=0)
+    with pytest.raises(UsageError, match="threads 9999: this machine has"):
+        runner_class(artifacts["mc"], threads=9999)
 
 
 @both
