@@ -9,6 +9,7 @@ from deploykit.errors import DataError
 from deploykit.locations import DataFile, Found
 from deploykit.sources.reading import Reading
 from deploykit.sources.tables import TableSource
+from deploykit.sources.textindex import whole_rows
 from deploykit.sources.texttables import SAMPLE_BYTES, TextTables, problem_with_number
 from deploykit.tensors import TensorSpec
 
@@ -28,12 +29,15 @@ class CsvSource(TableSource):
 
 class _CsvFiles(TextTables):
     kind = "csv"
-    quotes = True
+
+    def __init__(self, what: str, files: Sequence[DataFile], index: Any) -> None:
+        self._delimiter = "\t" if files[0].extension == "tsv" else ","
+        self.delimiter = self._delimiter.encode()
+        super().__init__(what, files, index)
 
     def _find_schema(self) -> Any:
         import pyarrow as pa
 
-        self._delimiter = "\t" if self.files[0].extension == "tsv" else ","
         self._header = self._header_of(self.files[0])
         for file in self.files[1:]:
             if (header := self._header_of(file)) != self._header:
@@ -66,10 +70,8 @@ class _CsvFiles(TextTables):
         number, (start, stop, _) = self._where[0]
         data = self._between(self.files[number], start, min(stop, start + SAMPLE_BYTES))
         if start + SAMPLE_BYTES < stop:
-            data = data[: data.rfind(b"\n") + 1]
+            data = whole_rows(data, delimiter=self.delimiter)
         for row, values in enumerate(filter(None, self._rows(data))):
-            if start + SAMPLE_BYTES < stop and row and len(values) != len(columns):
-                break  # Cut within quotes; if not, it is found when it is read.
             if problem := self._ragged(values):
                 raise DataError(f"data {self.files[number].name}, row {row}: {problem}")
             for column, value in zip(columns, values, strict=True):

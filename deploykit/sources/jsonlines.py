@@ -29,7 +29,7 @@ class JsonLinesSource(TableSource):
 
 class _JsonFiles(TextTables):
     kind = "jsonl"
-    quotes = False
+    delimiter = None
 
     def _find_schema(self) -> Any:
         import pyarrow as pa

@@ -2,12 +2,12 @@
 
 import abc
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from deploykit.errors import DataError
 from deploykit.locations import DataFile
 from deploykit.sources.tables import BadRow, require_pyarrow
-from deploykit.sources.textindex import TextPiece, row_bounds, text_pieces
+from deploykit.sources.textindex import OpenQuoteError, TextPiece, row_bounds, text_pieces
 
 __all__ = ["SAMPLE_BYTES", "TextTables", "problem_with_number", "widest"]
 
@@ -26,7 +26,7 @@ class TextTables(abc.ABC):
     files: Sequence[DataFile]
     hints: Mapping[str, str]
     rows: Sequence[int]
-    quotes: ClassVar[bool]
+    delimiter: bytes | None
     is_text = True
 
     def __init__(self, what: str, files: Sequence[DataFile], index: Any) -> None:
@@ -69,7 +69,7 @@ class TextTables(abc.ABC):
                 found = self._problem(data)
                 if found is None:
                     raise
-            start, stop = row_bounds(data, found[0], quotes=self.quotes)
+            start, stop = row_bounds(data, found[0], delimiter=self.delimiter)
             if found[0]:
                 yield self._parse(data[:start])
             yield BadRow(name, found[1])
@@ -88,9 +88,15 @@ class TextTables(abc.ABC):
     def _scan(self, file: DataFile) -> list[TextPiece]:
         try:
             with file.open() as opened:
-                return text_pieces(opened, quotes=self.quotes, header=self.quotes)
+                return text_pieces(opened, delimiter=self.delimiter, header=self.delimiter is not None)
         except OSError as error:
             raise DataError(f"data {file.name}: cannot be read ({error}); check the disk or the connection") from error
+        except OpenQuoteError as error:
+            where = f"row {error.row - 1}" if error.row else "header"
+            raise DataError(
+                f"data {file.name}, {where}: {error}, so that rows would be lost in it; close the value with a quote, "
+                "or take out the one that opens it (a quote within a quoted value is written twice)"
+            ) from error
 
     def _bytes(self, piece: int) -> bytes:
         number, (start, stop, _) = self._where[piece]

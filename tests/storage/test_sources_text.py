@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from deploykit.errors import DataError
 from deploykit.sources import KEPT
-from deploykit.sources.textindex import text_pieces
+from deploykit.sources.textindex import OpenQuoteError, text_pieces
 from deploykit.tensors import TensorSpec
 
 from .helpers import X
@@ -41,13 +41,89 @@ def test_pieces_of_csv_hold_whole_rows(rows: Any, end: str, block: int, blank: l
     text = "".join(lines).encode()
     if last and not blank:
         text = text.removesuffix(end.encode())
-    pieces = text_pieces(io.BytesIO(text), quotes=True, header=True, block_bytes=block)
+    pieces = text_pieces(io.BytesIO(text), delimiter=b",", header=True, block_bytes=block)
     found = []
     for start, stop, count in pieces:
         part = [r for r in csv.reader(io.StringIO(text[start:stop].decode(), newline="")) if r]
         assert len(part) == count > 0
         found += part
     assert found == rows
+
+
+@given(text=st.text('ab",\n\r', max_size=30), block=st.integers(1, 40))
+def test_any_text_is_divided_as_python_reads_it_or_refused_where_strict_readers_refuse(text: str, block: int) -> None:
+    data = ("a,b\n" + text).encode()
+
+    def rows_of(part: bytes, strict: bool = False) -> list[list[str]]:
+        return list(filter(None, csv.reader(io.StringIO(part.decode(), newline=""), strict=strict)))
+
+    problem = ""
+    try:
+        rows_of(data, strict=True)
+    except csv.Error as error:
+        problem = str(error)
+    try:
+        pieces = text_pieces(io.BytesIO(data), delimiter=b",", header=True, block_bytes=block)
+    except OpenQuoteError:
+        assert problem
+        return
+    assert problem != "unexpected end of data"
+    found = [rows_of(data[start:stop]) for start, stop, _ in pieces]
+    assert [len(part) for part in found] == [count for _, _, count in pieces]
+    assert [row for part in found for row in part] == rows_of(data)[1:]
+
+
+STRAY = {
+    "to the end": '1,"broken',
+    "to the next quote": '1,"broken\n5,"fine"',
+    "after quoted ones": '"1","broken\n5,""\n5,"a\nb"',
+}
+
+
+@pytest.mark.parametrize("block", [30, 2**22])
+@pytest.mark.parametrize("case", STRAY)
+def test_a_stray_quote_takes_no_rows_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, block: int
+) -> None:
+    monkeypatch.setattr(text_pieces, "__kwdefaults__", {"block_bytes": block})
+    good = [f"{row},ok {row}\n" for row in range(100)]
+    path = put(tmp_path / "rows.csv", "".join(["v,note\n", *good[:60], STRAY[case] + "\n", *good]))
+    with pytest.raises(DataError, match=r"row 60: the quote that opens the value '\"broken.* rows would be lost"):
+        opened(path, [V])
+    with pytest.raises(DataError, match=r"header: the quote that opens"):
+        opened(put(path, 'v,"note\n1,2\n'), [V])
+
+
+def test_a_quote_that_is_not_closed_for_long_is_refused_before_all_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploykit.sources.textindex._MOST_QUOTED_BYTES", 1000)
+    file = io.BytesIO(b'a,b\n1,"x""' + b'5,""\n' * 100_000)
+    with pytest.raises(OpenQuoteError, match="not closed within 1000 bytes"):
+        text_pieces(file, delimiter=b",", header=True, block_bytes=100)
+    assert file.tell() < 10_000
+
+
+def test_quotes_within_values_are_text(tmp_path: Path) -> None:
+    names = ['5" pipe', '6"', 'a "b" c', '"', '""', 'x"y"z', 'two, "of"\nthem']
+    shown = [
+        name if number < 3 or number == 5 else '"' + name.replace('"', '""') + '"' for number, name in enumerate(names)
+    ]
+    text = "v,note\n" + "".join(f"{row},{shown[row % 7]}\n" for row in range(700))
+    source = opened(put(tmp_path / "rows.csv", text), [V], keep=("note",))
+    assert source.read(0, 700)[f"{KEPT}note"].tolist() == [names[row % 7] for row in range(700)]
+    # What pyarrow puts behind a closed quote stays in its row.
+    source = opened(put(tmp_path / "rows.csv", 'v,note\n1,"a"b"c\n2,d\n'), [V], keep=("note",))
+    assert source.read(0, 2)[f"{KEPT}note"].tolist() == ['ab"c', "d"]
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
+def test_lines_may_end_with_carriage_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    monkeypatch.setattr("deploykit.sources.csvfile.SAMPLE_BYTES", 200)
+    monkeypatch.setattr(text_pieces, "__kwdefaults__", {"block_bytes": 300})
+    lines = ["k,note", *(f'{row},"a{end}b"' for row in range(1000)), ""]
+    (tmp_path / "rows.csv").write_bytes((end.join(lines) + end).encode())
+    source = opened(tmp_path / "rows.csv", [K], keep=("note",))
+    assert source.read(0, len(source))["k"].tolist() == list(range(1000))
+    assert set(source.read(0, 1000)[f"{KEPT}note"]) == {f"a{end}b"}
 
 
 @given(
@@ -58,7 +134,7 @@ def test_pieces_of_csv_hold_whole_rows(rows: Any, end: str, block: int, blank: l
 )
 def test_pieces_of_json_lines_hold_whole_rows(rows: list[str], block: int, last: bool, mark: bool) -> None:
     text = (b"\xef\xbb\xbf" if mark else b"") + ("\n".join(rows) + ("\n" if last else "")).encode()
-    pieces = text_pieces(io.BytesIO(text), quotes=False, header=False, block_bytes=block)
+    pieces = text_pieces(io.BytesIO(text), delimiter=None, header=False, block_bytes=block)
     found = []
     for start, stop, count in pieces:
         part = [line for line in text[start:stop].split(b"\n") if line.strip()]
