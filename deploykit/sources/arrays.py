@@ -10,6 +10,7 @@ from deploykit.errors import DataError
 from deploykit.locations import DataFile
 from deploykit.sources.base import Arrays, check_header, file_fingerprint
 from deploykit.sources.reading import KEPT, Reading
+from deploykit.sources.unsigned import KEPT_AS, as_kept
 from deploykit.tensors import DTYPES, TEXT, TensorSpec
 
 __all__ = ["ArraysSource", "Rows", "chosen_arrays"]
@@ -50,7 +51,7 @@ class ArraysSource:
         self, file: DataFile, kind: str, open_array: Callable[[str], Rows], names: Mapping[str, str],
         inputs: Sequence[TensorSpec], notes: list[str],
     ) -> None:  # fmt: skip
-        self.notes = notes
+        self.notes, self._what = notes, file.name
         self._arrays: dict[str, Rows] = {}
         with contextlib.ExitStack() as stack:
             stack.callback(self.close)
@@ -72,8 +73,15 @@ class ArraysSource:
 
     def read(self, start: int, stop: int) -> Arrays:
         """Rows ``[start, stop)``; any thread may call it."""
-        found = {key: array.rows(start, stop) for key, array in self._arrays.items()}
-        return {key: array.astype(object) if array.dtype.kind == "U" else array for key, array in found.items()}
+        return {key: self._read(key, start, stop) for key in self._arrays}
+
+    def _read(self, key: str, start: int, stop: int) -> np.ndarray[Any, Any]:
+        array = self._arrays[key].rows(start, stop)
+        if not key.startswith(KEPT):
+            return array
+        where = f"the array {key.removeprefix(KEPT)!r}"
+        kept = as_kept(array, lambda row, text: DataError(f"data {self._what}, row {start + row}: {where}: {text}"))
+        return kept.astype(object) if kept.dtype.kind == "U" else kept
 
     def fingerprint(self) -> dict[str, Any]:
         """As of the moment when the file was opened."""
@@ -117,10 +125,11 @@ def chosen_arrays(
 
 
 def _kept(file: DataFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], batch: str) -> TensorSpec:
-    text = TEXT if dtype.kind == "U" else dtype.name
+    text = TEXT if dtype.kind == "U" else KEPT_AS.get(dtype.name, dtype.name)
     if text not in (*DTYPES, TEXT):
         raise DataError(
-            f"data {file.name}: the array {name!r} of {dtype} cannot be kept; kept are {', '.join(DTYPES)} and text"
+            f"data {file.name}: the array {name!r} of {dtype} cannot be kept; kept are "
+            f"{', '.join([*DTYPES, *KEPT_AS])} and text; convert it, or leave it out of --keep"
         )
     return TensorSpec(name=name, dtype=text, shape=(batch, *shape[1:]))
 

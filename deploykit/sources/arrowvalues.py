@@ -4,13 +4,14 @@ pyarrow is needed by whoever calls these functions, and imported by them alone.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from deploykit.errors import DataError
 from deploykit.sources.columns import Column
+from deploykit.sources.unsigned import KEPT_AS, not_held
 from deploykit.tensors import TEXT, TensorSpec
 
 __all__ = ["Place", "described_columns", "input_array", "kept_array", "stacked"]
@@ -19,8 +20,6 @@ Array = np.ndarray[Any, Any]
 
 _STACK_ROWS = 1024
 """Rows that are stacked at a time: they stay in the cache, whatever the chunk is."""
-
-_KEPT_AS = {"uint16": "int32", "uint32": "int64", "uint64": "int64"}
 
 
 class Place:
@@ -62,9 +61,9 @@ def _described(name: str, kind: Any, hint: str | None) -> Column:
         dtype = None
     sizes = "".join(f"[{'' if size is None else size}]" for size in shape)
     shown = "text" if dtype == TEXT and _is_text(leaf) else f"{dtype if is_number else leaf}{sizes}"
-    shown += f" ({hint})" if hint and not is_number else ""
-    keeps = _KEPT_AS.get(dtype, dtype) if dtype is not None else None
-    return Column(name=name, dtype=keeps, shape=tuple(shape), described=shown, is_number=is_number)
+    shown += f", {hint}" if hint and is_number else f" ({hint})" if hint else ""
+    kept = TEXT if hint and is_number else KEPT_AS.get(dtype or "", dtype)
+    return Column(name=name, dtype=dtype, kept=kept, shape=tuple(shape), described=shown, is_number=is_number)
 
 
 def _dtype(leaf: Any) -> tuple[str | None, bool]:
@@ -76,7 +75,9 @@ def _dtype(leaf: Any) -> tuple[str | None, bool]:
         return "bool", True
     if types.is_integer(leaf) or types.is_floating(leaf):
         return np.dtype(leaf.to_pandas_dtype()).name, True
-    if _is_text(leaf) or types.is_temporal(leaf) or types.is_decimal(leaf):
+    # A duration as text would be a bare number, without its unit.
+    is_date = types.is_temporal(leaf) and not types.is_duration(leaf) and not types.is_interval(leaf)
+    if _is_text(leaf) or is_date or types.is_decimal(leaf):
         return TEXT, False
     return None, False
 
@@ -123,7 +124,7 @@ def kept_array(column: Any, spec: TensorSpec, place: Place) -> Array:
     if spec.dtype == TEXT:
         return np.asarray(column.cast(pa.string()).to_numpy(zero_copy_only=False), dtype=object)
     flat, sizes = _flattened(column, spec.name, place)
-    values = _numbers(flat, spec.dtype, spec.name, place, max(1, math.prod(sizes)), allow_nan=True)
+    values = _numbers(flat, spec.dtype, spec.name, place, max(1, math.prod(sizes)), allow_nan=True, problem=not_held)
     return values.reshape(len(column), *sizes)
 
 
@@ -179,29 +180,39 @@ def _refuse_null(column: Any, name: str, place: Place, per_row: int) -> None:
         raise place.error(name, row, "no value (null); fill it in the data, or leave the row out")
 
 
-def _numbers(flat: Any, dtype: str, name: str, place: Place, per_row: int, *, allow_nan: bool) -> Array:
+def _not_taken(value: Any, dtype: str) -> str:
+    return f"{value}, which {dtype} does not hold; the model takes {dtype}"
+
+
+def _numbers(
+    flat: Any, dtype: str, name: str, place: Place, per_row: int,
+    *, allow_nan: bool, problem: Callable[[Any, str], str] = _not_taken,
+) -> Array:  # fmt: skip
     if flat.null_count and not (allow_nan and np.dtype(dtype).kind == "f"):
         advice = "fill it in the data" + (", or let it be NaN with --nan allow" if np.dtype(dtype).kind == "f" else "")
         row = int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0]) // per_row
         raise place.error(name, row, f"no value (null); {advice}")
     if flat.null_count and np.dtype(flat.type.to_pandas_dtype()).kind != "f":
         flat = flat.cast("float64")
-    array = flat.to_numpy(zero_copy_only=False)
-    return array if array.dtype == np.dtype(dtype) else _exact(array, np.dtype(dtype), name, place, per_row)
-
-
-def _exact(array: Array, dtype: np.dtype[Any], name: str, place: Place, per_row: int) -> Array:
-    """Cast: floats may be rounded, where that was allowed, but not to infinity; all else must be held exactly."""
-    with np.errstate(all="ignore"):
-        cast = array.astype(dtype)
-        if array.dtype.kind == "f":
-            lost = np.isfinite(array) & ~np.isfinite(cast) if dtype.itemsize < array.dtype.itemsize else None
-        else:
-            lost = _changed(array, cast)
+    array: Array = flat.to_numpy(zero_copy_only=False)
+    if array.dtype == np.dtype(dtype):
+        return array
+    cast, lost = _cast(array, np.dtype(dtype))
     if lost is not None and lost.any():
         at = int(np.flatnonzero(lost)[0])
-        raise place.error(name, at // per_row, f"{array[at]}, which {dtype} does not hold; the model takes {dtype}")
+        raise place.error(name, at // per_row, problem(array[at], dtype))
     return cast
+
+
+def _cast(array: Array, dtype: np.dtype[Any]) -> tuple[Array, Array | None]:
+    """The values in a dtype and which of them it does not hold: floats may be rounded, where that was allowed, but not
+    to infinity; all else must be held exactly.
+    """
+    with np.errstate(all="ignore"):
+        cast = array.astype(dtype)
+        if array.dtype.kind != "f":
+            return cast, _changed(array, cast)
+        return cast, np.isfinite(array) & ~np.isfinite(cast) if dtype.itemsize < array.dtype.itemsize else None
 
 
 def _changed(array: Array, cast: Array) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from deploykit.errors import DataError, UsageError
 from deploykit.sources.reading import Reading
-from deploykit.tensors import DTYPES, TEXT, TensorSpec
+from deploykit.tensors import TEXT, TensorSpec
 
 __all__ = ["Column", "Match", "castable", "match_columns"]
 
@@ -24,6 +24,7 @@ class Column:
 
     Attributes:
         dtype: of a number, as numpy calls it; ``string`` for text and what is kept as text; None for all else.
+        kept: the dtype in which it is kept; None where it cannot be.
         shape: of a row's value; None stands for a length that each row says itself.
         described: its type as messages show it.
         is_number: whether an input can take it.
@@ -31,6 +32,7 @@ class Column:
 
     name: str
     dtype: str | None
+    kept: str | None
     shape: tuple[int | None, ...]
     described: str
     is_number: bool = True
@@ -187,14 +189,17 @@ def _fits(spec: TensorSpec, shape: tuple[int | None, ...]) -> bool:
 
 
 def _kept(what: str, column: Column, batch: str, notes: list[str]) -> TensorSpec:
-    if column.dtype is None or (column.dtype not in (*DTYPES, TEXT) or None in column.shape):
+    shown = f"data {what}: column {column.name!r} is {column.described} and cannot be kept"
+    if column.kept is None:
+        raise DataError(f"{shown}; kept are numbers, text, dates and lists of numbers; leave it out of --keep")
+    if None in column.shape:
         raise DataError(
-            f"data {what}: column {column.name!r} is {column.described} and cannot be kept; kept are numbers, text, "
-            "dates and lists of one length; leave it out of --keep"
+            f"{shown}: its type does not say how long the lists are, even if all have one length; give it a type that "
+            "does in Parquet or Arrow, such as pa.list_(pa.float32(), 4), or leave it out of --keep"
         )
-    if column.dtype == TEXT and not column.described.startswith("text"):
+    if column.kept == TEXT and not column.described.startswith("text"):
         notes.append(f"the column {column.name!r} ({column.described}) is kept as text")
-    return TensorSpec(name=column.name, dtype=column.dtype, shape=(batch, *(d for d in column.shape if d is not None)))
+    return TensorSpec(name=column.name, dtype=column.kept, shape=(batch, *(d for d in column.shape if d is not None)))
 
 
 def _refusal(

@@ -7,15 +7,14 @@ from typing import Any, ClassVar
 
 from deploykit.errors import DataError
 from deploykit.locations import DataFile, Found
-from deploykit.sources.reading import Reading
+from deploykit.sources.csvvalues import NULLS, column_type, kept_column, problem_with_kept, problem_with_number, typed
+from deploykit.sources.reading import KEPT, Reading
 from deploykit.sources.tables import TableSource
 from deploykit.sources.textindex import whole_rows
-from deploykit.sources.texttables import SAMPLE_BYTES, TextTables, problem_with_number
+from deploykit.sources.texttables import SAMPLE_BYTES, TextTables
 from deploykit.tensors import TensorSpec
 
 __all__ = ["CsvSource"]
-
-_NULLS = ("", "#N/A", "#N/A N/A", "#NA", "N/A", "NA", "NULL", "NaN", "n/a", "nan", "null", "None")
 
 
 class CsvSource(TableSource):
@@ -45,14 +44,9 @@ class _CsvFiles(TextTables):
                     f"data {file.name}: its header is {header[:8]}, that of {self.files[0].name} {self._header[:8]}; "
                     "the files of one data set must have the same columns"
                 )
-        fields, hints = [], {}
-        for name, values in zip(self._header, self._sample(), strict=True):
-            kind, hint = _type_of(values)
-            fields.append(pa.field(name, kind))
-            if hint is not None:
-                hints[name] = hint
-        self.hints = hints
-        return pa.schema(fields)
+        types = {name: column_type(values) for name, values in zip(self._header, self._sample(), strict=True)}
+        self.hints = {name: hint for name, (_, hint) in types.items() if hint is not None}
+        return pa.schema([pa.field(name, types[name][0]) for name in self._header])
 
     def _header_of(self, file: DataFile) -> list[str]:
         with file.open() as opened:
@@ -91,41 +85,34 @@ class _CsvFiles(TextTables):
         import pyarrow as pa
         from pyarrow import csv as arrow_csv
 
-        types = {name: self._dtypes.get(name) or self.schema.field(name).type for name in self._columns}
-        return arrow_csv.read_csv(
+        types = {name: pa.string() if name in self._kept else self._dtypes[name] for name in self._columns}
+        table = arrow_csv.read_csv(
             pa.BufferReader(data),
             read_options=arrow_csv.ReadOptions(column_names=self._header, block_size=len(data) + 1),
             parse_options=arrow_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
             convert_options=arrow_csv.ConvertOptions(
-                include_columns=list(self._columns), column_types=types, null_values=list(_NULLS)
+                include_columns=list(self._columns), column_types=types, null_values=list(NULLS)
             ),
         )
+        kept = {f"{KEPT}{name}": kept_column(table[name], dtype) for name, dtype in self._kept.items()}
+        inputs = {
+            name: typed(table[name], dtype) if name in self._kept else table[name]
+            for name, dtype in self._dtypes.items()
+        }
+        return pa.table({**inputs, **kept})
 
     def _problem(self, data: bytes) -> tuple[int, str] | None:
-        types = {name: self._dtypes.get(name) or str(self.schema.field(name).type) for name in self._columns}
-        checked = [
-            (self._header.index(name), name, {"double": "float64"}.get(kind, kind))
-            for name, kind in types.items()
-            if kind != "string"
-        ]
+        places = {name: self._header.index(name) for name in self._columns}
         for row, values in enumerate(filter(None, self._rows(data))):
             if ragged := self._ragged(values):
                 return row, ragged
-            for place, name, kind in checked:
-                problem = None if values[place] in _NULLS else problem_with_number(values[place], kind)
-                if problem is not None:
+            given = {name: values[place] for name, place in places.items() if values[place] not in NULLS}
+            for name, value in given.items():
+                if name in self._dtypes and (problem := problem_with_number(value, self._dtypes[name])):
                     return row, f"column {name!r}: {problem}; mend the value"
+                if name in self._kept and (problem := problem_with_kept(value, self._kept[name])):
+                    return row, (
+                        f"column {name!r}: {problem}; mend the value, give the column as text (in Parquet, say), or "
+                        "leave it out of --keep"
+                    )
         return None
-
-
-def _type_of(values: Sequence[str]) -> tuple[Any, str | None]:
-    """The Arrow type of a column, and where the first value is that is no number."""
-    import pyarrow as pa
-
-    given = [(row, value) for row, value in enumerate(values) if value not in _NULLS]
-    if given and all(value.lower() in ("true", "false") for _, value in given):
-        return pa.bool_(), None
-    if not any(problem_with_number(value, "int64") for _, value in given):
-        return (pa.int64() if given else pa.float64()), None
-    text = next(((row, value) for row, value in given if problem_with_number(value, "float64")), None)
-    return (pa.float64(), None) if text is None else (pa.string(), f"row {text[0]}: {text[1][:30]!r}")

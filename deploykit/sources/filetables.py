@@ -58,7 +58,7 @@ class FileTables(abc.ABC):
     def _close(self, opened: Any) -> None:
         """Close an open file."""
 
-    def select(self, columns: Sequence[str], dtypes: dict[str, str]) -> None:  # noqa: ARG002 (the file has types)
+    def select(self, columns: Sequence[str], dtypes: dict[str, str], kept: dict[str, str]) -> None:  # noqa: ARG002 (the file has types)
         """Read these columns from now on."""
         self._columns = tuple(columns)
 

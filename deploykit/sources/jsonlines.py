@@ -1,12 +1,13 @@
 """Rows of JSON Lines files: an object on each line, parsed by pyarrow."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from deploykit.errors import DataError
 from deploykit.locations import Found
-from deploykit.sources.reading import Reading
+from deploykit.sources.reading import KEPT, Reading
 from deploykit.sources.tables import TableSource
 from deploykit.sources.texttables import SAMPLE_BYTES, TextTables
 from deploykit.tensors import TensorSpec
@@ -63,19 +64,31 @@ class _JsonFiles(TextTables):
 
     def _parse(self, data: bytes) -> Any:
         import pyarrow as pa
+        import pyarrow.compute as pc
         from pyarrow import json as arrow_json
 
         schema = pa.schema([pa.field(name, self._type(name)) for name in self._columns])
-        return arrow_json.read_json(
+        table = arrow_json.read_json(
             pa.BufferReader(data),
             read_options=arrow_json.ReadOptions(block_size=len(data) + 1),
             parse_options=arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
         )
+        kept = {f"{KEPT}{name}": table[name] for name in self._kept}
+        # An integer that was rounded is so large. It is looked for in the text where there are such numbers at all.
+        floats = (kept[f"{KEPT}{name}"] for name, dtype in self._kept.items() if dtype == "float64")
+        large = any(pc.any(pc.greater_equal(pc.abs(column), 2.0**53)).as_py() for column in floats)
+        if large and self._problem(data) is not None:
+            raise ValueError("integers that float64 does not hold")
+        inputs = {
+            name: pc.cast(table[name], pa.type_for_alias(dtype), safe=False) if name in self._kept else table[name]
+            for name, dtype in self._dtypes.items()
+        }
+        return pa.table({**inputs, **kept})
 
     def _type(self, name: str) -> Any:
-        """The type of the schema, with the dtype of the input as its innermost."""
+        """The type of the schema, with the dtype of the input as its innermost where it is for that alone."""
         kind = self.schema.field(name).type
-        return kind if name not in self._dtypes else _arrow_type(self._dtypes[name], _depth(kind))
+        return kind if name in self._kept else _arrow_type(self._dtypes[name], _depth(kind))
 
     def _problem(self, data: bytes) -> tuple[int, str] | None:
         wanted = {name: _flat_name(self._type(name)) for name in self._columns}
@@ -84,9 +97,11 @@ class _JsonFiles(TextTables):
             if problem is not None:
                 return row, problem
             for name, (leaf, depth) in wanted.items():
-                problem = _misfit(record.get(name), leaf, depth)
+                value, keep = record.get(name), name in self._kept
+                problem = _misfit(value, leaf, depth) or (_rounded(value, leaf) if keep else None)
                 if problem is not None:
-                    return row, f"field {name!r}: {problem}; mend the value"
+                    advice = ", write the field as text, or leave it out of --keep" if keep else ""
+                    return row, f"field {name!r}: {problem}; mend the value{advice}"
         return None
 
 
@@ -164,3 +179,17 @@ def _misfit(value: Any, leaf: str, depth: int) -> str | None:
         "string": isinstance(value, str),
     }
     return None if fits.get(leaf, True) else f"{json.dumps(value)[:60]} is no {leaf}"
+
+
+def _rounded(value: Any, leaf: str) -> str | None:
+    """Why a value to keep would come out as another; a decimal is the nearest."""
+    if leaf != "float64" or not isinstance(value, int) or abs(value) <= 2**53 or value == _nearest(value):
+        return None
+    return f"{value} would be rounded to float64, which other rows need"
+
+
+def _nearest(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

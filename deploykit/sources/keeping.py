@@ -8,6 +8,7 @@ import numpy as np
 from deploykit.errors import DataError, UsageError
 from deploykit.sources.base import Arrays
 from deploykit.sources.reading import KEPT, Reading
+from deploykit.sources.unsigned import KEPT_AS, as_kept
 from deploykit.tensors import DTYPES, TEXT, TensorSpec
 
 __all__ = ["Keeping"]
@@ -90,10 +91,11 @@ def _value(item: Mapping[str, Any], name: str, where: str) -> np.ndarray[Any, An
         raise DataError(f"{where}: keep {name!r}: a {type(value).__name__} that is no array ({error})") from error
     if array.dtype.kind == "U" or (array.dtype == object and all(isinstance(each, str) for each in array.flat)):
         return array.astype(object)
+    array = as_kept(array, lambda _, text: DataError(f"{where}: keep {name!r}: {text}"))
     if array.dtype.name not in DTYPES:
         raise DataError(
             f"{where}: keep {name!r}: a {type(value).__name__} of {array.dtype}; text and numbers can be "
-            f"kept ({', '.join(DTYPES)})"
+            f"kept ({', '.join([*DTYPES, *KEPT_AS])})"
         )
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 

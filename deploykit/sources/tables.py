@@ -45,7 +45,8 @@ class Pieces(Protocol):
         is_text: whether numbers are written as text.
         index: JSON values from which the pieces are known without looking for them again; None where that is cheap.
         notes: for people to read.
-        hints: of columns of text, where the first value is that makes them so.
+        hints: of columns of text, where the first value is that makes them so; of columns of numbers that are kept as
+            text, where the first is that a number would change.
     """
 
     kind: str
@@ -58,8 +59,11 @@ class Pieces(Protocol):
     notes: list[str]
     hints: Mapping[str, str]
 
-    def select(self, columns: Sequence[str], dtypes: dict[str, str]) -> None:
-        """Read these columns from now on; ``dtypes`` are those of the inputs that they go to."""
+    def select(self, columns: Sequence[str], dtypes: dict[str, str], kept: dict[str, str]) -> None:
+        """Read these columns from now on; ``dtypes`` are those of the inputs that they go to, ``kept`` those to keep.
+
+        A chunk may have what is kept under ``KEPT`` and its name, where it is another value than the input's.
+        """
         ...
 
     def chunks(self, piece: int) -> Iterator[Any]:
@@ -93,7 +97,7 @@ class TableSource:
         self._match = match_columns(pieces.what, columns, inputs, reading, self.notes, text=pieces.is_text)
         self.kept = self._match.kept
         dtypes = {name: spec.dtype for spec in inputs for name in self._match.inputs[spec.name]}
-        pieces.select(self._match.columns, dtypes)
+        pieces.select(self._match.columns, dtypes, {spec.name: spec.dtype for spec in self.kept})
         self.rows_together = max(pieces.rows, default=1)
         self.joins = all(isinstance(size, int) for spec in (*inputs, *self.kept) for size in spec.row_shape)
         self._ends = np.cumsum([0, *pieces.rows])
@@ -180,7 +184,7 @@ class TableSource:
         if isinstance(chunk, BadRow):
             raise DataError(f"data {chunk.name}, row {first_row}: {chunk.problem}")
         place = Place(self._pieces.what, first_row)
-        columns = {name: _one(chunk.column(name)) for name in self._match.columns}
+        columns = {name: _one(chunk.column(name)) for name in chunk.schema.names}
         arrays: Arrays = {}
         for spec in self._inputs:
             names = self._match.inputs[spec.name]
@@ -191,7 +195,8 @@ class TableSource:
             values = [input_array(columns[n], one, n, place, allow_nan=self._allow_nan) for n in names]
             arrays[spec.name] = stacked(values, spec.dtype)
         for spec in self.kept:
-            arrays[f"{KEPT}{spec.name}"] = kept_array(columns[spec.name], spec, place)
+            key = f"{KEPT}{spec.name}"
+            arrays[key] = kept_array(columns[key if key in columns else spec.name], spec, place)
         return arrays
 
     def _empty(self) -> Arrays:

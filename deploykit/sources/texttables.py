@@ -9,7 +9,7 @@ from deploykit.locations import DataFile
 from deploykit.sources.tables import BadRow, require_pyarrow
 from deploykit.sources.textindex import OpenQuoteError, TextPiece, row_bounds, text_pieces
 
-__all__ = ["SAMPLE_BYTES", "TextTables", "problem_with_number", "widest"]
+__all__ = ["SAMPLE_BYTES", "TextTables", "widest"]
 
 SAMPLE_BYTES = 2**20
 """How much of the beginning decides the types of the columns."""
@@ -34,6 +34,7 @@ class TextTables(abc.ABC):
         self.what, self.files, self.hints = what, tuple(files), {}
         self.notes: list[str] = []
         self._dtypes: dict[str, str] = {}
+        self._kept: dict[str, str] = {}
         self._columns: tuple[str, ...] = ()
         known = isinstance(index, list) and len(index) == len(files)
         self.index = index if known else [self._scan(file) for file in files]
@@ -53,9 +54,10 @@ class TextTables(abc.ABC):
     def _problem(self, data: bytes) -> tuple[int, str] | None:
         """The first row, counted from the first of ``data``, that cannot be read, and why."""
 
-    def select(self, columns: Sequence[str], dtypes: dict[str, str]) -> None:
-        """Read these columns from now on."""
-        self._columns, self._dtypes = tuple(columns), {name: widest(dtype) for name, dtype in dtypes.items()}
+    def select(self, columns: Sequence[str], dtypes: dict[str, str], kept: dict[str, str]) -> None:
+        """Read these columns from now on; what is kept comes under ``KEPT`` and its name."""
+        self._columns, self._kept = tuple(columns), kept
+        self._dtypes = {name: widest(dtype) for name, dtype in dtypes.items()}
 
     def chunks(self, piece: int) -> Iterator[Any]:
         """The rows of one piece, at once; where some are bad, those between them."""
@@ -121,18 +123,3 @@ def widest(dtype: str) -> str:
 
 def _kind(dtype: str) -> str:
     return "f" if dtype.startswith("float") else "u" if dtype.startswith("uint") else dtype[0]
-
-
-def problem_with_number(text: str, dtype: str) -> str | None:
-    """Why a written value is no number of a dtype, None if it is one."""
-    try:
-        if dtype == "bool":
-            if text.strip().lower() not in ("true", "false", "0", "1"):
-                raise ValueError
-        else:
-            value = float(text) if dtype == "float64" else int(text)
-            if dtype == "int64" and not -(2**63) <= value < 2**63:
-                raise ValueError
-    except ValueError:
-        return f"{text[:60]!r} is no {dtype}"
-    return None

@@ -247,6 +247,47 @@ def test_a_value_arrives_exactly_or_with_an_error_of_its_row(
             source.read(0, len(values))
 
 
+@pytest.mark.parametrize("name", [*BINARY, "rows.npz", "rows.safetensors"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64"])
+def test_unsigned_numbers_are_kept(tmp_path: Path, name: str, dtype: str) -> None:
+    from safetensors.numpy import save_file
+
+    limit = min(np.iinfo(dtype).max, 2**63 - 1)
+    values = np.array([[row, limit - row] for row in range(ROWS)], dtype)
+
+    def put(values: np.ndarray[Any, Any]) -> Path:
+        if name in BINARY:
+            table = pa.table({"x": vectors(VECTORS), "one": values[:, 1], "two": vectors(values)})
+            BINARY[name](tmp_path / name, table)
+        else:
+            arrays = {"x": VECTORS, "one": values[:, 1].copy(), "two": values}
+            save_file(arrays, tmp_path / name) if "safe" in name else np.savez(tmp_path / name, **arrays)
+        return tmp_path / name
+
+    source: Any = opened(put(values), keep=("one", "two"))
+    kept = {"uint8": "uint8", "uint16": "int32"}.get(dtype, "int64")
+    assert [spec.dtype for spec in source.kept] == [kept] * 2
+    got = source.read(3, 40)
+    assert got[f"{KEPT}one"].dtype == got[f"{KEPT}two"].dtype == kept
+    np.testing.assert_array_equal(got[f"{KEPT}one"], values[3:40, 1])
+    np.testing.assert_array_equal(got[f"{KEPT}two"], values[3:40])
+    if dtype == "uint64":
+        values[7, 1] = 2**63
+        source = opened(put(values), keep=("two",))
+        with pytest.raises(DataError, match=r"row 7.*'two'.*9223372036854775808 is beyond int64.*as text"):
+            source.read(3, 40)
+        np.testing.assert_array_equal(source.read(8, 40)[f"{KEPT}two"], values[8:40])
+
+
+def test_what_cannot_be_kept_says_why(tmp_path: Path) -> None:
+    columns = {"x": vectors(VECTORS), "t": pa.array(range(ROWS), pa.duration("us")), "v": [[1, 2]] * ROWS}
+    write_parquet(tmp_path / "rows.parquet", pa.table(columns))
+    with pytest.raises(DataError, match=r"'t' is duration\[us\] and cannot be kept; kept are numbers, text, dates"):
+        opened(tmp_path / "rows.parquet", keep=("t",))
+    with pytest.raises(DataError, match="its type does not say how long the lists are, even if all have one length"):
+        opened(tmp_path / "rows.parquet", keep=("v",))
+
+
 @pytest.mark.parametrize("name", LISTS)
 def test_ragged_rows_and_nulls_name_their_row(tmp_path: Path, name: str) -> None:
     rows: list[Any] = VECTORS.tolist()

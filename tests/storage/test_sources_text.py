@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import DataError
 from deploykit.sources import KEPT
+from deploykit.sources.csvvalues import NULLS
 from deploykit.sources.textindex import OpenQuoteError, text_pieces
 from deploykit.tensors import TensorSpec
 
+from . import helpers
 from .helpers import X
 from .test_sources_tables import opened
 
@@ -297,3 +299,101 @@ def test_kept_numbers_and_dates(tmp_path: Path) -> None:
     assert np.isnan(got[f"{KEPT}score"][0])
     assert got["v"].tolist() == [1, 2]
     assert X.name not in got
+
+
+KEPT_TEXTS = st.one_of(
+    st.integers(-(10**21), 10**21).map(str),
+    st.integers(-1000, 1000).map(str),
+    st.floats().map(repr),
+    st.from_regex(r"[+-]?[0-9]{1,4}(\.[0-9]{0,3})?([eE][+-]?[0-9]{1,3})?", fullmatch=True, alphabet="+-.eE0123456789"),
+    st.sampled_from(["01234", "-05", "+49", "1_000", "-0", "0x1F", "1e400", ".", "9007199254740993"]),
+    st.sampled_from(["true", "FALSE", "NA", "", " 5"]),
+    st.text("0123456789abxe+-_.", max_size=5),
+)
+
+
+def gives_back(text: str, value: Any) -> bool:
+    if text in NULLS:
+        return value == text or value != value
+    if isinstance(value, str):
+        return value == text
+    if isinstance(value, bool):
+        return str(value).lower() == text.lower()
+    if isinstance(value, int):
+        return str(value) == text.strip()
+    if text.lstrip("-").isdecimal():
+        return int(text) == value and (text == str(int(text)) or text == "-0")
+    return value == float(text) or text.lower().lstrip("+-") == "nan"
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.one_of(st.lists(KEPT_TEXTS, min_size=1, max_size=6), st.lists(st.integers().map(str), min_size=1)))
+@pytest.mark.parametrize("sample", [12, 2**20])
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_kept_value_of_csv_is_what_was_written_or_an_error_of_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: int, twice: bool, texts: list[str]
+) -> None:
+    monkeypatch.setattr("deploykit.sources.csvfile.SAMPLE_BYTES", sample)
+    path = put(tmp_path / "rows.csv", "v,z\n" + "".join(f"1,{text}\n" for text in texts))
+    columns = {"v": ("z",)} if twice else {}
+    try:
+        source: Any = opened(path, [V], keep=("z",), columns=columns, allow_nan=True)
+    except DataError:
+        assert twice
+        return
+    for row, text in enumerate(texts):
+        try:
+            got = source.read(row, row + 1)
+        except DataError as error:
+            assert f"row {row}" in str(error)  # noqa: PT017
+            assert twice or source.kept[0].dtype != "string"
+            continue
+        assert gives_back(text, got[f"{KEPT}z"].tolist()[0]), (text, source.kept)
+        if twice and text not in NULLS:
+            np.testing.assert_array_equal(got["v"], [float(text)])
+    helpers.close_opened()
+
+
+def test_why_a_column_of_numbers_is_kept_as_text_is_said(tmp_path: Path) -> None:
+    path = put(tmp_path / "rows.csv", "v,zip,phone,big,n\n1,1234,+49,18446744073709551615,1\n2,01234,5,1,2\n")
+    source: Any = opened(path, [V], keep=("zip", "phone", "big", "n"))
+    assert [spec.dtype for spec in source.kept] == ["string", "string", "string", "int64"]
+    assert "the column 'zip' (int64, row 1: '01234') is kept as text" in source.notes
+    got = source.read(0, 2)
+    assert got[f"{KEPT}zip"].tolist() == ["1234", "01234"]
+    assert got[f"{KEPT}big"].tolist() == ["18446744073709551615", "1"]
+    # For an input they are numbers as ever.
+    for name, wanted in (("zip", [1234, 1234]), ("phone", [49, 5]), ("big", [2.0**64, 1])):
+        assert opened(path, [V], columns={"v": (name,)}).read(0, 2)["v"].tolist() == wanted
+
+
+def test_a_late_value_that_a_kept_number_would_change_names_its_row(tmp_path: Path) -> None:
+    lines = [f"{row},{row + 1},longer text {row:050}\n" for row in range(LATE)]
+    path = put(tmp_path / "rows.csv", "".join(["v,zip,t\n", *lines, "1,01234,z\n", lines[0]]))
+    source = opened(path, [V], keep=("zip",))
+    with pytest.raises(DataError, match=r"row 30000: column 'zip': '01234' is not what int64 gives back.*as text"):
+        source.read(LATE, LATE + 1)
+    assert source.read(LATE + 1, LATE + 2)[f"{KEPT}zip"].tolist() == [1]
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("value", [2**53 + 1, 2**64 - 1, 10**400])
+def test_a_kept_integer_of_json_is_not_rounded(tmp_path: Path, value: int, twice: bool) -> None:
+    columns = {"v": ("z",)} if twice else {}
+    for other, last in ((0.5, 2**60), (7, 2**60 + 1)):
+        path = put(tmp_path / "rows.jsonl", "".join('{"v":1,"z":%s}\n' % each for each in (other, value, last)))  # noqa: UP031
+        source = opened(path, [V], keep=("z",), columns=columns)
+        if other == 7 and value < 2**63:
+            assert source.read(0, 3)[f"{KEPT}z"].tolist() == [7, value, last]
+            continue
+        with pytest.raises(DataError, match=rf"row 1: field 'z': {str(value)[:60]}.*write the field as text"):
+            source.read(0, 3)
+        got = source.read(2, 3)
+        assert got[f"{KEPT}z"].tolist() == [last]
+        assert got["v"].tolist() == [float(last) if twice else 1]
+
+
+def test_a_column_of_json_lists_says_why_it_cannot_be_kept(tmp_path: Path) -> None:
+    path = put(tmp_path / "rows.jsonl", '{"v":1,"z":[1,2]}\n{"v":1,"z":[3,4]}\n')
+    with pytest.raises(DataError, match="its type does not say how long the lists are"):
+        opened(path, [V], keep=("z",))
