@@ -47,6 +47,8 @@ class Reference:
     def outputs(self, inputs: Arrays, *, sample_ids: NDArray[np.int64], seed: int, draws: Sequence[int]) -> Arrays:
         """What an exported file must give for these inputs and controls, float64 for the statistics."""
         each = [self.draw(inputs, sample_ids=sample_ids, seed=seed, draw=draw) for draw in draws]
+        for name in self.tasks:
+            _require_rows(name, each[0][name], len(sample_ids))
         if self.summary == "first_draw" or not self.sites:
             return each[0]
         found: Arrays = {}
@@ -88,6 +90,14 @@ class Reference:
         outer, _, inner = axis.split(shape, len(ids))
         drawn = noise.sample(site.kind, seed, site.index, ids, [draw], outer * inner, site.p, mode=self.mode)[0]
         return axis.place(torch.from_numpy(drawn), shape)
+
+
+def _require_rows(name: str, value: NDArray[Any], rows: int) -> None:
+    if value.shape[:1] != (rows,):
+        raise ExportError(
+            f"output {name!r}: has shape {list(value.shape)} for a batch of {rows}; the first dimension must be "
+            "the batch, whatever its size. A squeeze() without a dimension takes it away from a batch of one: name it"
+        )
 
 
 def _variances(each: Sequence[Arrays], task: OutputTask) -> NDArray[Any] | None:

@@ -269,3 +269,12 @@ def test_noise_in_a_flat_view_is_refused_by_its_module(tmp_path: Path, write: An
 
     with pytest.raises(ExportError, match=r"\(root\): .*folded with another dimension"):
         exported(Body(flat), tmp_path)
+
+
+@pytest.mark.parametrize("options", [{}, {"keep_draws": True}])
+def test_a_batch_of_one_that_loses_its_dimension_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    def squeezed(owner: Body, x: Tensor) -> Tensor:
+        return owner.last(owner.drop(owner.first(x))).sum(1, keepdim=True).squeeze()  # type: ignore[no-any-return]
+
+    with pytest.raises(ExportError, match=r"output 'output': has shape \[\] for a batch of 1.*squeeze"):
+        exported(Body(squeezed), tmp_path, **options)
