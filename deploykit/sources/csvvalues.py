@@ -6,7 +6,7 @@ another number, or without its zeros or its sign, is no number here: ``01234``, 
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from deploykit.tensors import TEXT
@@ -18,12 +18,17 @@ NULLS = ("", "#N/A", "#N/A N/A", "#NA", "N/A", "NA", "NULL", "NaN", "n/a", "nan"
 # An integer of 15 digits is exact in a float64; what has a point or an exponent is read as the nearest.
 _FLOATS = (
     r"-?(0|[1-9][0-9]{0,14})",
-    r"-?(0|[1-9][0-9]*)?\.[0-9]*([eE][+-]?[0-9]+)?",
+    r"-?((0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?",
     r"-?(0|[1-9][0-9]*)[eE][+-]?[0-9]+",
     r"[+-]?(?i:inf|infinity|nan)",
 )
-_GIVES_BACK = {"bool": r"(?i:true|false)", "int64": r"0|-?[1-9][0-9]*", "float64": "|".join(_FLOATS)}
-_INFINITE = r"(?i:inf)"
+_GIVES_BACK = {
+    "bool": re.compile(r"^(?i:true|false)$"),
+    "int64": re.compile(r"^[ \t]*(0|-?[1-9][0-9]*)[ \t]*$"),
+    "float64": re.compile(rf"^[ \t]*({'|'.join(_FLOATS)})[ \t]*$"),
+}
+_NOT_FINITE = r"(?i:inf|nan)"
+"""Where this is not written, an infinite number is one that was too large."""
 
 
 def column_type(values: Sequence[str]) -> tuple[Any, str | None]:
@@ -31,12 +36,17 @@ def column_type(values: Sequence[str]) -> tuple[Any, str | None]:
     import pyarrow as pa
 
     given = [(row, value) for row, value in enumerate(values) if value not in NULLS]
-    if given and all(value.lower() in ("true", "false") for _, value in given):
-        return pa.bool_(), None
-    dtype = "float64" if any(problem_with_number(value, "int64") for _, value in given) or not given else "int64"
-    check = problem_with_number if any(problem_with_number(value, dtype) for _, value in given) else problem_with_kept
-    hint = next((f"row {row}: {value[:30]!r}" for row, value in given if check(value, dtype)), None)
-    return (pa.string() if check is problem_with_number else pa.type_for_alias(dtype)), hint
+    if not given:
+        return pa.float64(), None
+    for dtype in _GIVES_BACK:
+        changed = _first(given, lambda value: _gives_back(value, dtype))  # noqa: B023 (called at once)
+        if changed is None or (dtype != "bool" and not any(problem_with_number(value, dtype) for _, value in given)):
+            return pa.type_for_alias(dtype), changed
+    return pa.string(), _first(given, lambda value: problem_with_number(value, "float64") is None)
+
+
+def _first(given: Sequence[tuple[int, str]], fits: Callable[[str], bool]) -> str | None:
+    return next((f"row {row}: {value[:30]!r}" for row, value in given if not fits(value)), None)
 
 
 def problem_with_number(text: str, dtype: str) -> str | None:
@@ -45,7 +55,8 @@ def problem_with_number(text: str, dtype: str) -> str | None:
         if dtype == "bool":
             if text.strip().lower() not in ("true", "false", "0", "1"):
                 raise ValueError
-        elif "_" in text or not text.isascii():
+        # Python takes more for a number, and more for blanks.
+        elif "_" in text or not text.isascii() or text.strip() != text.strip(" \t"):
             raise ValueError
         elif dtype == "float64":
             float(text)
@@ -58,12 +69,17 @@ def problem_with_number(text: str, dtype: str) -> str | None:
 
 def problem_with_kept(text: str, dtype: str) -> str | None:
     """Why a number of a dtype would not give a written value back, None if it does."""
-    if dtype == TEXT:
-        return None
-    fits = problem_with_number(text, dtype) is None and re.fullmatch(_GIVES_BACK[dtype], text.strip(" \t"))
-    if fits and (dtype != "float64" or math.isfinite(float(text)) or re.search(_INFINITE, text)):
+    if dtype == TEXT or _gives_back(text, dtype):
         return None
     return f"{text[:60]!r} is not what {dtype} gives back, the type that the first MiB has"
+
+
+def _gives_back(text: str, dtype: str) -> bool:
+    if not _GIVES_BACK[dtype].fullmatch(text):
+        return False
+    if dtype == "float64":
+        return math.isfinite(float(text)) or re.search(_NOT_FINITE, text) is not None
+    return dtype != "int64" or -(2**63) <= int(text) < 2**63
 
 
 def kept_column(column: Any, dtype: str) -> Any:
@@ -79,9 +95,9 @@ def kept_column(column: Any, dtype: str) -> Any:
         return column
     texts = _given(column)
     numbers = pc.cast(texts, pa.type_for_alias(dtype))
-    fits = pc.match_substring_regex(texts, f"^({_GIVES_BACK[dtype]})$")
+    fits = pc.match_substring_regex(texts, _GIVES_BACK[dtype].pattern)
     if dtype == "float64":
-        fits = pc.and_(fits, pc.or_(pc.is_finite(numbers), pc.match_substring_regex(texts, f"{_INFINITE}|(?i:nan)")))
+        fits = pc.and_(fits, pc.or_(pc.is_finite(numbers), pc.match_substring_regex(texts, _NOT_FINITE)))
     if not pc.all(fits, min_count=0).as_py():
         raise ValueError(f"texts that {dtype} does not give back")
     return numbers
