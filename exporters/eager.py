@@ -66,7 +66,8 @@ def _dropout(keep: Keep, kind: str) -> Callable[[Tensor, float, bool], Tensor]:
         shape = [*input.shape[:2], *[1] * (input.ndim - 2)] if kind.startswith("feature") else list(input.shape)
         kept = keep(kind, shape, p)
         if kept is None:
-            return input
+            # New memory, as every dropout gives that is on.
+            return input.clone()
         if p == 1:
             return torch.zeros_like(input)
         if "alpha" in kind:

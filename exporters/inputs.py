@@ -15,7 +15,7 @@ from torch import nn
 from deploykit.errors import UsageError
 from deploykit.tensors import DTYPES, TensorSpec, check_inputs, parse_spec
 
-__all__ = ["BATCH", "CONTROLS", "ModelInputs", "find_inputs", "parse_range", "read_example"]
+__all__ = ["BATCH", "CONTROLS", "ModelInputs", "control_specs", "find_inputs", "parse_range", "read_example"]
 
 BATCH = "batch"
 DEFAULT_SIZE = 12
@@ -217,3 +217,12 @@ def parse_range(text: str) -> tuple[str, tuple[int, int]]:
     if found[0] >= found[1]:
         raise UsageError(f"--range {text!r}: is empty; HIGH is not included and must be larger than LOW")
     return name, found
+
+
+def control_specs(batch_name: str) -> list[TensorSpec]:
+    """The inputs that say what is drawn, as the captured graph takes them behind the module's own."""
+    return [
+        TensorSpec(name="sample_ids", dtype="int64", shape=(batch_name,)),
+        TensorSpec(name="draw_ids", dtype="int64", shape=("draws",)),
+        TensorSpec(name="seed", dtype="int64", shape=()),
+    ]

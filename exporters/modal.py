@@ -1,5 +1,6 @@
 """Capture a module in the modes in which its dropouts draw and all else is as in evaluation."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from deploykit.errors import ExportError
 from deploykit.tensors import TensorSpec
+from exporters.belongings import kept, lent
 from exporters.capture import Captured, capture
 from exporters.drawplan import refuse_state, refuse_unsupported
 from exporters.eager import without_dropout
@@ -58,10 +60,11 @@ class ModalCapture:
         return False
 
     def run(self, training: Training) -> Seen:
-        set_modes(self.entry, training)
         before = self._generators.states()
         try:
-            captured = capture(self.entry, self._copies(), self.specs)
+            with lent(self.entry):
+                self._fill_caches(training)
+                captured = capture(self.entry, self._copies(), self.specs)
         finally:
             # Also where the capture failed, which may be for this reason.
             if self._generators.states() != before:
@@ -73,6 +76,13 @@ class ModalCapture:
         draws = find_draws(captured.graph)
         refuse_unsupported(draws)
         return Seen(captured=captured, draws=draws, training=training)
+
+    def _fill_caches(self, training: Training) -> None:
+        """Let the module make what it keeps from its first call, such as a table of positions, of real tensors."""
+        set_modes(self.entry, training)
+        # What fails is told by the capture or the oracle, with more to say about it.
+        with contextlib.suppress(Exception):
+            without_dropout(lambda: self.entry(*self._copies()))
 
     def with_dropout(self, patterns: Sequence[str]) -> Seen:
         """Capture in modes in which exactly the dropouts of the chosen modules differ from evaluation.
@@ -118,8 +128,9 @@ class ModalCapture:
         return {name: tuple(value.shape) for name, value in self._eager(self.evaluation).items()}
 
     def _eager(self, training: Training) -> dict[str, Tensor]:
-        set_modes(self.entry, training)
-        found: dict[str, Tensor] = without_dropout(lambda: self.entry.named(*self._copies()))
+        with kept([self.entry]):
+            set_modes(self.entry, training)
+            found: dict[str, Tensor] = without_dropout(lambda: self.entry.named(*self._copies()))
         return found
 
     def _off_equals(self, seen: Seen, training: Training) -> bool:

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 
+from exporters.belongings import kept
 from exporters.generators import Generators
 
 __all__ = ["borrowed", "set_modes", "tracks_statistics"]
@@ -14,12 +14,11 @@ __all__ = ["borrowed", "set_modes", "tracks_statistics"]
 
 @contextmanager
 def borrowed(module: nn.Module) -> Iterator[None]:
-    """Restore modes, attributes, parameters, buffers, hooks and every global random state on the way out.
+    """Restore modes, attributes and what they hold, parameters, buffers, hooks and every random state at the end.
 
     Inside, no gradients are recorded and attention does not take its fused evaluation path, which would hide the
     operations that a capture has to see.
     """
-    attributes = {child: _snapshot(child) for child in module.modules()}
     tensors = {name: tensor.detach().clone() for name, tensor in module.named_buffers()}
     generators = Generators(module)
     states = generators.states()
@@ -27,32 +26,12 @@ def borrowed(module: nn.Module) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         # Compiled parts run as they were written: a compiled call would skip the dropouts that the oracle answers.
-        with torch.no_grad(), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
+        with kept([module]), torch.no_grad(), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         generators.restore(states)
-        for child, state in attributes.items():
-            _restore(child, state)
         _restore_values(module, tensors)
-
-
-def _snapshot(module: nn.Module) -> dict[str, Any]:
-    """The attributes, with the dicts of children, parameters, buffers and hooks copied one level deep."""
-    return {key: value.copy() if isinstance(value, dict) else value for key, value in vars(module).items()}
-
-
-def _restore(module: nn.Module, state: dict[str, Any]) -> None:
-    current = vars(module)
-    for key in current.keys() - state.keys():
-        del current[key]
-    for key, value in state.items():
-        if isinstance(value, dict) and isinstance(current.get(key), dict):
-            # The same dict object is kept: hooks and optimisers may hold on to it.
-            current[key].clear()
-            current[key].update(value)
-        else:
-            current[key] = value
 
 
 def _restore_values(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:

@@ -12,13 +12,12 @@ from deploykit import masks
 from deploykit.compare import default_tolerance
 from deploykit.errors import ExportError
 from deploykit.manifest import MonteCarlo, OutputSpec
-from deploykit.tensors import TensorSpec
 from exporters.capture import Captured
 from exporters.drawplan import MonteCarloPlan, plan_monte_carlo, refuse_state
 from exporters.entry import Entry
 from exporters.footprint import row_bytes
 from exporters.forms import Form, capture_draws
-from exporters.inputs import CONTROLS, ModelInputs
+from exporters.inputs import CONTROLS, ModelInputs, control_specs
 from exporters.modal import ModalCapture
 from exporters.modes import borrowed
 from exporters.montecarlo import MonteCarloModule
@@ -143,7 +142,7 @@ def _monte_carlo(
 
     drawn_graph = capture_draws(
         make, [*example, ids, draws, torch.tensor(options.seed)],
-        [*inputs.specs, *_control_specs(inputs.batch_name)], plan.captured.bounds,
+        [*inputs.specs, *control_specs(inputs.batch_name)], plan.captured.bounds,
         wanted=wanted, tolerance=10 * default_tolerance(inputs.specs[0].dtype),
     )  # fmt: skip
     captured = drawn_graph.captured
@@ -168,14 +167,6 @@ def _outputs(
         output_spec(report, node.meta["val"], tasks[report.source], captured, batch_name)
         for report, node in zip(reports, output.args[0], strict=True)
     )
-
-
-def _control_specs(batch_name: str) -> list[TensorSpec]:
-    return [
-        TensorSpec(name="sample_ids", dtype="int64", shape=(batch_name,)),
-        TensorSpec(name="draw_ids", dtype="int64", shape=("draws",)),
-        TensorSpec(name="seed", dtype="int64", shape=()),
-    ]
 
 
 def _drawn_outputs(plan: MonteCarloPlan, names: Sequence[str]) -> list[str]:

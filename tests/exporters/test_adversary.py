@@ -1,12 +1,17 @@
 """Modules that an export once got wrong or refused without reason: writes in place, state, sizes, compiled parts."""
 
+import functools
+from collections import deque
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from deploykit.errors import ExportError
 from exporters.export import export_module
@@ -118,3 +123,82 @@ def test_a_compiled_module_is_exported_as_it_was_written(tmp_path: Path) -> None
     model = torch.compile(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3)).eval())
     assert isinstance(model, nn.Module)
     assert export_module(model, tmp_path / "a", inputs=[SPEC], mc_draws=3).max_error < 1e-5
+
+
+@functools.lru_cache
+def causal(size: int) -> Tensor:
+    return torch.full((size, size), -torch.inf).triu(1)
+
+
+class Keeper(Body):
+    """Leaves something of every call wherever Python allows it, and looks up what it kept."""
+
+    shared: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self) -> None:
+        calls: list[Tensor] = []
+        super().__init__(lambda owner, x: owner.keep(x, calls))
+        self.calls, self.maps, self.recent, self.names = calls, [[0]], deque([1, 2], maxlen=2), {"a"}
+        self.rope: dict[str, Any] = {"tables": {}}
+        self.helper = SimpleNamespace(last=None)
+        self.generator = np.random.default_rng(0)
+
+    def keep(self, x: Tensor, calls: list[Tensor]) -> Tensor:
+        tables = self.rope["tables"]
+        if 8 not in tables:
+            tables[8] = torch.arange(8.0).cos()
+        hidden = self.drop(self.first(x)) * tables[8]
+        self.shared.setdefault("mask", torch.ones(8))
+        self.maps[0].append(hidden)
+        self.recent.append(hidden)
+        self.names.add(f"b{len(self.maps[0])}")
+        self.helper.last = hidden
+        calls.append(hidden)
+        return hidden @ causal(8).exp() * self.shared["mask"]
+
+
+def test_nothing_is_left_in_lists_nested_dicts_helpers_closures_and_caches(tmp_path: Path) -> None:
+    model = Keeper().eval()
+    maps = model.maps[0]
+    export_module(model, tmp_path / "a", inputs=[SPEC], mc_draws=3)
+    assert model.maps[0] is maps
+    assert (model.maps, list(model.recent), model.names, model.calls) == ([[0]], [1, 2], {"a"}, [])
+    assert (model.rope, model.helper.last) == ({"tables": {}}, None)
+    assert not isinstance(causal(8), FakeTensor)
+    assert not isinstance(Keeper.shared.get("mask"), FakeTensor)
+    assert not isinstance(model(torch.ones(2, 8)), FakeTensor)
+
+
+def test_generators_of_a_module_go_back_to_where_they_were(tmp_path: Path) -> None:
+    model = Keeper().eval()
+    model.keep = lambda x, _calls: model.drop(x) * (model.generator.random() < 2)  # type: ignore[method-assign]
+    before = model.generator.bit_generator.state
+    try:
+        export_module(model, tmp_path / "a", inputs=[SPEC], mc_draws=3)
+    except ExportError:
+        """Whether that is refused is another question."""
+    assert model.generator.bit_generator.state == before
+
+
+class WeightDrop(nn.Module):
+    """The recurrent weights of an LSTM dropped as in AWD-LSTM: set as an attribute in every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.LSTM(8, 8, batch_first=True)
+        self.raw = nn.Parameter(self.cells.weight_hh_l0.data.clone())
+        del self.cells._parameters["weight_hh_l0"]
+        self.cells.weight_hh_l0 = self.raw.data.clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.cells.weight_hh_l0 = F.dropout(self.raw, 0.4, self.training)
+        found: Tensor = self.cells(x)[0][:, -1]
+        return found
+
+
+def test_weights_of_an_lstm_that_are_set_in_every_call_are_exported(tmp_path: Path) -> None:
+    model = WeightDrop().eval()
+    flat = list(model.cells._flat_weights)
+    result = export_module(model, tmp_path / "a", inputs=["x:float32[batch,4,8]"], mc_draws=3, formats=["torchscript"])
+    assert result.max_error < 1e-5
+    assert all(one is other for one, other in zip(model.cells._flat_weights, flat, strict=True))

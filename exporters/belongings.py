@@ -1,0 +1,168 @@
+"""What hangs on a module besides its tensors, and how it is put back: containers, helper objects, closures, generators.
+
+A forward pass may leave something in any of them, and a capture leaves fake tensors there, with which the module would
+not run any more.
+"""
+
+import argparse
+import functools
+import gc
+import random
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["kept", "lent"]
+
+_NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
+_FOREIGN = sys.stdlib_module_names | {"torch", "numpy", "onnxruntime"}
+"""Packages whose objects keep state of their own, such as loggers and locks, that no forward pass is to undo."""
+
+_Restore = Callable[[], None]
+
+
+@contextmanager
+def kept(roots: Iterable[object], *, generators: bool = True) -> Iterator[None]:
+    """Let all that is reached from ``roots`` hold the same objects again on the way out; tensors keep their values.
+
+    The containers themselves stay the same ones: optimisers and others may hold on to them. ``generators`` of random
+    numbers go back to where they were.
+    """
+    restores = _snapshot(list(roots), generators)
+    try:
+        yield
+    finally:
+        for restore in restores:
+            restore()
+
+
+@contextmanager
+def lent(module: nn.Module) -> Iterator[None]:
+    """``kept`` for a capture, which leaves fake tensors also where all modules of a class look something up."""
+    try:
+        with kept([module, *_surroundings(module)], generators=False):
+            yield
+    finally:
+        _clear_caches()
+
+
+def _surroundings(module: nn.Module) -> list[object]:
+    """Containers of a module's classes and of the files in which these are written: caches for all such modules."""
+    classes = {each for child in module.modules() for each in type(child).__mro__ if not _is_foreign(each)}
+    files = {each.__module__: vars(sys.modules[each.__module__]) for each in classes if each.__module__ in sys.modules}
+    return [
+        value
+        for names in (*map(vars, classes), *files.values())
+        for name, value in list(names.items())
+        if not name.startswith("__") and isinstance(value, (dict, list, set, deque))
+    ]
+
+
+def _clear_caches() -> None:
+    """Empty every ``functools.lru_cache`` in which a capture left a fake tensor; torch's own are torch's affair."""
+    from torch._subclasses import FakeTensor
+
+    for each in gc.get_objects():
+        if type(each) is functools._lru_cache_wrapper and not str(each.__module__).startswith("torch."):
+            held = gc.get_referents(each)
+            inner = (
+                item for value in held if isinstance(value, (tuple, list, dict)) for item in gc.get_referents(value)
+            )
+            if any(isinstance(value, FakeTensor) for value in (*held, *inner)):
+                each.cache_clear()
+
+
+def _snapshot(waiting: list[Any], generators: bool) -> list[_Restore]:
+    found: list[_Restore] = []
+    # Holds on to what was seen, so that no number is given to another object.
+    seen: dict[int, object] = {}
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen or isinstance(each, (str, bytes, int, float, complex, Tensor, type, types.ModuleType)):
+            continue
+        seen[id(each)] = each
+        state = _generator_state(each)
+        restore, held = _look_at(each) if state is None else (state if generators else None, ())
+        if restore is not None:
+            found.append(restore)
+        waiting.extend(held)
+    return found
+
+
+def _look_at(each: Any) -> tuple[_Restore | None, Iterable[object]]:
+    """What puts one object back, and the objects that it holds."""
+    if isinstance(each, dict):
+        entries = dict(each)
+        return functools.partial(_restore_dict, each, entries), entries.values()
+    if isinstance(each, (list, deque)):
+        items = list(each)
+        return functools.partial(_restore_items, each, items, each.extend), items
+    if isinstance(each, set):
+        items = list(each)
+        return functools.partial(_restore_items, each, items, each.update), items
+    if isinstance(each, (tuple, frozenset)):
+        return None, each
+    if isinstance(each, types.CellType):
+        return _look_at_cell(each)
+    if isinstance(each, types.FunctionType):
+        return None, (*(each.__closure__ or ()), *(each.__defaults__ or ()))
+    if isinstance(each, types.MethodType):
+        return None, (each.__self__, each.__func__)
+    attributes = getattr(each, "__dict__", None) if _is_helper(each) else None
+    return None, (attributes,) if isinstance(attributes, dict) else ()
+
+
+def _look_at_cell(cell: types.CellType) -> tuple[_Restore | None, Iterable[object]]:
+    try:
+        value = cell.cell_contents
+    except ValueError:
+        return None, ()
+    return functools.partial(setattr, cell, "cell_contents", value), (value,)
+
+
+def _generator_state(each: Any) -> _Restore | None:
+    """Generators that a module holds go back to where they were."""
+    if isinstance(each, np.random.Generator):
+        return functools.partial(setattr, each.bit_generator, "state", each.bit_generator.state)
+    if isinstance(each, np.random.RandomState):
+        return functools.partial(each.set_state, each.get_state())
+    if isinstance(each, random.Random) and not isinstance(each, random.SystemRandom):
+        return functools.partial(each.setstate, each.getstate())
+    if isinstance(each, torch.Generator):
+        return functools.partial(_set_state, each, each.get_state())
+    return None
+
+
+def _set_state(generator: torch.Generator, state: Tensor) -> None:
+    generator.set_state(state)
+
+
+def _is_helper(each: object) -> bool:
+    """Whether a module's own code may keep something in its attributes."""
+    known = (nn.Module, torch.distributions.Distribution, *_NAMESPACES)
+    return isinstance(each, known) or not _is_foreign(type(each))
+
+
+def _is_foreign(cls: type) -> bool:
+    return str(cls.__module__).partition(".")[0] in _FOREIGN
+
+
+def _restore_dict(container: dict[Any, Any], held: dict[Any, Any]) -> None:
+    if list(map(id, container)) == list(map(id, held)) and all(container[key] is held[key] for key in held):
+        return
+    container.clear()
+    container.update(held)
+
+
+def _restore_items(container: Any, held: list[Any], add: Callable[[Iterable[Any]], None]) -> None:
+    if len(container) == len(held) and all(one is other for one, other in zip(container, held, strict=True)):
+        return
+    container.clear()
+    add(held)
