@@ -136,7 +136,7 @@ def _flattened(column: Any, name: str, place: Place) -> tuple[Any, list[int]]:
     while True:
         kind = column.type
         if isinstance(kind, pa.BaseExtensionType):
-            column = column.storage
+            column = _logical(column, name, place)
         elif pa.types.is_dictionary(kind):
             column = column.dictionary_decode()
         elif pa.types.is_nested(kind):
@@ -145,6 +145,20 @@ def _flattened(column: Any, name: str, place: Place) -> tuple[Any, list[int]]:
             column = column.flatten()
         else:
             return column, sizes
+
+
+def _logical(column: Any, name: str, place: Place) -> Any:
+    """The values of an extension type; those of a tensor in the order of its dimensions, whatever that in memory is."""
+    import pyarrow as pa
+
+    order = getattr(column.type, "permutation", None)
+    if order is None or list(order) == sorted(order):
+        return column.storage
+    _refuse_null(column.storage, name, place, 1)
+    places = np.arange(math.prod(column.type.shape)).reshape(column.type.shape).transpose(order).reshape(-1)
+    rows = np.arange(len(column))[:, None] * len(places)
+    values = column.storage.flatten().take(pa.array((rows + places).reshape(-1)))
+    return pa.FixedSizeListArray.from_arrays(values, len(places))
 
 
 def _list_size(column: Any, name: str, place: Place, per_row: int) -> int:

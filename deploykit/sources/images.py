@@ -17,6 +17,8 @@ __all__ = ["ImagesSource"]
 
 _EXTENSIONS = {"png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp"}
 _KEPT = ("file", "folder")
+_BITS_PER_SAMPLE = 258
+"""The tag of TIFF."""
 
 
 class ImagesSource:
@@ -127,13 +129,29 @@ def _decoded(file: DataFile, step: ImagePreprocessing, spec: TensorSpec) -> np.n
     from PIL import Image
 
     with file.open() as opened, Image.open(opened) as image:
-        picture = _resized(image.convert("L" if step.channels == "L" else "RGB"), step)
+        picture = _resized(_eight_bits(file, image).convert("L" if step.channels == "L" else "RGB"), step)
     pixels = np.asarray(_cropped(file, picture, step))
     if step.channels == "BGR":
         pixels = pixels[..., ::-1]
     values = _normalised(pixels if pixels.ndim == 3 else pixels[..., None], step, spec)
     ordered = {"HWC": values, "CHW": values.transpose(2, 0, 1), "HW": values[..., 0]}[step.layout]
     return np.ascontiguousarray(ordered)
+
+
+def _eight_bits(file: DataFile, image: Any) -> Any:
+    """The image with pixels of 0 to 255: of 16 bits the upper 8, which is how Pillow itself reads 16-bit colours."""
+    from PIL import Image
+
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
+    # Older versions of Pillow call the 16-bit grey of a PNG so.
+    if bits == 16 and (image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode[0] in "IF":
+        raise DataError(
+            f"data {file.name}: pixels of mode {image.mode} ({bits} bits a channel), which have no set white; 8 and 16 "
+            "bits are read; convert the file to one of these, or use a factory, package.module:function"
+        )
+    return image
 
 
 def _resized(picture: Any, step: ImagePreprocessing) -> Any:

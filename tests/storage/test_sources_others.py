@@ -1,5 +1,7 @@
 """Safetensors, arrays to keep, images, and what the path alone says."""
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,39 @@ def test_grey_images_without_a_channel(tmp_path: Path) -> None:
     source = opened(tmp_path / "all", [spec], preprocessing=parse_preprocessing("x=image resize=9x9 scale=2", [spec]))
     want = np.asarray(Image.fromarray(array).convert("L"), np.float32) / 2
     np.testing.assert_array_equal(source.read(0, 1)["x"][0], want)
+
+
+def png_16_bits(path: Path, array: np.ndarray[Any, Any]) -> None:
+    """Colours of 16 bits, which Pillow does not write."""
+    height, width, _ = array.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+            for name, data in chunks.items()
+        )
+    )
+
+
+@pytest.mark.parametrize("extension", ["png", "tif"])
+def test_pixels_of_16_bits_give_their_upper_8_in_grey_and_colour(tmp_path: Path, extension: str) -> None:
+    grey = np.random.default_rng(0).integers(0, 2**16, (5, 7), np.uint16)
+    grey[0, :2] = 0, 65535
+    (tmp_path / "all").mkdir()
+    Image.fromarray(grey).save(tmp_path / f"all/a.{extension}")
+    png_16_bits(tmp_path / "all/b.png", np.stack([grey] * 3, axis=-1))
+    got = opened(tmp_path / "all", [PIXELS]).read(0, 2)["x"]
+    np.testing.assert_array_equal(got, np.broadcast_to(grey >> 8, (2, 3, 5, 7)))
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [(np.float32, "F"), (np.int32, "I")])
+def test_pixels_without_a_set_white_are_refused(tmp_path: Path, dtype: Any, mode: str) -> None:
+    Image.fromarray(np.ones((5, 7), dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=rf"a\.tif: pixels of mode {mode} \(32 bits.*8 and 16 bits are read"):
+        opened(tmp_path / "a.tif", [PIXELS]).read(0, 1)
 
 
 def test_images_that_do_not_fit(tmp_path: Path) -> None:
