@@ -4,16 +4,13 @@ This is the oracle's side: written against torch's documentation, sharing nothin
 ``exporters.kinds``.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that everybody knows
 from torch import Tensor
 
 from exporters.eager_noise import AnsweredNoise
@@ -24,33 +21,31 @@ Keep = Callable[[str, Sequence[int], float | None], Tensor | None]
 """Asked with (kind, shape of the mask or noise, p or None); gives which units are kept or, where there is no p, the
 noise of ``deploykit.noise.sample``; None leaves the values alone and turns noise into its mean."""
 
-_IN_PLACE = ("dropout_", "feature_dropout_", "alpha_dropout_", "feature_alpha_dropout_")
+_DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+_RECURRENT = ("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input")
+
+aten = torch.ops.aten
 
 
 @contextmanager
 def answered_dropouts(keep: Keep) -> Iterator[None]:
     """Let ``keep`` decide the mask of every dropout that is on, and all other noise that ``AnsweredNoise`` knows.
 
-    All of torch's dropout functions and modules end in a few functions, looked up on ``torch``, ``torch._VF`` or
-    ``torch.nn.functional`` at each call; these are replaced for the time being. (A ``TorchFunctionMode`` would not do:
-    it is off inside a function that it has been asked about, so it misses the dropout inside of attention.) Not for
-    several threads at once.
+    All of torch's dropout functions and modules end in a few operations, which torch makes of others whatever the
+    device is. For the time being they are given an implementation for the CPU, which torch prefers: so every call is
+    met, by whatever name it was made, from a script or from C++ too. Not for several threads at once.
     """
-    with contextlib.ExitStack() as stack:
-
-        def replace(name: str, function: Callable[..., Any], *owners: Any) -> None:
-            for owner in owners:
-                stack.enter_context(mock.patch.object(owner, name, function, create=True))
-
-        for kind in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
-            replace(kind, _dropout(keep, kind), torch, torch._VF)
-            replace(f"{kind}_", _in_place(_dropout(keep, kind)), torch, torch._VF)
-        attention = _attention(keep, F.scaled_dot_product_attention)
-        replace("scaled_dot_product_attention", attention, F)
-        for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-            replace(name, _recurrent(keep, getattr(torch, name)), torch, torch._VF)
-        stack.enter_context(AnsweredNoise(keep))
-        yield
+    rules = {f"{kind}{end}": make(keep, kind) for kind in _DROPOUTS for end, make in (("", _dropout), ("_", _in_place))}
+    rules["scaled_dot_product_attention"] = _attention(keep)
+    rules |= {name: _recurrent(keep, getattr(aten, name.partition(".")[0]).input) for name in _RECURRENT}
+    library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    try:
+        for name, rule in rules.items():
+            library.impl(name, rule, "CPU")
+        with AnsweredNoise(keep):
+            yield
+    finally:
+        library._destroy()
 
 
 def without_dropout(call: Callable[[], Any]) -> Any:
@@ -78,7 +73,8 @@ def _dropout(keep: Keep, kind: str) -> Callable[[Tensor, float, bool], Tensor]:
     return function
 
 
-def _in_place(function: Callable[[Tensor, float, bool], Tensor]) -> Callable[[Tensor, float, bool], Tensor]:
+def _in_place(keep: Keep, kind: str) -> Callable[[Tensor, float, bool], Tensor]:
+    function = _dropout(keep, kind)
     return lambda input, p, train: input.copy_(function(input, p, train))  # noqa: A006 - torch's own names
 
 
@@ -90,7 +86,9 @@ def _alpha(values: Tensor, kept: Tensor, p: float) -> Tensor:
     return mixed
 
 
-def _attention(keep: Keep, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _attention(keep: Keep) -> Callable[..., Tensor]:
+    original: Callable[..., Tensor] = aten.scaled_dot_product_attention.default.decompose
+
     def function(
         query: Tensor,
         key: Tensor,
@@ -98,6 +96,7 @@ def _attention(keep: Keep, original: Callable[..., Tensor]) -> Callable[..., Ten
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
+        *,
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
@@ -113,15 +112,17 @@ def _attention(keep: Keep, original: Callable[..., Tensor]) -> Callable[..., Ten
         if enable_gqa:
             value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
         scaled = torch.zeros_like(weights) if dropout_p == 1 else weights / (1 - dropout_p)
-        return torch.where(kept, scaled, 0.0) @ value
+        found: Tensor = torch.where(kept, scaled, 0.0) @ value
+        return found
 
     return function
 
 
-def _recurrent(keep: Keep, original: Callable[..., Any]) -> Callable[..., Any]:
+def _recurrent(keep: Keep, operation: Any) -> Callable[..., Any]:
+    original = operation.decompose
+
     def function(*given: Any) -> Any:
-        packed = isinstance(given[2], Tensor)
-        if packed or not given[6] or not given[5]:
+        if not given[6] or not given[5]:
             return original(*given)
         values, states, weights, biases, layers, p, _, both, batch_first = given
         several = isinstance(states, (tuple, list))
