@@ -85,10 +85,20 @@ def _aliased(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
         return
     schema = node.target._schema.arguments
     given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
+    if _converts(node):
+        return
     for argument in schema:
         value = given.get(argument.name)
         if argument.alias_info is not None and isinstance(value, fx.Node):
             yield value, argument.alias_info.is_write
+
+
+def _converts(node: fx.Node) -> bool:
+    """Whether ``to`` makes another type, and so new memory; its schema says only that it may give back its input."""
+    if node.target._schema.name != "aten::to":  # type: ignore[union-attr]
+        return False
+    dtypes = {each.meta["val"].dtype for each in (node, *node.all_input_nodes) if "val" in each.meta}
+    return len(dtypes) > 1
 
 
 def drop_unseen_writes(graph: fx.Graph) -> None:
