@@ -46,6 +46,7 @@ def tracks_statistics(module: nn.Module) -> bool:
 
 
 def set_modes(module: nn.Module, training: Callable[[str, nn.Module], bool]) -> None:
-    """Set each submodule's own flag, not its children's."""
-    for name, child in module.named_modules():
-        child.training = training(name, child)
+    """Set each submodule's own flag, not its children's; one that has several names is in training mode for any."""
+    on = {child for name, child in module.named_modules(remove_duplicate=False) if training(name, child)}
+    for child in module.modules():
+        child.training = child in on
