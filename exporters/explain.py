@@ -6,6 +6,7 @@ import re
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 from torch import nn
 
@@ -67,7 +68,7 @@ def _place(error: BaseException, module: nn.Module) -> str:
     found = ""
     for link in _chain(error):
         for frame, line in traceback.walk_tb(link.__traceback__):
-            name, code = names.get(id(frame.f_locals.get("self"))), frame.f_code
+            name, code = names.get(id(_owner(frame))), frame.f_code
             # Every call passes through the base class, which says nothing.
             if name is None or code.co_filename == inspect.getfile(nn.Module):
                 continue
@@ -75,6 +76,14 @@ def _place(error: BaseException, module: nn.Module) -> str:
             own = name.removeprefix("module").removeprefix(".") or "(root)"
             found = f"{own} ({Path(code.co_filename).name}:{line}: {source}): "
     return found
+
+
+def _owner(frame: FrameType) -> object:
+    """The object whose method is running, whatever the method calls it; None in a function."""
+    code = frame.f_code
+    first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+    method = inspect.getattr_static(type(first), code.co_name, None)
+    return first if getattr(method, "__code__", None) is code else frame.f_locals.get("self")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
