@@ -21,7 +21,7 @@ from deploykit.tensors import TensorSpec
 from exporters.explain import explain
 from exporters.reach import drop_unseen_writes
 from exporters.recurrence import dynamic_steps
-from exporters.sites import module_of
+from exporters.sites import masks_asked, module_of
 
 __all__ = ["Bounds", "Captured", "capture", "own_name", "quiet"]
 
@@ -43,13 +43,15 @@ class Captured:
     """An exported program and its graph with parameters as attributes.
 
     ``symbols`` maps the name of each dynamic dimension to its symbol in the nodes' shapes; ``bounds`` holds ``min`` and
-    ``max`` of those that the module's code bounds.
+    ``max`` of those that the module's code bounds. ``asked`` is what ``masks_asked`` says of the module's
+    own calls: the graph is without those that no output needs.
     """
 
     program: torch.export.ExportedProgram
     module: fx.GraphModule
     symbols: dict[str, Any]
     bounds: Bounds
+    asked: tuple[tuple[fx.Node, str, float | None], ...]
 
     @property
     def graph(self) -> fx.Graph:
@@ -75,10 +77,11 @@ def capture(
         raise ExportError(explain(error, module, specs)) from error
     with quiet():
         graph_module: fx.GraphModule = program.module()
+    asked = tuple(masks_asked(graph_module.graph))
     _drop_checks(graph_module)
     _refuse_functorch(graph_module.graph)
     symbols = _symbols(graph_module.graph, specs)
-    return Captured(program=program, module=graph_module, symbols=symbols, bounds=bounds)
+    return Captured(program=program, module=graph_module, symbols=symbols, bounds=bounds, asked=asked)
 
 
 def _within_bounds(
@@ -115,7 +118,7 @@ def _export(
         {axis: dimensions[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in specs
     )
     ones = cast(Any, symbolic_config).patch(backed_size_oblivious=not look_at_ones)
-    with quiet(), _silent(), dynamic_steps(), _masks_as_given(), ones, torch.no_grad():
+    with quiet(), _silent(), dynamic_steps(), _masks_as_given(), _unchecked_values(), ones, torch.no_grad():
         return torch.export.export(module, tuple(example), dynamic_shapes={"tensors": shapes}, strict=False)
 
 
@@ -176,6 +179,13 @@ def _masks_as_given() -> Iterator[None]:
         return is_causal is True
 
     with mock.patch.object(transformer, "_detect_is_causal_mask", told):
+        yield
+
+
+@contextmanager
+def _unchecked_values() -> Iterator[None]:
+    """Distributions look at the values of their parameters, only to warn of wrong ones; the oracle still lets them."""
+    with mock.patch.object(torch.distributions.Distribution, "_validate_args", False):
         yield
 
 

@@ -1,6 +1,6 @@
 """What the Monte Carlo rewrite will do with a captured graph: which nodes draws reach, and where the batch lies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from exporters.probe import Movement
 from exporters.reach import kept_state, reached_by, writes_seen
 from exporters.sites import Draw, arguments, operation_of
 
-__all__ = ["MonteCarloPlan", "Placed", "plan_monte_carlo", "refuse_state", "refuse_unsupported"]
+__all__ = ["Asked", "MonteCarloPlan", "Placed", "plan_monte_carlo", "refuse_state", "refuse_unsupported"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,15 @@ class Placed:
     node: fx.Node
     axis: BatchAxis | None
     units: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A mask that the module asks for; ``placed`` is None where no output needs it."""
+
+    kind: str
+    p: float | None
+    placed: Placed | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +69,13 @@ class MonteCarloPlan:
         for placed in self.sites:
             found.setdefault(placed.node, []).append(placed)
         return found
+
+    @property
+    def asked(self) -> Iterator[Asked]:
+        """Every mask that the module asks for, in its order."""
+        placed = {node: iter(sites) for node, sites in self.sites_of.items()}
+        for node, kind, p in self.captured.asked:
+            yield Asked(kind=kind, p=p, placed=next(placed[node]) if node in placed else None)
 
     @property
     def nodes_total(self) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from deploykit import noise
 from deploykit.errors import ExportError
 from deploykit.statistics import summarize
-from exporters.drawplan import Placed
+from exporters.drawplan import Asked, Placed
 from exporters.eager import answered_dropouts
 from exporters.entry import Entry
 from exporters.modes import borrowed, set_modes
@@ -32,12 +32,13 @@ Arrays = dict[str, NDArray[Any]]
 class Reference:
     """The eager module with what is needed to run it as it was captured.
 
-    ``training`` tells which submodules are in training mode; ``summary`` is as in ``MonteCarloModule``.
+    ``training`` tells which submodules are in training mode; ``summary`` is as in ``MonteCarloModule``, ``asked`` as
+    in ``MonteCarloPlan``.
     """
 
     entry: Entry
     training: Callable[[str, nn.Module], bool]
-    sites: tuple[Placed, ...] = ()
+    asked: tuple[Asked, ...] = ()
     mode: Literal["independent", "shared"] = "independent"
     summary: Literal["statistics", "first_draw"] = "statistics"
     tasks: Mapping[str, OutputTask] = field(default_factory=dict)
@@ -49,7 +50,7 @@ class Reference:
         each = [self.draw(inputs, sample_ids=sample_ids, seed=seed, draw=draw) for draw in draws]
         for name in self.tasks:
             _require_rows(name, each[0][name], len(sample_ids))
-        if self.summary == "first_draw" or not self.sites:
+        if self.summary == "first_draw" or not self.asked:
             return each[0]
         found: Arrays = {}
         for name, task in self.tasks.items():
@@ -68,13 +69,13 @@ class Reference:
 
     def draw(self, inputs: Arrays, *, sample_ids: NDArray[np.int64], seed: int, draw: int) -> Arrays:
         """The module's own outputs for one draw."""
-        sites = iter(self.sites)
+        asked = iter(self.asked)
 
-        def kept(kind: str, shape: Sequence[int], p: float | None) -> Tensor:
-            placed = next(sites, None)
-            if placed is None or (placed.site.kind, placed.site.p) != (kind, p):
+        def kept(kind: str, shape: Sequence[int], p: float | None) -> Tensor | None:
+            expected = next(asked, None)
+            if expected is None or (expected.kind, expected.p) != (kind, p):
                 raise ExportError(f"the module draws in another order than when it was captured ({kind}, p={p})")
-            return self._kept(placed, shape, sample_ids, seed, draw)
+            return self._kept(expected.placed, shape, sample_ids, seed, draw) if expected.placed else None
 
         tensors = [torch.from_numpy(inputs[name].copy()) for name in self.entry.names]
         with borrowed(self.entry), answered_dropouts(kept):

@@ -4,16 +4,19 @@ What counts is what the graph does, not the class of a module: an operation that
 is a site when its arguments make it draw.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from exporters.kinds import KINDS, probability
+from exporters.kinds import KINDS, probability, site_count
 
-__all__ = ["SWITCHED", "Draw", "arguments", "call_with", "draws_random", "find_draws", "module_of", "operation_of"]
+__all__ = [
+    "SWITCHED", "Draw", "arguments", "call_with", "draws_random", "find_draws", "masks_asked", "module_of",
+    "operation_of",
+]  # fmt: skip
 
 SWITCHED = {
     "dropout", "dropout_", "feature_dropout", "feature_dropout_",
@@ -42,6 +45,14 @@ def find_draws(graph: fx.Graph) -> list[Draw]:
     blocks = [part.graph for part in parts if isinstance(part, fx.GraphModule) and part.graph is not graph]
     hidden = [_describe(node) for block in blocks for node in block.nodes if draws_random(node)]
     return found + [replace(draw, operation=f"{draw.operation} in a block", kind=None, p=None) for draw in hidden]
+
+
+def masks_asked(graph: fx.Graph) -> Iterator[tuple[fx.Node, str, float | None]]:
+    """(node, kind, p) of every mask that the graph takes, in the order of execution."""
+    for node in graph.nodes:
+        if draws_random(node) and node.target in KINDS:
+            given, kind = arguments(node), KINDS[node.target]
+            yield from [(node, kind, probability(kind, given))] * site_count(kind, given)
 
 
 def _describe(node: fx.Node) -> Draw:

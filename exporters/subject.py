@@ -124,7 +124,7 @@ def _monte_carlo(
     # One draw of a loop that the user wrote is the module's own output, of which no statistics are made.
     tasks = options.tasks.resolve(shapes, None if summary == "first_draw" else drawn)
     reference = Reference(
-        entry=entry, training=training, sites=plan.sites, mode=options.mode, summary=summary,
+        entry=entry, training=training, asked=tuple(plan.asked), mode=options.mode, summary=summary,
         tasks=tasks, keep_draws=options.keep_draws, drawn=frozenset(drawn),
     )  # fmt: skip
     check_rows_apart(reference, plan, inputs, example, tuple(shapes))

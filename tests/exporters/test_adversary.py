@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor, distributions, nn
+from torch import dropout as bound_dropout
 from torch._subclasses import FakeTensor
+from torch.nn.functional import scaled_dot_product_attention as bound_attention
 
 from deploykit.errors import ExportError
+from exporters.eager import without_dropout
 from exporters.export import export_module
 
 SPEC = "x:float32[batch,8]"
@@ -202,3 +205,128 @@ def test_weights_of_an_lstm_that_are_set_in_every_call_are_exported(tmp_path: Pa
     result = export_module(model, tmp_path / "a", inputs=["x:float32[batch,4,8]"], mc_draws=3, formats=["torchscript"])
     assert result.max_error < 1e-5
     assert all(one is other for one, other in zip(model.cells._flat_weights, flat, strict=True))
+
+
+def bias_dropout_add(x: Tensor, bias: Tensor, rest: Tensor, p: float, training: bool) -> Tensor:
+    return rest + torch.nn.functional.dropout(x + bias, p=p, training=training)
+
+
+def attend(owner: Body, x: Tensor) -> Tensor:
+    tokens = owner.first(x).view(-1, 4, 2)
+    return bound_attention(tokens, tokens, tokens, dropout_p=0.3 if owner.training else 0.0)
+
+
+def scripted(owner: Body, x: Tensor) -> Tensor:
+    script: Any = torch.jit.script(bias_dropout_add)
+    found: Tensor = script(owner.first(x), owner.first.bias, x, 0.2, owner.training)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize(
+    "function",
+    [
+        attend,
+        lambda owner, x: bound_dropout(owner.first(x), 0.3, owner.training),
+        scripted,
+    ],
+    ids=["attention", "dropout", "script"],
+)
+def test_dropouts_by_names_bound_before_the_export_are_met(tmp_path: Path, function: Any) -> None:
+    result = export_module(Body(function).eval(), tmp_path / "a", inputs=[SPEC], mc_draws=3)
+    assert result.max_error < 1e-5
+    assert result.manifest.monte_carlo is not None
+    assert len(result.manifest.monte_carlo.sites) == 1
+
+
+def test_dropout_is_torchs_own_again_after_an_answer() -> None:
+    x = torch.ones(4000, requires_grad=True)
+    assert torch.equal(without_dropout(lambda: bound_dropout(x, 0.5, True)), x)
+    found = bound_dropout(x, 0.5, True)
+    found.sum().backward()
+    assert 0.4 < float((found == 0).float().mean()) < 0.6
+    assert x.grad is not None
+    assert torch.equal(x.grad, found.detach())
+
+
+class Heads(nn.Module):
+    """A dropout in the branch of an output that is left out, noise that nobody uses, and one dropout after them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.loss = nn.Linear(8, 8), nn.Linear(8, 3), nn.Linear(8, 1)
+        self.extra, self.cells, self.drop = nn.Dropout(0.1), nn.GRU(8, 8, 3, dropout=0.2), nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = self.body(x)
+        torch.randn_like(hidden)
+        loss = self.loss(self.cells(self.extra(hidden).unsqueeze(0))[0]).mean()
+        return {"loss": loss, "scores": self.head(self.drop(hidden))}
+
+
+def test_draws_that_no_output_needs_are_left_out(tmp_path: Path) -> None:
+    result = export_module(Heads().eval(), tmp_path / "a", inputs=[SPEC], mc_draws=3, task=["loss=none"])
+    assert result.max_error < 1e-5
+    assert result.manifest.monte_carlo is not None
+    assert [site.module for site in result.manifest.monte_carlo.sites] == ["drop"]
+
+
+class GaussianNoise(nn.Module):
+    """As it is copied from place to place: the noise is written to a copy of the buffer, made by the change of type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise: Tensor
+        self.register_buffer("noise", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.noise.expand(*x.size()).float().normal_() * 0.1 * x.detach() if self.training else x
+
+
+def test_memory_that_a_change_of_type_makes_is_no_state(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), GaussianNoise()).eval()
+    result = export_module(model, tmp_path / "a", inputs=[SPEC], mc_draws=3)
+    assert result.manifest.monte_carlo is not None
+    assert [(site.module, site.kind) for site in result.manifest.monte_carlo.sites] == [("1", "normal")]
+
+
+class TwoNames(nn.Module):
+    """One dropout under two names, and another structure in training mode, so that only its owner may be in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.drop = nn.Dropout(0.3)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.last(self.drop(x))
+        return (y, y.sum(-1)) if self.training else y
+
+
+@pytest.mark.parametrize("patterns", [[], ["first"], ["drop"]])
+def test_a_module_is_found_under_each_of_its_names(tmp_path: Path, patterns: list[str]) -> None:
+    result = export_module(TwoNames().eval(), tmp_path / "a", inputs=[SPEC], mc_draws=3, mc_modules=patterns)
+    assert result.manifest.monte_carlo is not None
+    assert [site.kind for site in result.manifest.monte_carlo.sites] == ["dropout"]
+    assert [output.name for output in result.manifest.outputs] == ["output.mean", "output.std"]
+
+
+def test_distributions_that_check_their_parameters_are_exported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+
+    def sampled(owner: Body, x: Tensor) -> Tensor:
+        hidden = owner.first(x)
+        return distributions.Normal(hidden, F.softplus(hidden)).rsample()
+
+    assert export_module(Body(sampled).eval(), tmp_path / "a", inputs=[SPEC], mc_draws=3).max_error < 1e-5
+    with pytest.raises(ValueError, match="constraint"):
+        distributions.Normal(torch.zeros(2), -torch.ones(2))
+
+
+def test_a_refusal_names_the_module_whatever_its_methods_call_it(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def forward(this, x: Tensor) -> Tensor:  # noqa: N805 - the point of the test
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ExportError, match=r"^1 \(test_adversary.py:\d+: return x if x.sum"):
+        export_module(nn.Sequential(nn.Linear(8, 8), Odd()), tmp_path / "a", inputs=[SPEC])
