@@ -16,6 +16,7 @@ import pytest
 from deploykit.errors import DataError, RunError
 from deploykit.verify_run import check_run, verify_run
 from deploykit.watching import run_status
+from runners import loop
 from runners.job import run
 from tests import faults, handmade
 
@@ -170,7 +171,12 @@ def test_a_read_error_in_the_middle(
     assert parts(tmp_path / "r") == whole
 
 
-def test_a_file_that_shrinks_while_it_is_read(artifact_paths: dict[str, Path], data: Path, tmp_path: Path) -> None:
+def test_a_file_that_shrinks_while_it_is_read(
+    artifact_paths: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The reader must not be past the cut when it comes.
+    monkeypatch.setattr(loop, "DEPTH", 2)
+    monkeypatch.setattr(loop, "TOGETHER_BYTES", 0)
     shutil.copy2(data, tmp_path / "x.npy")
     cut: list[int] = []
 
