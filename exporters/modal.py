@@ -178,7 +178,9 @@ class ModalCapture:
                     guilty.append(name)
 
             module.register_forward_hook(after)
-        self._eager(training)
+        # Not kept: what the hooks note would be put back too.
+        set_modes(self.entry, training)
+        without_dropout(lambda: self.entry.named(*self._copies()))
         # Hooks run from the inside out; borrowed() removes them.
         return (guilty[0] if guilty else "") or "(root)"
 

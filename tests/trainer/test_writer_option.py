@@ -224,8 +224,9 @@ def test_strided_files_from_a_run(artifact: Path, place: Path) -> None:
     shutil.rmtree("one")
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "strided"])
-@pytest.mark.parametrize("data", ["x.npy", "tests.trainer.recording:make_broken"])
+@pytest.mark.parametrize(
+    ("data", "layout"), [("x.npy", "contiguous"), ("tests.trainer.recording:make_broken", "strided")]
+)
 def test_rows_that_failed_are_in_no_call(artifact: Path, place: Path, data: str, layout: str) -> None:
     """Two single rows, and a whole batch of each rank, so that the batches behind it keep their number."""
     x = Rows(20).x.numpy()
