@@ -10,7 +10,7 @@ import gc
 import random
 import sys
 import types
-from collections import deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 __all__ = ["kept", "lent"]
 
+_DICTS = (dict, OrderedDict, defaultdict)
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 _FOREIGN = sys.stdlib_module_names | {"torch", "numpy", "onnxruntime"}
 """Packages whose objects keep state of their own, such as loggers and locks, that no forward pass is to undo."""
@@ -98,13 +99,14 @@ def _snapshot(waiting: list[Any], generators: bool) -> list[_Restore]:
 
 def _look_at(each: Any) -> tuple[_Restore | None, Iterable[object]]:
     """What puts one object back, and the objects that it holds."""
-    if isinstance(each, dict):
+    # Of these types themselves: one derived from them may give and take something else than it holds.
+    if type(each) in _DICTS:
         entries = dict(each)
         return functools.partial(_restore_dict, each, entries), entries.values()
-    if isinstance(each, (list, deque)):
+    if type(each) in (list, deque):
         items = list(each)
         return functools.partial(_restore_items, each, items, each.extend), items
-    if isinstance(each, set):
+    if type(each) is set:
         items = list(each)
         return functools.partial(_restore_items, each, items, each.update), items
     if isinstance(each, (tuple, frozenset)):

@@ -1,7 +1,7 @@
 """Modules that an export once got wrong or refused without reason: writes in place, state, sizes, compiled parts."""
 
 import functools
-from collections import deque
+from collections import OrderedDict, deque
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -334,3 +334,21 @@ def test_a_refusal_names_the_module_whatever_its_methods_call_it(tmp_path: Path)
 
     with pytest.raises(ExportError, match=r"^1 \(test_adversary.py:\d+: return x if x.sum"):
         export_module(nn.Sequential(nn.Linear(8, 8), Odd()), tmp_path / "a", inputs=[SPEC])
+
+
+class Makers(OrderedDict[str, type[nn.Module]]):
+    """Gives something else than it holds, as the table of activations of transformers does."""
+
+    def __getitem__(self, name: str) -> Any:
+        return super().__getitem__(name)()
+
+
+MAKERS = Makers(relu=nn.ReLU)
+
+
+def test_a_table_that_makes_what_it_gives_stays_as_it_was(tmp_path: Path) -> None:
+    export_module(
+        nn.Sequential(Body(copy_noisy)).eval(), tmp_path / "a", inputs=[SPEC], mc_draws=3, formats=["torchscript"]
+    )
+    assert list(MAKERS.values()) == [nn.ReLU]
+    assert isinstance(MAKERS["relu"], nn.ReLU)
