@@ -7,7 +7,6 @@ not run any more.
 import argparse
 import functools
 import gc
-import random
 import sys
 import types
 from collections import OrderedDict, defaultdict, deque
@@ -15,11 +14,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["kept", "lent"]
+from exporters.generators import is_generator, set_back, state_of
+
+__all__ = ["kept", "lent", "reached"]
 
 _DICTS = (dict, OrderedDict, defaultdict)
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
@@ -36,12 +36,21 @@ def kept(roots: Iterable[object], *, generators: bool = True) -> Iterator[None]:
     The containers themselves stay the same ones: optimisers and others may hold on to them. ``generators`` of random
     numbers go back to where they were.
     """
-    restores = _snapshot(list(roots), generators)
+    restores = [
+        restore
+        for each, restore in _walk(list(roots))
+        if restore is not None and (generators or not is_generator(each))
+    ]
     try:
         yield
     finally:
         for restore in restores:
             restore()
+
+
+def reached(roots: Iterable[object]) -> Iterator[object]:
+    """The roots and all that hangs on them."""
+    return (each for each, _ in _walk(list(roots)))
 
 
 @contextmanager
@@ -80,8 +89,8 @@ def _clear_caches() -> None:
                 each.cache_clear()
 
 
-def _snapshot(waiting: list[Any], generators: bool) -> list[_Restore]:
-    found: list[_Restore] = []
+def _walk(waiting: list[Any]) -> Iterator[tuple[Any, _Restore | None]]:
+    """Every object that is reached, once, with what puts it back as it is now."""
     # Holds on to what was seen, so that no number is given to another object.
     seen: dict[int, object] = {}
     while waiting:
@@ -89,12 +98,9 @@ def _snapshot(waiting: list[Any], generators: bool) -> list[_Restore]:
         if id(each) in seen or isinstance(each, (str, bytes, int, float, complex, Tensor, type, types.ModuleType)):
             continue
         seen[id(each)] = each
-        state = _generator_state(each)
-        restore, held = _look_at(each) if state is None else (state if generators else None, ())
-        if restore is not None:
-            found.append(restore)
+        restore, held = _look_at(each)
         waiting.extend(held)
-    return found
+        yield each, restore
 
 
 def _look_at(each: Any) -> tuple[_Restore | None, Iterable[object]]:
@@ -109,6 +115,8 @@ def _look_at(each: Any) -> tuple[_Restore | None, Iterable[object]]:
     if type(each) is set:
         items = list(each)
         return functools.partial(_restore_items, each, items, each.update), items
+    if is_generator(each):
+        return functools.partial(set_back, each, state_of(each)), ()
     if isinstance(each, (tuple, frozenset)):
         return None, each
     if isinstance(each, types.CellType):
@@ -127,23 +135,6 @@ def _look_at_cell(cell: types.CellType) -> tuple[_Restore | None, Iterable[objec
     except ValueError:
         return None, ()
     return functools.partial(setattr, cell, "cell_contents", value), (value,)
-
-
-def _generator_state(each: Any) -> _Restore | None:
-    """Generators that a module holds go back to where they were."""
-    if isinstance(each, np.random.Generator):
-        return functools.partial(setattr, each.bit_generator, "state", each.bit_generator.state)
-    if isinstance(each, np.random.RandomState):
-        return functools.partial(each.set_state, each.get_state())
-    if isinstance(each, random.Random) and not isinstance(each, random.SystemRandom):
-        return functools.partial(each.setstate, each.getstate())
-    if isinstance(each, torch.Generator):
-        return functools.partial(_set_state, each, each.get_state())
-    return None
-
-
-def _set_state(generator: torch.Generator, state: Tensor) -> None:
-    generator.set_state(state)
 
 
 def _is_helper(each: object) -> bool:

@@ -1,62 +1,50 @@
-"""The random generators of Python and numpy that a module's code may use, whose draws no graph can hold."""
+"""Random generators as objects: which a module's code may use besides its own, and what state they are in."""
 
 import pickle
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
-__all__ = ["Generators"]
-
-_KINDS = (random.Random, np.random.Generator, np.random.RandomState)
+__all__ = ["fingerprints", "is_generator", "set_back", "state_of", "surrounding_generators"]
 
 
-class Generators:
-    """The global ones, and those that are attributes of a module's parts or names of the files that define them."""
-
-    def __init__(self, module: nn.Module) -> None:
-        found = {id(each): each for each in _found(module)}
-        # The global ones are objects as well; theirs are the functions of the modules ``random`` and ``numpy.random``.
-        self._all = [random._inst, np.random.mtrand._rand, *found.values()]
-
-    def states(self) -> list[bytes]:
-        """Values that change when one of them is used, and from which ``restore`` sets them back."""
-        return [pickle.dumps(_state(each)) for each in self._all]
-
-    def restore(self, states: list[bytes]) -> None:
-        """Set all of them back to what ``states`` gave."""
-        for each, state in zip(self._all, states, strict=True):
-            _restore(each, pickle.loads(state))  # noqa: S301 - made by states() in this process
+def is_generator(each: object) -> bool:
+    """Whether an object draws random numbers from a state that can be read and set back."""
+    kinds = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+    return isinstance(each, kinds) and not isinstance(each, random.SystemRandom)
 
 
-def _found(module: nn.Module) -> Iterator[Any]:
-    for child in module.modules():
-        yield from _among(vars(child).values())
-    for name in sorted({type(child).__module__ for child in module.modules()}):
-        if not name.startswith("torch.") and name in sys.modules:
-            yield from _among(list(vars(sys.modules[name]).values()))
-
-
-def _among(values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
-        # The operating system's generator has no state.
-        yield from (each for each in inner if isinstance(each, _KINDS) and not isinstance(each, random.SystemRandom))
-
-
-def _state(generator: Any) -> Any:
+def state_of(generator: Any) -> Any:
+    """What ``set_back`` takes."""
     if isinstance(generator, random.Random):
         return generator.getstate()
     return generator.bit_generator.state if isinstance(generator, np.random.Generator) else generator.get_state()
 
 
-def _restore(generator: Any, state: Any) -> None:
+def set_back(generator: Any, state: Any) -> None:
+    """Let a generator go on from where it was."""
     if isinstance(generator, random.Random):
         generator.setstate(state)
     elif isinstance(generator, np.random.Generator):
         generator.bit_generator.state = state
     else:
         generator.set_state(state)
+
+
+def fingerprints(generators: Iterable[Any]) -> list[bytes]:
+    """Values that are other ones when a generator was used."""
+    return [pickle.dumps(state_of(each)) for each in generators]
+
+
+def surrounding_generators(module: nn.Module) -> list[Any]:
+    """The global ones of Python and numpy, and those that are names in the files of the module's classes."""
+    files = {type(child).__module__ for child in module.modules()}
+    theirs = [sys.modules[name] for name in sorted(files) if not name.startswith("torch.") and name in sys.modules]
+    named = (each for file in theirs for each in list(vars(file).values()) if is_generator(each))
+    # The global ones are objects, too: the functions of ``random`` and ``numpy.random`` are their methods.
+    return [random._inst, np.random.mtrand._rand, *named]

@@ -5,16 +5,17 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from deploykit.errors import ExportError
 from deploykit.tensors import TensorSpec
-from exporters.belongings import kept, lent
+from exporters.belongings import kept, lent, reached
 from exporters.capture import Captured, capture
 from exporters.drawplan import refuse_state, refuse_unsupported
 from exporters.eager import without_dropout
 from exporters.entry import Entry
-from exporters.generators import Generators
+from exporters.generators import fingerprints, is_generator, surrounding_generators
 from exporters.modes import borrowed, set_modes, tracks_statistics
 from exporters.probe import SitesOff
 from exporters.reach import kept_state
@@ -53,21 +54,23 @@ class ModalCapture:
 
     def __init__(self, entry: Entry, specs: Sequence[TensorSpec], example: Sequence[Tensor]) -> None:
         self.entry, self.specs, self.example = entry, specs, example
-        self._generators = Generators(entry)
+        held = reached([entry, *surrounding_generators(entry)])
+        # An operation with a generator of torch's is seen in the graph.
+        self._generators = [each for each in held if is_generator(each) and not isinstance(each, torch.Generator)]
 
     @staticmethod
     def evaluation(_name: str, _module: nn.Module) -> bool:
         return False
 
     def run(self, training: Training) -> Seen:
-        before = self._generators.states()
+        before = fingerprints(self._generators)
         try:
             with lent(self.entry):
                 self._fill_caches(training)
                 captured = capture(self.entry, self._copies(), self.specs)
         finally:
             # Also where the capture failed, which may be for this reason.
-            if self._generators.states() != before:
+            if fingerprints(self._generators) != before:
                 raise ExportError(
                     f"{self._python_random_module(training)}: draws from Python's or numpy's own random generator; "
                     "an exported graph would repeat that one value for ever. Draw with torch, or switch this off"
@@ -171,10 +174,10 @@ class ModalCapture:
         guilty: list[str] = []
         for name, module in self.entry.module.named_modules():
             state: list[object] = []
-            module.register_forward_pre_hook(lambda *_a, state=state: state.append(self._generators.states()))
+            module.register_forward_pre_hook(lambda *_a, state=state: state.append(fingerprints(self._generators)))
 
             def after(*_a: object, name: str = name, state: list[object] = state) -> None:
-                if state.pop() != self._generators.states():
+                if state.pop() != fingerprints(self._generators):
                     guilty.append(name)
 
             module.register_forward_hook(after)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from exporters.belongings import kept
-from exporters.generators import Generators
+from exporters.generators import surrounding_generators
 
 __all__ = ["borrowed", "set_modes", "tracks_statistics"]
 
@@ -20,17 +20,19 @@ def borrowed(module: nn.Module) -> Iterator[None]:
     operations that a capture has to see.
     """
     tensors = {name: tensor.detach().clone() for name, tensor in module.named_buffers()}
-    generators = Generators(module)
-    states = generators.states()
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         # Compiled parts run as they were written: a compiled call would skip the dropouts that the oracle answers.
-        with kept([module]), torch.no_grad(), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
+        with (
+            kept([module, *surrounding_generators(module)]),
+            torch.no_grad(),
+            torch.random.fork_rng(),
+            torch.compiler.set_stance("force_eager"),
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        generators.restore(states)
         _restore_values(module, tensors)
 
 

@@ -17,6 +17,13 @@ SPEC = "x:float32[batch,8]"
 FILE_GENERATOR = np.random.default_rng(0)
 
 
+class Helper:
+    """What a module may keep its generator in."""
+
+    def __init__(self) -> None:
+        self.generators = {"skip": np.random.RandomState(0)}
+
+
 class Body(nn.Module):
     """A function between a layer with a dropout and another layer."""
 
@@ -24,6 +31,7 @@ class Body(nn.Module):
         super().__init__()
         self.first, self.drop, self.last = nn.Linear(8, 8), nn.Dropout(0.3), nn.Linear(8, 3)
         self.own, self.pythons = np.random.default_rng(0), random.Random(0)
+        self.helper = Helper()
         self.function = function
 
     def forward(self, x: Tensor) -> Any:
@@ -123,11 +131,16 @@ def skip_by_pythons(owner: Body, x: Tensor) -> Tensor:
     return x if owner.pythons.random() < 1e-4 else owner.last(owner.drop(owner.first(x)))  # type: ignore[no-any-return]
 
 
+def skip_by_helper(owner: Body, x: Tensor) -> Tensor:
+    chance = owner.helper.generators["skip"].random()
+    return x if chance < 1e-4 else owner.last(owner.drop(owner.first(x)))  # type: ignore[no-any-return]
+
+
 def skip_by_file(owner: Body, x: Tensor) -> Tensor:
     return x if FILE_GENERATOR.random() < 1e-4 else owner.last(owner.drop(owner.first(x)))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("function", [skip_by_own, skip_by_pythons, skip_by_file])
+@pytest.mark.parametrize("function", [skip_by_own, skip_by_pythons, skip_by_helper, skip_by_file])
 def test_generators_that_are_not_the_global_ones_are_watched_too(tmp_path: Path, function: Any) -> None:
     body, file = Body(function), FILE_GENERATOR.bit_generator.state
     own, pythons = body.own.bit_generator.state, body.pythons.getstate()
