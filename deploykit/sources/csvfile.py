@@ -28,10 +28,10 @@ class CsvSource(TableSource):
 
 class _CsvFiles(TextTables):
     kind = "csv"
+    delimiter: bytes
 
     def __init__(self, what: str, files: Sequence[DataFile], index: Any) -> None:
-        self._delimiter = "\t" if files[0].extension == "tsv" else ","
-        self.delimiter = self._delimiter.encode()
+        self.delimiter = b"\t" if files[0].extension == "tsv" else b","
         super().__init__(what, files, index)
 
     def _find_schema(self) -> Any:
@@ -74,7 +74,13 @@ class _CsvFiles(TextTables):
 
     def _rows(self, data: bytes) -> Iterator[list[str]]:
         text = io.StringIO(data.decode("utf-8-sig", errors="replace"), newline="")
-        return csv.reader(text, delimiter=self._delimiter)
+        try:
+            yield from csv.reader(text, delimiter=self.delimiter.decode())
+        except csv.Error as error:
+            raise DataError(
+                f"data {self.what}: a row cannot be read: {error}, in characters; shorten the value, or give the data "
+                "as Parquet"
+            ) from error
 
     def _ragged(self, values: Sequence[str]) -> str | None:
         if len(values) == len(self._header):
@@ -89,7 +95,7 @@ class _CsvFiles(TextTables):
         table = arrow_csv.read_csv(
             pa.BufferReader(data),
             read_options=arrow_csv.ReadOptions(column_names=self._header, block_size=len(data) + 1),
-            parse_options=arrow_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
+            parse_options=arrow_csv.ParseOptions(delimiter=self.delimiter.decode(), newlines_in_values=True),
             convert_options=arrow_csv.ConvertOptions(
                 include_columns=list(self._columns), column_types=types, null_values=list(NULLS)
             ),

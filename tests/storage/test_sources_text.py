@@ -104,6 +104,12 @@ def test_a_quote_that_is_not_closed_for_long_is_refused_before_all_is_read(monke
     assert file.tell() < 10_000
 
 
+def test_a_value_that_is_too_long_is_told(tmp_path: Path) -> None:
+    path = put(tmp_path / "rows.csv", f"v,note\n1,{'x' * 200_000}\n")
+    with pytest.raises(DataError, match=r"rows\.csv: a row cannot be read: field larger than .* shorten the value"):
+        opened(path, [V])
+
+
 def test_quotes_within_values_are_text(tmp_path: Path) -> None:
     names = ['5" pipe', '6"', 'a "b" c', '"', '""', 'x"y"z', 'two, "of"\nthem']
     shown = [
