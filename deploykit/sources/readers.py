@@ -75,13 +75,24 @@ class Readers:
         except Exception as error:
             if _is_theirs(error):
                 raise ReaderFailedError(str(error)) from error
+            rows = self._in_work(start, stop)
             self._waiting.clear()
             raise DataError(
-                f"{self._what}, rows {start} to {stop - 1}: the reader processes of the DataLoader failed "
-                f"({type(error).__name__}: {error}); a row killed one, or memory was short: mend it or "
+                f"{self._what}, rows {rows}: the reader processes of the DataLoader failed "
+                f"({type(error).__name__}: {error}); one of these rows killed one, or memory was short: mend it or "
                 "use a smaller num_workers, and give the same command again"
             ) from error
         return {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in tensors.items()}
+
+    def _in_work(self, start: int, stop: int) -> str:
+        """The rows being read, as text: a process that dies takes those that it has ready with it, too."""
+        ranges = [(start, stop)]
+        for first, end in list(self._waiting)[: max(self._order.in_work, 0)]:
+            if first == ranges[-1][1]:
+                ranges[-1] = (ranges[-1][0], end)
+            else:
+                ranges.append((first, end))
+        return " and ".join(f"{first} to {end - 1}" for first, end in ranges)
 
     def close(self) -> None:
         """End the processes."""

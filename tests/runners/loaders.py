@@ -1,6 +1,7 @@
 """Data of the user's own code for tests, as ``loaders.py:NAME``: rows of the artifacts ``plain`` and ``pair``."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -218,6 +219,15 @@ def exits_at_a_row() -> Dataset[Any]:
 
 def exits_in_a_worker() -> DataLoader[Any]:
     return DataLoader(Exits(), num_workers=1)
+
+
+def assert_blamed(message: str, row: int, within: int) -> None:
+    """The message names the row among those being read when a process died: as many as the processes read ahead."""
+    found = re.search(r"rows ([^:]*): the reader processes", message)
+    assert found is not None, message
+    ranges = [range(int(first), int(last) + 1) for first, last in re.findall(r"(\d+) to (\d+)", found[1])]
+    assert any(row in each for each in ranges), message
+    assert sum(map(len, ranges)) <= within, message
 
 
 def exits_in_a_stream() -> Iterator[torch.Tensor]:

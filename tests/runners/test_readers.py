@@ -189,8 +189,9 @@ def test_a_worker_that_is_killed(
     artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch, on_error: str
 ) -> None:
     monkeypatch.setenv("DEADLY_ROW", "42")
-    with pytest.raises(DataError, match=r"rows 40 to 43: the reader processes of the DataLoader failed .*exited unexp"):
+    with pytest.raises(DataError, match=r"the reader processes of the DataLoader failed .*killed one") as caught:
         run(artifact_paths["plain"], f"{FILE}:watched", tmp_path / "r", **OPTIONS, on_error=on_error)
+    loaders.assert_blamed(str(caught.value), 42, within=2 * 2 * 4)
     assert_none_left(drawn)
     monkeypatch.delenv("DEADLY_ROW")
     run(artifact_paths["plain"], f"{FILE}:watched", tmp_path / "r", **OPTIONS, on_error=on_error)
