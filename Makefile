@@ -25,13 +25,13 @@ demo: $(STAMP)
 	$(RUN) -m deploykit demo
 
 test: lint
-	$(RUN) -m pytest -n $(PYTEST_WORKERS) -m "not families" $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m "not families" $(PYTEST_ARGS)
 
 test-all: lint
-	$(RUN) -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 test-quick: $(STAMP)
-	$(RUN) -m pytest -n $(PYTEST_WORKERS) -m "not slow and not families" $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m "not slow and not families" $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

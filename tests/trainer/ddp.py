@@ -9,7 +9,8 @@ from pathlib import Path
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from tests.trainer.recording import DocsWriter, Plain, Recorder, Rows, make_two, predict
+from tests.trainer.recording import DocsWriter, Plain, Recorder, predict
+from tests.trainer.rows import Rows, make_two
 
 warnings.simplefilter("ignore")
 

@@ -1,4 +1,4 @@
-"""A prediction writer that records every call that it gets, and data and a module to predict with.
+"""A prediction writer that records every call that it gets, and a module to predict with.
 
 Used twice on the same data: by Lightning's own Trainer and by ``deploykit run``. FLAVOUR chooses the package.
 """
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from tests import handmade
+from tests.trainer.rows import make_two
 
 PACKAGE = os.environ.get("FLAVOUR", "lightning.pytorch")
 Base: Any = importlib.import_module(f"{PACKAGE}.callbacks").BasePredictionWriter
@@ -88,45 +88,6 @@ class DocsWriter(Base):  # type: ignore[misc]
     def write_on_epoch_end(self, trainer: Any, pl_module: Any, predictions: Any, batch_indices: Any) -> None:
         torch.save(predictions, os.path.join(self.output_dir, f"predictions_{trainer.global_rank}.pt"))  # noqa: PTH118
         torch.save(batch_indices, os.path.join(self.output_dir, f"batch_indices_{trainer.global_rank}.pt"))  # noqa: PTH118
-
-
-class Rows(Dataset[Any]):
-    """Rows with a label and a name, which the model does not take and a writer may want."""
-
-    def __init__(self, rows: int, seed: int = 0) -> None:
-        self.x = torch.from_numpy(handmade.random_inputs("plain", rows, seed=seed)["x"])
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, row: int) -> Any:
-        return self.x[row], row % 3, f"image-{row}.png"
-
-
-def make_loader() -> DataLoader[Any]:
-    """The factory for ``deploykit run``; ROWS and BATCH in the environment say how much."""
-    return DataLoader(Rows(int(os.environ["ROWS"])), batch_size=int(os.environ["BATCH"]))
-
-
-UNREADABLE = [3, 8, 9, 10, 11, 18]
-
-
-class Broken(Rows):
-    """Rows of which some cannot be read."""
-
-    def __getitem__(self, row: int) -> Any:
-        if row in UNREADABLE:
-            raise OSError(f"unreadable {row}")
-        return super().__getitem__(row)
-
-
-def make_broken() -> DataLoader[Any]:
-    return DataLoader(Broken(20), batch_size=2)
-
-
-def make_two() -> list[DataLoader[Any]]:
-    """Two dataloaders; the first ends within a batch of the whole."""
-    return [DataLoader(Rows(5), batch_size=2), DataLoader(Rows(3, seed=1), batch_size=2)]
 
 
 def make_two_of_a_module() -> Any:

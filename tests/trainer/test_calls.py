@@ -19,7 +19,8 @@ from deploykit.verify_run import verify_run
 from runners.job import run
 from tests import handmade
 from tests.storage.helpers import make_job, writer_of
-from tests.trainer.recording import Recorder, Rows, make_two, make_two_of_a_module, predict, same
+from tests.trainer.recording import Recorder, make_two_of_a_module, predict, same
+from tests.trainer.rows import Rows, make_two
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -57,7 +58,7 @@ def test_one_rank(
         predict([Recorder("theirs", interval)], DataLoader(Rows(rows), batch_size=batch))
     for layout in ("contiguous", "strided"):
         run(
-            artifact, "tests.trainer.recording:make_loader", f"run-{layout}", devices="cpu", batch_size=batch,
+            artifact, "tests.trainer.rows:make_loader", f"run-{layout}", devices="cpu", batch_size=batch,
             writer="tests.trainer.recording:Recorder", writer_arg={"folder": f"ours-{layout}"}, write_interval=interval,
             layout=layout,
         )  # fmt: skip
@@ -76,7 +77,7 @@ def test_two_dataloaders(
         predict([Recorder("theirs", interval)], factory())
     for layout in ("contiguous", "strided"):
         run(
-            artifact, f"tests.trainer.recording:{factory.__name__}", f"run-{layout}", devices="cpu", batch_size=2,
+            artifact, f"{factory.__module__}:{factory.__name__}", f"run-{layout}", devices="cpu", batch_size=2,
             shard_rows=4, writer="tests.trainer.recording:Recorder", writer_arg={"folder": f"ours-{layout}"},
             write_interval=interval, layout=layout,
         )  # fmt: skip
@@ -136,7 +137,7 @@ def test_two_ranks_of_ddp(
     monkeypatch.setenv("BATCH", str(case["batch"]))
     factory = "make_two" if case["two"] else "make_loader"
     run(
-        artifact, f"tests.trainer.recording:{factory}", tmp_path / "run", devices="cpu:2", batch_size=case["batch"],
+        artifact, f"tests.trainer.rows:{factory}", tmp_path / "run", devices="cpu:2", batch_size=case["batch"],
         writer="tests.trainer.recording:Recorder", writer_arg={"folder": str(tmp_path / "ours")},
         write_interval=case["interval"], layout="strided",
     )  # fmt: skip

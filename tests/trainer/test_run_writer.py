@@ -23,7 +23,8 @@ from deploykit.merging import merge_run
 from deploykit.rundir import RunDirectory
 from deploykit.verify_run import check_run, verify_run
 from tests import handmade
-from tests.trainer.recording import Plain, Rows, predict
+from tests.trainer.recording import Plain, predict
+from tests.trainer.rows import Rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -236,7 +237,8 @@ import json, sys, warnings
 warnings.simplefilter("ignore")
 from torch.utils.data import DataLoader, DistributedSampler
 from deploykit.lightning import RunWriter
-from tests.trainer.recording import Rows, predict
+from tests.trainer.recording import predict
+from tests.trainer.rows import Rows
 for rows, folder, padded in json.loads(sys.argv[1]):
     data = Rows(rows)
     options = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": not padded}

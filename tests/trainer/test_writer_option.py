@@ -21,7 +21,7 @@ from runners.job import run
 from runners.lightning_trainer import NotThereError, make_module, make_trainer
 from runners.lightning_writer import find_lightning_writer, parse_writer_arguments
 from tests import handmade
-from tests.trainer.recording import UNREADABLE, Rows
+from tests.trainer.rows import UNREADABLE, Rows
 
 WRITERS = """
 import os
@@ -224,9 +224,7 @@ def test_strided_files_from_a_run(artifact: Path, place: Path) -> None:
     shutil.rmtree("one")
 
 
-@pytest.mark.parametrize(
-    ("data", "layout"), [("x.npy", "contiguous"), ("tests.trainer.recording:make_broken", "strided")]
-)
+@pytest.mark.parametrize(("data", "layout"), [("x.npy", "contiguous"), ("tests.trainer.rows:make_broken", "strided")])
 def test_rows_that_failed_are_in_no_call(artifact: Path, place: Path, data: str, layout: str) -> None:
     """Two single rows, and a whole batch of each rank, so that the batches behind it keep their number."""
     x = Rows(20).x.numpy()
