@@ -7,7 +7,15 @@ from typing import Any, ClassVar
 
 from deploykit.errors import DataError
 from deploykit.locations import DataFile, Found
-from deploykit.sources.csvvalues import NULLS, column_type, kept_column, problem_with_kept, problem_with_number, typed
+from deploykit.sources.csvvalues import (
+    NULLS,
+    are_values,
+    column_type,
+    kept_column,
+    problem_with_kept,
+    problem_with_number,
+    typed,
+)
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.sources.tables import TableSource
 from deploykit.sources.textindex import whole_rows
@@ -54,10 +62,16 @@ class _CsvFiles(TextTables):
         header = next(filter(None, self._rows(data)), None)
         if header is None:
             raise DataError(f"data {file.name}: is empty; the first line must name the columns")
-        return [name.strip() for name in header]
+        names = [name.strip() for name in header]
+        if are_values(names):
+            raise DataError(
+                f"data {file.name}: its first line is {', '.join(names[:4])[:60]} ..., numbers and no names of "
+                "columns; put a line with the names before it, or the first row would be lost"
+            )
+        return names
 
     def _sample(self) -> list[list[str]]:
-        """By column the values of the first rows."""
+        """By column the values of the first rows; a ragged one is an error for those who read it."""
         columns: list[list[str]] = [[] for _ in self._header]
         if not self._where:
             return columns
@@ -65,11 +79,10 @@ class _CsvFiles(TextTables):
         data = self._between(self.files[number], start, min(stop, start + SAMPLE_BYTES))
         if start + SAMPLE_BYTES < stop:
             data = whole_rows(data, delimiter=self.delimiter)
-        for row, values in enumerate(filter(None, self._rows(data))):
-            if problem := self._ragged(values):
-                raise DataError(f"data {self.files[number].name}, row {row}: {problem}")
-            for column, value in zip(columns, values, strict=True):
-                column.append(value)
+        for values in filter(None, self._rows(data)):
+            if self._ragged(values) is None:
+                for column, value in zip(columns, values, strict=True):
+                    column.append(value)
         return columns
 
     def _rows(self, data: bytes) -> Iterator[list[str]]:

@@ -4,6 +4,7 @@ A number for an input is read as the nearest that the dtype holds. One to keep m
 another number, or without its zeros or its sign, is no number here: ``01234``, ``+49``, ``18446744073709551615``.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -11,7 +12,16 @@ from typing import Any
 
 from deploykit.tensors import TEXT
 
-__all__ = ["NULLS", "column_type", "kept_column", "problem_with_kept", "problem_with_number", "typed"]
+__all__ = [
+    "FEW",
+    "NULLS",
+    "are_values",
+    "column_type",
+    "kept_column",
+    "problem_with_kept",
+    "problem_with_number",
+    "typed",
+]
 
 NULLS = ("", "#N/A", "#N/A N/A", "#NA", "N/A", "NA", "NULL", "NaN", "n/a", "nan", "null", "None")
 
@@ -27,12 +37,18 @@ _GIVES_BACK = {
     "int64": re.compile(r"^[ \t]*(0|-?[1-9][0-9]*)[ \t]*$"),
     "float64": re.compile(rf"^[ \t]*({'|'.join(_FLOATS)})[ \t]*$"),
 }
+FEW = 10
+"""Bad values are few if at least so many are given for each of them."""
+
 _NOT_FINITE = r"(?i:inf|nan)"
 """Where this is not written, an infinite number is one that was too large."""
 
 
 def column_type(values: Sequence[str]) -> tuple[Any, str | None]:
-    """The Arrow type of a column, and where the first value is that is no number, or none that is kept as a number."""
+    """The Arrow type of a column, and where the first value is that is no number, or none that is kept as a number.
+
+    A few values that are no numbers do not make text of a column: they are errors of their rows.
+    """
     import pyarrow as pa
 
     given = [(row, value) for row, value in enumerate(values) if value not in NULLS]
@@ -42,7 +58,19 @@ def column_type(values: Sequence[str]) -> tuple[Any, str | None]:
         changed = _first(given, lambda value: _gives_back(value, dtype))  # noqa: B023 (called at once)
         if changed is None or (dtype != "bool" and not any(problem_with_number(value, dtype) for _, value in given)):
             return pa.type_for_alias(dtype), changed
+    for dtype in ("int64", "float64"):
+        bad = [(row, value) for row, value in given if problem_with_number(value, dtype)]
+        if len(bad) * FEW <= len(given):
+            return pa.type_for_alias(dtype), _first(bad, lambda _: False)
     return pa.string(), _first(given, lambda value: problem_with_number(value, "float64") is None)
+
+
+def are_values(names: Sequence[str]) -> bool:
+    """Whether the first line of a file looks like a row: numbers, and not those that count columns."""
+    if any(problem_with_number(name, "float64") for name in names):
+        return False
+    counted = [int(name) for name in names if not problem_with_number(name, "int64")]
+    return len(counted) < len(names) or any(b <= a for a, b in itertools.pairwise(counted))
 
 
 def _first(given: Sequence[tuple[int, str]], fits: Callable[[str], bool]) -> str | None:

@@ -2,11 +2,14 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any, ClassVar
 
 from deploykit.errors import DataError
 from deploykit.locations import Found
+from deploykit.sources.csvvalues import FEW
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.sources.tables import TableSource
 from deploykit.sources.texttables import SAMPLE_BYTES, TextTables
@@ -35,20 +38,22 @@ class _JsonFiles(TextTables):
     def _find_schema(self) -> Any:
         import pyarrow as pa
 
-        kinds: dict[str, tuple[str, int]] = {}
-        hints: dict[str, str] = {}
+        kinds: dict[str, Counter[tuple[str, int]]] = defaultdict(Counter)
+        texts: dict[str, str] = {}
         for row, record in self._sample():
             for name, value in record.items():
                 found = _kind_of(value)
                 if found is None:
                     continue
-                kinds[name] = _common(kinds.get(name, found), found)
-                if kinds[name][0] == "string" and found[0] == "string":
-                    hints.setdefault(name, f"row {row}: {str(value)[:30]!r}")
-        self.hints = hints
-        return pa.schema([pa.field(name, _arrow_type(leaf, depth)) for name, (leaf, depth) in kinds.items()])
+                kinds[name][found] += 1
+                if found == ("string", 0):
+                    texts.setdefault(name, f"row {row}: {str(value)[:30]!r}")
+        common = {name: _most(counted) for name, counted in kinds.items()}
+        self.hints = {name: hint for name, hint in texts.items() if common[name][0] == "string"}
+        return pa.schema([pa.field(name, _arrow_type(leaf, depth)) for name, (leaf, depth) in common.items()])
 
     def _sample(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The first records; a line that is none is an error for those who read it, unless all are."""
         if not self._where:
             return
         number, (start, stop, _) = self._where[0]
@@ -56,11 +61,10 @@ class _JsonFiles(TextTables):
         lines = [line for line in data.split(b"\n") if line.strip()]
         if start + SAMPLE_BYTES < stop and len(lines) > 1:
             del lines[-1]
-        for row, line in enumerate(lines[:_SAMPLE_ROWS]):
-            record, problem = _record(line)
-            if problem is not None:
-                raise DataError(f"data {self.files[number].name}, row {row}: {problem}")
-            yield row, record
+        records = [_record(line) for line in lines[:_SAMPLE_ROWS]]
+        if records and all(problem is not None for _, problem in records):
+            raise DataError(f"data {self.files[number].name}, row 0: {records[0][1]}")
+        yield from ((row, record) for row, (record, problem) in enumerate(records) if problem is None)
 
     def _parse(self, data: bytes) -> Any:
         import pyarrow as pa
@@ -139,6 +143,17 @@ def _common(one: tuple[str, int], other: tuple[str, int]) -> tuple[str, int]:
         return "float64", one[1]
     text = {one[0], other[0]} <= {*_RANKS, "string"} and one[1] == other[1] == 0
     return ("string" if text else "other"), one[1]
+
+
+def _most(counted: Mapping[tuple[str, int], int]) -> tuple[str, int]:
+    """The kind of all values, or of all but a few where these are no numbers, or lists of another depth."""
+    whole = reduce(_common, counted)
+    for depth in {depth for _, depth in counted}:
+        numbers = [kind for kind in counted if kind[0] in ("int64", "float64") and kind[1] == depth]
+        few = sum(counted.values()) - sum(counted[kind] for kind in numbers)
+        if numbers and whole[0] in ("string", "other") and few * FEW <= sum(counted.values()):
+            return reduce(_common, numbers)
+    return whole
 
 
 def _arrow_type(leaf: str, depth: int) -> Any:

@@ -1,0 +1,104 @@
+"""What the beginning of a text file says of its columns: a bad row there is an error of that row alone."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploykit.errors import DataError
+from deploykit.sources import KEPT
+from deploykit.sources.csvvalues import are_values
+from deploykit.tensors import TensorSpec
+
+from .helpers import X
+from .test_sources_tables import opened
+
+ROWS, BAD = 60, 7
+NAMES = ["f0", "f1", "f2", "f3"]
+VALUES = np.random.default_rng(3).normal(size=(ROWS, 4)).astype(np.float32)
+
+
+def write_csv(path: Path, bad: list[str] | None) -> Path:
+    rows: list[list[Any]] = [[repr(float(value)) for value in row] for row in VALUES]
+    if bad is not None:
+        rows[BAD] = bad
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([NAMES, *rows])
+    return path
+
+
+def write_json(path: Path, bad: str) -> Path:
+    lines = [json.dumps({"x": [float(value) for value in row]}) for row in VALUES]
+    lines[BAD] = bad
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (["1", "2", "oops", "4"], r"row 7: column 'f2': 'oops' is no float64; mend the value"),
+        (["1", "2", "3"], r"row 7: 3 values, the header names 4 columns; mend the row"),
+    ],
+)
+def test_a_bad_row_of_csv_is_an_error_of_that_row_alone(tmp_path: Path, bad: list[str], said: str) -> None:
+    source = opened(write_csv(tmp_path / "rows.csv", bad), [X])
+    with pytest.raises(DataError, match=said):
+        source.read(0, ROWS)
+    assert np.array_equal(source.read(0, BAD)["x"], VALUES[:BAD])
+    assert np.array_equal(source.read(BAD + 1, ROWS)["x"], VALUES[BAD + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ('{"x": [1, 2, "oops", 4]}', """row 7: field 'x': "oops" is no float64"""),
+        ('{"x": [[1], [2], [3], [4]]}', r"row 7: field 'x': \[1\] is no float64"),
+        ('{"x": 3}', "row 7: field 'x': 3 is no list"),
+        ('{"x": [1, 2, ', "row 7: not valid JSON"),
+    ],
+)
+def test_a_bad_line_of_json_is_an_error_of_that_row_alone(tmp_path: Path, bad: str, said: str) -> None:
+    source = opened(write_json(tmp_path / "rows.jsonl", bad), [X])
+    with pytest.raises(DataError, match=said):
+        source.read(0, ROWS)
+    assert np.array_equal(source.read(0, BAD)["x"], VALUES[:BAD])
+    assert np.array_equal(source.read(BAD + 1, ROWS)["x"], VALUES[BAD + 1 :])
+
+
+def test_a_column_with_few_texts_is_kept_as_what_was_written(tmp_path: Path) -> None:
+    source = opened(write_csv(tmp_path / "rows.csv", ["1", "2", "3", "n. 4"]), [X], columns={"x": NAMES}, keep=("f3",))
+    kept = source.read(0, BAD)[f"{KEPT}f3"]
+    assert kept.tolist() == [repr(float(value)) for value in VALUES[:BAD, 3]]
+
+
+def test_a_column_of_texts_stays_one(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("v\n" + "\n".join(["1", "2", "3", "red", "blue"] * 5))
+    with pytest.raises(DataError, match=r"v is text \(row 3: 'red'\)"):
+        opened(path, [TensorSpec(name="v", dtype="float32", shape=("batch",))])
+
+
+def test_a_file_without_names_loses_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("0.5,-1,2.25,3\n1,2,3,4\n")
+    with pytest.raises(
+        DataError, match=r"its first line is 0\.5, -1, 2\.25, 3 \.\.\., numbers and no names"
+    ):
+        opened(path, [X])
+    path.write_text("0,1,2,3\n1,2,3,4\n")
+    assert opened(path, [X]).read(0, 1)["x"].tolist() == [[1, 2, 3, 4]]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(-1e9, 1e9), min_size=2, max_size=6))
+def test_rows_of_numbers_are_told_from_counted_columns(row: list[float]) -> None:
+    counts = [float(number) for number in sorted({int(value) for value in row})]
+    assert are_values([repr(value) for value in row])
+    assert not are_values([str(int(value)) for value in counts])
+    assert not are_values([*map(repr, row), "label"])
