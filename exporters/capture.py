@@ -199,12 +199,14 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """A failed capture makes torch print its graph to the terminal and warn beside it; the error says what matters."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """A failed capture makes torch print its graph and log its own traceback; the error says what matters."""
+    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch._subclasses")]
+    levels = [logger.level for logger in loggers]
     try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

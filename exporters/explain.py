@@ -42,7 +42,8 @@ def explain(error: Exception, module: nn.Module, specs: Sequence[TensorSpec]) ->
             f"{where}the module uses self.trainer, which does not exist at export: {head}; "
             "export a --method that does without it"
         )
-    return f"{where}the module could not be captured: {kind}: {head}"
+    given = ", ".join(map(str, specs))
+    return f"{where}the module could not be captured: {kind}: {head.removesuffix('.')}; its inputs were {given}"
 
 
 def _named_sizes(text: str, specs: Sequence[TensorSpec]) -> str:

@@ -87,9 +87,7 @@ def test_a_column_of_texts_stays_one(tmp_path: Path) -> None:
 def test_a_file_without_names_loses_no_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("0.5,-1,2.25,3\n1,2,3,4\n")
-    with pytest.raises(
-        DataError, match=r"its first line is 0\.5, -1, 2\.25, 3 \.\.\., numbers and no names"
-    ):
+    with pytest.raises(DataError, match=r"its first line is 0\.5, -1, 2\.25, 3 \.\.\., numbers and no names"):
         opened(path, [X])
     path.write_text("0,1,2,3\n1,2,3,4\n")
     assert opened(path, [X]).read(0, 1)["x"].tolist() == [[1, 2, 3, 4]]
