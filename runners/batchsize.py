@@ -129,9 +129,13 @@ def find_plateau(
         UsageError: the first size fails.
     """
     rates, too_large = _grow(call, sizes, release, clock)
-    near = [size for size, rate in rates.items() if rate >= _HOPELESS_SHARE * max(rates.values())]
-    found = {size: statistics.median(values) for size, values in _in_turn(call, near, rates, clock).items()}
-    best = max(found.values())
+    near: list[int] = []
+    best = max(rates.values())
+    # One call that was quick by chance would leave out sizes that are as good as the best.
+    while more := [size for size, rate in rates.items() if rate >= _HOPELESS_SHARE * best and size not in near]:
+        near = sorted([*near, *more])
+        found = {size: statistics.median(values) for size, values in _in_turn(call, near, rates, clock).items()}
+        best = max(found.values())
     size = min(size for size, rate in found.items() if rate >= GOOD_SHARE * best)
     return Probe(size=size, rows_per_s=dict(sorted({**rates, **found}.items())), too_large=too_large)
 

@@ -110,3 +110,16 @@ def test_no_rows(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.empty((0, 4), np.float32))
     result = run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "r", batch_size="auto", devices="cpu")
     assert "no rows to try" in result.notes[0]
+
+
+@given(st.sampled_from(SIZES), st.floats(2, 10))
+def test_one_call_that_was_quick_by_chance_leaves_no_size_out(lucky: int, times: float) -> None:
+    device, calls = Device(1e-3, 1e-5), dict.fromkeys(SIZES, 0)
+
+    def call(rows: int) -> None:
+        calls[rows] += 1
+        device.now += device.seconds(rows) / (times if rows == lucky and calls[rows] == 2 else 1)
+
+    probe = find_plateau(call, SIZES, clock=device.clock)
+    tried = {size: size / device.seconds(size) for size in probe.rows_per_s}
+    assert probe.size == min(size for size, rate in tried.items() if rate >= GOOD_SHARE * max(tried.values()))
