@@ -43,6 +43,11 @@ def explain(error: Exception, module: nn.Module, specs: Sequence[TensorSpec]) ->
             "export a --method that does without it"
         )
     given = ", ".join(map(str, specs))
+    if "values to unpack" in text:
+        return (
+            f"{where}the method takes its batch apart into other parts than the inputs {given}: {head}; name each part "
+            "with --input, labels as well, or export --method forward"
+        )
     return f"{where}the module could not be captured: {kind}: {head.removesuffix('.')}; its inputs were {given}"
 
 

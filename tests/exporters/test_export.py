@@ -236,6 +236,19 @@ def test_impossible_requests_are_refused(
     assert capfd.readouterr().err == ""
 
 
+def test_a_batch_that_is_taken_apart_is_explained(tmp_path: Path) -> None:
+    class Step(models.Mlp):
+        def predict_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            x, _ = batch
+            return self(x)
+
+    inputs = [SPEC, "y:int64[batch]"]
+    said = r"x, _ = batch\): the method takes its batch apart into other parts than the inputs .*labels as well, or"
+    with pytest.raises(ExportError, match=said):
+        export_module(Step(), tmp_path / "a", inputs=[SPEC], method="predict_step")
+    assert export_module(Step(), tmp_path / "a", inputs=inputs, method="predict_step", ranges={"y": (0, 3)})
+
+
 def test_modules_that_cannot_be_captured_are_explained(tmp_path: Path) -> None:
     class Branch(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
