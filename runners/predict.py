@@ -25,27 +25,29 @@ __all__ = ["Predictor", "Verified", "load", "verify_artifact"]
 
 
 class Predictor:
-    """An artifact loaded on one device. Use it as a context manager; it is loaded on entry."""
+    """An artifact loaded on one device, until ``close``, which a ``with`` calls at its end."""
 
     def __init__(
         self, path: str | Path, *, runner: str = "auto", device: str = "cpu", threads: int | None = None
     ) -> None:
-        self._path, self._runner_name, self._device, self._threads = path, runner, device, threads
-        self._stack = contextlib.ExitStack()
-        self._runner: Runner | None = None
+        with contextlib.ExitStack() as stack:
+            artifact = stack.enter_context(Artifact.open(path))
+            runner_class = choose_runner(artifact, runner)
+            loaded = runner_class(artifact, _one_device(device, runner_class), threads=threads)
+            self._runner: Runner | None = stack.enter_context(loaded)
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
-        with contextlib.ExitStack() as stack:
-            artifact = stack.enter_context(Artifact.open(self._path))
-            runner_class = choose_runner(artifact, self._runner_name)
-            runner = runner_class(artifact, _one_device(self._device, runner_class), threads=self._threads)
-            self._runner = stack.enter_context(runner)
-            self._stack = stack.pop_all()
+        self._active()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the model, its memory and its files; a second time does nothing."""
         self._runner = None
         self._stack.close()
 
@@ -122,9 +124,7 @@ class Predictor:
 
     def _active(self) -> Runner:
         if self._runner is None:
-            raise UsageError(
-                "the artifact is not loaded: use it as a context manager, with deploykit.load(...) as model"
-            )
+            raise UsageError("the model is closed: it ends with its with block; deploykit.load(...) loads it again")
         return self._runner
 
     def _named(self, inputs: Mapping[str, ArrayLike] | np.ndarray[Any, Any]) -> Arrays:
@@ -137,10 +137,12 @@ class Predictor:
 
 
 def load(path: str | Path, *, runner: str = "auto", device: str = "cpu", threads: int | None = None) -> Predictor:
-    """An artifact for prediction on arrays in memory.
+    """Load an artifact for prediction on arrays in memory.
 
     >>> with load("model") as model:  # doctest: +SKIP
     ...     outputs = model.predict(x)
+
+    A service that keeps a model calls ``model.close()`` at its end instead.
 
     Args:
         path: an artifact, directory or packed file.
@@ -149,7 +151,7 @@ def load(path: str | Path, *, runner: str = "auto", device: str = "cpu", threads
         threads: CPU threads; the runner's choice if not given.
 
     Raises:
-        DeploykitError: on entry, whatever is wrong with the artifact or the device.
+        DeploykitError: whatever is wrong with the artifact or the device.
     """
     return Predictor(path, runner=runner, device=device, threads=threads)
 

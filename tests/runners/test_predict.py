@@ -28,10 +28,18 @@ def test_batches_in_memory_change_nothing(artifact_paths: dict[str, Path], runne
         np.testing.assert_allclose(array, want[name], rtol=1e-5, atol=1e-5)
 
 
-def test_bad_requests_in_memory(artifact_paths: dict[str, Path]) -> None:
+def test_bad_requests_in_memory(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
     x = np.ones((3, 4), np.float32)
-    with pytest.raises(UsageError, match="context manager"):
-        load(artifact_paths["plain"]).predict(x)
+    model = load(artifact_paths["plain"])
+    assert list(model.predict(x)) == ["logits", "aux.norm"]
+    for _ in range(2):
+        model.close()
+    with pytest.raises(UsageError, match="the model is closed"):
+        model.predict(x)
+    with pytest.raises(UsageError, match="the model is closed"), model:
+        pass
+    with pytest.raises(ArtifactError, match=r"nope"):
+        load(tmp_path / "nope")
     with load(artifact_paths["pair"]) as model, pytest.raises(DataError, match="a dict with an array for each"):
         model.predict(x)
     with load(artifact_paths["mc"]) as model:
