@@ -93,8 +93,12 @@ def halving_notes(assignments: Sequence[Assignment], meters: Mapping[int, Meter]
 
 
 def _spent(meters: Sequence[Meter]) -> dict[str, float]:
-    """Where the time of all ranks went. The first three overlap; ``wait`` is inference without rows or without room."""
+    """Where the time of all ranks went: until the model was loaded, then at once reading, inference and writing.
+
+    ``wait`` is inference without rows or without room.
+    """
     return {
+        "start": sum(meter.start_s for meter in meters),
         "read": sum(meter.read_s for meter in meters),
         "infer": sum(meter.infer_s for meter in meters),
         "write": sum(meter.write_s for meter in meters),

@@ -128,7 +128,7 @@ def run(
     spent = sum(result.spent_s.values())
     if spent:
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.spent_s.items())
-        click.echo(f"time of the ranks, which overlap but for infer and wait: {parts}")
+        click.echo(f"time of the ranks (they read and write meanwhile): {parts}")
     if result.failed_rows:
         click.echo(f"{number(result.failed_rows)} rows failed and were left out: {result.path / 'failed.jsonl'}")
     if result.draws_per_row is not None:
