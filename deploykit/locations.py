@@ -6,7 +6,7 @@ A local path and a ``file://`` URL need no package; ``memory://``, ``s3://`` and
 import glob
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO, Any, cast
@@ -126,15 +126,56 @@ def find(text: str) -> Found:
 
 
 def _find_local(text: str, place: str) -> Found:
+    if not place:
+        raise DataError(f"data {text!r}: names nothing; name a file, a directory ('.' is the working one) or a pattern")
     path = Path(place)
     if path.is_dir():
-        names = [str(Path(folder, name)) for folder, _, names in os.walk(path) for name in names]
-        return Found(text=text, files=_listed(names, place), directory=place)
+        return Found(text=text, files=_listed(_below(text, place, frozenset()), place), directory=place)
     if not path.exists() and _GLOB & set(place):
-        matches = [name for name in glob.glob(place, recursive=True) if Path(name).is_file()]  # noqa: PTH207
-        return Found(text=text, files=_matches(text, matches, None))
+        return Found(text=text, files=_matches(text, _matching(text, place), None))
     _require_readable(text, path)
     return Found(text=text, files=(DataFile(name=text, path=place),))
+
+
+def _below(text: str, folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    """The files of a folder and all below it, through links too: what cannot be looked at is never left out."""
+    _require_searchable(text, folder)
+    status = Path(folder).stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        raise DataError(f"data {text}: {folder} is a link to a folder that it lies in; remove it, or use a pattern")
+    with os.scandir(folder) as entries:
+        for entry in filter(lambda entry: _counts(entry.name), entries):
+            if entry.is_dir():
+                yield from _below(text, entry.path, above | {here})
+            else:
+                yield _regular(text, entry.path, is_file=entry.is_file())
+
+
+def _matching(text: str, pattern: str) -> Iterator[str]:
+    """The files that match, if every folder in which one could be can be looked at."""
+    folder = str(Path(pattern).parent)
+    while _GLOB & set(folder):
+        for name in glob.glob(folder, recursive=True):  # noqa: PTH207
+            _require_searchable(text, name)
+        folder = str(Path(folder).parent)
+    _require_searchable(text, folder)
+    for name in glob.glob(pattern, recursive=True):  # noqa: PTH207
+        path = Path(name)
+        if not path.is_dir() and _counts(path.name):
+            yield _regular(text, name, is_file=path.is_file())
+
+
+def _require_searchable(text: str, folder: str) -> None:
+    if Path(folder).is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise DataError(f"data {text}: the folder {folder} may not be read by this user; change its permissions")
+
+
+def _regular(text: str, name: str, *, is_file: bool) -> str:
+    if not is_file:
+        what = "no regular file" if Path(name).exists() else "a link to nothing"
+        raise DataError(f"data {text}: {name} is {what}; take it out of the data, or use a pattern without it")
+    return name
 
 
 def _require_readable(text: str, path: Path) -> None:

@@ -1,0 +1,83 @@
+"""Which files a folder or a pattern stands for: none is left out in silence."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from deploykit.errors import DataError
+from deploykit.locations import find
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """``a.npy`` and, in a folder ``sub``, ``b.npy``."""
+    (tmp_path / "data" / "sub").mkdir(parents=True)
+    for name in ("a.npy", "sub/b.npy"):
+        (tmp_path / "data" / name).touch()
+    return tmp_path / "data"
+
+
+def names(text: str | Path) -> list[str]:
+    return [file.name for file in find(str(text)).files]
+
+
+def refuse_all_but(monkeypatch: pytest.MonkeyPatch, closed: Path) -> None:
+    """One folder may not be read, also where the tests run as root."""
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed and allowed(path, mode))
+
+
+def test_links_to_folders_are_followed(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "c.npy").touch()
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "d.npy").symlink_to(elsewhere / "c.npy")
+    (folder / ".hidden").symlink_to(folder)
+    assert names(folder) == ["a.npy", "d.npy", "linked/c.npy", "sub/b.npy"]
+    assert names(f"file://{folder}") == names(folder)
+    assert names(f"{folder}/**/*.npy") == [f"{folder}/{name}" for name in names(folder)]
+
+
+def test_a_link_that_leads_back_is_refused(folder: Path) -> None:
+    (folder / "sub" / "back").symlink_to(folder)
+    with pytest.raises(DataError, match=r"sub/back is a link to a folder that it lies in; remove it"):
+        find(str(folder))
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.npy", "/*/*.npy", "/s*/b.npy"])
+def test_a_folder_that_may_not_be_read_is_not_left_out(
+    folder: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_all_but(monkeypatch, folder / "sub")
+    with pytest.raises(DataError, match=r"the folder .*/sub may not be read by this user; change its permissions"):
+        find(f"{folder}{pattern}")
+
+
+def test_the_folder_of_a_pattern_that_may_not_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_all_but(monkeypatch, folder)
+    with pytest.raises(DataError, match="may not be read by this user"):
+        find(f"{folder}/x*.npy")
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.npy"])
+def test_what_is_no_file_is_refused_and_not_waited_for(folder: Path, pattern: str) -> None:
+    os.mkfifo(folder / "pipe.npy")
+    with pytest.raises(DataError, match=r"pipe\.npy is no regular file; take it out of the data"):
+        find(f"{folder}{pattern}")
+    (folder / "pipe.npy").unlink()
+    (folder / "gone.npy").symlink_to(folder / "nowhere")
+    with pytest.raises(DataError, match=r"gone\.npy is a link to nothing"):
+        find(f"{folder}{pattern}")
+    (folder / "gone.npy").rename(folder / "_gone.npy")
+    assert names(f"{folder}{pattern}")
+
+
+@pytest.mark.parametrize("text", ["", "file://"])
+def test_an_empty_name_is_not_the_working_directory(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(DataError, match=rf"data '{text}': names nothing; name a file"):
+        find(text)
+    assert names(".") == ["a.npy", "sub/b.npy"]
+    assert names("*.npy") == ["a.npy"]
