@@ -88,12 +88,20 @@ def _table_or_list(spec: TensorSpec, arrays: list[np.ndarray[Any, Any]]) -> Any:
 
 
 def save_pt(path: Path, value: Any) -> None:
-    """Save nested lists and dicts, their arrays as tensors; the same values give the same bytes, whatever the path."""
+    """Save nested lists and dicts, their arrays as tensors; the same values give the same bytes, whatever the path.
+
+    Raises:
+        OSError: the disk is full ...
+    """
     import torch
 
     # Through an open file: given a path, torch writes the file's name into the archive.
     with path.open("wb") as file:
-        torch.save(_nested(value, np.ndarray, _tensor), file)
+        try:
+            torch.save(_nested(value, np.ndarray, _tensor), file)
+        except RuntimeError as error:
+            # The archive is closed all the same, and what that raises hides the error of the disk.
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def load_pt(path: Path) -> Any:

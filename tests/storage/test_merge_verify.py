@@ -1,4 +1,5 @@
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +256,16 @@ def test_zero_rows_with_dynamic_outputs(tmp_path: Path) -> None:
     for extension in ("npy", "npz", "pt"):
         assert load(merge_run(tmp_path / "run", tmp_path / f"all.{extension}"))["y"].shape == (0, 0, 3)
     assert isinstance(batch_of(0, 0), Batch)
+
+
+@pytest.mark.parametrize("extension", ["arrow", "csv", "jsonl", "npy", "npz", "parquet", "pt", "zarr.zip"])
+def test_a_merge_for_which_there_is_no_room(tmp_path: Path, extension: str) -> None:
+    run_all(tmp_path / "run", make_job(rows=4000, batch_size=100, shard_rows=1000))
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, former[1]))
+    try:
+        with pytest.raises(RunError, match=r"cannot write .*File too large|cannot write .*errno 27"):
+            merge_run(tmp_path / "run", tmp_path / f"merged.{extension}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
