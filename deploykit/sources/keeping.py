@@ -89,6 +89,8 @@ def _value(item: Mapping[str, Any], name: str, where: str) -> np.ndarray[Any, An
         array = np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{where}: keep {name!r}: a {type(value).__name__} that is no array ({error})") from error
+    if isinstance(value, str | list | tuple):
+        array = _unchanged(value, array, f"{where}: keep {name!r}")
     if array.dtype.kind == "U" or (array.dtype == object and all(isinstance(each, str) for each in array.flat)):
         return array.astype(object)
     array = as_kept(array, lambda _, text: DataError(f"{where}: keep {name!r}: {text}"))
@@ -98,6 +100,18 @@ def _value(item: Mapping[str, Any], name: str, where: str) -> np.ndarray[Any, An
             f"kept ({', '.join([*DTYPES, *KEPT_AS])})"
         )
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _unchanged(value: Any, array: np.ndarray[Any, Any], what: str) -> np.ndarray[Any, Any]:
+    """What numpy made of Python's values, if it gives them back; texts as they are, with what ends in a NUL."""
+    given = np.array(value, object)
+    if given.size and all(isinstance(each, str) for each in given.flat):
+        return given
+    for each, kept in zip(given.reshape(-1), array.reshape(-1).tolist(), strict=False):
+        # A NaN is not equal to itself.
+        if isinstance(each, str | int | float) and each == each and each != kept:
+            raise DataError(f"{what}: {each!r} among other values would become {kept!r}; give all of them one type")
+    return array
 
 
 def _scalar(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

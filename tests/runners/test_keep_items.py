@@ -9,7 +9,8 @@ import pytest
 
 import deploykit
 from deploykit.errors import DataError, RunError, UsageError
-from deploykit.sources import Reading, open_source
+from deploykit.sources import KEPT, Reading, open_source
+from deploykit.sources.keeping import Keeping
 from deploykit.verify_run import verify_run
 from runners.job import run
 from tests import handmade
@@ -96,3 +97,20 @@ def _first_rows(target: str, reading: Reading, kind: str = "plain") -> None:
             source.read(0, 2)
     finally:
         source.close()
+
+
+def test_a_batch_of_values_keeps_them_as_they_are() -> None:
+    """A ``collate_fn`` gives lists, of which numpy would make one type, and cut off NULs at the end of texts."""
+    keeping = Keeping(Reading(keep=("id",)), handmade.INPUTS["plain"], "data")
+    kept = keeping.batch({"id": ["a\0", "", "\0"]}, 3, "rows 0 to 2")
+    assert kept[f"{KEPT}id"].tolist() == ["a\0", "", "\0"]
+    assert keeping.row({"id": "b\0"}, "row 3")[f"{KEPT}id"].tolist() == "b\0"
+    for values, said in (
+        (["a", 1], "1 among other values would become '1'"),
+        ([2**53 + 1, 0.5], r"9007199254740993 among other values would become 9007199254740992\.0; give all"),
+    ):
+        with pytest.raises(DataError, match=rf"rows 3 to 4: keep 'id': {said}"):
+            keeping.batch({"id": values}, 2, "rows 3 to 4")
+    numbers = Keeping(Reading(keep=("id",)), handmade.INPUTS["plain"], "data")
+    given = [1, 0.5, float("nan"), float("inf")]
+    assert np.array_equal(numbers.batch({"id": given}, 4, "rows 0 to 3")[f"{KEPT}id"], given, equal_nan=True)
