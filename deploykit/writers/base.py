@@ -120,6 +120,7 @@ def checked(specs: Sequence[TensorSpec], batch: Batch) -> Batch:
             )
         if spec.dtype == TEXT:
             _refuse_cells(spec, array, (str, type(None)), "a column of text holds text or None")
+            _refuse_no_unicode(spec, array, batch.sample_ids)
     return batch
 
 
@@ -127,6 +128,24 @@ def _refuse_cells(spec: TensorSpec, array: np.ndarray[Any, Any], kinds: tuple[ty
     for cell in array.reshape(-1).tolist():
         if not isinstance(cell, kinds):
             raise RunError(f"column {spec.name!r}: a cell is {cell!r}; {rule}")
+
+
+def _refuse_no_unicode(spec: TensorSpec, array: np.ndarray[Any, Any], ids: np.ndarray[Any, Any]) -> None:
+    """Refuse what no file can hold: Python's text for the bytes of a file's name that are not UTF-8, for example."""
+    for row, cell in zip(ids.tolist(), array.reshape(-1).tolist(), strict=True):
+        if cell is not None and not _is_unicode(cell):
+            raise RunError(
+                f"column {spec.name!r}, row {row}: {cell[:60]!r} is not all Unicode (of the name of a file: not all "
+                "UTF-8); change the text, rename the file, or leave the column out of --keep"
+            )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def texts_of(spec: TensorSpec, array: np.ndarray[Any, Any]) -> list[str]:

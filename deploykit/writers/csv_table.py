@@ -63,7 +63,7 @@ class CsvWriter(Writer):
         read = csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES)
         with csv.open_csv(path, read_options=read, parse_options=parse, convert_options=convert) as file:
             for batch in batches_from(self._cells, file):
-                yield Batch(sample_ids=batch.sample_ids, outputs=self._joined(batch.outputs))
+                yield Batch(sample_ids=batch.sample_ids, outputs=self._joined(batch.outputs, len(batch)))
 
     def _split(self, outputs: Arrays) -> Iterator[np.ndarray[Any, Any]]:
         for spec in self.outputs:
@@ -71,13 +71,14 @@ class CsvWriter(Writer):
             # Half precision is written through single precision, which holds it exactly.
             yield from np.ascontiguousarray(array.T, np.float32 if spec.dtype == "float16" else None)
 
-    def _joined(self, cells: Arrays) -> Arrays:
+    def _joined(self, cells: Arrays, rows: int) -> Arrays:
         outputs: Arrays = {}
         for spec in self.outputs:
             columns = [cells[cell.name] for cell in _cells(spec)]
             dtype = object if spec.dtype == TEXT else spec.numpy_dtype
-            table = np.stack(columns, axis=1).astype(dtype, copy=False)
-            outputs[spec.name] = table.reshape(len(table), *(int(size) for size in spec.row_shape))
+            # An output of no numbers has no column.
+            table = np.stack(columns, axis=1) if columns else np.empty((rows, 0))
+            outputs[spec.name] = table.astype(dtype, copy=False).reshape(rows, *map(int, spec.row_shape))
         return outputs
 
 

@@ -1,6 +1,7 @@
 """Every writer of the table holds every output that it does not refuse, and gives it back bit for bit."""
 
 import importlib.util
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,8 @@ def text(name: str) -> TensorSpec:
 def tables(draw: st.DrawFn, *, dynamic: bool, texts: bool) -> tuple[list[TensorSpec], list[Batch]]:
     """Outputs, and batches of them with every kind of value; dynamic dimensions change between the batches."""
     kinds = st.sampled_from([*DTYPES, TEXT] if texts else DTYPES)
-    shapes = st.sampled_from([(), (1,), (3,), (2, 2), (2, 1, 3), *([("n",), (2, "n"), ("n", 2)] if dynamic else [])])
+    of_any_size: list[tuple[int | str, ...]] = [("n",), (2, "n"), ("n", 2)] if dynamic else []
+    shapes = st.sampled_from([(), (0,), (1,), (3,), (2, 0), (2, 2), (2, 1, 3), *of_any_size])
     names = draw(st.lists(st.sampled_from(["logits.mean", "0", "ä b", 'q"', "x,y", "a.b.c"]), min_size=1, max_size=3))
     specs = []
     for name in dict.fromkeys(names):
@@ -57,7 +59,7 @@ def tables(draw: st.DrawFn, *, dynamic: bool, texts: bool) -> tuple[list[TensorS
         specs.append(TensorSpec(name=name, dtype=dtype, shape=("batch", *shape)))
     batches, start = [], draw(st.integers(0, 2**40))
     for rows in draw(st.lists(st.integers(1, 5), max_size=4)):
-        size = draw(st.integers(1, 3))
+        size = draw(st.integers(0, 3))
         outputs = {spec.name: draw(values(spec, rows, size)) for spec in specs}
         batches.append(Batch(sample_ids=np.arange(start, start + rows), outputs=outputs))
         start += rows
@@ -225,6 +227,14 @@ def test_gaps_in_text_stay_gaps_or_are_refused(tmp_path: Path, name: str) -> Non
             make_writer(name, [text("id")]).write(tmp_path / "a", iter([batch]), 3)
     else:
         round_trip(tmp_path, name, [text("id")], [batch])
+
+
+@pytest.mark.parametrize("name", WITH_TEXT)
+def test_text_that_is_no_unicode_is_refused_with_its_row(tmp_path: Path, name: str) -> None:
+    cells = np.array(["a", os.fsdecode(b"caf\xe9.png")], object)
+    batch = Batch(sample_ids=np.arange(7, 9), outputs={"id": cells})
+    with pytest.raises(RunError, match=r"column 'id', row 8: 'caf\\udce9\.png' is not all Unicode.*rename the file"):
+        make_writer(name, [text("id")]).write(tmp_path / "a", iter([batch]), 2)
 
 
 @pytest.mark.parametrize("name", WITH_TEXT)
