@@ -3,6 +3,7 @@
 Objects are known by what they can do, so neither torch nor Lightning is imported here.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,10 +95,13 @@ def rows_of(dataset: Any, what: str) -> int:
             "an iterable, a DataLoader, or a LightningDataModule"
         )
     try:
-        return len(dataset)
-    except (TypeError, NotImplementedError) as error:
+        return called(f"{what}: the length of the {type(dataset).__name__}", len, dataset)  # type: ignore[no-any-return]
+    except DataError as error:
+        if not isinstance(error.__cause__, TypeError | NotImplementedError):
+            raise
         raise DataError(
-            f"{what}: a {type(dataset).__name__} without a length ({error}); give it __len__, so that rows have numbers"
+            f"{what}: a {type(dataset).__name__} without a length ({error.__cause__}); give it __len__, so that rows "
+            "have numbers"
         ) from error
 
 
@@ -126,10 +130,9 @@ def left_out(found: Found, came: int) -> str | None:
 
 
 def _length(dataset: Any) -> int | None:
-    try:
-        return len(dataset)
-    except (TypeError, NotImplementedError):
-        return None
+    with contextlib.suppress(DataError):
+        return called("length", len, dataset)  # type: ignore[no-any-return]
+    return None
 
 
 def _predict_loaders(module: Any, what: str, *, prepare: bool) -> Any:

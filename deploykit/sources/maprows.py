@@ -1,6 +1,6 @@
 """The rows of one map-style dataset, by number."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,12 +66,14 @@ class MapRows:
         self._dataset = self._collate = None
 
     def _read_here(self, start: int, stop: int) -> Arrays:
-        items = self._fetch(range(start, stop))
+        # The user's code may fill the same memory again, for the next row or batch.
+        items = self._each(range(start, stop))
         if self._collate is None:
-            batch = self._stacked([self._items.row(item, row) for row, item in enumerate(items, start)], start)
+            batch = self._stacked(self._rows(items, start), start)
         else:
             where = f"{self._what}, rows {start} to {stop - 1}: the collate_fn"
-            batch = self._items.batch(called(where, self._collate, items), start, stop)
+            batch = self._items.batch(called(where, self._collate, list(items)), start, stop)
+            batch = batch if _is_default(self._collate) else _copied(batch)
         return self._checked(batch, start)
 
     def _checked(self, batch: Arrays, start: int) -> Arrays:
@@ -86,19 +88,34 @@ class MapRows:
         from torch.utils.data import default_collate
 
         where = f"{self._what}, rows {rows[0]} to {rows[-1]}: the collate_fn"
-        return called(where, self._collate or default_collate, self._fetch(rows))
+        return called(where, self._collate or default_collate, list(self._each(rows)))
 
-    def _fetch(self, rows: Sequence[int]) -> list[Any]:
+    def _each(self, rows: Sequence[int]) -> Iterator[Any]:
+        """The items of these rows: each when it is asked for, unless the dataset gives many at once."""
         places = [row - self.first for row in rows]
         many = getattr(self._dataset, "__getitems__", None)
         if many is not None:
             where = f"{self._what}, rows {rows[0]} to {rows[-1]}"
-            items = list(called(where, many, places))
+            items = called(where, lambda: list(many(places)))
             if len(items) != len(rows):
                 raise DataError(f"{where}: __getitems__ returned {len(items)} rows; it must return one for each index")
-            return items
+            yield from items
+            return
         get = self._dataset.__getitem__
-        return [called(f"{self._what}, row {row}", get, place) for row, place in zip(rows, places, strict=True)]
+        for row, place in zip(rows, places, strict=True):
+            yield called(f"{self._what}, row {row}", get, place)
+
+    def _rows(self, items: Iterator[Any], start: int) -> list[Arrays]:
+        rows: list[Arrays] = []
+        problem: DataError | None = None
+        for row, item in enumerate(items, start):
+            try:
+                rows.append(_copied(self._items.row(item, row)))
+            except DataError as error:
+                problem = problem or error  # What the dataset itself raises for a later row comes before it.
+        if problem is not None:
+            raise problem
+        return rows
 
     def _stacked(self, rows: list[Arrays], start: int) -> Arrays:
         for spec in self._inputs:
@@ -111,3 +128,12 @@ class MapRows:
                     "collate_fn that does"
                 )
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _copied(arrays: Arrays) -> Arrays:
+    return {name: array.copy() for name, array in arrays.items()}
+
+
+def _is_default(collate: Any) -> bool:
+    """Whether it is torch's own, which always makes new memory."""
+    return getattr(collate, "__module__", "") == "torch.utils.data._utils.collate"

@@ -143,6 +143,60 @@ def test_what_is_no_dataset(tmp_path: Path, body: str, said: str) -> None:
         opened(factory(tmp_path, PLAIN, body), [X])
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("ValueError('odd')", "raised ValueError: odd"),
+        ("OSError(5, 'gone')", "raised OSError: .*gone"),
+        ("SystemExit(0)", "raised SystemExit: 0"),
+        ("TypeError('odd')", r"without a length \(odd\); give it __len__"),
+    ],
+)
+def test_a_length_that_raises(tmp_path: Path, error: str, said: str) -> None:
+    head = f"{PLAIN}\nclass Odd(Rows):\n    def __len__(self):\n        raise {error}\n"
+    with pytest.raises(DataError, match=f"data .*:make: .*Odd.* {said}"):
+        opened(factory(tmp_path, head, "Odd(x)"), [X])
+
+
+@pytest.mark.parametrize("count", ["-1", "10**30"])
+def test_a_length_that_cannot_be(tmp_path: Path, count: str) -> None:
+    with pytest.raises(DataError, match=r"the length of the Rows: raised (ValueError|OverflowError)"):
+        opened(factory(tmp_path, PLAIN, f"Rows(x, {count})"), [X])
+
+
+REUSED = f"""{PLAIN}
+import torch
+from torch.utils.data import DataLoader
+room = np.zeros(4, np.float32)
+wide = torch.zeros(6, 4)
+def filled(i):
+    room[:] = i
+    return room
+def collate(rows):
+    wide[:len(rows)] = torch.stack(rows)
+    return wide[:len(rows)]
+"""
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["Rows(filled)", "Rows(lambda i: {'x': torch.from_numpy(filled(i))})",
+     "DataLoader(Rows(lambda i: torch.full((4,), float(i))), collate_fn=collate)"],
+)  # fmt: skip
+def test_memory_that_the_users_code_fills_again(tmp_path: Path, body: str) -> None:
+    """As a loop over a DataLoader with one row in a batch does, which uses each before it asks for the next."""
+    source = opened(factory(tmp_path, REUSED, body), [X])
+    first, second = source.read(0, 3), source.read(3, 6)
+    rows = np.concatenate([first["x"], second["x"]])
+    assert rows.tolist() == [[row] * 4 for row in range(6)]
+
+
+def test_getitems_that_gives_no_rows(tmp_path: Path) -> None:
+    head = f"{PLAIN}\nclass Many(Rows):\n    def __getitems__(self, places):\n        return None\n"
+    with pytest.raises(DataError, match="rows 2 to 4: raised TypeError: 'NoneType' object is not iterable"):
+        opened(factory(tmp_path, head, "Many(x)"), [X]).read(2, 5)
+
+
 def test_targets_that_do_not_exist(tmp_path: Path) -> None:
     good = factory(tmp_path, PLAIN, "Rows(x)")
     for target in (good.replace(":make", ":made"), "no_such_module_here:make", f"{tmp_path}/none.py:make"):
