@@ -2,8 +2,10 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
+
+import numpy as np
 
 from deploykit.errors import DataError
 from deploykit.locations import DataFile, Found
@@ -118,7 +120,16 @@ class _CsvFiles(TextTables):
             name: typed(table[name], dtype) if name in self._kept else table[name]
             for name, dtype in self._dtypes.items()
         }
+        if self._is_doubtful(data, inputs) and self._problem(data) is not None:
+            raise ValueError("a number that is read as another one")
         return pa.table({**inputs, **kept})
+
+    def _is_doubtful(self, data: bytes, inputs: Mapping[str, Any]) -> bool:
+        """Whether pyarrow may have taken what is no number: it reads 1e400 as infinite, and 0x1F as 31."""
+        if "int64" in self._dtypes.values() and (b"0x" in data or b"0X" in data):
+            return True
+        floats = (column for name, column in inputs.items() if self._dtypes[name] == "float64")
+        return any(np.isinf(column.to_numpy()).any() for column in floats)
 
     def _problem(self, data: bytes) -> tuple[int, str] | None:
         places = {name: self._header.index(name) for name in self._columns}

@@ -87,7 +87,8 @@ def problem_with_number(text: str, dtype: str) -> str | None:
         elif "_" in text or not text.isascii() or text.strip() != text.strip(" \t"):
             raise ValueError
         elif dtype == "float64":
-            float(text)
+            if math.isinf(float(text)) and not re.search(_NOT_FINITE, text):
+                raise ValueError
         elif "+" in text or not -(2**63) <= int(text) < 2**63:
             raise ValueError
     except ValueError:

@@ -361,6 +361,28 @@ def test_a_kept_value_of_csv_is_what_was_written_or_an_error_of_its_row(
     helpers.close_opened()
 
 
+@pytest.mark.parametrize(
+    ("spec", "column", "bad"),
+    [(V, "v", "1e400"), (V, "v", "-1e999"), (V, "v", "1" * 400), (K, "k", "0x1F"), (K, "k", "-0X1f")],
+)
+def test_what_pyarrow_takes_for_another_number_is_an_error_wherever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: TensorSpec, column: str, bad: str
+) -> None:
+    """An infinite number that was not written, and a hexadecimal one: behind the sample, and in it."""
+    monkeypatch.setattr("deploykit.sources.csvfile.SAMPLE_BYTES", 100)
+    good = ["1", "-Infinity", "inf", "0.5"] if spec is V else ["1", "31", "-7", "031"]
+    lines = ["v,k,note", *(f"{value},{value},0x1f" for value in good * 20)]
+    path = put(tmp_path / "rows.csv", "\n".join([*lines, f"{bad},{bad},a", "2,2,b", ""]))
+    source = opened(path, [spec], columns={spec.name: (column,)})
+    np.testing.assert_array_equal(source.read(0, 80)[spec.name], [float(value) for value in good * 20])
+    with pytest.raises(DataError, match=rf"row 80: column '{column}': '{bad[:60]}' is no {spec.dtype}; mend the value"):
+        source.read(79, 82)
+    assert source.read(81, 82)[spec.name] == [2]
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="its columns do not give what is needed"):
+        opened(put(tmp_path / "first.csv", f"v,k\n{bad},{bad}\n"), [spec])
+
+
 def test_why_a_column_of_numbers_is_kept_as_text_is_said(tmp_path: Path) -> None:
     path = put(tmp_path / "rows.csv", "v,zip,phone,big,n\n1,1234,+49,18446744073709551615,1\n2,01234,5,1,2\n")
     source: Any = opened(path, [V], keep=("zip", "phone", "big", "n"))
