@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast, get_args
 
-from deploykit.errors import RunError, UnknownNameError
+from deploykit.errors import RunError, UnknownNameError, UsageError
 from deploykit.layout import CONTIGUOUS
 from deploykit.passes import Passes
 from deploykit.plan import Plan
@@ -28,6 +28,11 @@ ERROR_POLICIES: tuple[str, ...] = get_args(ErrorPolicy)
 # What does not change a single predicted byte may change between a run and its resume.
 _FREE = ("artifact_path", "data_source", "columns", "created", "version", "outputs")
 _ABSENT = "nothing"
+
+_TEXTS = (
+    "artifact", "artifact_path", "format", "data_source", "writer", "write_interval", "nan", "version", "created",
+    "on_error", "layout",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,11 +146,23 @@ class Job:
             fields["passes"] = Passes(**fields.get("passes", {}))
             fields["keep"] = tuple(fields.get("keep", ()))
             fields["columns"] = {name: tuple(names) for name, names in fields.get("columns", {}).items()}
-            return cls(**fields)
-        except (TypeError, KeyError, AttributeError) as error:
+            job = cls(**fields)
+            _require_types(job)
+        except (TypeError, KeyError, AttributeError, UsageError) as error:
             raise RunError(
                 f"run.json: a field is missing, unknown or of another type ({error!r}); use another output directory"
             ) from error
+        return job
+
+
+def _require_types(job: Job) -> None:
+    writer = job.writer if job.lightning is None else job.lightning["writer"]
+    texts = {name: getattr(job, name) for name in _TEXTS} | {"lightning.writer": writer}
+    numbers = job.plan.to_json() | {name: getattr(job, name) or 0 for name in ("seed", "draws")}
+    for kind, values in ((str, texts), (int, numbers), (Mapping, {"data": job.data})):
+        for name, value in values.items():
+            if not isinstance(value, kind):
+                raise TypeError(f"{name}: {value!r}")
 
 
 def _plain(value: Any) -> Any:

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.errors import IncompleteRunError, RunError, UnknownNameError
+from deploykit.errors import DeploykitError, IncompleteRunError, RunError, UnknownNameError
 from deploykit.job import Job
 from deploykit.plan import make_plan
 from deploykit.rundir import LOCK_NAME, RunDirectory
 from deploykit.tensors import TensorSpec
+from deploykit.verify_run import check_run
+from deploykit.watching import run_status
 from deploykit.writers import Batch, Writer
 from deploykit.writers.npy import NpyWriter
 
@@ -112,6 +114,27 @@ def test_a_run_json_that_cannot_be_read(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(RunError, match=r"run\.json"):
         RunDirectory.prepare(tmp_path, make_job())
+
+
+def test_a_field_of_run_json_that_is_no_such_thing_is_a_message(tmp_path: Path) -> None:
+    """Whatever stands in any of the fields: it is read as that, or refused."""
+    job = make_job(write_interval="epoch", writer="npy")
+    run_all(tmp_path, job)
+    known = job.to_json()
+    changes: list[tuple[str, Any]] = [
+        (name, value) for name in known for value in (None, 5, "x", [], ["x"], {}, {"x": 1})
+    ]
+    changes += [("plan", {**known["plan"], name: value}) for name in known["plan"] for value in (None, 0, -1, "x", 1.5)]
+    refused = 0
+    for name, value in changes:
+        (tmp_path / "run.json").write_text(json.dumps({**known, name: value}))
+        try:
+            run_status(tmp_path)
+            check_run(tmp_path)
+        except DeploykitError as error:
+            refused += 1
+            assert name in str(error) or str(value) in str(error) or "run.json" in str(error)  # noqa: PT017
+    assert refused > len(changes) / 2
 
 
 @pytest.mark.parametrize(
