@@ -4,15 +4,18 @@ Nothing here loads a runtime: how many CUDA devices there are is asked of the ru
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from deploykit.errors import DeviceError, UsageError
 
-__all__ = ["Device", "available_cores", "check_threads", "parse_devices"]
+__all__ = ["MOST_RANKS", "Device", "available_cores", "check_ranks", "check_threads", "parse_devices"]
 
-_THREADS_PER_CORE = 4
+MOST_RANKS = 65_536
+"""No job has more; so that a slip of the hand does not make as many files or processes."""
+
+_THREADS_PER_CORE, _RANKS_PER_CORE = 4, 16
 
 _FORMS = "cpu, cpu:4 (four CPU ranks), cuda (every CUDA device), cuda:0,2 (these CUDA devices) or auto"
 
@@ -51,6 +54,21 @@ def check_threads(threads: int, *, here: bool = True) -> None:
         )
 
 
+def check_ranks(devices: Sequence[Device]) -> None:
+    """Refuse more CPU ranks than this machine can hold: each is a process.
+
+    Raises:
+        UsageError: many more than it has cores.
+    """
+    cores = os.cpu_count() or 1
+    most = cores * _RANKS_PER_CORE
+    if devices[0].kind == "cpu" and len(devices) > most:
+        raise UsageError(
+            f"devices 'cpu:{len(devices)}': this machine has {cores} cores; at most {most} ranks are allowed on it, "
+            "and more than cores are slower: name fewer"
+        )
+
+
 def parse_devices(text: str, cuda_count: Callable[[], int], *, runtime: str = "the runtime") -> tuple[Device, ...]:
     """The devices that ``text`` names, one rank each.
 
@@ -85,8 +103,12 @@ def _cuda(indices: "range | list[int]") -> tuple[Device, ...]:
 
 
 def _cpu(text: str, count: str) -> tuple[Device, ...]:
-    if not (count.isascii() and count.isdigit()) or int(count) < 1:
-        raise UsageError(f"devices {text!r}: {count!r} is not a number of CPU ranks; at least 1, for example cpu:4")
+    is_number = count.isascii() and count.isdigit() and len(count) <= len(str(MOST_RANKS))
+    if not is_number or not 1 <= int(count) <= MOST_RANKS:
+        raise UsageError(
+            f"devices {text[:40]!r}: {count[:40]!r} is not a number of CPU ranks; at least 1 and at most {MOST_RANKS}, "
+            "for example cpu:4"
+        )
     return tuple(Device(kind="cpu", index=index) for index in range(int(count)))
 
 

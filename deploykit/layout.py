@@ -7,6 +7,7 @@ r + W, r + 2W ... Both are the same for the same job, whoever computed the rows.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from deploykit.devices import MOST_RANKS
 from deploykit.errors import UsageError
 
 __all__ = ["CONTIGUOUS", "Layout", "parse_layout"]
@@ -55,9 +56,14 @@ def parse_layout(text: str, ranks: int) -> Layout:
         UsageError: another kind, or a number that is none.
     """
     kind, colon, number = text.partition(":")
-    if kind not in (CONTIGUOUS, STRIDED) or (colon and not (number.isdecimal() and int(number))):
+    if kind not in (CONTIGUOUS, STRIDED) or (colon and not (number.isdecimal() and number.strip("0"))):
         raise UsageError(
             f"layout {text!r}: known are {CONTIGUOUS} and {STRIDED}, with a number of ranks if it is not that of the "
             f"devices; for example {STRIDED}:4"
+        )
+    if len(number) > len(str(MOST_RANKS)) or (colon and int(number) > MOST_RANKS):
+        raise UsageError(
+            f"layout {text[:40]!r}: each rank gets a file or calls of its own, and at most {MOST_RANKS} are allowed; "
+            "name the number of ranks that you have"
         )
     return Layout(kind=kind, ranks=int(number) if colon else ranks)

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
-from deploykit.devices import Device, parse_devices
+from deploykit.devices import Device, check_ranks, parse_devices
 from runners.base import Runner
 from runners.execute import Computed, ProgressChoice, Setting
 
@@ -30,9 +30,12 @@ class Engine(abc.ABC):
         """The devices that ``--devices`` names, one rank each; those of this machine if not overridden.
 
         Raises:
-            UsageError, DeviceError: a form that the engine does not know, or a device that is not there.
+            UsageError, DeviceError: a form that the engine does not know, a device that is not there, or more ranks
+                than this machine can hold.
         """
-        return parse_devices(text, runner.cuda_count, runtime=runner.runtime)
+        devices = parse_devices(text, runner.cuda_count, runtime=runner.runtime)
+        check_ranks(devices)
+        return devices
 
     def ranks_here(self, devices: Sequence[Device]) -> int:
         """How many ranks share the cores of this machine; one for each of the ``devices`` if not overridden."""

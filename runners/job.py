@@ -244,8 +244,8 @@ def _controls(artifact: Artifact, seed: int | None, draws: int | None) -> tuple[
                 "export it with --mc-draws"
             )
         return None, None
-    if draws is not None and draws < 1:
-        raise UsageError(f"draws {draws}: at least one draw is needed")
+    if draws is not None and not 1 <= draws < 2**63:
+        raise UsageError(f"draws {draws}: at least one draw is needed, and no more than a 64-bit integer holds")
     if seed is not None and not -(2**63) <= seed < 2**63:
         raise UsageError(f"seed {seed}: must be a 64-bit integer")
     return section.seed if seed is None else seed, section.draws if draws is None else draws

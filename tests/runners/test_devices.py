@@ -2,9 +2,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit.devices import Device, check_threads, parse_devices
+from deploykit.devices import Device, check_ranks, check_threads, parse_devices
 from deploykit.errors import DeviceError, UsageError
+from runners.engine_local import LocalEngine
 from runners.engine_ray import RayEngine
+from runners.onnx_runner import OnnxRunner
 
 
 def none() -> int:
@@ -34,6 +36,17 @@ def test_threads_are_bounded_by_the_cores_of_the_machine_that_the_rank_is_on(mon
         with pytest.raises(UsageError, match=f"threads {threads}: "):
             check_threads(threads, here=here)
     assert not RayEngine.is_here, "its ranks may be on larger machines"
+
+
+def test_ranks_are_bounded_by_the_cores_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    check_ranks(parse_devices("cpu:32", never))
+    check_ranks(parse_devices("cuda", lambda: 99))
+    with pytest.raises(UsageError, match=r"devices 'cpu:33': this machine has 2 cores; at most 32 ranks are allowed"):
+        LocalEngine().devices("cpu:33", OnnxRunner)
+    for count in ("65537", "9" * 12, "9" * 5000):
+        with pytest.raises(UsageError, match="is not a number of CPU ranks; at least 1 and at most 65536"):
+            parse_devices(f"cpu:{count}", never)
 
 
 def test_short_forms() -> None:

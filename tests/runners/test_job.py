@@ -153,6 +153,8 @@ def test_several_inputs_from_npz_and_the_pt_writer(artifact_paths: dict[str, Pat
         ({"batch_size": 0}, UsageError, "batch size 0"),
         ({"threads": 0}, UsageError, "threads 0"),
         ({"threads": 9999}, UsageError, r"threads 9999: this machine has \d+ cores; at most \d+ threads"),
+        ({"devices": "cpu:9999"}, UsageError, r"cpu:9999': this machine has \d+ cores; at most \d+ ranks"),
+        ({"writer": "pt", "write_interval": "epoch", "layout": "strided:99999999"}, UsageError, "at most 65536"),
         ({"seed": 3}, UsageError, "deterministic"),
         ({"draws": 3}, UsageError, "deterministic"),
         ({"shard_rows": 9, "batch_size": 4}, UsageError, "multiple"),

@@ -46,6 +46,13 @@ def test_contiguous_blocks_hold_each_row_once_in_whole_batches(rows: int, batch_
     assert batches == [list(range(rows))[at : at + batch_size] for at in range(0, rows, batch_size)]
 
 
+@pytest.mark.parametrize("number", ["65537", "99999999999", "9" * 5000])
+def test_more_ranks_than_anybody_has_are_refused(number: str) -> None:
+    with pytest.raises(UsageError, match=r"layout 'strided:\d+'?.* at most 65536 are allowed"):
+        parse_layout(f"strided:{number}", 1)
+    assert parse_layout("strided:65536", 1).ranks == 65536
+
+
 @pytest.mark.parametrize("text", ["", "zigzag", "strided:", "strided:0", "strided:-1", "strided:two"])
 def test_other_layouts_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"known are contiguous and strided.*strided:4"):
