@@ -11,7 +11,7 @@ from deploykit.lightning.assemble import assemble
 from deploykit.lightning.indices import Loader, loaders_of
 from deploykit.lightning.spool import RankSpool
 from deploykit.lightning.values import named_arrays, specs_of
-from deploykit.writers import WRITERS
+from deploykit.writers import WRITERS, make_writer
 from deploykit.writers.base import Batch
 
 __all__ = ["RunWriting", "make_run_writer"]
@@ -72,8 +72,10 @@ class RunWriting:
         first = sum(loader.rows for loader in self._loaders[:dataloader_idx])
         if self._spool is None:
             raise UsageError("RunWriter: Trainer.predict did not start; it is a callback of that alone")
-        ids = np.array(indices, np.int64) + first
-        self._spool.add(Batch(sample_ids=ids, outputs=arrays), specs_of(arrays))
+        ids, specs = np.array(indices, np.int64) + first, specs_of(arrays)
+        if self._spool.outputs is None:
+            make_writer(self._writer, specs)  # What the format does not hold is refused with the first batch.
+        self._spool.add(Batch(sample_ids=ids, outputs=arrays), specs)
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
         """Wait for all ranks; rank 0 makes the run directory, and all hear how that went."""

@@ -12,7 +12,7 @@ not count.
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,9 @@ class RankSpool:
             return
         path = self._folder / f"chunk-{self._chunks:06d}.npy"
         with writing(path), appears_whole(path) as temporary:
-            NpyWriter(self.outputs).write(temporary, iter(self._waiting), sum(map(len, self._waiting)))
+            waiting = (_numbered(batch, self.outputs) for batch in self._waiting)
+            columns = [replace(spec, name=str(number)) for number, spec in enumerate(self.outputs)]
+            NpyWriter(columns).write(temporary, waiting, sum(map(len, self._waiting)))
         self._chunks += 1
         self._waiting, self._bytes = [], 0
 
@@ -153,13 +155,21 @@ class Spooled:
             records[here] = self._chunks[chunk][places[here] - self._firsts[chunk]]
         yield Batch(
             sample_ids=np.ascontiguousarray(records[SAMPLE_ID]),
-            outputs={spec.name: np.ascontiguousarray(records[spec.name]) for spec in outputs},
+            outputs={spec.name: np.ascontiguousarray(records[str(number)]) for number, spec in enumerate(outputs)},
         )
 
     def remove(self) -> None:
         """Remove the folder."""
         self._chunks = []
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _numbered(batch: Batch, outputs: Sequence[TensorSpec]) -> Batch:
+    """The outputs under their numbers: npy, in which they are put aside, does not take every name."""
+    return Batch(
+        sample_ids=batch.sample_ids,
+        outputs={str(number): batch.outputs[spec.name] for number, spec in enumerate(outputs)},
+    )
 
 
 def _summary(folder: Path, run: Path) -> Summary:

@@ -19,11 +19,16 @@ def named_arrays(prediction: Any) -> Arrays:
     """Every tensor of a prediction by its path (``aux.norm``, ``0``); a single bare tensor is ``output``.
 
     Raises:
-        DataError: None, something that is no tensor, a tensor without rows, or tensors of different numbers of rows.
+        DataError: None, something that is no tensor, a tensor without rows, tensors of different numbers of rows, or
+            two under one name.
     """
     if prediction is None:
         raise DataError("predict_step returned None; return the predictions, a tensor or a structure of tensors")
-    arrays = dict(_leaves(prediction, ""))
+    arrays: Arrays = {}
+    for name, array in _leaves(prediction, ""):
+        if name in arrays:
+            raise DataError(f"predict_step returned two tensors that would be called {name!r}; rename one of the keys")
+        arrays[name] = array
     rows = {array.shape[:1] for array in arrays.values()}
     if len(rows) != 1 or () in rows:
         shapes = {name: list(array.shape) for name, array in arrays.items()}
@@ -67,7 +72,11 @@ def _array(value: Any, name: str) -> np.ndarray[Any, Any]:
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         # numpy has no bfloat16.
-        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+        try:
+            value = value.numpy()
+        except (TypeError, RuntimeError) as error:
+            raise DataError(f"predict_step returned as {name!r} what is no array: {error}") from error
     if str(value.dtype) not in DTYPES:
         raise DataError(f"predict_step returned {value.dtype} as {name!r}; files hold {', '.join(DTYPES)}")
     array: np.ndarray[Any, Any] = value

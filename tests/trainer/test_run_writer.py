@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
-from deploykit.errors import DataError, IncompleteRunError, RunError, UnknownNameError
+from deploykit.errors import DataError, IncompleteRunError, RunError, UnknownNameError, UsageError
 from deploykit.lightning import RunWriter
 from deploykit.merging import merge_run
 from deploykit.rundir import RunDirectory
@@ -118,6 +118,9 @@ def test_names_are_those_of_an_exported_artifact(tmp_path: Path, make: Any, name
         (lambda x: {"y": x, "loss": x.sum()}, "leave losses and other sums out"),
         (lambda x: {"y": x, "z": x[:1]}, "first dimension of each must be the batch"),
         (lambda x: {"y": x, "name": "cat"}, "returned a str as 'name'"),
+        (lambda x: {"a": {"b": x}, "a.b": x + 1}, "two tensors that would be called 'a.b'; rename one of the keys"),
+        (lambda x: {1: x, "1": x + 1}, "two tensors that would be called '1'"),
+        (lambda x: {"y": x.to_sparse()}, "returned as 'y' what is no array: .*Sparse"),
         (lambda x: x.to(torch.complex64), "complex64 as 'output'"),
         (lambda x: x[:1], "2 samples and a prediction of 1 rows"),
         (lambda x: x[:, : len(x) + 1], "return the same names, dtypes and shapes"),
@@ -127,6 +130,34 @@ def test_predictions_that_no_file_can_hold(tmp_path: Path, make: Any, said: str)
     with pytest.raises(DataError, match=said):
         predict([RunWriter(tmp_path / "run")], DataLoader(Rows(5), batch_size=2), inner=Odd(make))
     assert not (tmp_path / "run").exists(), "nothing counts"
+
+
+@pytest.mark.parametrize(
+    ("writer", "make", "said"),
+    [
+        ("npy", lambda x: {"ü": x}, "the output name 'ü' is not ASCII"),
+        ("parquet", lambda x: {"sample_id": x}, "rename the outputs"),
+        ("csv", lambda x: x.repeat(1, 5000), "20000 columns"),
+    ],
+)
+def test_what_the_format_does_not_hold_is_refused_with_the_first_batch(
+    tmp_path: Path, writer: str, make: Any, said: str
+) -> None:
+    calls: list[int] = []
+    odd = Odd(lambda x: calls.append(len(x)) or make(x))
+    with pytest.raises(UsageError, match=said):
+        predict([RunWriter(tmp_path / "run", writer=writer)], DataLoader(Rows(5), batch_size=2), inner=odd)
+    assert calls == [2]
+
+
+@pytest.mark.parametrize("writer", ["pt", "npz", "parquet", "jsonl"])
+def test_any_name_for_a_format_that_takes_it(tmp_path: Path, writer: str) -> None:
+    names = ["ü", "0", "a b,\n"]
+    odd = Odd(lambda x: {name: x + place for place, name in enumerate(names)})
+    predict([RunWriter(tmp_path / "run", writer=writer)], DataLoader(Rows(5), batch_size=2), inner=odd)
+    table = merged(tmp_path / "run")
+    for place, name in enumerate(names):
+        np.testing.assert_array_equal(table[name], Rows(5).x + place)
 
 
 class Stream(IterableDataset[Any]):
