@@ -11,7 +11,6 @@
 """
 
 import json
-import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 from deploykit.commit import Commit, Digests, RankCommit, part_name
 from deploykit.errors import RunError
 from deploykit.feed import Feed, writing
-from deploykit.files import TEMPORARY_PREFIX, appears_whole, write_json, write_json_once
+from deploykit.files import TEMPORARY_PREFIX, appears_whole, discard, write_json, write_json_once
 from deploykit.job import Job
 from deploykit.otherjob import refuse_other_job
 from deploykit.plan import Plan, Shard
@@ -65,7 +64,7 @@ class RunDirectory:
             directory._set_up()
             directory.clean()
             for leftover in (path / "logs").glob(f"{TEMPORARY_PREFIX}*"):
-                _remove(leftover)  # Not in clean: a rank that has ended its work may still write its measurements.
+                discard(leftover)  # Not in clean: a rank that has ended its work may still write its measurements.
         return directory
 
     @classmethod
@@ -200,7 +199,7 @@ class RunDirectory:
         """Remove what killed processes left half-written of a job's files; nobody else may be writing any of them."""
         for folder in (self.path, self.parts, self.commits, self.path / STATUS_NAME):
             for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
-                _remove(leftover)
+                discard(leftover)
 
     def _set_up(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -242,10 +241,3 @@ def _require_written(writer: Writer, path: Path) -> None:
             f"writer {type(writer).__name__}: wrote no file {path.name}; write(path, batches, rows) must create "
             "exactly the path that it is given"
         )
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

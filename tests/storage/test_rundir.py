@@ -257,6 +257,22 @@ def test_a_writer_that_writes_nothing(tmp_path: Path) -> None:
         directory.write_part(shard, Lazy(OUTPUTS), batches_of(directory.job.plan, shard), rank=0, timings={})
 
 
+class Foldering(Writer):
+    extension = "folder"
+
+    def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:
+        path.mkdir()
+        (path / "rows").write_text(str(sum(map(len, batches))))
+
+
+def test_a_writer_that_makes_a_folder(tmp_path: Path) -> None:
+    directory = RunDirectory.prepare(tmp_path, make_job())
+    shard = directory.job.plan.shard(0)
+    with pytest.raises(RunError, match=r"writer Foldering: wrote no file .*folder; .* exactly the path"):
+        directory.write_part(shard, Foldering(OUTPUTS), batches_of(directory.job.plan, shard), rank=0, timings={})
+    assert not list(directory.parts.iterdir()), "nothing half-written is left"
+
+
 def test_a_part_without_commit_is_overwritten(tmp_path: Path) -> None:
     directory = RunDirectory.prepare(tmp_path, make_job())
     (directory.parts / "part-000000.npy").write_text("half")
