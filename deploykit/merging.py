@@ -48,7 +48,8 @@ def merge_run(
     shards = _present(directory, state, allow_partial)
     batches = RunRows(directory.path, state, writer).of(shards)
     rows = sum(shard.rows - len(state.failed_in(shard)) for shard in shards)
-    with writing(destination), appears_whole(destination) as temporary:
+    # A link stays one, so that the file goes to the disk that it was made for.
+    with writing(destination), appears_whole(destination.resolve()) as temporary:
         merged.write(temporary, batches, rows)
     return destination
 

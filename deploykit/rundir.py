@@ -217,6 +217,8 @@ def refuse_foreign(path: Path) -> None:
     """
     if path.exists() and not path.is_dir():
         raise RunError(f"run directory {path}: is a file; name a new directory")
+    if path.is_symlink() and not path.exists():
+        raise RunError(f"run directory {path}: is a link to {path.readlink()}, which is not there; make that directory")
     if not path.is_dir():
         return
     # Another process may have begun a run since somebody looked for one.

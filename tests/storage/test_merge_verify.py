@@ -269,3 +269,18 @@ def test_a_merge_for_which_there_is_no_room(tmp_path: Path, extension: str) -> N
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_merge_through_a_link_writes_where_it_leads(tmp_path: Path) -> None:
+    run_all(tmp_path / "run", make_job())
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "merged.npy"
+    link.symlink_to(tmp_path / "disk" / "merged.npy")
+    assert merge_run(tmp_path / "run", link) == link
+    with pytest.raises(UsageError, match="exists; allow overwriting"):
+        merge_run(tmp_path / "run", link)
+    (tmp_path / "disk" / "merged.npy").write_text("old")
+    merge_run(tmp_path / "run", link, overwrite=True)
+    assert link.is_symlink()
+    assert len(np.load(tmp_path / "disk" / "merged.npy")) == 20
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["merged.npy"]

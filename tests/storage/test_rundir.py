@@ -101,6 +101,14 @@ def test_directories_that_are_not_ours(tmp_path: Path) -> None:
             RunDirectory.open(path)
 
 
+def test_a_link_to_nothing_is_no_place_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    with pytest.raises(RunError, match=r"run: is a link to .*disk, which is not there; make that directory"):
+        RunDirectory.prepare(tmp_path / "run", make_job())
+    (tmp_path / "disk").mkdir()
+    assert not run_all(tmp_path / "run", make_job()).missing()
+
+
 def test_a_directory_left_right_after_its_creation_is_taken(tmp_path: Path) -> None:
     (tmp_path / LOCK_NAME).touch()
     (tmp_path / ".tmp-1-run.json").write_text("{")
