@@ -1,17 +1,19 @@
 """Ray: one actor for each device of a cluster, whose machines share the run directory."""
 
 import os
+import signal
 import sys
+import threading
 import time
 from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from deploykit.devices import Device, available_cores
-from deploykit.errors import DeploykitError, DeviceError, MissingExtraError, RunError, UsageError
+from deploykit.errors import DeploykitError, DeviceError, IncompleteRunError, MissingExtraError, RunError, UsageError
 from deploykit.plan import Shard
 from runners.assignment import Assignment
 from runners.base import Runner
@@ -51,7 +53,7 @@ class RayEngine(Engine):
 
     def __init__(self) -> None:
         self._ray = _ray()
-        self._connected = False
+        self._connected, self._former = False, signal.getsignal(signal.SIGTERM)
 
     def __enter__(self) -> Self:
         if not self._ray.is_initialized():
@@ -63,7 +65,11 @@ class RayEngine(Engine):
                     f"engine ray: no Ray cluster answers at {os.environ.get('RAY_ADDRESS', 'the address it left')} "
                     f"({error}); correct RAY_ADDRESS, or set RAY_ADDRESS=local for a cluster on this machine"
                 ) from error
+            except SystemExit as error:  # Ray's own way of ending at a SIGTERM.
+                _at_sigterm(self._former)
+                _end(int(error.code or signal.SIGTERM))
             self._connected = True
+            _at_sigterm(_end)
         return self
 
     def __exit__(
@@ -71,6 +77,7 @@ class RayEngine(Engine):
     ) -> None:
         if self._connected:
             self._ray.shutdown()
+            _at_sigterm(self._former)
 
     def _connect(self) -> None:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -111,6 +118,18 @@ class RayEngine(Engine):
             return _Cast(self._ray, setting, work).run()
 
         return drive(setting, out.resolve(), place, progress=progress, notes=notes)
+
+
+def _at_sigterm(handler: Any) -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _end(number: int, _frame: object = None) -> NoReturn:
+    """End at a signal that comes before the ranks are there, or after them."""
+    error = IncompleteRunError(f"engine ray: stopped by {signal.Signals(number).name}; give the same command again")
+    error.exit_code = 128 + number
+    raise error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

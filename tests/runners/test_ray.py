@@ -176,6 +176,30 @@ class Ranks:
         return [call.shard.index for call in self.cast._calls.values() if call.rank == rank and call.shard is not None]
 
 
+@pytest.mark.parametrize("when", ["on the way", "connected"])
+def test_a_signal_while_no_rank_is_there_is_no_exit_of_the_users_code(
+    monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Ray replaces the handler of SIGTERM by one that calls ``sys.exit``."""
+    former = signal.getsignal(signal.SIGTERM)
+
+    def init(**_: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        if when == "on the way":
+            signal.raise_signal(signal.SIGTERM)
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
+    monkeypatch.setattr(engine_ray, "_ray", lambda: ray)
+    try:
+        said = "engine ray: stopped by SIGTERM; give the same"
+        with pytest.raises(IncompleteRunError, match=said) as caught, engine_ray.RayEngine():
+            signal.raise_signal(signal.SIGTERM)
+        assert caught.value.exit_code == 143
+        assert signal.getsignal(signal.SIGTERM) is former
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
 def test_the_last_shards_go_by_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = Ranks(monkeypatch, (900, 100), 4)
     assert (ranks.given(0), ranks.given(1)) == ([0, 1], []), "the slow one would be waited for"
