@@ -105,7 +105,14 @@ def array(environment: Environment) -> Launch:
         rank, size = read.number("JOB_COMPLETION_INDEX"), read.number("WORLD_SIZE")
     elif "RANK" not in environment and "SLURM_ARRAY_TASK_ID" in environment:
         first, step = read.number("SLURM_ARRAY_TASK_MIN"), read.number("SLURM_ARRAY_TASK_STEP", default=1)
-        rank, size = (read.number("SLURM_ARRAY_TASK_ID") - first) // max(step, 1), read.number("SLURM_ARRAY_TASK_COUNT")
+        task, size = read.number("SLURM_ARRAY_TASK_ID"), read.number("SLURM_ARRAY_TASK_COUNT")
+        rank, rest = divmod(task - first, max(step, 1))
+        if rest or not 0 <= rank < size:
+            raise UsageError(
+                f"engine array: rank {rank} of {size}: SLURM_ARRAY_TASK_ID={task} is none of {size} numbers from "
+                f"{first} in steps of {step}; give --array evenly spaced numbers, or set RANK and WORLD_SIZE in the "
+                "job's script (to start some ranks again, or one deploykit run ... --engine local for all they left)"
+            )
     else:
         rank, size = read.number("RANK"), read.number("WORLD_SIZE")
     cores = read.number("SLURM_CPUS_PER_TASK", default=0)

@@ -100,6 +100,11 @@ def test_arrays() -> None:
         ("torchrun", {**TORCHRUN, "LOCAL_RANK": "4"}, "local rank 4 of 4"),
         ("array", {"JOB_COMPLETION_INDEX": "1"}, "WORLD_SIZE is not set; set RANK and WORLD_SIZE"),
         ("array", {**SLURM_ARRAY, "SLURM_ARRAY_TASK_ID": "90"}, "rank 40 of 4"),
+        (
+            "array",  # --array=1,3
+            {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "2"},
+            "SLURM_ARRAY_TASK_ID=3 is none of 2 numbers from 1 in steps of 1; give --array evenly spaced numbers",
+        ),
     ],
 )
 def test_an_environment_that_says_nonsense_is_refused(reader: str, environment: dict[str, str], text: str) -> None:
