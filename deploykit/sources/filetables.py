@@ -89,8 +89,14 @@ class FileTables(abc.ABC):
             file = self.files[number]
             try:
                 self._opened = number, self._open(file)
+                _ = self._schema_of(self._opened[1]).names
             except DeploykitError:
                 raise
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"data {file.name}: the name of a column is not UTF-8, which the format demands: "
+                    f"{error.object[:60]!r}; write the file again with another name"
+                ) from error
             # Damage may raise nearly anything.
             except Exception as error:
                 raise DataError(f"data {file.name}: {self.advice} ({_first_line(error)})") from error

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
@@ -216,3 +218,16 @@ def test_what_the_path_says(tmp_path: Path) -> None:
     np.save(tmp_path / "r [1].npy", VECTORS)
     assert len(opened(tmp_path / "r [1].npy")) == 50
     assert len(opened(f"file://{tmp_path}/r%20%5B1%5D.npy", [X])) == 50
+
+
+@pytest.mark.parametrize("extension", ["parquet", "arrow", "arrows"])
+def test_a_name_that_is_not_utf8_is_the_cause_that_is_named(tmp_path: Path, extension: str) -> None:
+    table, path = pa.table({"x": [1.0], "nXme": [1]}), tmp_path / f"rows.{extension}"
+    if extension == "parquet":
+        pq.write_table(table, path)
+    else:
+        with (pa.ipc.new_file if extension == "arrow" else pa.ipc.new_stream)(path, table.schema) as file:
+            file.write_table(table)
+    path.write_bytes(path.read_bytes().replace(b"nXme", b"n\xe9me"))
+    with pytest.raises(DataError, match=rf"rows\.{extension}: the name of a column is not UTF-8.*b'n\\xe9me'; write"):
+        opened(path, [TensorSpec(name="x", dtype="float64", shape=("batch",))])
