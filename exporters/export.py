@@ -126,7 +126,7 @@ def export_module(
     limit = default_tolerance(model_inputs.specs[0].dtype) if tolerance is None else tolerance
     with _Workshop(path) as workshop:
         records, parity = _write_formats(workshop.path, writers, subject, model_inputs, limit)
-        _write_golden(workshop.path / GOLDEN_NAME, subject, model_inputs)
+        golden = _write_golden(workshop.path / GOLDEN_NAME, subject, model_inputs)
         manifest = Manifest(
             name=path.name, created=datetime.now(UTC).isoformat(timespec="seconds"), method=method,
             inputs=model_inputs.specs, outputs=subject.outputs, tested=tested_sizes(model_inputs, subject),
@@ -136,7 +136,7 @@ def export_module(
         )  # fmt: skip
         write_json(workshop.path / MANIFEST_NAME, manifest.to_json())
         workshop.publish()
-    return ExportResult(path=path, manifest=manifest, notes=(*notes, *model_inputs.notes(), *_notes(subject)))
+    return ExportResult(path=path, manifest=manifest, notes=(*notes, *model_inputs.notes(), *_notes(subject, golden)))
 
 
 def _write_formats(
@@ -149,13 +149,23 @@ def _write_formats(
     return records, check_parity(clients, subject, inputs, tolerance)
 
 
-def _notes(subject: Subject) -> list[str]:
+def _notes(subject: Subject, golden: Mapping[str, NDArray[Any]]) -> list[str]:
     limits = [
         f"dimension {name}: the module's code allows only sizes with "
         + " and ".join(f"{end} {size}" for end, size in ends.items())
         for name, ends in subject.captured.bounds.items()
     ]
-    return [*subject.notes, *limits]
+    return [*subject.notes, *limits, *_without_numbers(golden)]
+
+
+def _without_numbers(golden: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Outputs of which the checks say nothing, because NaN is as good as NaN."""
+    return [
+        f"output {name}: is NaN or infinite in every golden row, so that no number of it was compared; give realistic "
+        "inputs with --example"
+        for name, values in golden.items()
+        if values.dtype.kind == "f" and values.size and not np.isfinite(values).any()
+    ]
 
 
 def check_request(destination: str | Path, options: Mapping[str, Any]) -> None:
@@ -211,7 +221,8 @@ def _check_device(module: nn.Module) -> None:
         )
 
 
-def _write_golden(path: Path, subject: Subject, inputs: ModelInputs) -> None:
+def _write_golden(path: Path, subject: Subject, inputs: ModelInputs) -> dict[str, NDArray[Any]]:
+    """Write the golden inputs and outputs; gives the outputs by name."""
     sizes = {inputs.batch_name: GOLDEN_ROWS, **inputs.default_sizes()}
     arrays = inputs.random(sizes, seed=2024)
     ids, seed = np.arange(GOLDEN_ROWS, dtype=np.int64), subject.controls.seed if subject.controls else 0
@@ -219,8 +230,10 @@ def _write_golden(path: Path, subject: Subject, inputs: ModelInputs) -> None:
     outputs = subject.reference.outputs(arrays, sample_ids=ids, seed=seed, draws=draws)
     dtypes = {output.name: output.dtype for output in subject.outputs}
     named: dict[str, Any] = {f"input.{name}": array for name, array in arrays.items()}
-    named |= {f"output.{name}": outputs[name].astype(_numpy_dtype(dtype)) for name, dtype in dtypes.items()}
+    golden = {name: outputs[name].astype(_numpy_dtype(dtype)) for name, dtype in dtypes.items()}
+    named |= {f"output.{name}": values for name, values in golden.items()}
     np.savez(path, sample_ids=ids, seed=np.int64(seed), **named)
+    return golden
 
 
 def _numpy_dtype(dtype: str) -> str:

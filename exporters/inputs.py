@@ -62,7 +62,7 @@ class ModelInputs:
         if not spec.dtype.startswith("float"):
             low, high = self._range(spec, shown)
             return generator.integers(low, high, shape).astype(spec.dtype)
-        mean, spread = (0.0, 1.0) if shown is None else (float(np.mean(shown)), float(np.std(shown)) or 1.0)
+        mean, spread = _moments(shown)
         return (mean + spread * generator.standard_normal(shape)).astype(spec.dtype)
 
     def _range(self, spec: TensorSpec, shown: NDArray[Any] | None) -> tuple[int, int]:
@@ -82,6 +82,12 @@ class ModelInputs:
         return [
             f"input {name}: no range known, so only 0 and 1 were tried; give --range {name}=LOW:HIGH" for name in blind
         ]
+
+
+def _moments(shown: NDArray[Any] | None) -> tuple[float, float]:
+    """The mean and spread of the finite values: a missing value would make all inputs, and so all checks, NaN."""
+    finite = np.zeros(0) if shown is None else shown[np.isfinite(shown)].astype(np.float64)
+    return (float(finite.mean()), float(finite.std()) or 1.0) if finite.size else (0.0, 1.0)
 
 
 def find_inputs(
@@ -106,14 +112,31 @@ def find_inputs(
     if not parsed and arrays is not None:
         parsed = tuple(_spec_of(name, array) for name, array in arrays.items())
     _check_specs(parsed)
-    unknown = sorted(set(ranges or {}) - {spec.name for spec in parsed})
-    if unknown:
-        raise UsageError(
-            f"--range {', '.join(unknown)}: no such input; the inputs are {', '.join(s.name for s in parsed)}"
-        )
+    _check_ranges(ranges or {}, parsed)
     found = ModelInputs(specs=parsed, example=arrays, ranges=dict(ranges or {}))
     found.default_sizes()  # Checks the example against the specs.
     return found
+
+
+def _check_ranges(ranges: Mapping[str, tuple[int, int]], specs: Sequence[TensorSpec]) -> None:
+    unknown = sorted(set(ranges) - {spec.name for spec in specs})
+    if unknown:
+        raise UsageError(
+            f"--range {', '.join(unknown)}: no such input; the inputs are {', '.join(s.name for s in specs)}"
+        )
+    for spec in (spec for spec in specs if spec.name in ranges):
+        low, high = ranges[spec.name]
+        if "int" not in spec.dtype:
+            raise UsageError(
+                f"--range {spec.name}={low}:{high}: the input is {spec.dtype}, and a range is for integers; leave it "
+                "out, and give realistic values with --example"
+            )
+        held = np.iinfo(spec.dtype)
+        if not held.min <= low < high <= held.max + 1:
+            raise UsageError(
+                f"--range {spec.name}={low}:{high}: the input is {spec.dtype}, which holds "
+                f"{held.min}:{held.max + 1}; give a range within it, HIGH larger than LOW, or another dtype"
+            )
 
 
 def _own_example(module: nn.Module) -> Arrays:

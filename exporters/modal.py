@@ -19,6 +19,7 @@ from exporters.generators import fingerprints, is_generator, surrounding_generat
 from exporters.modes import borrowed, set_modes, tracks_statistics
 from exporters.probe import SitesOff
 from exporters.reach import kept_state
+from exporters.rows import blaming_the_module
 from exporters.simplify import simplify
 from exporters.sites import Draw, find_draws
 from exporters.trainmodes import (
@@ -133,8 +134,17 @@ class ModalCapture:
     def _eager(self, training: Training) -> dict[str, Tensor]:
         with kept([self.entry]):
             set_modes(self.entry, training)
-            found: dict[str, Tensor] = without_dropout(lambda: self.entry.named(*self._copies()))
+            with blaming_the_module(self._sizes()):
+                found: dict[str, Tensor] = without_dropout(lambda: self.entry.named(*self._copies()))
         return found
+
+    def _sizes(self) -> dict[str, int]:
+        return {
+            size: tensor.shape[axis]
+            for spec, tensor in zip(self.specs, self.example, strict=True)
+            for axis, size in enumerate(spec.shape)
+            if isinstance(size, str)
+        }
 
     def _off_equals(self, seen: Seen, training: Training) -> bool:
         """Whether the capture with its sites off gives the eager module's outputs in modes that are right for it."""

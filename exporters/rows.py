@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from deploykit.compare import default_tolerance, worst_of
-from deploykit.errors import ExportError
+from deploykit.errors import DeploykitError, ExportError
 from exporters.drawplan import MonteCarloPlan
 from exporters.inputs import ModelInputs
 from exporters.layout import symbols_of
@@ -171,7 +171,9 @@ def blaming_the_module(sizes: Mapping[str, int]) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, IndexError, ValueError) as error:
+    except DeploykitError:
+        raise
+    except Exception as error:
         raise ExportError(
             f"the module itself fails on random inputs with {dict(sizes)}: {type(error).__name__}: {error}; "
             "give a real --example, a --range for integer inputs, or fix the dimension that must not change"
