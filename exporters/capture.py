@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental import _config as symbolic_config
 from torch.nn.modules import transformer
 
+from deploykit.compare import default_tolerance
 from deploykit.errors import DeploykitError, ExportError
 from deploykit.tensors import TensorSpec
 from exporters.explain import explain
@@ -56,6 +57,14 @@ class Captured:
     @property
     def graph(self) -> fx.Graph:
         return self.module.graph
+
+    @property
+    def tolerance(self) -> float:
+        """The error that rounding may cause, which the shortest floating-point type among all values decides."""
+        parts = [part for part in self.module.modules() if isinstance(part, fx.GraphModule)]
+        values = [node.meta.get("val") for part in parts for node in part.graph.nodes]
+        dtypes = {str(value.dtype) for value in values if isinstance(value, Tensor)}
+        return max(default_tolerance(dtype.removeprefix("torch.")) for dtype in dtypes)
 
 
 def capture(

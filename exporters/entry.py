@@ -9,9 +9,11 @@ import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from deploykit.errors import ExportError, UsageError
+from deploykit.tensors import DTYPES
 
 __all__ = ["BARE_OUTPUT", "STEP_METHODS", "Arrangement", "Entry", "arrangement_for", "flatten_outputs"]
 
@@ -51,7 +53,7 @@ class Entry(nn.Module):
         """The outputs by their dotted names.
 
         Raises:
-            ExportError: the method returned no tensor, or something that is none.
+            ExportError: the method returned no tensor, something that is none, or one that no array can hold.
             UsageError: an output is to be left out that does not exist.
         """
         # The method is called through the module itself where possible, so that hooks run.
@@ -67,7 +69,7 @@ class Entry(nn.Module):
             raise ExportError(
                 f"{self.method}: returned no tensor that is not left out; a model must return at least one"
             )
-        return found
+        return {name: _storable(name, value) for name, value in found.items()}
 
     def _call(self, call: Any, tensors: tuple[Tensor, ...]) -> Any:
         named = dict(zip(self.names, tensors, strict=True))
@@ -82,6 +84,20 @@ class Entry(nn.Module):
                 return call(list(tensors), 0)
             case "batch_dict":
                 return call(named, 0)
+
+
+def _storable(name: str, value: Tensor) -> Tensor:
+    """The output in a type that numpy has; float32 holds every bfloat16."""
+    if value.dtype is torch.bfloat16:
+        return value.float()
+    dtype = str(value.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        advice = f"return torch.view_as_real of it, or .abs() and .angle(), or leave it out with --task {name}=none"
+        raise ExportError(
+            f"output {name!r}: is {dtype}; an output is one of {', '.join(DTYPES)}; "
+            + (advice if value.is_complex() else f"convert it, or leave it out with --task {name}=none")
+        )
+    return value
 
 
 def arrangement_for(

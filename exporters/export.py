@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from deploykit.artifact import MANIFEST_NAME
-from deploykit.compare import default_tolerance
 from deploykit.errors import ExportError, UsageError
 from deploykit.files import sha256_of, sync_directory, write_json
 from deploykit.manifest import FileRecord, FormatRecord, Manifest, ParityRecord
@@ -99,7 +98,8 @@ def export_module(
         variance: outputs with the variance of another, by the name of that one, which is the mean.
         log_variance: the same where the output is the logarithm of the variance.
         keep_draws: also give every draw as ``NAME.draws`` (batch, draws, ...).
-        tolerance: largest error relative to the scale of an output; by default 1e-4, and 1e-2 with float16.
+        tolerance: largest error relative to the scale of an output; by default 1e-4, and 1e-2 where the module
+            computes in float16 or bfloat16.
         overwrite: replace an artifact that is there.
         user: JSON values to keep in the manifest.
         preprocess: how an image becomes an input, to record in the manifest: ``"x=image resize=256 scale=255"``; a
@@ -123,7 +123,7 @@ def export_module(
     subject = prepare(entry, model_inputs, DrawOptions(
         draws=mc_draws, modules=tuple(mc_modules), mode=mask_mode, seed=seed, tasks=tasks, keep_draws=keep_draws
     ))  # fmt: skip
-    limit = default_tolerance(model_inputs.specs[0].dtype) if tolerance is None else tolerance
+    limit = subject.captured.tolerance if tolerance is None else tolerance
     with _Workshop(path) as workshop:
         records, parity = _write_formats(workshop.path, writers, subject, model_inputs, limit)
         golden = _write_golden(workshop.path / GOLDEN_NAME, subject, model_inputs)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.errors import MissingExtraError
+from deploykit.errors import ExportError, MissingExtraError
 from deploykit.manifest import FormatRecord
 from exporters.formats import Arrays, Client
 from exporters.onnx_file import OPSET, require_packages, write_onnx
@@ -34,7 +34,13 @@ class OnnxFormat:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        try:
+            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise ExportError(
+                f"format onnx: onnxruntime cannot load the exported file: {error}; export with --format torchscript, "
+                "or the module in another dtype, module.float(): onnxruntime computes little in bfloat16"
+            ) from error
 
         def client(inputs: Arrays, controls: dict[str, Any]) -> Arrays:
             feeds = inputs | {name: np.asarray(value, np.int64) for name, value in controls.items()}

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from deploykit.compare import default_tolerance, worst_of
+from deploykit.compare import worst_of
 from deploykit.errors import DeploykitError, ExportError
 from exporters.drawplan import MonteCarloPlan
 from exporters.inputs import ModelInputs
@@ -65,7 +65,7 @@ def check_rows_apart(
             for rows in _PARTS
         ]
     _refuse_rowless(reference, before)
-    limit = default_tolerance(inputs.specs[0].dtype)
+    limit = plan.captured.tolerance
     others = {name: value[1:] for name, value in swapped.items() if value.ndim}
     changed = _changed(others, before, slice(1, None), limit)
     if changed:

@@ -28,17 +28,25 @@ def summarize(
     ``class_axis`` counts in one draw (batch, ...), from the start; None where there is none. ``event`` tells whether
     each value is the logit of one event, which it always is without that axis.
     """
-    mean, std = _moments(draws)
+    values = _wide(draws)
+    mean, std = _moments(values)
     found = {"mean": mean, "std": std}
     if classification:
-        found |= _class_statistics(draws, class_axis, event)
+        found |= _class_statistics(values, class_axis, event)
     if variances is not None:
         # Expanded, because a variance may be the same for several values.
-        aleatoric = _root_mean(*variances).expand_as(mean).clone()
+        aleatoric = _root_mean(_wide(variances[0]), variances[1]).expand_as(mean).clone()
         found |= {"aleatoric_std": aleatoric, "total_std": (std.square() + aleatoric.square()).sqrt()}
+    if values is not draws:
+        found = {name: value.to(draws.dtype) for name, value in found.items()}
     if keep_draws:
         found["draws"] = draws.transpose(0, 1)
     return found
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float16 the square of a deviation of 256 is infinite already."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def _moments(draws: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deploykit import masks
-from deploykit.compare import default_tolerance
 from deploykit.errors import ExportError
 from deploykit.manifest import MonteCarlo, OutputSpec
 from exporters.capture import Captured
@@ -143,7 +142,7 @@ def _monte_carlo(
     drawn_graph = capture_draws(
         make, [*example, ids, draws, torch.tensor(options.seed)],
         [*inputs.specs, *control_specs(inputs.batch_name)], plan.captured.bounds,
-        wanted=wanted, tolerance=10 * default_tolerance(inputs.specs[0].dtype),
+        wanted=wanted, tolerance=10 * plan.captured.tolerance,
     )  # fmt: skip
     captured = drawn_graph.captured
     monte_carlo = MonteCarlo(

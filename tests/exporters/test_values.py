@@ -5,12 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor, nn
 
+from deploykit import statistics
 from deploykit.errors import ExportError, UsageError
 from deploykit.tensors import parse_spec
 from exporters.export import export_module
 from exporters.inputs import ModelInputs
+from runners.predict import load, verify_artifact
 from tests.exporters.test_outputs import Heads
 
 SPEC = "x:float32[batch,6]"
@@ -77,3 +80,57 @@ def test_a_range_that_the_module_cannot_take_is_said(tmp_path: Path, draws: int 
         export_module(
             Table(), tmp_path / "a", inputs=["ids:int64[batch,4]"], ranges={"ids": (0, 30_000)}, mc_draws=draws
         )
+
+
+class Narrow(nn.Module):
+    """A classifier of tokens with weights of one dtype."""
+
+    def __init__(self, dtype: torch.dtype, scale: float = 1) -> None:
+        super().__init__()
+        self.table, self.drop, self.head = nn.Embedding(10, 8), nn.Dropout(0.3), nn.Linear(8, 3)
+        self.scale = scale
+        self.to(dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.drop(self.table(ids)).mean(1)) * self.scale
+
+
+@pytest.mark.parametrize("options", [{}, {"mc_draws": 50, "task": "classification", "keep_draws": True}])
+@pytest.mark.parametrize(("dtype", "given"), [(torch.float16, "float16"), (torch.bfloat16, "float32")])
+def test_a_module_in_half_precision_behind_integers(
+    tmp_path: Path, dtype: torch.dtype, given: str, options: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    formats = ["torchscript", "onnx"] if dtype is torch.float16 else ["torchscript"]
+    module = Narrow(dtype, scale=500)
+    result = export_module(
+        module, tmp_path / "a", inputs=["ids:int64[batch,4]"], ranges={"ids": (0, 10)}, formats=formats, **options
+    )
+    assert {output.dtype for output in result.manifest.outputs} == {given}
+    assert result.manifest.tolerance == 1e-2
+    assert [each.skipped for each in verify_artifact(result.path)] == [None] * len(formats)
+    if options:
+        with load(result.path) as model:
+            found = model.predict(np.arange(8).reshape(2, 4))
+        wanted = statistics.summarize(np.swapaxes(found["output.draws"], 0, 1), classification=True)
+        assert wanted["std"].min() > 10, "squares of the deviations are too large for float16"
+        for name, value in wanted.items():
+            np.testing.assert_allclose(found[f"output.{name}"], value, rtol=5e-3, atol=5e-4, err_msg=name)
+
+
+def test_what_onnxruntime_cannot_compute_is_said(tmp_path: Path) -> None:
+    message = r"format onnx: onnxruntime cannot load the exported file: .*--format torchscript.*bfloat16"
+    with pytest.raises(ExportError, match=message):
+        export_module(
+            Narrow(torch.bfloat16), tmp_path / "a", inputs=["ids:int64[batch,4]"], ranges={"ids": (0, 10)}, mc_draws=3
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("draws", [None, 3])
+def test_complex_outputs_are_refused_with_what_to_do(tmp_path: Path, draws: int | None) -> None:
+    module = Heads(lambda y, x: {"wave": torch.fft.rfft(y), "score": y})
+    with pytest.raises(ExportError, match=r"output 'wave': is complex64; .*view_as_real.*--task wave=none"):
+        export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=draws)
+    result = export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=draws, task="wave=none")
+    assert all(output.source == "score" for output in result.manifest.outputs)
