@@ -22,7 +22,7 @@ BARE_OUTPUT = "output"
 STEP_METHODS = ("predict_step", "test_step", "validation_step")
 """LightningModule methods that take ``(batch, batch_idx)``."""
 
-Arrangement = Literal["keywords", "positional", "batch", "batch_list", "batch_dict"]
+Arrangement = Literal["keywords", "positional", "batch", "batch_list", "batch_dict", "one_list", "one_dict"]
 
 
 class Entry(nn.Module):
@@ -84,6 +84,10 @@ class Entry(nn.Module):
                 return call(list(tensors), 0)
             case "batch_dict":
                 return call(named, 0)
+            case "one_list":
+                return call(list(tensors))
+            case "one_dict":
+                return call(named)
 
 
 def _storable(name: str, value: Tensor) -> Tensor:
@@ -107,10 +111,10 @@ def arrangement_for(
 
     A step method takes ``(batch, batch_idx)``: one input is the bare tensor and several are a list, as a
     DataLoader gives them, unless ``batch`` says otherwise. Any other method gets keywords when the names are its
-    parameters, and positions when none is.
+    parameters, and positions when none is; with a ``batch`` of list or dict, all inputs as one such argument.
 
     Raises:
-        UsageError: the module has no such method, or only some of the names are parameters.
+        UsageError: the module has no such method, or the inputs do not fit its parameters.
     """
     function = getattr(module, method, None)
     if not callable(function):
@@ -121,16 +125,31 @@ def arrangement_for(
         if batch == "auto":
             return "batch" if len(names) == 1 else "batch_list"
         return "batch_dict" if batch == "dict" else "batch_list"
-    parameters = inspect.signature(function).parameters
-    known = [name for name in names if name in parameters]
-    if len(known) == len(names):
-        return "keywords"
-    if known and len(names) > 1:
-        raise UsageError(
-            f"inputs {list(names)}: {method} of {type(module).__name__} takes {list(parameters)}; "
-            "name the inputs after its parameters"
-        )
-    return "positional"
+    if batch != "auto":
+        return "one_dict" if batch == "dict" else "one_list"
+    return _fitting(f"{method} of {type(module).__name__}", inspect.signature(function), names)
+
+
+def _fitting(subject: str, signature: inspect.Signature, names: Sequence[str]) -> Arrangement:
+    by_name = [p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    kinds = {p.kind for p in signature.parameters.values()}
+    ways: list[Arrangement] = ["keywords"]
+    if set(names).isdisjoint(by_name):
+        # (*args, **kwargs) is a wrapper's, such as torch.compile's, and says nothing of the names behind it.
+        by_any_name = inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
+        ways = ["keywords", "positional"] if by_any_name else ["positional"]
+    why = ""
+    for way in ways:
+        try:
+            signature.bind(**dict.fromkeys(names)) if way == "keywords" else signature.bind(*names)
+        except TypeError as error:
+            why = str(error)
+        else:
+            return way
+    raise UsageError(
+        f"inputs {list(names)}: {subject} takes {signature} ({why}); name the inputs after its parameters, or, where "
+        "it takes one list or dict of tensors, give --batch list or --batch dict"
+    )
 
 
 def flatten_outputs(value: Any, left_out: Collection[str] = ()) -> Iterator[tuple[str, Tensor | None]]:

@@ -34,8 +34,7 @@ def explain(error: Exception, module: nn.Module, specs: Sequence[TensorSpec]) ->
     if "DataDependent" in kind or "data-dependent" in text:
         return (
             f"{where}the module's path depends on the values of its tensors, which an exported graph cannot follow: "
-            f"{head}; use torch.where or torch.cond, export a --method without that branch, or, where it decides at "
-            "random as layer drop does, set that probability to 0"
+            f"{head}; {_way_out(where)}"
         )
     if "not attached to a" in text and "Trainer" in text:
         return (
@@ -49,6 +48,18 @@ def explain(error: Exception, module: nn.Module, specs: Sequence[TensorSpec]) ->
             "with --input, labels as well, or export --method forward"
         )
     return f"{where}the module could not be captured: {kind}: {head.removesuffix('.')}; its inputs were {given}"
+
+
+def _way_out(line: str) -> str:
+    """What to do about a path that depends on values, by the line where it does."""
+    if "trunc_normal_" in line:
+        return "draw with torch.randn_like and clamp it: the functions of nn.init are for weights, outside of forward"
+    if "dropout" in line:
+        return "keep the probability of a dropout as a number of Python's, not as a tensor, a buffer or a parameter"
+    return (
+        "use torch.where or torch.cond, export a --method without that branch, or, where it decides at random as "
+        "layer drop does, set that probability to 0"
+    )
 
 
 def _named_sizes(text: str, specs: Sequence[TensorSpec]) -> str:

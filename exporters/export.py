@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from deploykit.artifact import MANIFEST_NAME
-from deploykit.errors import ExportError, UsageError
+from deploykit.errors import UsageError
 from deploykit.files import sha256_of, sync_directory, write_json
 from deploykit.manifest import FileRecord, FormatRecord, Manifest, ParityRecord
 from deploykit.preprocessing import parse_preprocessing
 from deploykit.tensors import TensorSpec, parse_spec
 from exporters.entry import Entry, arrangement_for
+from exporters.exportable import check_exportable
 from exporters.formats import FORMATS, Format
 from exporters.inputs import ModelInputs, find_inputs
 from exporters.parity import check_parity, tested_sizes
@@ -85,7 +86,7 @@ def export_module(
         example: arrays by input name, instead of or beside ``inputs``.
         ranges: half-open ranges of integer inputs.
         method: the method to export; ``predict_step`` gets ``(batch, 0)``.
-        batch: how a step method gets several inputs.
+        batch: how a step method gets several inputs; any other gets all of them as one list or dict, if it says so.
         formats: names from ``exporters.formats.FORMATS``.
         mc_draws: number of Monte Carlo draws; None exports evaluation mode.
         mc_modules: patterns of the qualified names of the modules that draw, each with all in it; by default all. What
@@ -115,7 +116,7 @@ def export_module(
     path = Path(destination)
     writers = _check_request(path, formats, mc_draws, overwrite)
     tasks = _check_draws(mc_modules, task, variance, log_variance, mc_draws)
-    _check_device(module)
+    check_exportable(module)
     model_inputs = find_inputs(module, specs=inputs, example=example, ranges=ranges)
     preprocessing = parse_preprocessing(preprocess, model_inputs.specs)
     names = model_inputs.names
@@ -210,15 +211,6 @@ def _check_draws(
             "get the module's own outputs"
         )
     return request
-
-
-def _check_device(module: nn.Module) -> None:
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    elsewhere = sorted({f"{name} on {tensor.device}" for name, tensor in tensors if tensor.device.type != "cpu"})
-    if elsewhere:
-        raise ExportError(
-            f"the module is not on the CPU ({elsewhere[0]}); export module.cpu(), the artifact runs on any device"
-        )
 
 
 def _write_golden(path: Path, subject: Subject, inputs: ModelInputs) -> dict[str, NDArray[Any]]:

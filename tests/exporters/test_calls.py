@@ -1,0 +1,145 @@
+"""The ways in which a method takes its inputs, and the modules that are no subject of an export at all."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from deploykit.errors import ExportError, UsageError
+from exporters.entry import arrangement_for
+from exporters.export import export_module
+
+SPECS = ("x:float32[batch,6]", "y:float32[batch,6]")
+
+
+class Pair(nn.Module):
+    """Weighs two inputs differently, so that none can stand in for the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.head = nn.Dropout(0.4), nn.Linear(6, 3)
+
+    def weigh(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.head(self.drop(x)) + 2 * y[:, :3]
+
+
+class Mapped(Pair):
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.weigh(batch["x"], batch["y"])
+
+
+class Listed(Pair):
+    def forward(self, batch: list[Tensor]) -> Tensor:
+        return self.weigh(*batch)
+
+
+class Keywords(Pair):
+    def forward(self, **batch: Tensor) -> Tensor:
+        return self.weigh(batch["x"], batch["y"])
+
+
+class Positions(Pair):
+    def forward(self, *x: Tensor) -> Tensor:
+        return self.weigh(*x)
+
+
+class Slashed(Pair):
+    def forward(self, x: Tensor, y: Tensor, /) -> Tensor:
+        return self.weigh(x, y)
+
+
+class Anything(Pair):
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.weigh(*args, **kwargs)
+
+
+class More(Pair):
+    def forward(self, first: Tensor, second: Tensor, **rest: Any) -> Tensor:
+        return self.weigh(first, second)
+
+
+Batch = Literal["auto", "list", "dict"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch"),
+    [
+        (Mapped, "dict"),
+        (Listed, "list"),
+        (Keywords, "auto"),
+        (Positions, "auto"),
+        (Slashed, "auto"),
+        (Anything, "auto"),
+        (More, "auto"),
+    ],
+)
+def test_inputs_reach_a_method_however_it_takes_them(tmp_path: Path, kind: type[Pair], batch: Batch) -> None:
+    torch.manual_seed(0)
+    module = kind()
+    result = export_module(module, tmp_path / "a", inputs=SPECS, batch=batch, formats=["torchscript"])
+    with pytest.warns(DeprecationWarning, match="torch.jit.load"):
+        exported = torch.jit.load(result.path / "model.torchscript.pt")
+    x, y = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 6)).astype(np.float32))
+    torch.testing.assert_close(exported(x, y)["output"], module.eval().weigh(x, y))
+
+
+@pytest.mark.parametrize("kind", [Mapped, Listed])
+def test_inputs_that_do_not_fit_say_what_the_method_takes(kind: type[Pair]) -> None:
+    message = r"inputs \['x', 'y'\]: forward of \w+ takes \(batch: .*--batch list or --batch dict"
+    with pytest.raises(UsageError, match=message):
+        arrangement_for(kind(), "forward", ["x", "y"])
+
+
+@pytest.mark.parametrize("names", [["x"], ["x", "z"], ["x", "y", "z"], ["y"]])
+def test_a_missing_and_an_unknown_input_are_refused(names: list[str]) -> None:
+    class Two(Pair):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.weigh(x, y)
+
+    with pytest.raises(UsageError, match=r"takes \(x: .*(missing a required|unexpected keyword).*'[xyz]'"):
+        arrangement_for(Two(), "forward", names)
+
+
+@pytest.mark.parametrize("make", [torch.jit.script, lambda module: torch.jit.trace(module, torch.zeros(2, 6))])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_module_is_refused(tmp_path: Path, make: Any) -> None:
+    with pytest.raises(ExportError, match=r"made by torch.jit.script or torch.jit.trace, .*; export the nn.Module"):
+        export_module(make(nn.Linear(6, 3)), tmp_path / "a", inputs=[SPECS[0]])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_quantised_module_is_refused_by_the_name_of_the_layer(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Dropout(0.3), nn.Linear(6, 3))
+    quantised = torch.ao.quantization.quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(ExportError, match=r"^1: is a quantised Linear, .*from before torch.ao's quantisation"):
+        export_module(quantised, tmp_path / "a", inputs=[SPECS[0]])
+
+
+class Learned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("p", torch.tensor(0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p, self.training)  # type: ignore[arg-type]
+
+
+class Bounded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + nn.init.trunc_normal_(torch.empty_like(x))
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Learned(), r"keep the probability of a dropout as a number of Python's"),
+        (Bounded(), r"draw with torch.randn_like and clamp it"),
+    ],
+)
+def test_a_way_out_is_named_for_what_looks_at_values(tmp_path: Path, module: nn.Module, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        export_module(module, tmp_path / "a", inputs=[SPECS[0]], mc_draws=3)
