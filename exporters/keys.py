@@ -73,10 +73,12 @@ def match_keys(state_dict: Mapping[str, Any], module: nn.Module, *, subject: str
         return Matched(state_dict=state_dict, notes=("keys: left to the module's own loading hooks",))
     result = OrderedDict((key, state_dict[name]) for key, name in fit.names.items())
     check_tied(result, ours, subject)
+    _refuse_lossy(result, ours, subject)
     filled = _fill(result, ours)
     # load_state_dict reads the modules' versions from this attribute.
     vars(result)["_metadata"] = _metadata(state_dict, ours, fit)
-    return Matched(state_dict=result, notes=(*_describe(fit), *filled, *_conversions(result, ours)))
+    notes = (*_describe(fit), *filled, *_conversions(result, ours), *_nan(result))
+    return Matched(state_dict=result, notes=notes)
 
 
 def _computed(module: nn.Module, ours: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -271,6 +273,25 @@ def _conversions(result: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str
         if isinstance(value, Tensor) and isinstance(ours[key], Tensor) and value.dtype != ours[key].dtype
     )
     return [f"dtype: {count} tensors converted from {got} to {want}" for (got, want), count in sorted(pairs.items())]
+
+
+def _refuse_lossy(result: Mapping[str, Any], ours: Mapping[str, Any], subject: str) -> None:
+    """Torch converts without a word also what leaves a part of every number behind."""
+    for key, got in result.items():
+        want = ours[key]
+        if not isinstance(got, Tensor) or not isinstance(want, Tensor) or torch.can_cast(got.dtype, want.dtype):
+            continue
+        held = got.real if got.is_complex() else got
+        if not torch.equal(held.to(want.dtype).to(got.dtype), got):
+            raise CheckpointError(
+                f"{subject}: {key} is {_name(got.dtype)} in the file; expected {_name(want.dtype)}, as in the module, "
+                "which cannot hold its values; give the class that it was trained with, or convert it in the file"
+            )
+
+
+def _nan(result: Mapping[str, Any]) -> list[str]:
+    found = [key for key, value in result.items() if isinstance(value, Tensor) and value.isnan().any()]
+    return [f"values: {shown(found)} holds NaN, as after a training that diverged"] if found else []
 
 
 def _name(dtype: torch.dtype) -> str:

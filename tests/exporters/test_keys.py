@@ -288,3 +288,31 @@ def test_versions_follow_the_names() -> None:
     state._metadata = {"model.net._orig_mod.1": {"version": 2}, "model": {"version": 1}}
     found = match_keys(state, Net()).state_dict._metadata
     assert found == {"": {"version": 1}, "net.1": {"version": 2}}
+
+
+@pytest.mark.parametrize(
+    ("value", "held", "wanted"),
+    [
+        (1 + 2j, torch.complex64, torch.float32),
+        (1.5, torch.float32, torch.int64),
+        (2, torch.int64, torch.bool),
+    ],
+)
+def test_a_conversion_that_leaves_something_behind_is_refused(
+    value: complex, held: torch.dtype, wanted: torch.dtype
+) -> None:
+    module = nn.Module()
+    module.register_buffer("table", torch.ones(3, dtype=wanted))
+    names = [str(dtype).removeprefix("torch.") for dtype in (held, wanted)]
+    message = f"table is {names[0]} in the file; expected {names[1]}, as in the module, which cannot hold its values"
+    refused({"table": torch.full((3,), value, dtype=held)}, module, message)
+    assert match_keys({"table": torch.ones(3, dtype=held)}, module).notes
+
+
+def test_weights_that_are_nan_are_told_of() -> None:
+    module = Net()
+    state = module.state_dict()
+    key = next(iter(state))
+    broken = state | {key: torch.full_like(state[key], torch.nan)}
+    assert match_keys(state, module).notes == ()
+    assert match_keys(broken, module).notes == (f"values: {key} holds NaN, as after a training that diverged",)
