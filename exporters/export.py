@@ -26,6 +26,7 @@ from exporters.exportable import check_exportable
 from exporters.formats import FORMATS, Format
 from exporters.inputs import ModelInputs, find_inputs
 from exporters.parity import check_parity, tested_sizes
+from exporters.request import check_values, texts
 from exporters.subject import DrawOptions, Subject, prepare
 from exporters.tasks import TaskRequest, parse_tasks
 
@@ -114,30 +115,30 @@ def export_module(
         ParityError: an exported file differs from the module.
     """
     path = Path(destination)
-    writers = _check_request(path, formats, mc_draws, overwrite)
+    check_values(mask_mode=mask_mode, batch=batch, seed=seed, tolerance=tolerance, mc_draws=mc_draws)
+    writers = _check_request(path, formats, overwrite)
     tasks = _check_draws(mc_modules, task, variance, log_variance, mc_draws)
     check_exportable(module)
-    model_inputs = find_inputs(module, specs=inputs, example=example, ranges=ranges)
-    preprocessing = parse_preprocessing(preprocess, model_inputs.specs)
-    names = model_inputs.names
-    entry = Entry(module, method, names, arrangement_for(module, method, names, batch), tasks.left_out)
-    subject = prepare(entry, model_inputs, DrawOptions(
-        draws=mc_draws, modules=tuple(mc_modules), mode=mask_mode, seed=seed, tasks=tasks, keep_draws=keep_draws
+    given = find_inputs(module, specs=inputs, example=example, ranges=ranges)
+    preprocessing = parse_preprocessing(preprocess, given.specs)
+    entry = Entry(module, method, given.names, arrangement_for(module, method, given.names, batch), tasks.left_out)
+    subject = prepare(entry, given, DrawOptions(
+        draws=mc_draws, modules=texts(mc_modules), mode=mask_mode, seed=seed, tasks=tasks, keep_draws=keep_draws
     ))  # fmt: skip
     limit = subject.captured.tolerance if tolerance is None else tolerance
     with _Workshop(path) as workshop:
-        records, parity = _write_formats(workshop.path, writers, subject, model_inputs, limit)
-        golden = _write_golden(workshop.path / GOLDEN_NAME, subject, model_inputs)
+        records, parity = _write_formats(workshop.path, writers, subject, given, limit)
+        golden = _write_golden(workshop.path / GOLDEN_NAME, subject, given)
         manifest = Manifest(
             name=path.name, created=datetime.now(UTC).isoformat(timespec="seconds"), method=method,
-            inputs=model_inputs.specs, outputs=subject.outputs, tested=tested_sizes(model_inputs, subject),
+            inputs=given.specs, outputs=subject.outputs, tested=tested_sizes(given, subject),
             monte_carlo=subject.monte_carlo, formats=records, files=_digests(workshop.path), golden=GOLDEN_NAME,
             tolerance=limit, parity=tuple(_worst_per_output(parity)), checkpoint=checkpoint, versions=_versions(),
             preprocessing=preprocessing, user=dict(user or {}),
         )  # fmt: skip
         write_json(workshop.path / MANIFEST_NAME, manifest.to_json())
         workshop.publish()
-    return ExportResult(path=path, manifest=manifest, notes=(*notes, *model_inputs.notes(), *_notes(subject, golden)))
+    return ExportResult(path=path, manifest=manifest, notes=(*notes, *given.notes(), *_notes(subject, golden)))
 
 
 def _write_formats(
@@ -171,27 +172,26 @@ def _without_numbers(golden: Mapping[str, NDArray[Any]]) -> list[str]:
 
 def check_request(destination: str | Path, options: Mapping[str, Any]) -> None:
     """Refuse, before any work, what ``export_module`` would refuse whatever the module is."""
-    formats, draws = options.get("formats", DEFAULT_FORMATS), options.get("mc_draws")
-    _check_request(Path(destination), formats, draws, options.get("overwrite", False))
-    task = options.get("task", "raw")
+    checked = ("mask_mode", "batch", "seed", "tolerance", "mc_draws")
+    check_values(**{name: options[name] for name in checked if name in options})
+    _check_request(Path(destination), options.get("formats", DEFAULT_FORMATS), options.get("overwrite", False))
+    draws, task = options.get("mc_draws"), options.get("task", "raw")
     _check_draws(options.get("mc_modules", ()), task, options.get("variance"), options.get("log_variance"), draws)
-    for spec in options.get("inputs", ()):
+    for spec in texts(options.get("inputs", ())):
         if isinstance(spec, str):
             parse_spec(spec)
 
 
-def _check_request(path: Path, formats: Sequence[str], draws: int | None, overwrite: bool) -> dict[str, Format]:
+def _check_request(path: Path, formats: Sequence[str], overwrite: bool) -> dict[str, Format]:
     if not formats:
         raise UsageError(f"no format given; known are {', '.join(FORMATS.names())}")
-    if draws is not None and draws < 2:
-        raise UsageError(f"--mc-draws {draws}: at least 2 draws are needed for a standard deviation")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; choose another name, or replace it with --overwrite")
     if path.exists() and not (path / MANIFEST_NAME).is_file():
         raise UsageError(f"{path} exists and is no artifact, so it is not replaced; choose another name")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the directory {path.parent} does not exist; create it first")
-    return {name: FORMATS.load(name)() for name in dict.fromkeys(formats)}
+    return {name: FORMATS.load(name)() for name in dict.fromkeys(texts(formats))}
 
 
 def _check_draws(
@@ -203,7 +203,7 @@ def _check_draws(
 ) -> TaskRequest:
     """What needs draws, held against their number."""
     if modules and draws is None:
-        raise UsageError(f"--mc-modules {', '.join(modules)}: needs --mc-draws, which says how often they draw")
+        raise UsageError(f"--mc-modules {', '.join(texts(modules))}: needs --mc-draws, which says how often they draw")
     request = parse_tasks(task, variance, log_variance)
     if request.heads and draws is None:
         raise UsageError(

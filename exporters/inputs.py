@@ -105,7 +105,8 @@ def find_inputs(
     Raises:
         UsageError: nothing is given, or what is given does not agree.
     """
-    parsed = tuple(parse_spec(spec) if isinstance(spec, str) else spec for spec in specs)
+    given = [specs] if isinstance(specs, str) else specs
+    parsed = tuple(parse_spec(spec) if isinstance(spec, str) else spec for spec in given)
     arrays = _as_arrays(example) if example is not None else None
     if not parsed and arrays is None:
         arrays = _own_example(module)

@@ -100,6 +100,7 @@ class ModalCapture:
         seen = self.run(matching(patterns, also))
         if not seen.draws:
             raise ExportError(self._nothing_drawn(patterns))
+        self._refuse_idle(patterns, also, seen.draws)
         if not kept_state(seen.captured.graph) and self._off_equals(seen, self.evaluation):
             return seen
         owners = drawing_in_training(seen.draws, self.run(self.evaluation).draws)
@@ -117,6 +118,19 @@ class ModalCapture:
             f"({', '.join(sorted(owners))}): even with every mask switched off, its outputs are not those of "
             "evaluation mode. Make the other difference depend on something else than self.training"
         )
+
+    def _refuse_idle(self, patterns: Sequence[str], trackers: Collection[str], draws: Sequence[Draw]) -> None:
+        """One that was mistyped beside another that fits would leave dropouts off without a word."""
+        parts = list(self.entry.named_modules(remove_duplicate=False))
+        drawing = {draw.module for draw in draws}
+        owners = {part for name, part in parts if site_name(name) in drawing}
+        idle = [
+            pattern
+            for pattern in patterns
+            if not any(matching((pattern,), trackers)(name, part) for name, part in parts if part in owners)
+        ]
+        if idle:
+            raise ExportError(f"{self._nothing_drawn(idle)}; correct it, or leave it out")
 
     def _nothing_drawn(self, patterns: Sequence[str]) -> str:
         subject = f"{type(self.entry.module).__name__}: no dropout found in {self.entry.method} with p above 0"

@@ -1,6 +1,7 @@
 """Modules that an export once got wrong or refused without reason: writes in place, state, sizes, compiled parts."""
 
 import functools
+import re
 from collections import OrderedDict, deque
 from pathlib import Path
 from types import SimpleNamespace
@@ -352,3 +353,12 @@ def test_a_table_that_makes_what_it_gives_stays_as_it_was(tmp_path: Path) -> Non
     )
     assert list(MAKERS.values()) == [nn.ReLU]
     assert isinstance(MAKERS["relu"], nn.ReLU)
+
+
+@pytest.mark.parametrize("patterns", [["1", "drop*"], ["nothing", "3"]])
+def test_each_pattern_must_fit_a_module_that_draws(tmp_path: Path, patterns: list[str]) -> None:
+    module = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.3), nn.Linear(8, 3), nn.Dropout(0.2))
+    wrong = next(pattern for pattern in patterns if not pattern.isdigit())
+    message = rf"in modules like {re.escape(wrong)}; --mc-modules can choose among 1, 3; correct it"
+    with pytest.raises(ExportError, match=message):
+        export_module(module, tmp_path / "a", inputs=["x:float32[batch,6]"], mc_draws=3, mc_modules=patterns)

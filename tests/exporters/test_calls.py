@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from deploykit.errors import ExportError, UsageError
 from exporters.entry import arrangement_for
-from exporters.export import export_module
+from exporters.export import check_request, export_module
+from runners.predict import load
 
 SPECS = ("x:float32[batch,6]", "y:float32[batch,6]")
 
@@ -143,3 +144,34 @@ class Bounded(nn.Module):
 def test_a_way_out_is_named_for_what_looks_at_values(tmp_path: Path, module: nn.Module, message: str) -> None:
     with pytest.raises(ExportError, match=message):
         export_module(module, tmp_path / "a", inputs=[SPECS[0]], mc_draws=3)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"mask_mode": "both"}, r"--mask-mode both: expected independent or shared"),
+        ({"batch": "rows"}, r"--batch rows: expected auto or list or dict"),
+        ({"seed": 2**63}, r"--seed 9223372036854775808: must be an integer of 64 bits"),
+        ({"seed": 0.5}, r"--seed 0.5: must be an integer"),
+        ({"tolerance": float("nan")}, r"--tolerance nan: must be a finite number"),
+        ({"tolerance": float("inf")}, r"--tolerance inf: must be a finite number"),
+        ({"tolerance": -1e-3}, r"--tolerance -0.001: must be a finite number, 0 or above"),
+        ({"mc_draws": 2.5}, r"--mc-draws 2.5: must be an integer"),
+    ],
+)
+def test_values_that_no_option_takes_are_refused(tmp_path: Path, option: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_request(tmp_path / "a", option)
+    with pytest.raises(UsageError, match=message):
+        export_module(nn.Linear(6, 3), tmp_path / "a", inputs=[SPECS[0]], **option)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_single_text_is_not_taken_for_its_letters(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.3))
+    result = export_module(
+        module, tmp_path / "a", inputs=SPECS[0], formats="torchscript", mc_draws=3, mc_modules="1", seed=-(2**63)
+    )
+    assert list(result.manifest.formats) == ["torchscript"]
+    with load(result.path) as model:
+        assert model.predict(np.ones((2, 6), np.float32))["output.std"].max() > 0
