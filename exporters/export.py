@@ -1,8 +1,6 @@
 """Export: a module in, a verified artifact out, or nothing at all."""
 
-import os
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +15,7 @@ from torch import nn
 
 from deploykit.artifact import MANIFEST_NAME
 from deploykit.errors import UsageError
-from deploykit.files import sha256_of, sync_directory, write_json
+from deploykit.files import sha256_of, write_json
 from deploykit.manifest import FileRecord, FormatRecord, Manifest, ParityRecord
 from deploykit.preprocessing import parse_preprocessing
 from deploykit.tensors import TensorSpec, parse_spec
@@ -29,6 +27,7 @@ from exporters.parity import check_parity, tested_sizes
 from exporters.request import check_values, texts
 from exporters.subject import DrawOptions, Subject, prepare
 from exporters.tasks import TaskRequest, parse_tasks
+from exporters.workshop import Workshop
 
 __all__ = ["DEFAULT_FORMATS", "ExportResult", "check_request", "export_module"]
 
@@ -126,7 +125,7 @@ def export_module(
         draws=mc_draws, modules=texts(mc_modules), mode=mask_mode, seed=seed, tasks=tasks, keep_draws=keep_draws
     ))  # fmt: skip
     limit = subject.captured.tolerance if tolerance is None else tolerance
-    with _Workshop(path) as workshop:
+    with Workshop(path) as workshop:
         records, parity = _write_formats(workshop.path, writers, subject, given, limit)
         golden = _write_golden(workshop.path / GOLDEN_NAME, subject, given)
         manifest = Manifest(
@@ -257,31 +256,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-class _Workshop:
-    """A directory beside the destination that becomes it, or vanishes."""
-
-    def __init__(self, destination: Path) -> None:
-        self.destination = destination
-        self.path = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> "_Workshop":
-        self.path.mkdir()
-        return self
-
-    def publish(self) -> None:
-        for file in self.path.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-        if self.destination.exists():
-            old = self.path.with_suffix(".old")
-            self.destination.rename(old)
-            self.path.rename(self.destination)
-            shutil.rmtree(old)
-        else:
-            self.path.rename(self.destination)
-        sync_directory(self.destination.parent)
-
-    def __exit__(self, *_error: object) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
