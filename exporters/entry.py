@@ -58,7 +58,13 @@ class Entry(nn.Module):
         """
         # The method is called through the module itself where possible, so that hooks run.
         call = self.module if self.method == "forward" else getattr(self.module, self.method)
-        flat = dict(flatten_outputs(self._call(call, tensors), self.left_out))
+        flat: dict[str, Tensor | None] = {}
+        for name, value in flatten_outputs(self._call(call, tensors), self.left_out):
+            if name in flat:
+                raise ExportError(
+                    f"output {name!r}: two keys have this name as text, such as 1 and '1'; give each a name of its own"
+                )
+            flat[name] = value
         unknown = sorted(self.left_out - set(flat))
         if unknown:
             raise UsageError(

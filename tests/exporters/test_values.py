@@ -134,3 +134,8 @@ def test_complex_outputs_are_refused_with_what_to_do(tmp_path: Path, draws: int 
         export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=draws)
     result = export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=draws, task="wave=none")
     assert all(output.source == "score" for output in result.manifest.outputs)
+
+
+def test_two_keys_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"output '1': two keys have this name as text"):
+        export_module(Heads(lambda y, x: {1: y, "1": 2 * y}), tmp_path / "a", inputs=[SPEC])
