@@ -72,6 +72,11 @@ class TaskRequest:
     def _task(self, name: str, said: _Said, shape: Sequence[int]) -> OutputTask:
         if said.kind == "classification":
             axis = _class_axis(name, said.axis, len(shape))
+            if axis is not None and not shape[axis]:
+                raise UsageError(
+                    f"--task {name}=classification: the output has no class along axis {axis}, whose size is 0; name "
+                    f"the axis of its classes with {name}=classification@AXIS, or leave it out with --task {name}=none"
+                )
             return OutputTask(kind="classification", class_axis=axis, event=axis is None or shape[axis] == 1)
         variance = self.heads.get(name)
         kind = "regression" if variance else said.kind

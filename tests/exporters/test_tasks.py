@@ -103,3 +103,8 @@ def test_outputs_and_axes_that_do_not_exist_are_refused(texts: str, variance: di
 def test_what_needs_draws_is_refused_for_an_output_that_has_none(texts: str, variance: dict[str, str]) -> None:
     with pytest.raises(ExportError, match=r"'fixed': depends on no dropout.*logits, tokens, score"):
         parse_tasks(texts, variance).resolve(SHAPES, DRAWN)
+
+
+def test_an_axis_without_classes_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"a=classification: the output has no class along axis 1, whose size is 0"):
+        parse_tasks("classification").resolve({"a": (5, 0)}, ["a"])
