@@ -164,15 +164,27 @@ def _named(module: nn.Module, shown: Any) -> dict[str, Any]:
 
 def _as_arrays(values: Mapping[str, Any]) -> Arrays:
     found: Arrays = {}
+    if not values:
+        raise UsageError("example: holds no arrays; needed is one for each input, by its name")
     for name, value in values.items():
-        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-        if array.ndim == 0 or str(array.dtype) not in DTYPES:
+        array, what = _as_array(value)
+        if array is None or array.ndim == 0 or str(array.dtype) not in DTYPES:
             raise UsageError(
-                f"example input {name!r}: is {array.dtype} with shape {list(array.shape)}; "
+                f"example input {name!r}: is {what}; "
                 f"needed is an array with a batch dimension and a dtype of {', '.join(DTYPES)}"
             )
         found[name] = np.ascontiguousarray(array)
     return found
+
+
+def _as_array(value: Any) -> tuple[NDArray[Any] | None, str]:
+    """The array, None where numpy cannot hold it, and what it is in words."""
+    try:
+        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    except (TypeError, ValueError):
+        dtype = getattr(value, "dtype", None)
+        return None, f"a {type(value).__name__}" + (f" of {str(dtype).removeprefix('torch.')}" if dtype else "")
+    return array, f"{array.dtype} with shape {list(array.shape)}"
 
 
 def _spec_of(name: str, array: NDArray[Any]) -> TensorSpec:

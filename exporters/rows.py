@@ -176,5 +176,6 @@ def blaming_the_module(sizes: Mapping[str, int]) -> Iterator[None]:
     except Exception as error:
         raise ExportError(
             f"the module itself fails on random inputs with {dict(sizes)}: {type(error).__name__}: {error}; "
-            "give a real --example, a --range for integer inputs, or fix the dimension that must not change"
+            "give a real --example, a --range for integer inputs, the dtypes that it takes with --input, or fix the "
+            "dimension that must not change"
         ) from error

@@ -139,3 +139,29 @@ def test_complex_outputs_are_refused_with_what_to_do(tmp_path: Path, draws: int 
 def test_two_keys_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"output '1': two keys have this name as text"):
         export_module(Heads(lambda y, x: {1: y, "1": 2 * y}), tmp_path / "a", inputs=[SPEC])
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ({}, r"example: holds no arrays; needed is one for each input"),
+        (
+            {"x": torch.ones(2, 6, dtype=torch.bfloat16)},
+            r"example input 'x': is a Tensor of bfloat16; needed",
+        ),
+        ({"x": [np.ones(2), np.ones(3)]}, r"example input 'x': is a list; needed is an array"),
+        ({"x": None}, r"example input 'x': is object with shape \[\]; needed is an array"),
+    ],
+)
+def test_examples_that_are_no_arrays_are_refused(tmp_path: Path, example: Any, message: str) -> None:
+    module = Heads(lambda y, x: y)
+    with pytest.raises(UsageError, match=message):
+        export_module(module, tmp_path / "a", example=example)
+    module.example_input_array = example
+    with pytest.raises(UsageError, match=message):
+        export_module(module, tmp_path / "a")
+
+
+def test_an_example_of_a_dtype_that_the_module_does_not_take_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"RuntimeError: .*dtype.*Double and Float; .*the dtypes that it takes with"):
+        export_module(Heads(lambda y, x: y), tmp_path / "a", example={"x": np.ones((2, 6))})
