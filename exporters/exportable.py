@@ -1,7 +1,9 @@
 """What no module can be exported with, whatever it computes: told by its kind, before anything is tried."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.jit._script import RecursiveScriptModule
+from torch.nn.parameter import is_lazy
 
 from deploykit.errors import ExportError
 
@@ -11,7 +13,7 @@ _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch
 
 
 def check_exportable(module: nn.Module) -> None:
-    """Refuse a module that is not on the CPU, that is TorchScript already, or that holds quantised layers.
+    """Refuse weights that are not there, or not on the CPU, and what is TorchScript or quantised already.
 
     Raises:
         ExportError: says which, and what to export instead.
@@ -21,15 +23,31 @@ def check_exportable(module: nn.Module) -> None:
             f"the module is a {type(module).__name__}, made by torch.jit.script or torch.jit.trace, in whose program "
             "no dropout can be found any more; export the nn.Module that it was made from, with its weights"
         )
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    elsewhere = sorted({f"{name} on {tensor.device}" for name, tensor in tensors if tensor.device.type != "cpu"})
-    if elsewhere:
-        raise ExportError(
-            f"the module is not on the CPU ({elsewhere[0]}); export module.cpu(), the artifact runs on any device"
-        )
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        trouble = _trouble(tensor)
+        if trouble is not None:
+            raise ExportError(f"the module is not ready: {name} {trouble}")
     for name, part in module.named_modules():
+        if type(part) is RecursiveScriptModule:
+            raise ExportError(
+                f"{name}: is a module of torch.jit.script, which cannot be captured; build the model with the "
+                "nn.Module that it was made from, with its weights"
+            )
         if type(part).__module__.startswith(_QUANTISED):
             raise ExportError(
                 f"{name or '(root)'}: is a quantised {type(part).__name__}, which cannot be captured; export the "
                 "module from before torch.ao's quantisation, and quantise the exported file with its runtime's tools"
             )
+
+
+def _trouble(tensor: Tensor) -> str | None:
+    """Why a weight cannot be exported, and what to do."""
+    if is_lazy(tensor):
+        return "has no shape yet, as in a lazy module; run the module once on a batch, then export it"
+    if tensor.is_meta:
+        return "is on the meta device and has no data; build the module on a real device and load its weights"
+    if tensor.device.type != "cpu":
+        return f"is on {tensor.device}, not on the CPU; export module.cpu(), the artifact runs on any device"
+    if tensor.is_inference() and tensor.requires_grad:
+        return "was made in torch.inference_mode; build the module outside of it, torch.no_grad does no harm"
+    return None

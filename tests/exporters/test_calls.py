@@ -175,3 +175,31 @@ def test_a_single_text_is_not_taken_for_its_letters(tmp_path: Path) -> None:
     assert list(result.manifest.formats) == ["torchscript"]
     with load(result.path) as model:
         assert model.predict(np.ones((2, 6), np.float32))["output.std"].max() > 0
+
+
+def made_in_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        return nn.Linear(6, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Sequential(nn.LazyLinear(3)), r"0.weight has no shape yet, .*run the module once on a batch"),
+        (lambda: nn.Linear(6, 3, device="meta"), r"weight is on the meta device and has no data; build the module on"),
+        (made_in_inference_mode, r"weight was made in torch.inference_mode; build the module outside of it"),
+        (lambda: nn.Sequential(torch.jit.script(nn.Linear(6, 3))), r"^0: is a module of torch.jit.script, .*; build"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_weights_that_are_not_ready_are_named(tmp_path: Path, make: Any, message: str) -> None:
+    module = make()
+    with pytest.raises(ExportError, match=message):
+        export_module(module, tmp_path / "a", inputs=[SPECS[0]])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_traced_part_is_exported(tmp_path: Path) -> None:
+    module = nn.Sequential(torch.jit.trace(nn.Linear(6, 3), torch.zeros(2, 6)), nn.Dropout(0.3))
+    result = export_module(module, tmp_path / "a", inputs=[SPECS[0]], formats=["torchscript"], mc_draws=3)
+    assert result.max_error < 1e-5
