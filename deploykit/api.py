@@ -8,6 +8,7 @@ from deploykit.artifact import MANIFEST_NAME, Artifact
 from deploykit.artifact import pack as pack_artifact
 from deploykit.errors import RunError, UsageError
 from deploykit.merging import merge_run
+from deploykit.paths import require_path
 from deploykit.verify_run import RunCheck, verify_run
 from deploykit.watching import run_status
 from runners.job import RunResult, run
@@ -52,13 +53,20 @@ def export(
         UsageError: the request does not fit the module.
     """
     require_torch()
+    from torch import nn
+
     from exporters.export import check_request, export_module
     from exporters.load import load_module
 
-    if not isinstance(source, (str, Path)):
+    require_path("export", destination, expected="the path of the artifact to create", advice="name it, as 'model'")
+    if isinstance(source, nn.Module):
         if module is not None or arguments:
             raise UsageError("export: the source is a module already; module and arguments go with a checkpoint only")
         return export_module(source, destination, **options)
+    require_path(
+        "export", source, expected="an nn.Module or the path of a checkpoint",
+        advice="weights alone are no module: load them into one, and export that",
+    )  # fmt: skip
     # Reading a large checkpoint takes long; what can be refused without it is refused first.
     check_request(destination, options)
     loaded = load_module(source, module, arguments=arguments, unsafe=unsafe_load)
@@ -86,6 +94,7 @@ def pack(path: str | Path, destination: str | Path, *, overwrite: bool = False) 
         UsageError: the destination exists.
         ArtifactError: the artifact is not whole.
     """
+    require_path("pack", destination, expected="the path of the file to write", advice="name it, as 'model.dk'")
     destination = Path(destination)
     if destination.exists() and not overwrite:
         raise UsageError(f"{destination} exists; choose another name, or replace it with --overwrite")
@@ -99,7 +108,11 @@ def verify(path: str | Path, *, format: str | None = None, device: str = "cpu") 
     Raises:
         ArtifactError: a file differs from the manifest, or an output from the golden one.
         RunError: rows are missing, doubled or damaged.
+        UsageError: not the path of anything.
     """
+    require_path(
+        "verify", path, expected="the path of an artifact or a run", advice="give the path, such as result.path"
+    )
     path = Path(path)
     if (path / "run.json").is_file():
         return verify_run(path)

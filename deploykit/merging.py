@@ -5,6 +5,7 @@ from pathlib import Path
 from deploykit.errors import IncompleteRunError, RunError, UsageError
 from deploykit.feed import writing
 from deploykit.files import appears_whole
+from deploykit.paths import require_path
 from deploykit.plan import Shard, describe_ranges
 from deploykit.rundir import RunDirectory
 from deploykit.runrows import RunRows
@@ -37,6 +38,7 @@ def merge_run(
         IncompleteRunError: rows are missing or damaged; the message says which.
         RunError: no run directory, a writer that cannot read its files, or outputs that differ in shape.
     """
+    require_path("merge", destination, expected="the path of the file to write", advice="name it, as 'all.npz'")
     destination = Path(destination)
     _refuse_place(destination, overwrite)
     directory = RunDirectory.open(path)

@@ -22,6 +22,7 @@ from deploykit.feed import Feed, writing
 from deploykit.files import TEMPORARY_PREFIX, appears_whole, discard, write_json, write_json_once
 from deploykit.job import Job
 from deploykit.otherjob import refuse_other_job
+from deploykit.paths import require_run
 from deploykit.plan import Plan, Shard
 from deploykit.runstate import State, read_state
 from deploykit.signs import STATUS_NAME
@@ -93,7 +94,9 @@ class RunDirectory:
 
         Raises:
             RunError: no run directory, or its ``run.json`` cannot be read.
+            UsageError: not the path of anything.
         """
+        require_run(path)
         path = Path(path)
         try:
             data = json.loads((path / RUN_NAME).read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ from deploykit.job import ErrorPolicy, Job, NanPolicy
 from deploykit.layout import CONTIGUOUS
 from deploykit.manifest import Manifest
 from deploykit.passes import Passes, plan_passes
+from deploykit.paths import require_data, require_run
 from deploykit.plan import Plan, make_plan, row_bytes
 from deploykit.rundir import RunDirectory
 from deploykit.sources.base import Source
@@ -133,6 +134,8 @@ def run(
     """
     began = monotonic()
     check_kind(progress)
+    require_data(data)
+    require_run(out)
     options = {
         "runner": runner, "devices": devices, "batch-size": batch_size, "seed": seed,
         "draws": draws, "draws-per-pass": draws_per_pass, "draws-until": draws_until, "min-draws": min_draws,

@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,34 @@ def test_a_module_in_memory_takes_no_checkpoint_options(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="the source is a module already"):
         deploykit.export(nn.Linear(2, 2), tmp_path / "a", module="x:Y")
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: deploykit.run("m", np.zeros(3), "o"), r"data: got an object of type numpy\.ndarray, .*numpy\.save"),
+        (lambda: deploykit.run("m", np.zeros(3), "o"), r"with deploykit\.load\(artifact\) as model: model\.predict"),
+        (lambda: deploykit.run("m", np.load, "o"), r"data: got an object of type .*function.*, .*name the function"),
+        (lambda: deploykit.run("m", None, "o"), r"data: got an object of type NoneType, expected a path"),
+        (lambda: deploykit.run("m", "", "o"), r"data: got an empty text, expected a path"),
+        (lambda: deploykit.run("m", "x.npy", ["o"]), r"run directory: got an object of type list"),
+        (lambda: deploykit.run({}, "x.npy", "o"), r"artifact: got an object of type dict, .*deploykit\.export"),
+        (lambda: deploykit.load(Path), r"artifact: got an object of type type"),
+        (lambda: deploykit.open_artifact(""), r"artifact: got an empty text, .*; name one"),
+        (lambda: deploykit.merge({}, "o.npz"), r"run directory: got an object of type dict, .*result\.path"),
+        (lambda: deploykit.merge("o", {}), r"merge: got an object of type dict, .*the file to write"),
+        (lambda: deploykit.status({}), r"run directory: got an object of type dict"),
+        (lambda: deploykit.verify({}), r"verify: got an object of type dict, .*an artifact or a run"),
+        (lambda: deploykit.pack("m", None), r"pack: got an object of type NoneType"),
+        (lambda: deploykit.export({"w": 1}, "o"), r"export: got an object of type dict, expected an nn\.Module or"),
+        (lambda: deploykit.export("m", {}), r"export: got an object of type dict, .*to create"),
+    ],
+)
+def test_an_object_in_the_place_of_a_path_is_refused_in_words_that_lead_on(
+    call: Callable[[], object], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        call()
 
 
 def test_importing_takes_no_heavy_package() -> None:

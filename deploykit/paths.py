@@ -1,0 +1,66 @@
+"""Refuses what is no path where one is expected, before its text is taken for the name of a file."""
+
+import os
+
+from deploykit.errors import UsageError
+
+__all__ = ["require_artifact", "require_data", "require_path", "require_run"]
+
+
+def require_path(subject: str, value: object, *, expected: str, advice: str) -> None:
+    """Refuse an object that is neither a text nor a path, and an empty text, which would be the working directory.
+
+    Raises:
+        UsageError: says what came, what is ``expected``, and the ``advice``.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise UsageError(f"{subject}: got an object of type {_name(type(value))}, expected {expected}; {advice}")
+    if not os.fspath(value):
+        raise UsageError(f"{subject}: got an empty text, expected {expected}; name one")
+
+
+def require_data(value: object) -> None:
+    """Refuse data in memory where its place is expected.
+
+    Raises:
+        UsageError: it is no path.
+    """
+    require_path(
+        "data",
+        value,
+        expected="a path, a glob, a URL, or the name of a factory ('file.py:function', as text)",
+        advice="save an array with numpy.save('rows.npy', x) and give 'rows.npy'; name the function that makes a "
+        "dataset; or predict arrays in memory: with deploykit.load(artifact) as model: model.predict(x)",
+    )
+
+
+def require_artifact(value: object) -> None:
+    """Refuse anything but the place of an artifact.
+
+    Raises:
+        UsageError: it is no path.
+    """
+    require_path(
+        "artifact",
+        value,
+        expected="the path of an artifact",
+        advice="give the path that deploykit.export wrote (result.path, artifact.path); a module is exported first",
+    )
+
+
+def require_run(value: object) -> None:
+    """Refuse anything but the place of a run directory.
+
+    Raises:
+        UsageError: it is no path.
+    """
+    require_path(
+        "run directory",
+        value,
+        expected="a path",
+        advice="give the path of the directory, such as result.path of what deploykit.run returned",
+    )
+
+
+def _name(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
