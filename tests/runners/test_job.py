@@ -215,6 +215,10 @@ def test_files_that_were_copied_again(artifact_paths: dict[str, Path], tmp_path:
     os.utime(tmp_path / "a.csv", (1, 1))
     with pytest.raises(RunError, match=r"other names, sizes or times of change .* \(cp -p, rsync -t\)"):
         run(artifact_paths["plain"], **words)  # type: ignore[arg-type]
+    (tmp_path / "b.csv").write_text("x0,x1,x2,x3\n1,2,3,44\n")
+    os.utime(tmp_path / "b.csv", (2**32, 2**32))
+    with pytest.raises(RunError, match=r"csv is not .*bytes.*; changed since: \S*b\.csv\)\. To resume it, put"):
+        run(artifact_paths["plain"], **words)  # type: ignore[arg-type]
 
 
 def test_nan_stops_with_the_row_and_allow_counts(artifact_paths: dict[str, Path], tmp_path: Path) -> None:

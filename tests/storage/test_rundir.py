@@ -49,7 +49,11 @@ def test_the_job_survives_json() -> None:
 
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
-    "artifact": ({"artifact": "b" * 64}, "artifact: 'aaaa.*asked for 'bbbb"),
+    "artifact": (
+        {"artifact": "b" * 64},
+        r"artifact model is not what it was when .* To resume it, give the artifact that .*artifact: 'aaaa.*'bb",
+    ),
+    "other artifact": ({"artifact": "b" * 64, "artifact_path": "net"}, "net is not the one that .* began with, model"),
     "format": ({"format": "torchscript"}, "format: 'onnx', asked for 'torchscript'"),
     "seed": ({"seed": 1}, "seed: 0, asked for 1"),
     "no seed": ({"seed": None}, "seed: 0, asked for None"),
@@ -58,7 +62,20 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "interval": ({"write_interval": "epoch"}, "write_interval: 'batch', asked for 'epoch'"),
     "nan": ({"nan": "allow"}, "nan: 'error', asked for 'allow'"),
     "plan": ({"plan": make_plan(20, 5, 20, 5)}, "plan.batch_size: 2, asked for 5; plan.shard_rows: 4, asked for 5"),
-    "data": ({"data": {"kind": "npy", "size_bytes": 3}}, r"data.arrays.x.dtype: 'float32', asked for 'nothing'"),
+    "data": (
+        {"data": {"kind": "npy", "size_bytes": 3}},
+        r"data x\.npy is not what it was when the run began \(then 320 bytes, now 3\)\. To resume it, put the old data "
+        r"back; or .* \(data\.arrays\.x\.dtype: 'float32', asked for 'nothing'",
+    ),
+    "rows": (
+        {"data": {"kind": "npy", "size_bytes": 640}, "plan": make_plan(40, 2, 20, 4), "seed": 1},
+        r"20 rows, now 40; then 320 bytes, now 640\); seed: 0, asked for 1\. To resume it, put the old data back and "
+        r"use the old values; or .*plan\.rows: 20, asked for 40",
+    ),
+    "other data": (
+        {"data": {"kind": "factory", "sha256_first_last": "b"}, "data_source": "d.py:rows"},
+        r"data d\.py:rows is not that of the run, which began with x\.npy \(other content\)",
+    ),
 }
 
 
@@ -67,8 +84,9 @@ def test_another_job_is_refused_by_every_difference(tmp_path: Path, name: str) -
     change, said = CHANGES[name]
     run_all(tmp_path, make_job())
     before = files_of(tmp_path)
-    with pytest.raises(RunError, match=f"holds another job: .*{said}.*name a new directory"):
+    with pytest.raises(RunError, match=f"holds another job: .*{said}") as caught:
         RunDirectory.prepare(tmp_path, make_job(**change))
+    assert "or name a new directory" in str(caught.value)
     assert files_of(tmp_path) == before
 
 
