@@ -41,7 +41,7 @@ class Setting:
         runner_name: the runner as the user named it, for the ranks to find it again.
         threads: CPU threads per rank, or None for the runner's choice.
         began_s: when the call came, on the monotonic clock.
-        resume: the command that takes the job up again.
+        resume: the command that takes the job up again, as one process.
         cut: the shards by the batch size, where that was found here; what another rank has found before counts.
         notes: what was chosen, for people to read.
     """

@@ -215,7 +215,7 @@ def _checked(
     return Setting(
         artifact=artifact, source=source, writing=writing, runner=runner, runner_name=options["runner"],
         devices=devices, threads=options["threads"], job=job, began_s=began,
-        resume=_resume_command(artifact_path, data, out, options),
+        resume=_resume_command(artifact_path, data, out, options, engine),
         cut=cut if notes else None, notes=notes,
     )  # fmt: skip
 
@@ -264,7 +264,10 @@ def _passes(artifact: Artifact, draws: int | None, options: Mapping[str, Any]) -
     )
 
 
-def _resume_command(artifact: str | Path, data: str, out: str | Path, options: Mapping[str, Any]) -> str:
+def _resume_command(
+    artifact: str | Path, data: str, out: str | Path, options: Mapping[str, Any], engine: Engine
+) -> str:
+    """The command of one process; ranks that a launcher starts find out by themselves that it has."""
     defaults = {
         "runner": "auto",
         "devices": "auto",
@@ -283,6 +286,8 @@ def _resume_command(artifact: str | Path, data: str, out: str | Path, options: M
             words += ["--keep", ",".join(value)] if value else []
         elif isinstance(value, Mapping):
             words += [word for key, one in value.items() for word in (f"--{name}", f"{key}={one}")]
+        elif name == "engine" and not engine.prepares_alone:
+            continue
         elif value is not None and value != defaults.get(name):
             words += [f"--{name}", str(value)]
     return shlex.join(words)

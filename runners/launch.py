@@ -10,6 +10,8 @@ __all__ = ["Launch", "array", "detect", "slurm", "torchrun"]
 
 Environment = Mapping[str, str]
 
+_LAUNCHERS = {"torchrun": "torchrun or its like", "slurm": "srun", "array": "the job array, or its like"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
@@ -22,6 +24,7 @@ class Launch:
         local_rank, local_world_size: among those of this machine.
         cores: CPU cores that the launcher has given to this process alone; None where the machine's are shared.
         meets: whether all ranks run at the same time and have an address to meet at.
+        by_torchrun: whether it was torchrun itself, and not something that sets the same variables.
     """
 
     launcher: str
@@ -32,6 +35,7 @@ class Launch:
     local_world_size: int = 1
     cores: int | None = None
     meets: bool = False
+    by_torchrun: bool = False
 
     def __post_init__(self) -> None:
         for rank, size, name in (
@@ -46,6 +50,17 @@ class Launch:
 
     def __str__(self) -> str:
         return f"rank {self.rank} of {self.world_size}"
+
+    def to_resume(self, command: str) -> str:
+        """What a person does to take the job up again, by the ``deploykit run`` command of one process."""
+        if self.by_torchrun and self.local_world_size == self.world_size:
+            ranks = f"torchrun --standalone --nproc-per-node {self.world_size} -m"
+            return f"start the ranks again to resume: {ranks} {command}"
+        launcher = _LAUNCHERS.get(self.launcher, self.launcher)
+        return (
+            f"start the ranks again with the launcher as before ({launcher}) to resume, or let one process do the "
+            f"rest: {command}"
+        )
 
 
 def torchrun(environment: Environment) -> Launch:
@@ -64,6 +79,7 @@ def torchrun(environment: Environment) -> Launch:
         local_rank=read.number("LOCAL_RANK", default=0),
         local_world_size=read.number("LOCAL_WORLD_SIZE", default=read.number("LOCAL_RANK", default=0) + 1),
         meets="MASTER_ADDR" in environment and "MASTER_PORT" in environment,
+        by_torchrun="TORCHELASTIC_RUN_ID" in environment,
     )
 
 

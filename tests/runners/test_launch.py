@@ -48,9 +48,24 @@ def test_torchrun() -> None:
         local_rank=1,
         local_world_size=4,
         meets=True,
+        by_torchrun=True,
     )
     alone = launch.torchrun({"RANK": "1", "WORLD_SIZE": "2"})
     assert (alone.local_rank, alone.local_world_size, alone.meets) == (0, 1, False)
+
+
+def test_what_resumes_can_be_pasted() -> None:
+    one_machine = TORCHRUN | {"LOCAL_WORLD_SIZE": "8"}
+    again = launch.torchrun(one_machine).to_resume("deploykit run m")
+    assert again == "start the ranks again to resume: torchrun --standalone --nproc-per-node 8 -m deploykit run m"
+    for found, launcher in (
+        (launch.torchrun(TORCHRUN), "torchrun or its like"),
+        (launch.torchrun({"RANK": "0", "WORLD_SIZE": "1"}), "torchrun or its like"),
+        (launch.slurm(SRUN), "srun"),
+        (launch.array(SLURM_ARRAY), "the job array, or its like"),
+    ):
+        again = found.to_resume("deploykit run m")
+        assert f"with the launcher as before ({launcher}) to resume, or let one process do the rest: deploykit" in again
 
 
 @pytest.mark.parametrize(

@@ -235,8 +235,8 @@ def test_a_rank_that_dies_costs_its_shard_and_another_engine_resumes(
     ranks = [start(artifact_paths["mc"], out, torchrun(rank, 2) | deadly, "--engine", "torchrun") for rank in range(2)]
     ended(ranks[1], -signal.SIGKILL)
     text = ended(ranks[0])
-    assert "start the ranks again to resume: deploykit run" in text
-    assert "--engine torchrun" in text
+    assert "start the ranks again to resume: torchrun --standalone --nproc-per-node 2 -m deploykit run" in text
+    assert "--engine" not in text, "the command is for the launcher, and for one process without it"
     missing = check_run(out).missing
     assert missing
     assert all(start // 8 % 2 == 1 for start, _ in missing), "the shards of rank 0 are all there"
