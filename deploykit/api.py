@@ -97,7 +97,7 @@ def pack(path: str | Path, destination: str | Path, *, overwrite: bool = False) 
     require_path("pack", destination, expected="the path of the file to write", advice="name it, as 'model.dk'")
     destination = Path(destination)
     if destination.exists() and not overwrite:
-        raise UsageError(f"{destination} exists; choose another name, or replace it with --overwrite")
+        raise UsageError(f"{destination} exists; choose another name, or replace it with --overwrite (overwrite=True)")
     with Artifact.open(path) as artifact:
         return pack_artifact(artifact, destination)
 

@@ -60,9 +60,7 @@ def _refuse_missing(directory: RunDirectory, state: State) -> None:
     missing = state.missing(directory.job.plan, from_parts=directory.job.keeps_parts)
     if missing:
         ranges = describe_ranges((shard.start, shard.stop) for shard in missing)
-        raise IncompleteRunError(
-            f"run directory {directory.path}: {ranges} missing; run the same command again to resume"
-        )
+        raise IncompleteRunError(f"run directory {directory.path}: {ranges} missing; {directory.job.to_resume()}")
 
 
 def _groups(directory: RunDirectory, state: State) -> dict[int, list[Shard]]:

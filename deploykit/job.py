@@ -26,7 +26,7 @@ NAN_POLICIES: tuple[str, ...] = get_args(NanPolicy)
 ERROR_POLICIES: tuple[str, ...] = get_args(ErrorPolicy)
 
 # What does not change a single predicted byte may change between a run and its resume.
-_FREE = ("artifact_path", "data_source", "columns", "created", "version", "outputs")
+_FREE = ("artifact_path", "data_source", "columns", "created", "version", "outputs", "command")
 _ABSENT = "nothing"
 
 _TEXTS = (
@@ -62,6 +62,7 @@ class Job:
         lightning: the ``BasePredictionWriter`` that is called when all rows are there: ``writer`` and ``arguments``.
         keep: columns of the data that go with the predictions, behind the outputs of the model.
         columns: which columns give an input, as the user said it; what that means is in ``data``.
+        command: the command line of the run, for one process, for people.
     """
 
     artifact: str
@@ -84,6 +85,7 @@ class Job:
     lightning: Mapping[str, Any] | None = None
     keep: tuple[str, ...] = ()
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    command: str = ""
 
     def __post_init__(self) -> None:
         if self.write_interval not in WRITE_INTERVALS:
@@ -107,6 +109,10 @@ class Job:
     def has_epoch_files(self) -> bool:
         """Whether each rank gets one file at the end."""
         return self.write_interval != "batch"
+
+    def to_resume(self) -> str:
+        """What a person does to take the job up again."""
+        return f"to resume it: {self.command}" if self.command else "to resume it, give its deploykit run command again"
 
     def differences(self, other: "Job") -> list[str]:
         """What makes ``other`` another job, as ``field: mine, asked for theirs``; empty for the same job."""

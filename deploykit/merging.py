@@ -60,7 +60,9 @@ def _refuse_place(destination: Path, overwrite: bool) -> None:
     if destination.is_dir() or not destination.parent.is_dir():
         raise UsageError(f"merge: {destination} must be a file in an existing directory; name another one")
     if destination.exists() and not overwrite:
-        raise UsageError(f"merge: {destination} exists; allow overwriting it, or name another file")
+        raise UsageError(
+            f"merge: {destination} exists; replace it with --overwrite (overwrite=True), or name another file"
+        )
 
 
 def _refuse_unreadable(directory: RunDirectory, writer: Writer) -> None:
@@ -77,8 +79,8 @@ def _present(directory: RunDirectory, state: State, allow_partial: bool) -> list
         damage = f" ({'; '.join(state.damage)})" if state.damage else ""
         raise IncompleteRunError(
             f"merge: run directory {directory.path} lacks "
-            f"{describe_ranges((shard.start, shard.stop) for shard in missing)}{damage}; run the same command again "
-            "to resume it, or allow a partial result"
+            f"{describe_ranges((shard.start, shard.stop) for shard in missing)}{damage}; "
+            f"merge what is there with --allow-partial (allow_partial=True), or, {directory.job.to_resume()}"
         )
     absent = {shard.index for shard in missing}
     return [shard for shard in directory.job.plan.shards() if shard.index not in absent]

@@ -26,7 +26,7 @@ def pack_files(directory: Path, names: Iterable[str], destination: Path, *, over
         UsageError: the destination exists and ``overwrite`` is not given.
     """
     if destination.exists() and not overwrite:
-        raise UsageError(f"{destination} exists; choose another name or remove it")
+        raise UsageError(f"{destination} exists; choose another name, or replace it with overwrite=True")
     with appears_whole(destination) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(names):
             _add(archive, directory / name, name)

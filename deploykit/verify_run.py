@@ -32,6 +32,7 @@ class RunCheck:
         damaged: one text per commit or file that is not what it should be.
         pending: what is left to do although no row is missing.
         notes: what was not checked, and why.
+        to_resume: how the run is taken up again.
     """
 
     rows: int
@@ -42,6 +43,7 @@ class RunCheck:
     pending: tuple[str, ...]
     notes: tuple[str, ...]
     failed: Mapping[int, str] = field(default_factory=dict)
+    to_resume: str = ""
 
     @property
     def ok(self) -> bool:
@@ -67,10 +69,10 @@ def verify_run(path: str | Path) -> RunCheck:
     if not check.ok:
         kind = IncompleteRunError if check.missing or check.pending else RunError
         again = kind is IncompleteRunError or bool(check.duplicates)
-        advice = "Run the same command again to resume" if again else "Run again into a new directory"
+        advice = check.to_resume if again else "run again into a new directory"
         raise kind(
             f"run directory {path}: {check.committed_rows} of {check.rows} rows are there; "
-            f"{'; '.join(check.problems())}. {advice}"
+            f"{'; '.join(check.problems())}; {advice}"
         )
     return check
 
@@ -97,6 +99,7 @@ def check_run(path: str | Path) -> RunCheck:
         pending=() if missing else tuple(_pending(directory, state)),
         notes=tuple(notes),
         failed=failed,
+        to_resume=job.to_resume(),
     )
 
 

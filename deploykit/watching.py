@@ -59,6 +59,7 @@ class RunStatus:
         rows_per_s: of all ranks that work; None when none does.
         left_s: seconds that the rest takes at this rate; None where there is no rate.
         damage: one text for each commit that does not count. Digests are not read: ``deploykit verify`` does that.
+        to_resume: how the run is taken up again, once there is a job.
     """
 
     path: str
@@ -74,6 +75,7 @@ class RunStatus:
     ranks: tuple[RankStatus, ...] = ()
     damage: tuple[str, ...] = ()
     error: str | None = None
+    to_resume: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -112,6 +114,7 @@ def run_status(path: str | Path) -> RunStatus:
         left_s=left / rate if rate else None,
         ranks=tuple(_rank(sign, now, running=running) for sign in signs),
         damage=state.damage,
+        to_resume=directory.job.to_resume(),
         error=call.error or None if call is not None and condition in {"failed", "interrupted"} else None,
     )
 

@@ -185,7 +185,7 @@ def _check_request(path: Path, formats: Sequence[str], overwrite: bool) -> dict[
     if not formats:
         raise UsageError(f"no format given; known are {', '.join(FORMATS.names())}")
     if path.exists() and not overwrite:
-        raise UsageError(f"{path} exists; choose another name, or replace it with --overwrite")
+        raise UsageError(f"{path} exists; choose another name, or replace it with --overwrite (overwrite=True)")
     if path.exists() and not (path / MANIFEST_NAME).is_file():
         raise UsageError(f"{path} exists and is no artifact, so it is not replaced; choose another name")
     if not path.parent.is_dir():

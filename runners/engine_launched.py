@@ -184,7 +184,7 @@ class LaunchedEngine(Engine):
         ranges = describe_ranges((shard.start, shard.stop) for shard in missing) or "nothing"
         return (
             f"{self.launch} ends; {total - len(missing)} of {total} parts are there and count; missing: {ranges}. "
-            f"If no other rank is at work on these, {self.launch.to_resume(setting.resume)}"
+            f"If no other rank is at work on these, {self.launch.to_resume(setting.job.command)}"
         )
 
 

@@ -41,7 +41,6 @@ class Setting:
         runner_name: the runner as the user named it, for the ranks to find it again.
         threads: CPU threads per rank, or None for the runner's choice.
         began_s: when the call came, on the monotonic clock.
-        resume: the command that takes the job up again, as one process.
         cut: the shards by the batch size, where that was found here; what another rank has found before counts.
         notes: what was chosen, for people to read.
     """
@@ -55,7 +54,6 @@ class Setting:
     threads: int | None
     job: Job
     began_s: float
-    resume: str
     cut: Callable[[int], Plan] | None = None
     notes: tuple[str, ...] = ()
 
@@ -256,7 +254,7 @@ def _incomplete(
     error = IncompleteRunError(
         f"run directory {directory.path}: {why}\n"
         f"{here} of {len(directory.job.plan)} parts are there and count; missing: {ranges}. "
-        f"To resume, give the same command again: {setting.resume}"
+        f"To resume, give the same command again: {setting.job.command}"
     )
     if stop.signal is not None:
         error.exit_code = 128 + stop.signal

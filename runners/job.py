@@ -211,11 +211,11 @@ def _checked(
         seed=seed, draws=draws, passes=passes, plan=cut(batch_size), outputs=writing.writer.outputs,
         nan=cast("NanPolicy", options["nan"]), on_error=cast("ErrorPolicy", options["on-error"]),
         version=__version__, created=datetime.now(UTC).isoformat(timespec="seconds"), **writing.job_fields(),
+        command=_command(artifact_path, data, out, options, engine),
     )  # fmt: skip
     return Setting(
         artifact=artifact, source=source, writing=writing, runner=runner, runner_name=options["runner"],
         devices=devices, threads=options["threads"], job=job, began_s=began,
-        resume=_resume_command(artifact_path, data, out, options, engine),
         cut=cut if notes else None, notes=notes,
     )  # fmt: skip
 
@@ -264,9 +264,7 @@ def _passes(artifact: Artifact, draws: int | None, options: Mapping[str, Any]) -
     )
 
 
-def _resume_command(
-    artifact: str | Path, data: str, out: str | Path, options: Mapping[str, Any], engine: Engine
-) -> str:
+def _command(artifact: str | Path, data: str, out: str | Path, options: Mapping[str, Any], engine: Engine) -> str:
     """The command of one process; ranks that a launcher starts find out by themselves that it has."""
     defaults = {
         "runner": "auto",

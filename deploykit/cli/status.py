@@ -53,7 +53,7 @@ def _describe(found: RunStatus) -> str:
     if found.error is not None:
         lines.append("  " + found.error.replace("\n", "\n  "))
     elif found.state == "interrupted":
-        lines.append("  nobody works on it; the same deploykit run command again resumes it")
+        lines.append(f"  nobody works on it; {found.to_resume}")
     return "\n".join(lines)
 
 

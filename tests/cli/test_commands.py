@@ -50,6 +50,20 @@ def test_the_main_job_from_checkpoint_to_merged_predictions(
         np.testing.assert_allclose(onnx["logits.probs"].sum(1), 1, atol=1e-5)
 
 
+def test_what_is_missing_comes_with_the_command_that_resumes(
+    call: Call, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("run", "model", "--data", "rows.npy", "-o", "an out", "--devices", "cpu:1", "--nan", "allow") == 0
+    next(Path("an out/commits").iterdir()).unlink()
+    again = "to resume it: deploykit run model --data rows.npy -o 'an out' --devices cpu:1 --nan allow"
+    for words in (["verify", "an out"], ["merge", "an out", "-o", "all.npz"], ["status", "an out"]):
+        call(*words)
+        assert again in "".join(capsys.readouterr())
+    Path("all.npz").touch()
+    assert call("merge", "an out", "-o", "all.npz") == 2
+    assert "replace it with --overwrite (overwrite=True)" in capsys.readouterr().err
+
+
 def test_a_packed_artifact_is_accepted_in_place_of_the_directory(call: Call, place: Path) -> None:
     assert call("pack", "model", "-o", "model.dk") == 0
     assert call("pack", "model", "-o", "model.dk") == 2

@@ -203,7 +203,7 @@ def test_a_part_that_is_damaged_afterwards_is_made_again_alone(
     else:
         content[random.Random(0).randrange(len(content))] ^= 1
         part.write_bytes(content if how == "flip" else content[:-7])
-    with pytest.raises(RunError, match=r"part-000005\.npy.*Run the same command again"):
+    with pytest.raises(RunError, match=r"part-000005\.npy.*to resume it: deploykit run"):
         verify_run(out)
     result = run(artifact_paths["mc"], data, out, devices="cpu", **OPTIONS)
     assert (result.computed_rows, result.skipped_shards) == (256, ROWS // 256 - 1)

@@ -85,7 +85,7 @@ def test_a_run_at_work_and_after_its_death(artifact_paths: dict[str, Path], tmp_
     dead = run_status(out)
     assert (dead.state, dead.rows_per_s, dead.left_s) == ("interrupted", None, None)
     assert {rank.state for rank in dead.ranks} == {"gone"}
-    assert "resumes it" in describe(dead)
+    assert "to resume it: deploykit run" in describe(dead)
     run(artifact_paths["mc"], SLOW, out, devices="cpu", **OPTIONS)  # type: ignore[arg-type]
     again = run_status(out)
     assert (again.state, [rank.rank for rank in again.ranks]) == ("finished", [0]), "old ranks are forgotten"

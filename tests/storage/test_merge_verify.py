@@ -64,7 +64,7 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     run_all(tmp_path / "run", make_job())
     path = tmp_path / "all.npz"
     path.write_text("precious")
-    with pytest.raises(UsageError, match=r"all\.npz exists; allow overwriting it"):
+    with pytest.raises(UsageError, match=r"all\.npz exists; replace it with --overwrite \(overwrite=True\)"):
         merge_run(tmp_path / "run", path)
     assert path.read_text() == "precious"
     merge_run(tmp_path / "run", path, overwrite=True)
@@ -84,7 +84,7 @@ def test_an_incomplete_run_is_merged_only_on_request(tmp_path: Path) -> None:
     (tmp_path / "run/parts/part-000001.npy").write_text("")
     (tmp_path / "run/commits/part-000003.json").unlink()
     with pytest.raises(
-        IncompleteRunError, match=r"lacks rows 4 to 7, rows 12 to 15 \(parts/part-000001.npy: 0 bytes.*resume"
+        IncompleteRunError, match=r"lacks rows 4 to 7, rows 12 to 15 \(parts.* 0 bytes.*--allow-partial \(allow"
     ):
         merge_run(tmp_path / "run", tmp_path / "all.npz")
     assert not (tmp_path / "all.npz").exists()
@@ -182,7 +182,7 @@ class TestVerify:
         assert check.missing == ((8, 12), (16, 20))
         assert check.committed_rows == 12
         said = r"12 of 20 rows are there; missing: rows 8 to 11, rows 16 to 19; damaged: parts/part-000002.npy: SHA-256"
-        with pytest.raises(IncompleteRunError, match=rf"{said}.*Run the same command again to resume"):
+        with pytest.raises(IncompleteRunError, match=rf"{said}.*; to resume it, give its deploykit run command again"):
             verify_run(tmp_path)
         assert files_of(tmp_path) == before
 
@@ -193,7 +193,7 @@ class TestVerify:
         commit = json.loads((directory.commits / "rank-0001.json").read_text())
         commit["files"][0]["file"] = "predictions_2.npy"
         (directory.commits / "rank-0002.json").write_text(json.dumps({**commit, "rank": 2}))
-        with pytest.raises(RunError, match=r"more than once: rows 4 to 7, rows 12 to 15.*Run the same command again"):
+        with pytest.raises(RunError, match=r"more than once: rows 4 to 7, rows 12 to 15; to resume it, give"):
             verify_run(tmp_path)
         assert not directory.is_finished()
         directory.finish_epoch(writer_of(directory.job))

@@ -134,7 +134,7 @@ def test_what_is_damaged_is_written_again_from_the_parts(tmp_path: Path) -> None
     for damage in (lambda: damaged.write_bytes(whole[damaged.name][:-1] + b"?"), damaged.unlink):
         damage()
         assert not RunDirectory.open(tmp_path).is_finished()
-        with pytest.raises(IncompleteRunError, match=r"predictions_1\.npy.*Run the same command again to resume"):
+        with pytest.raises(IncompleteRunError, match=r"predictions_1\.npy.*to resume it, give its deploykit run"):
             verify_run(tmp_path)
         run_all(tmp_path, job)
         assert {name: (tmp_path / name).read_bytes() for name in whole} == whole

@@ -113,7 +113,7 @@ def test_a_writer_that_fails_costs_no_prediction(artifact: Path, place: Path, mo
     monkeypatch.setenv("FAIL_AT", "1")
     with pytest.raises(RunError, match=r"Whole: rank 0: raised KeyError: 'a field.*predicts nothing again"):
         start(artifact)
-    with pytest.raises(IncompleteRunError, match=r"mine\.py:Whole was not called to its end.*Run the same command"):
+    with pytest.raises(IncompleteRunError, match=r"mine\.py:Whole was not called to its end; to resume it: deploy"):
         verify_run("run")
     monkeypatch.delenv("FAIL_AT")
     monkeypatch.setattr(loop.Pipeline, "run", lambda self: pytest.fail("something was predicted"))
