@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.artifact import MANIFEST_NAME, Artifact
 from deploykit.artifact import pack as pack_artifact
-from deploykit.errors import RunError, UsageError
+from deploykit.errors import ArtifactError, RunError, UsageError
 from deploykit.merging import merge_run
 from deploykit.paths import require_path
 from deploykit.verify_run import RunCheck, verify_run
@@ -114,6 +114,11 @@ def verify(path: str | Path, *, format: str | None = None, device: str = "cpu") 
         "verify", path, expected="the path of an artifact or a run", advice="give the path, such as result.path"
     )
     path = Path(path)
+    if not path.exists():
+        raise ArtifactError(
+            f"verify {path}: no such file or directory; name an artifact, which deploykit export makes, or the "
+            "directory of a run, which deploykit run makes"
+        )
     if (path / "run.json").is_file():
         return verify_run(path)
     if path.is_dir() and not (path / MANIFEST_NAME).is_file():

@@ -123,6 +123,10 @@ def _directory(path: Path, stack: contextlib.ExitStack) -> Path:
         return path
     if not path.exists():
         raise ArtifactError(f"artifact {path}: no such file or directory; create one with deploykit export")
+    if path.is_file() and not zipfile.is_zipfile(path) and _begins_as_packed(path):
+        raise ArtifactError(
+            f"artifact {path}: the packed file is damaged (its end is missing); copy the artifact again"
+        )
     # A pipe or a device would never end.
     if not path.is_file() or not zipfile.is_zipfile(path):
         raise ArtifactError(
@@ -131,6 +135,11 @@ def _directory(path: Path, stack: contextlib.ExitStack) -> Path:
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deploykit-")))
     unpack(path, directory)
     return directory
+
+
+def _begins_as_packed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _read_manifest(path: Path, directory: Path) -> Manifest:

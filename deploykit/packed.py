@@ -51,6 +51,9 @@ def unpack(path: Path, directory: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+            # The end of a file that was cut off may be that of an archive inside of it, which begins later.
+            if min((member.header_offset for member in members), default=0) > 0:
+                raise zipfile.BadZipFile("its end is missing")
             _refuse_strangers(path, members)
             for member in members:
                 _extract(archive, member, directory / member.filename)

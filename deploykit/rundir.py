@@ -101,9 +101,8 @@ class RunDirectory:
         try:
             data = json.loads((path / RUN_NAME).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            raise RunError(
-                f"run directory {path}: holds no {RUN_NAME}; name a directory that deploykit run made"
-            ) from None
+            problem = f"holds no {RUN_NAME}" if path.is_dir() else "is a file" if path.exists() else "does not exist"
+            raise RunError(f"run directory {path}: {problem}; name a directory that deploykit run made") from None
         except (OSError, ValueError) as error:
             raise RunError(
                 f"run directory {path}: {RUN_NAME} cannot be read ({error}); name another directory"

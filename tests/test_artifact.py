@@ -216,6 +216,13 @@ def test_packed_members_that_are_refused(packed: Path) -> None:
     refused(packed, r"holds no manifest.json")
 
 
+def test_a_packed_file_that_was_cut_off_is_damaged_wherever_the_cut_is(packed: Path) -> None:
+    content = packed.read_bytes()
+    for place in (40, len(content) // 2, len(content) - 1, content.index(b"PK\x05\x06") + 22):
+        packed.write_bytes(content[:place])
+        refused(packed, r"the packed file is damaged \(.*\); copy the artifact again")
+
+
 def test_packing_is_deterministic_and_never_overwrites(directory: Path, packed: Path, tmp_path: Path) -> None:
     with Artifact.open(packed) as artifact:
         os.utime(artifact.file("onnx"), (0, 0))

@@ -6,14 +6,14 @@ from pathlib import Path
 import click
 
 from deploykit.artifact import Artifact
-from deploykit.cli.text import size, table
+from deploykit.cli.text import NamedPath, size, table
 from deploykit.manifest import Manifest, MonteCarlo, OutputSpec, Site
 
 __all__ = ["inspect", "pack"]
 
 
 @click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=NamedPath())
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest and the artifact's digest as JSON.")
 def inspect(artifact: Path, as_json: bool) -> None:
     """Show what ARTIFACT holds, after checking that every file is whole."""
@@ -25,8 +25,8 @@ def inspect(artifact: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to create.")
+@click.argument("artifact", type=NamedPath())
+@click.option("-o", "--output", required=True, type=NamedPath(), help="The file to create.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 def pack(artifact: Path, output: Path, overwrite: bool) -> None:
     """Pack ARTIFACT into one file, which every command accepts in its place."""

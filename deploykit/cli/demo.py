@@ -4,12 +4,14 @@ from pathlib import Path
 
 import click
 
+from deploykit.cli.text import NamedPath
+
 __all__ = ["demo"]
 
 
 @click.command()
 @click.option(
-    "-o", "--output", default=Path("demo"), show_default=True, type=click.Path(path_type=Path),
+    "-o", "--output", default=Path("demo"), show_default=True, type=NamedPath(),
     help="The directory to create; what an earlier demo wrote there is replaced.",
 )  # fmt: skip
 @click.option("--ranks", default=2, show_default=True, type=click.IntRange(1), help="CPU ranks of each run.")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploykit.cli.text import pairs, size
+from deploykit.cli.text import NamedPath, pairs, size
 
 if TYPE_CHECKING:
     from exporters.export import ExportResult
@@ -21,15 +21,15 @@ Examples:
       --input ids:int64[batch,seq] --range ids=0:30522 --mc-draws 50 --task classification
 """
 )
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The artifact to create.")
+@click.argument("checkpoint", type=NamedPath())
+@click.option("-o", "--output", required=True, type=NamedPath(), help="The artifact to create.")
 @click.option("--module", help="The model's class: package.module:Class or path/to/file.py:Class.")
 @click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="Constructor argument; adds or replaces.")
 @click.option("--unsafe-load", is_flag=True, help="Unpickle the file, which runs any code in it. For files you trust.")
 @click.option(
     "--input", "inputs", multiple=True, metavar="NAME:DTYPE[DIMS]", help="An input; a named dimension is dynamic."
 )
-@click.option("--example", type=click.Path(path_type=Path), help="An .npz with example rows by input name.")
+@click.option("--example", type=NamedPath(), help="An .npz with example rows by input name.")
 @click.option("--range", "ranges", multiple=True, metavar="NAME=LOW:HIGH", help="Values of an integer input.")
 @click.option("--method", default="forward", show_default=True, help="The method to export, such as predict_step.")
 @click.option(

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from deploykit.cli.text import number
+from deploykit.cli.text import NamedPath, number
 
 __all__ = ["merge", "run"]
 
@@ -45,7 +45,7 @@ Examples:
   deploykit run model --data my.data:make_dataset -o predictions --devices cpu:2 --writer pt
 """
 )
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=NamedPath())
 @click.option(
     "--data", required=True,
     help="A file, directory, glob or URL: npy, npz, safetensors, parquet, arrow, csv, jsonl, images, a saved data set; "
@@ -57,7 +57,7 @@ Examples:
     help="The columns of an input, x=f0,f1,f2 or x='f*', of a factory's dicts the key; by default what has its name.",
 )  # fmt: skip
 @click.option("--keep", metavar="COLUMNS", help="Columns (keys) of the data that go with the predictions, with commas.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The run directory.")
+@click.option("-o", "--output", required=True, type=NamedPath(), help="The run directory.")
 @click.option("--runner", default="auto", show_default=True, help="onnx, torch, or auto: ONNX where there is a choice.")
 @click.option("--devices", default="auto", show_default=True, help="cpu, cpu:4 (four ranks), cuda, cuda:0,2 or auto.")
 @click.option(
@@ -139,12 +139,12 @@ def run(
 
 
 @click.command()
-@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_directory", metavar="RUN", type=NamedPath())
 @click.option(
     "-o",
     "--output",
     required=True,
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="A .npz, .npy, .parquet, .arrow, .csv, .jsonl, .zarr.zip or .pt file.",
 )
 @click.option("--allow-partial", is_flag=True, help="Merge what is there of an unfinished run.")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from deploykit.cli.text import number, table
+from deploykit.cli.text import NamedPath, number, table
 from deploykit.watching import RankStatus, RunStatus, run_status
 
 __all__ = ["status"]
@@ -14,7 +14,7 @@ _COLORS = {"drawing": "green", "running": "green", "interrupted": "yellow", "fai
 
 
 @click.command()
-@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_directory", metavar="RUN", type=NamedPath())
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def status(run_directory: Path, as_json: bool) -> None:
     """Show how far RUN is, from another terminal, another host or afterwards.

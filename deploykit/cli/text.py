@@ -1,13 +1,26 @@
 """Small pieces of text that several commands print."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from deploykit.errors import UsageError
 
-__all__ = ["number", "pairs", "size", "table"]
+__all__ = ["NamedPath", "number", "pairs", "size", "table"]
+
+
+class NamedPath(click.Path):
+    """A path; an empty text, as an unset variable of a shell gives it, is none, and not the working directory."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty; name one, or . for the working directory", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def size(size_bytes: int) -> str:

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
-from deploykit.cli.text import number
+from deploykit.cli.text import NamedPath, number
 
 __all__ = ["verify"]
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=NamedPath())
 @click.option("--format", "format_name", help="For an artifact, only this format; all that can run here by default.")
 @click.option("--device", default="cpu", show_default=True, help="For an artifact, where to replay: cpu, cuda:0 ...")
 def verify(path: Path, format_name: str | None, device: str) -> None:

@@ -161,6 +161,19 @@ def test_module_and_script_start_the_same_program(place: Path) -> None:
     assert done.stdout.strip() == f"deploykit, version {__version__}"
 
 
+def test_a_path_that_is_not_there_or_empty_is_said_so(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (["verify", "typo"], "verify typo: no such file or directory; name an artifact, which"),
+        (["merge", "typo", "-o", "all.npz"], "run directory typo: does not exist; name a directory that deploykit run"),
+        (["merge", "rows.npy", "-o", "all.npz"], "run directory rows.npy: is a file"),
+        (["verify", ""], "the path is empty; name one, or . for the working directory"),
+        (["run", "model", "--data", "rows.npy", "-o", ""], "Invalid value for '-o' / '--output': the path is empty"),
+        (["run", "model", "--data", "", "-o", "out"], "data: got an empty text, expected a path"),
+    ):
+        assert call(*words) in {1, 2}
+        assert said in capsys.readouterr().err
+
+
 def test_an_error_can_be_traced(place: Path) -> None:
     from deploykit.errors import ArtifactError
 
