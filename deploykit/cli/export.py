@@ -1,5 +1,6 @@
 """``deploykit export``."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ import click
 from deploykit.cli.text import NamedPath, pairs, size
 
 if TYPE_CHECKING:
+    from deploykit.manifest import Manifest
     from exporters.export import ExportResult
 
 __all__ = ["export"]
@@ -121,4 +123,12 @@ def _describe(result: "ExportResult") -> None:
         f"  checked      batches of {sizes}: largest error {result.max_error:.1e} of an output's scale "
         f"(allowed {manifest.tolerance:g})"
     )
-    click.echo(f"next: deploykit run {result.path} --data rows.npy -o predictions")
+    place = shlex.quote(str(result.path))
+    click.echo(f"next: deploykit run {place} --data {_example_data(manifest)} -o predictions")
+
+
+def _example_data(manifest: "Manifest") -> str:
+    """A name for data of a kind that gives all inputs."""
+    if len(manifest.inputs) > 1:
+        return "rows.npz"
+    return "images/" if manifest.preprocessing else "rows.npy"

@@ -1,5 +1,6 @@
 """``deploykit run`` and ``deploykit merge``."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,8 @@ def run(
         click.echo(f"{result.draws_per_row:.1f} draws per row; the saving is in {result.path / 'report.html'}")
     if result.missing_shards:
         return  # The rank of a launcher that is the last to end says what is next.
-    click.echo(f"next: deploykit verify {result.path}; deploykit merge {result.path} -o predictions.npz")
+    place = shlex.quote(str(result.path))
+    click.echo(f"next: deploykit verify {place}; deploykit merge {place} -o predictions.npz")
 
 
 @click.command()

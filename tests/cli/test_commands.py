@@ -4,13 +4,18 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from deploykit.artifact import Artifact
 from deploykit.cli import _COMMANDS, main
+from deploykit.cli.export import _describe
+from exporters.export import ExportResult
 from tests.cli.conftest import Call
+from tests.handmade import build
 
 EXPORT = ["--module", "net.py:Net", "--input", "x:float32[batch,4]"]
 
@@ -48,6 +53,24 @@ def test_the_main_job_from_checkpoint_to_merged_predictions(
         for name in onnx.files:
             np.testing.assert_allclose(onnx[name], torch[name], rtol=0, atol=2e-6)
         np.testing.assert_allclose(onnx["logits.probs"].sum(1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "preprocessing", "data"),
+    [
+        ("plain", None, "rows.npy"),
+        ("pair", None, "rows.npz"),
+        ("plain", {"x": {"kind": "image"}}, "images/"),
+    ],
+)
+def test_what_is_next_after_an_export_can_work(
+    tmp_path: Path, kind: str, preprocessing: dict[str, dict[str, str]] | None, data: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with Artifact.open(build(tmp_path / "a", kind)) as artifact:
+        manifest = replace(artifact.manifest, preprocessing=preprocessing)
+    _describe(ExportResult(path=Path("a model"), manifest=manifest, notes=()))
+    assert f"next: deploykit run 'a model' --data {data} -o predictions\n" in capsys.readouterr().out
 
 
 def test_what_is_missing_comes_with_the_command_that_resumes(
