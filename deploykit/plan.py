@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from deploykit.errors import UsageError
 from deploykit.tensors import TensorSpec
+from deploykit.wording import row_range
 
 __all__ = ["Plan", "Shard", "describe_ranges", "make_plan", "merge_ranges", "remaining", "row_bytes"]
 
@@ -166,7 +167,7 @@ def describe_ranges(ranges: Iterable[tuple[int, int]], *, most: int = 8) -> str:
     'rows 0 to 255, row 512'
     """
     joined = merge_ranges(ranges)
-    texts = [f"rows {start} to {stop - 1}" if stop - start > 1 else f"row {start}" for start, stop in joined[:most]]
+    texts = [row_range(start, stop) for start, stop in joined[:most]]
     if len(joined) > most:
         texts.append(f"and {len(joined) - most} more ranges")
     return ", ".join(texts)

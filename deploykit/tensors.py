@@ -93,11 +93,11 @@ def _dimension(text: str, part: str) -> int | str:
 
 
 def check_inputs(
-    specs: Sequence[TensorSpec], inputs: Mapping[str, np.ndarray[Any, Any]], *, first_row: int = 0
+    specs: Sequence[TensorSpec], inputs: Mapping[str, np.ndarray[Any, Any]], *, first_row: int | None = None
 ) -> dict[str, int]:
     """Check one batch against the model's inputs; return the size of every dynamic dimension.
 
-    ``first_row`` is the global number of the batch's first row and is used in messages only.
+    ``first_row`` is the global number of the batch's first row, None for whole arrays; it is used in messages only.
 
     Raises:
         DataError: a missing or unexpected name, a wrong dtype, a wrong number of dimensions, a wrong or
@@ -115,8 +115,8 @@ def check_inputs(
     return sizes
 
 
-def _check_one(spec: TensorSpec, array: np.ndarray[Any, Any], sizes: dict[str, int], first_row: int) -> None:
-    where = f"input {spec.name!r} (rows from {first_row})"
+def _check_one(spec: TensorSpec, array: np.ndarray[Any, Any], sizes: dict[str, int], first_row: int | None) -> None:
+    where = f"input {spec.name!r}" if first_row is None else f"input {spec.name!r} (rows from {first_row})"
     if array.dtype != spec.numpy_dtype:
         raise DataError(
             f"{where}: dtype {array.dtype}, the model takes {spec}; "

@@ -15,6 +15,7 @@ from deploykit.errors import UsageError
 from deploykit.passes import Passes
 from deploykit.rundir import RUN_NAME, RunDirectory
 from deploykit.sources.reading import uncut
+from deploykit.wording import counted
 from runners.base import Arrays, Runner
 from runners.drawing import predict_in_passes
 from runners.fitting import is_out_of_memory
@@ -152,7 +153,8 @@ def _grow(
             call(size)
         except Exception as error:
             if not rates:
-                raise UsageError(f"batch size auto: {size} rows failed already: {error}; give a number") from error
+                rows = counted(size, "row")
+                raise UsageError(f"batch size auto: {rows} failed already: {error}; give a number") from error
             if is_out_of_memory(error):
                 release()
                 return rates, size

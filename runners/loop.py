@@ -25,6 +25,7 @@ from deploykit.passes import DRAWS_USED
 from deploykit.plan import Shard, remaining
 from deploykit.sources.finite import check_finite, count_nan_rows
 from deploykit.sources.reading import split
+from deploykit.wording import counted, row_range
 from deploykit.writers.base import Batch, Writer
 from runners.ahead import Ahead, joined
 from runners.base import Arrays, Runner
@@ -244,7 +245,8 @@ class Pipeline:
         if sound.failed:
             self._failed |= sound.failed
             row, why = next(iter(sorted(sound.failed.items())))
-            self._listener.warned(f"{len(sound.failed)} rows failed and are left out, the first is row {row}: {why}")
+            failed = counted(len(sound.failed), "row")
+            self._listener.warned(f"{failed} failed, left out of the predictions; the first is row {row}: {why}")
         self._listener.predicted(work.stop - work.start)
         return Batch(sample_ids=sound.ids, outputs=outputs and {**outputs, **sound.kept})
 
@@ -291,6 +293,6 @@ def _timed(batches: Iterable[Batch], timings: dict[str, float]) -> Iterator[Batc
 def _failed(start: int, stop: int, what: str, error: Exception) -> str:
     text = str(error).strip()
     return (
-        f"rows {start} to {stop - 1}: {what} failed with {type(error).__name__}{f': {text}' if text else ''}; "
+        f"{row_range(start, stop)}: {what} failed with {type(error).__name__}{f': {text}' if text else ''}; "
         "mend the cause and give the same command again; a run resumes where it was"
     )

@@ -99,7 +99,7 @@ class RankProcess:
             self.committed += self.given.pop(message["committed"]).rows
         if "done" in message:
             self.meter = Meter.from_json(message["done"])
-            self.rows = self.meter.rows
+            self.rows = self.committed  # rows that failed are in it, too
         self.error = message.get("error", self.error)
 
     def how_it_died(self) -> str:

@@ -90,8 +90,8 @@ def describe(done: int, total: int | None, here: int, seconds: float) -> str:
     >>> describe(500, 2000, 500, 2.0)
     ' 25% 500/2,000 rows, 250 rows/s, 0:00:06 left'
     """
-    share = done / total if total else 1.0
-    text = f"{done:,} rows read" if total is None else f"{share:4.0%} {done:,}/{total:,} rows"
+    share = done / total if total else 1.0  # shown rounded down: all is done only when it is
+    text = f"{done:,} rows read" if total is None else f"{int(share * 100):3}% {done:,}/{total:,} rows"
     if here and seconds > 0:
         rate = here / seconds
         text += f", {rate:,.0f} rows/s"

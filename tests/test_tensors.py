@@ -94,4 +94,7 @@ MISFITS: list[tuple[list[TensorSpec], dict[str, np.ndarray[Any, Any]], str]] = [
 def test_a_misfit_names_input_rows_and_what_is_allowed(specs: Any, inputs: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         check_inputs(specs, inputs, first_row=4096)
-    assert "4096" in str(caught.value) or "missing" in str(caught.value)
+    assert "(rows from 4096)" in str(caught.value) or "missing" in str(caught.value)
+    with pytest.raises(DataError, match=message) as caught:
+        check_inputs(specs, inputs)
+    assert "rows from" not in str(caught.value), "a whole array begins nowhere else"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deploykit.cli.text import NamedPath, pairs, size
+from deploykit.wording import counted
 
 if TYPE_CHECKING:
     from deploykit.manifest import Manifest
@@ -115,7 +116,7 @@ def _describe(result: "ExportResult") -> None:
     monte_carlo = manifest.monte_carlo
     if monte_carlo is not None:
         click.echo(
-            f"  dropout      {len(monte_carlo.sites)} sites, {monte_carlo.draws} draws; "
+            f"  dropout      {counted(len(monte_carlo.sites), 'site')}, {counted(monte_carlo.draws, 'draw')}; "
             f"{monte_carlo.nodes_once} of {monte_carlo.nodes_total} operations run once per batch"
         )
     sizes = ", ".join(map(str, manifest.tested[manifest.batch_dimension]))

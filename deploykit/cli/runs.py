@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from deploykit.cli.text import NamedPath, number
+from deploykit.wording import counted
 
 __all__ = ["merge", "run"]
 
@@ -123,15 +124,17 @@ def run(
     for note in result.notes:
         click.echo(f"note: {note}", err=True)
     click.echo(
-        f"{result.path}: {number(result.rows)} rows; {number(result.computed_rows)} computed now "
-        f"in {result.seconds:.1f} s ({number(result.rows_per_s)} rows/s); {result.skipped_shards} shards were there"
+        f"{result.path}: {counted(result.rows, 'row')}; {number(result.computed_rows)} computed now "
+        f"in {result.seconds:.1f} s ({number(result.rows_per_s)} rows/s); "
+        f"{counted(result.skipped_shards, 'part')} there before"
     )
     spent = sum(result.spent_s.values())
     if spent:
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.spent_s.items())
         click.echo(f"time of the ranks (they read and write meanwhile): {parts}")
     if result.failed_rows:
-        click.echo(f"{number(result.failed_rows)} rows failed and were left out: {result.path / 'failed.jsonl'}")
+        failed = counted(result.failed_rows, "row")
+        click.echo(f"{failed} failed, left out of the predictions: {result.path / 'failed.jsonl'}")
     if result.draws_per_row is not None:
         click.echo(f"{result.draws_per_row:.1f} draws per row; the saving is in {result.path / 'report.html'}")
     if result.missing_shards:
@@ -159,4 +162,5 @@ def merge(run_directory: Path, output: Path, allow_partial: bool, overwrite: boo
     click.echo(f"{merge_run(run_directory, output, overwrite=overwrite, allow_partial=allow_partial)}")
     failed = len(RunDirectory.open(run_directory).state(check_digests=False).failed())
     if failed:
-        click.echo(f"note: {number(failed)} rows failed and are not in it: {run_directory / 'failed.jsonl'}", err=True)
+        rows = counted(failed, "row")
+        click.echo(f"note: {rows} failed, not in the file: {run_directory / 'failed.jsonl'}", err=True)

@@ -7,6 +7,7 @@ import click
 
 from deploykit.cli.text import NamedPath, number, table
 from deploykit.watching import RankStatus, RunStatus, run_status
+from deploykit.wording import counted
 
 __all__ = ["status"]
 
@@ -44,7 +45,7 @@ def _describe(found: RunStatus) -> str:
         counts += f", {number(found.rows_per_s)} rows/s, {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
     lines.append(counts)
     if found.failed_rows:
-        lines.append(f"  {number(found.failed_rows)} rows failed and are left out")
+        lines.append(f"  {counted(found.failed_rows, 'row')} failed, left out of the predictions")
     if found.ranks:
         # Predicted is not there: what a rank had not committed when it ended is computed again.
         headings = ["rank", "device", "host", "state", "predicted", "rows/s", "last sign of life"]

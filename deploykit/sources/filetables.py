@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from deploykit.errors import DataError, DeploykitError
 from deploykit.locations import DataFile
 from deploykit.sources.tables import require_pyarrow
+from deploykit.wording import row_range
 
 __all__ = ["FileTables", "arrow_file"]
 
@@ -73,7 +74,7 @@ class FileTables(abc.ABC):
         """The error, with the file and the rows."""
         number, _ = self._where[piece]
         return DataError(
-            f"data {self.files[number].name}, rows {first_row} to {first_row + self.rows[piece] - 1}: cannot be read "
+            f"data {self.files[number].name}, {row_range(first_row, first_row + self.rows[piece])}: cannot be read "
             f"({_first_line(error)}); copy or write the file again"
         )
 

@@ -12,6 +12,7 @@ from deploykit.preprocessing import ImagePreprocessing, read_preprocessing
 from deploykit.sources.base import Arrays, file_fingerprint
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.tensors import TEXT, TensorSpec, check_inputs
+from deploykit.wording import counted
 
 __all__ = ["ImagesSource"]
 
@@ -38,7 +39,7 @@ class ImagesSource:
             raise MissingExtraError("pillow", "images", f"reading the images of {found.text}")
         self._what, self._files = found.text, [file for file in found.files if file.extension in _EXTENSIONS]
         others = len(found.files) - len(self._files)
-        self.notes = [f"{others} files that are no images are ignored"] if others else []
+        self.notes = [f"ignored: {counted(others, 'file')} with no extension of an image"] if others else []
         self._spec = _only_input(found.text, inputs)
         _check_keep(found.text, reading)
         self._step = _step(found.text, self._spec, reading)
@@ -87,8 +88,10 @@ class ImagesSource:
             raise
         # Pillow raises OSError, SyntaxError, ValueError ... for what it cannot decode.
         except Exception as error:
+            # Of what it does not know, Pillow shows the object that was to read it.
+            why = "no image that Pillow knows" if type(error).__name__ == "UnidentifiedImageError" else error
             raise DataError(
-                f"data {file.name}, row {row}: cannot be decoded ({error}); replace the file, or take it out"
+                f"data {file.name}, row {row}: cannot be decoded ({why}); replace the file, or take it out"
             ) from error
 
     def _names(self, kept: str, start: int, stop: int) -> np.ndarray[Any, Any]:

@@ -9,6 +9,7 @@ from deploykit.errors import DataError
 from deploykit.sources.base import Arrays
 from deploykit.sources.keeping import Keeping
 from deploykit.tensors import TensorSpec
+from deploykit.wording import row_range
 
 __all__ = ["Items"]
 
@@ -44,7 +45,7 @@ class Items:
         Raises:
             DataError: as for a row, or another number of rows.
         """
-        where = f"{self._what}, rows {start} to {stop - 1}"
+        where = f"{self._what}, {row_range(start, stop)}"
         arrays = self._arrays(collated, where, is_value=False)
         for spec in self._inputs:
             array = arrays[spec.name]

@@ -13,6 +13,7 @@ from deploykit.sources.loaders import Found, called, rows_of
 from deploykit.sources.readers import ReaderFailedError, Readers
 from deploykit.sources.reading import split
 from deploykit.tensors import TensorSpec, check_inputs
+from deploykit.wording import row_range
 
 __all__ = ["MapRows"]
 
@@ -55,7 +56,7 @@ class MapRows:
         except ReaderFailedError as error:
             self._read_here(start, stop)  # Names the row.
             raise DataError(
-                f"{self._what}, rows {start} to {stop - 1}: read well here, but not in a reader process of the "
+                f"{self._what}, {row_range(start, stop)}: read well here, but not in a reader process of the "
                 f"DataLoader: {error}"
             ) from error
 
@@ -71,7 +72,7 @@ class MapRows:
         if self._collate is None:
             batch = self._stacked(self._rows(items, start), start)
         else:
-            where = f"{self._what}, rows {start} to {stop - 1}: the collate_fn"
+            where = f"{self._what}, {row_range(start, stop)}: the collate_fn"
             batch = self._items.batch(called(where, self._collate, list(items)), start, stop)
             batch = batch if _is_default(self._collate) else _copied(batch)
         return self._checked(batch, start)

@@ -31,6 +31,7 @@ from deploykit.sources.factory import without_folder
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.sources.spoolfiles import HashedFile, KeptColumn, read_kept, read_values
 from deploykit.tensors import TensorSpec
+from deploykit.wording import row_range
 
 __all__ = ["Spool", "SpoolSource", "asked_for", "clear", "is_spool", "spooled_facts"]
 
@@ -155,11 +156,11 @@ class SpoolSource:
         """Rows ``[start, stop)``, of one shape; any thread may read."""
         if not self.is_there:
             raise DataError(
-                f"{self._what}, rows {start} to {stop - 1}: were removed from {self._folder} when the run was "
+                f"{self._what}, {row_range(start, stop)}: were removed from {self._folder} when the run was "
                 "finished, and cannot be drawn again; predict into a new run directory"
             )
         if self.cuts(start, stop):
-            raise DataError(f"{self._what}, rows {start} to {stop - 1}: have different shapes; pad them to one size")
+            raise DataError(f"{self._what}, {row_range(start, stop)}: have different shapes; pad them to one size")
         run = int(np.searchsorted(self._starts, start, "right")) - 1
         first, record = int(self._starts[run]), self._shapes[run].tolist()
         arrays: Arrays = {}

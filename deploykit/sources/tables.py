@@ -17,6 +17,7 @@ from deploykit.sources.base import Arrays, file_fingerprint
 from deploykit.sources.columns import match_columns
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.tensors import TensorSpec, check_inputs
+from deploykit.wording import row_range
 
 __all__ = ["CHUNK_BYTES", "BadRow", "Pieces", "TableSource", "require_pyarrow"]
 
@@ -121,7 +122,7 @@ class TableSource:
             arrays = {key: _joined([part[key] for part in parts]) for key in parts[0]}
             check_inputs(self._inputs, {spec.name: arrays[spec.name] for spec in self._inputs}, first_row=start)
         except (DataError, ValueError) as error:
-            raise DataError(f"data {self._pieces.what}, rows {start} to {stop - 1}: {error}") from None
+            raise DataError(f"data {self._pieces.what}, {row_range(start, stop)}: {error}") from None
         return arrays
 
     def fingerprint(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from deploykit.errors import DataError
 from deploykit.locations import DataFile
 from deploykit.sources.tables import BadRow, require_pyarrow
 from deploykit.sources.textindex import OpenQuoteError, TextPiece, row_bounds, text_pieces
+from deploykit.wording import row_range
 
 __all__ = ["SAMPLE_BYTES", "TextTables", "widest"]
 
@@ -81,8 +82,8 @@ class TextTables(abc.ABC):
         """The error, with the rows."""
         name = self.files[self._where[piece][0]].name
         text = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        last = first_row + self.rows[piece] - 1
-        return DataError(f"data {name}, rows {first_row} to {last}: cannot be read ({text}); mend the file")
+        rows = row_range(first_row, first_row + self.rows[piece])
+        return DataError(f"data {name}, {rows}: cannot be read ({text}); mend the file")
 
     def close(self) -> None:  # noqa: B027 (a subclass may have something to close)
         """Nothing stays open."""

@@ -25,7 +25,7 @@ def test_the_main_job_from_checkpoint_to_merged_predictions(
 ) -> None:
     assert call("export", "net.ckpt", "-o", "mc", *EXPORT, "--mc-draws", "5", "--task", "classification") == 0
     printed = capsys.readouterr()
-    assert "dropout      1 sites, 5 draws" in printed.out
+    assert "dropout      1 site, 5 draws" in printed.out
     assert "checked      batches of 1, 2, 7, 64" in printed.out
     assert "the prefix 'model.' was taken off" in printed.err
     assert call("inspect", "mc") == 0
@@ -125,14 +125,14 @@ def test_rows_that_fail_are_left_out_on_request_and_said(
     words = ["run", "model", "--data", "rows.npy", "-o", "out", "--devices", "cpu", "--batch-size", "8"]
     assert call(*words, "--on-error", "skip") == 0
     printed = capsys.readouterr().out
-    assert "2 rows failed and were left out: out/failed.jsonl" in printed
+    assert "2 rows failed, left out of the predictions: out/failed.jsonl" in printed
     said = r"time of the ranks \(they read and write meanwhile\): start [0-9.]+ s, read [0-9.]+ s, infer"
     assert re.search(said, printed)
     assert "NaN in input 'x' at [0]" in Path("out/failed.jsonl").read_text()
     assert call("verify", "out") == 0
     assert "38 rows are there, each once, and 2 are recorded as failed" in capsys.readouterr().out
     assert call("merge", "out", "-o", "all.npz") == 0
-    assert "2 rows failed and are not in it: out/failed.jsonl" in capsys.readouterr().err
+    assert "2 rows failed, not in the file: out/failed.jsonl" in capsys.readouterr().err
     with np.load("all.npz") as merged:
         assert len(merged["sample_id"]) == 38
     assert call(*words) == 1

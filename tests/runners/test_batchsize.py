@@ -60,7 +60,7 @@ def test_the_smallest_size_at_the_plateau(call_s: float, row_s: float, cache: in
 
 
 def test_nothing_goes_through() -> None:
-    with pytest.raises(UsageError, match="1 rows failed already"):
+    with pytest.raises(UsageError, match="1 row failed already"):
         find_plateau(Device(1, 1, memory=0).call, SIZES)
 
 

@@ -65,7 +65,7 @@ def test_a_fault_in_any_lane_stops_all(tmp_path: Path, row: int) -> None:
     case = Case(tmp_path / "r", Plan(rows=20, shard_rows=4, batch_size=1), lanes=3)
     case.runner.hook = fail_at(row, ValueError("broken"))
     before = threading.active_count()
-    with pytest.raises(RunError, match=f"rows {row} to {row}: the model failed with ValueError: broken"):
+    with pytest.raises(RunError, match=f"row {row}: the model failed with ValueError: broken"):
         case.pipeline.run()
     assert threading.active_count() <= before
     assert row // 4 in {shard.index for shard in case.directory.missing()}
@@ -142,7 +142,7 @@ def test_a_batch_is_halved_only_where_it_does_not_fit_alone(
 def test_one_row_that_does_not_fit_alone_is_an_error(tmp_path: Path) -> None:
     case = Case(tmp_path / "r", Plan(rows=8, shard_rows=8, batch_size=1), lanes=2)
     case.runner.predict = Room(0).predict  # type: ignore[method-assign]
-    with pytest.raises(RunError, match="rows 0 to 0: the model failed with MemoryError: no room"):
+    with pytest.raises(RunError, match=r"^row 0: the model failed with MemoryError: no room"):
         case.pipeline.run()
 
 

@@ -103,7 +103,7 @@ def test_the_other_rows_keep_their_ids_masks_and_values(
     assert failed[18].startswith("reading: DataError: data ")
     assert "unreadable 18" in failed[18]
     log = (tmp_path / "cpu" / "logs" / "rank-0.jsonl").read_text()
-    assert "rows failed and are left out, the first is row 17: reading" in log
+    assert "failed, left out of the predictions; the first is row 17: reading" in log
     here = np.concatenate([np.load(part) for part in sorted((tmp_path / "cpu" / "parts").iterdir())])
     kept = remaining(0, ROWS, failed)
     assert here["sample_id"].tolist() == kept.tolist()

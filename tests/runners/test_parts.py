@@ -191,6 +191,7 @@ def test_progress_elsewhere() -> None:
     with pytest.raises(UnknownNameError, match="auto, bar, lines, none"):
         progress.make_progress("loud", 1, 0)  # type: ignore[arg-type]
     assert progress.describe(0, 0, 0, 1.0) == "100% 0/0 rows"
+    assert progress.describe(1999, 2000, 0, 1.0) == " 99% 1,999/2,000 rows"
 
 
 def test_the_first_request_finishes_the_second_abandons() -> None:

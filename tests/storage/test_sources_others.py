@@ -83,7 +83,7 @@ def test_pixels_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "all" / "notes.txt").write_text("about")
     source: Any = opened(tmp_path / "all", [PIXELS], keep=("file", "folder"))
     assert len(source) == 4
-    assert "1 files that are no images are ignored" in source.notes[0]
+    assert source.notes[0] == "ignored: 1 file with no extension of an image"
     got = source.read(1, 4)
     np.testing.assert_array_equal(got["x"], np.stack(arrays[1:]).transpose(0, 3, 1, 2))
     assert got[f"{KEPT}file"].tolist() == ["cat/3.png", "dog/0.png", "dog/2.png"]
@@ -156,7 +156,7 @@ def test_images_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"dog/2\.png, row 2"):
         opened(tmp_path / "all", [PIXELS]).read(0, 3)
     (tmp_path / "all" / "cat" / "1.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"cat/1\.png, row 0: cannot be decoded"):
+    with pytest.raises(DataError, match=r"cat/1\.png, row 0: cannot be decoded \(no image that Pillow knows\)"):
         opened(tmp_path / "all", [PIXELS]).read(0, 1)
     with pytest.raises(DataError, match=r"export it again with --preprocess"):
         opened(tmp_path / "all", [PHOTO])
