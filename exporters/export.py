@@ -1,7 +1,7 @@
 """Export: a module in, a verified artifact out, or nothing at all."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -73,8 +73,8 @@ def export_module(
     user: Mapping[str, Any] | None = None,
     preprocess: str | Sequence[str] = (),
     checkpoint: Mapping[str, Any] | None = None,
-    notes: Sequence[str] = (),
-) -> ExportResult:
+    notes: Sequence[str] = (), progress: Callable[[str], None] = lambda _: None,
+) -> ExportResult:  # fmt: skip
     """Export a module to an artifact at ``destination`` (a new directory).
 
     The module is left exactly as it was. Every format is compared with the module before anything is published.
@@ -107,6 +107,7 @@ def export_module(
             text for each input.
         checkpoint: what is known of the checkpoint, for the manifest.
         notes: what the user should know already; put before the notes of the export.
+        progress: gets a text whenever a step begins that may take long.
 
     Raises:
         UsageError: the request does not fit the module.
@@ -126,7 +127,7 @@ def export_module(
     ))  # fmt: skip
     limit = subject.captured.tolerance if tolerance is None else tolerance
     with Workshop(path) as workshop:
-        records, parity = _write_formats(workshop.path, writers, subject, given, limit)
+        records, parity = _write_formats(workshop.path, writers, subject, given, limit, progress)
         golden = _write_golden(workshop.path / GOLDEN_NAME, subject, given)
         manifest = Manifest(
             name=path.name, created=datetime.now(UTC).isoformat(timespec="seconds"), method=method,
@@ -141,10 +142,15 @@ def export_module(
 
 
 def _write_formats(
-    directory: Path, writers: Mapping[str, Format], subject: Subject, inputs: ModelInputs, tolerance: float
-) -> tuple[dict[str, FormatRecord], list[ParityRecord]]:
+    directory: Path, writers: Mapping[str, Format], subject: Subject, inputs: ModelInputs, tolerance: float,
+    progress: Callable[[str], None],
+) -> tuple[dict[str, FormatRecord], list[ParityRecord]]:  # fmt: skip
     """Write every format and compare each with the module, the way a client would call it."""
-    records = {name: writer.write(subject, inputs.names, directory) for name, writer in writers.items()}
+    records = {}
+    for name, writer in writers.items():
+        progress(f"writing {name}")
+        records[name] = writer.write(subject, inputs.names, directory)
+    progress("comparing with the module")
     names = [output.name for output in subject.outputs]
     clients = {name: writers[name].open_client(directory / records[name].file, names) for name in writers}
     return records, check_parity(clients, subject, inputs, tolerance)

@@ -78,7 +78,8 @@ def export(checkpoint: Path, output: Path, module: str | None, unsafe_load: bool
 
     require_torch()
     if not quiet:
-        click.echo(f"exporting {checkpoint} ... (some seconds)", err=True)
+        options["progress"] = lambda step: click.echo(f"{step} ...", err=True)
+        click.echo(f"exporting {checkpoint}: capturing the module ...", err=True)
     from exporters.arguments import parse_arguments
 
     result = export_checkpoint(

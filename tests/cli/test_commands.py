@@ -28,6 +28,9 @@ def test_the_main_job_from_checkpoint_to_merged_predictions(
     assert "dropout      1 site, 5 draws" in printed.out
     assert "checked      batches of 1, 2, 7, 64" in printed.out
     assert "the prefix 'model.' was taken off" in printed.err
+    assert [line.removesuffix(" ...") for line in printed.err.splitlines() if line.endswith(" ...")] == [
+        "exporting net.ckpt: capturing the module", "writing torchscript", "writing onnx", "comparing with the module",
+    ]  # fmt: skip
     assert call("inspect", "mc") == 0
     shown = capsys.readouterr().out
     assert "body.2  dropout  0.5  [batch, 6]" in shown
