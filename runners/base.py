@@ -15,9 +15,11 @@ from deploykit.devices import Device, check_threads
 from deploykit.errors import ArtifactError, DataError, UsageError
 from deploykit.tensors import check_inputs
 
-__all__ = ["Arrays", "Group", "Runner", "checked_ids"]
+__all__ = ["Arrays", "Group", "Runner", "check_controls", "checked_ids"]
 
 Arrays = dict[str, np.ndarray[Any, Any]]
+
+_INT64 = 2**63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +153,8 @@ class Runner(abc.ABC):
         sizes = check_inputs(self.artifact.manifest.inputs, inputs, first_row=first_row)
         rows = sizes[self.artifact.manifest.batch_dimension]
         controls = self._controls(None if ids is None else checked_ids(ids, rows), seed, first_draw, draws)
+        if not rows:
+            return self._of_no_rows(inputs, controls)
         outputs = self._infer(dict(inputs), controls)
         for name, array in outputs.items():
             if array.shape[:1] != (rows,):
@@ -159,6 +163,12 @@ class Runner(abc.ABC):
                     "its first dimension must be the batch; export the model again"
                 )
         return outputs
+
+    def _of_no_rows(self, inputs: Mapping[str, np.ndarray[Any, Any]], controls: Arrays) -> Arrays:
+        """What one row gives, without it: many graphs cannot take none, and a recurrent one ends the process."""
+        one = {name: np.zeros((1, *array.shape[1:]), array.dtype) for name, array in inputs.items()}
+        ids = {"sample_ids": np.zeros(1, np.int64)} if "sample_ids" in controls else {}
+        return {name: array[:0] for name, array in self._infer(one, {**controls, **ids}).items()}
 
     def _controls(
         self, ids: np.ndarray[Any, Any] | None, seed: int | None, first_draw: int, draws: int | None
@@ -170,13 +180,29 @@ class Runner(abc.ABC):
                     "leave them out, or export it with --mc-draws"
                 )
             return {}
-        if draws is not None and draws < 1:
-            raise UsageError(f"draws {draws}: at least one draw is needed")
+        check_controls(seed, first_draw, draws)
         given = {"seed": seed, "first_draw": first_draw or None, "draws": draws}
         controls = {name: np.array(value, np.int64) for name, value in given.items() if value is not None}
         if ids is not None:
             controls["sample_ids"] = ids
         return controls
+
+
+def check_controls(seed: int | None, first_draw: int, draws: int | None) -> None:
+    """Refuse what the control inputs of a file, int64 all, cannot hold.
+
+    Raises:
+        UsageError: no integers, no draw, or draws whose numbers are too large.
+    """
+    for name, value in {"seed": seed, "first_draw": first_draw, "draws": draws}.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not -_INT64 <= value < _INT64:
+            raise UsageError(f"{name} {value!r}: must be a 64-bit integer")
+    if draws is not None and draws < 1:
+        raise UsageError(f"draws {draws}: at least one draw is needed")
+    if first_draw + (draws or 1) > _INT64:
+        raise UsageError(f"first_draw {first_draw}: the numbers of its {draws or 1} draws must be 64-bit integers")
 
 
 def checked_ids(ids: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:

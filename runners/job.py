@@ -89,8 +89,8 @@ def run(
     on_error: str = "fail",
     threads: int | None = None,
     engine: str = "auto",
-    columns: Mapping[str, Sequence[str]] | None = None,
-    keep: Sequence[str] = (),
+    columns: Mapping[str, str | Sequence[str]] | None = None,
+    keep: str | Sequence[str] = (),
     progress: ProgressChoice = "none",
 ) -> RunResult:
     """Predict every row of ``data`` into the run directory ``out``, or take up the same job where it stopped.
@@ -141,7 +141,7 @@ def run(
         "draws": draws, "draws-per-pass": draws_per_pass, "draws-until": draws_until, "min-draws": min_draws,
         "writer": writer, "writer-arg": writer_arg, "write-interval": write_interval, "layout": layout,
         "shard-rows": shard_rows, "nan": nan, "on-error": on_error, "threads": threads, "engine": engine,
-        "map": {name: tuple(names) for name, names in (columns or {}).items()}, "keep": tuple(keep),
+        "map": {name: _texts(names) for name, names in (columns or {}).items()}, "keep": _texts(keep),
     }  # fmt: skip
     chosen = choose_engine(engine)
     if threads is not None:
@@ -153,6 +153,11 @@ def run(
         notes = [*chosen.notes, *setting.source.notes, *setting.notes]
         computed = engine_here.run(setting, Path(out), progress=progress, notes=notes)
         return _result(setting, Path(out), computed, notes)
+
+
+def _texts(value: str | Sequence[str]) -> tuple[str, ...]:
+    """A single text, given as it is, counts as one and not as its letters."""
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def _result(setting: Setting, out: Path, computed: Computed, notes: Sequence[str]) -> RunResult:

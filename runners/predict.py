@@ -18,7 +18,7 @@ from deploykit.manifest import OutputSpec
 from deploykit.passes import plan_passes
 from deploykit.paths import require_artifact
 from deploykit.tensors import check_inputs
-from runners.base import Arrays, Runner, checked_ids
+from runners.base import Arrays, Runner, check_controls, checked_ids
 from runners.drawing import predict_in_passes
 from runners.table import choose_runner
 
@@ -93,6 +93,7 @@ class Predictor:
             UsageError: a control that the artifact does not take, or a bad batch size.
         """
         runner = self._active()
+        check_controls(seed, first_draw, draws)
         named = self._named(inputs)
         sizes = check_inputs(runner.artifact.manifest.inputs, named)
         rows = sizes[runner.artifact.manifest.batch_dimension]

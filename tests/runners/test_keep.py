@@ -29,7 +29,7 @@ def data(tmp_path: Path) -> Path:
 def test_kept_columns_come_behind_the_outputs(
     tmp_path: Path, artifact_paths: dict[str, Path], data: Path, writer: str
 ) -> None:
-    options = {"columns": {"x": ["f*"]}, "keep": ["id"], "writer": writer, "batch_size": 64, "runner": "onnx"}
+    options = {"columns": {"x": "f*"}, "keep": "id", "writer": writer, "batch_size": 64, "runner": "onnx"}
     result = deploykit.run(artifact_paths["plain"], data, tmp_path / "run", **options, devices="cpu")
     assert any("natural order" in note for note in result.notes)
     merged = np.load(deploykit.merge(tmp_path / "run", tmp_path / "all.npz"))

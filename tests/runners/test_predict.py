@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import deploykit
 from deploykit.artifact import MANIFEST_NAME
 from deploykit.errors import ArtifactError, DataError, UsageError
 from deploykit.files import sha256_of
 from deploykit.manifest import FileRecord, Manifest
 from runners.predict import load, verify_artifact
 from tests import handmade
+from tests.exporters import models
 
 
 @pytest.mark.parametrize("runner", ["onnx", "torch"])
@@ -53,6 +55,10 @@ def test_bad_requests_in_memory(artifact_paths: dict[str, Path], tmp_path: Path)
                 with pytest.raises(DataError, match=r"sample_ids: .*, expected one integer per row, int64\[3\]; give"):
                     model.predict(x, sample_ids=ids)
             assert len(next(iter(model.predict(x[:0], sample_ids=[]).values()))) == 0
+    with load(artifact_paths["mc"]) as model:
+        for control in ({"seed": 2**63}, {"draws": 2.5}, {"draws": True}, {"first_draw": 2**63 - 3}, {"seed": "1"}):
+            with pytest.raises(UsageError, match=rf"{next(iter(control))} .*64-bit integer"):
+                model.predict(x, **control)
     with pytest.raises(UsageError, match="names 2 devices"), load(artifact_paths["mc"], device="cpu:2"):
         pass
 
@@ -92,3 +98,18 @@ def test_a_format_that_is_not_there(artifact_paths: dict[str, Path], tmp_path: P
     directory = handmade.build(tmp_path / "a", "plain", ["onnx"])
     with pytest.raises(ArtifactError, match="--format torchscript"):
         verify_artifact(directory, format="torchscript")
+
+
+@pytest.mark.slow
+def test_no_rows_of_a_recurrent_model(tmp_path: Path) -> None:
+    """ONNX Runtime's LSTM ends the process when it gets a batch of none."""
+    result = deploykit.export(
+        models.Recurrent("LSTM").eval(), tmp_path / "a", inputs=["x:float32[batch,6]"], mc_draws=3
+    )
+    for runner in ("onnx", "torch"):
+        with load(result.path, runner=runner) as model:
+            one, none = (model.predict(np.ones((rows, 6), np.float32), seed=1, draws=2) for rows in (1, 0))
+        assert list(none) == list(one)
+        for name, array in none.items():
+            assert array.dtype == one[name].dtype
+            assert array.shape == one[name][:0].shape
