@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import DataError, UsageError
+from deploykit.sources.columnhints import cast_hint, delimiter_hint, map_hint
 from deploykit.sources.reading import Reading
 from deploykit.tensors import TEXT, TensorSpec
+from deploykit.wording import counted
 
 __all__ = ["Column", "Match", "castable", "match_columns"]
 
@@ -75,6 +77,7 @@ def match_columns(
     _refuse_twice(what, columns)
     chosen: dict[str, tuple[str, ...]] = {}
     problems: dict[str, str] = {}
+    hints: list[str] = []
     for spec in inputs:
         names = _chosen(spec, columns, len(inputs) == 1, reading, notes)
         problem = _problem(spec, names, by_name, text=text)
@@ -82,9 +85,10 @@ def match_columns(
             chosen[spec.name] = names
         else:
             problems[spec.name] = problem
+            hints += _hints(spec, [by_name[name] for name in names if name in by_name], columns, text=text)
     absent = [name for name in reading.keep if name not in by_name]
     if problems or absent:
-        raise DataError(_refusal(what, columns, inputs, problems, absent))
+        raise DataError(_refusal(what, columns, inputs, problems, absent, hints))
     kept = tuple(_kept(what, by_name[name], str(inputs[0].shape[0]), notes) for name in reading.keep)
     return Match(inputs=chosen, kept=kept)
 
@@ -162,7 +166,7 @@ def _all_numbers(spec: TensorSpec, columns: Sequence[Column], notes: list[str]) 
 def _problem(spec: TensorSpec, names: Sequence[str], columns: Mapping[str, Column], *, text: bool) -> str | None:
     if not names:
         numbers = sum(column.is_number and not column.shape for column in columns.values())
-        return f"no column {spec.name!r}, and {numbers} columns of single numbers"
+        return f"no column {spec.name!r}, and {counted(numbers, 'column')} of single numbers"
     absent = [name for name in names if name not in columns]
     if absent:
         return f"no column {_listed(absent)}"
@@ -171,11 +175,12 @@ def _problem(spec: TensorSpec, names: Sequence[str], columns: Mapping[str, Colum
         if not column.is_number or column.dtype is None or not castable(column.dtype, spec.dtype, text=text):
             return f"{column.name} is {column.described}"
     if len(chosen) > 1 or (len(spec.row_shape) == 1 and not chosen[0].shape):
+        count = counted(len(chosen), "column")
         wide = [column.name for column in chosen if column.shape]
         if wide or len(spec.row_shape) != 1:
-            return f"{len(chosen)} columns, of which {_listed(wide)} hold lists" if wide else f"{len(chosen)} columns"
+            return f"{count}, of which {_listed(wide)} hold lists" if wide else count
         fits = isinstance(spec.row_shape[0], str) or spec.row_shape[0] == len(chosen)
-        return None if fits else f"{len(chosen)} columns"
+        return None if fits else count
     return None if _fits(spec, chosen[0].shape) else f"{chosen[0].name} is {chosen[0].described}"
 
 
@@ -204,7 +209,7 @@ def _kept(what: str, column: Column, batch: str, notes: list[str]) -> TensorSpec
 
 def _refusal(
     what: str, columns: Sequence[Column], inputs: Sequence[TensorSpec], problems: Mapping[str, str],
-    absent: Sequence[str],
+    absent: Sequence[str], hints: Sequence[str],
 ) -> str:  # fmt: skip
     """The error's text: what is needed, what is there."""
     needed = [
@@ -217,9 +222,26 @@ def _refusal(
         *_table([("needed", "as", "but there is"), *needed]),
         *_table([("there", "as", ""), *there]),
         *([f"  ... and {rest} more"] if rest else []),
+        *dict.fromkeys(hints),
         "name the columns of an input with --map INPUT=COLUMN,COLUMN,... or --map INPUT='f*', or convert the data",
     ]
     return "\n".join(lines)
+
+
+def _hints(spec: TensorSpec, chosen: Sequence[Column], columns: Sequence[Column], *, text: bool) -> Iterator[str]:
+    """What to try for an input that gets no columns, or those that do not fit."""
+    present = [column.name for column in columns]
+    if text and (hint := delimiter_hint(present)):
+        yield hint
+    width = spec.row_shape[0] if len(spec.row_shape) == 1 else None
+    usable = [column for column in columns if column.is_number and column.dtype is not None and not column.shape]
+    fits = [column.name for column in usable if castable(column.dtype or "", spec.dtype, text=text)]
+    if isinstance(width, int) and (hint := map_hint(spec.name, width, fits, present)):
+        yield hint
+    singles = [column for column in chosen if not column.shape]
+    wide = [column for column in singles if column.dtype == "float64" != spec.dtype and spec.dtype.startswith("float")]
+    if wide and not text:
+        yield cast_hint([column.name for column in wide], "float64", spec.dtype)
 
 
 def _needs(spec: TensorSpec) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from deploykit.errors import DataError
 from deploykit.locations import DataFile, Found
+from deploykit.sources.columnhints import delimiter_hint
 from deploykit.sources.csvvalues import (
     NULLS,
     are_values,
@@ -23,6 +24,7 @@ from deploykit.sources.tables import TableSource
 from deploykit.sources.textindex import whole_rows
 from deploykit.sources.texttables import SAMPLE_BYTES, TextTables
 from deploykit.tensors import TensorSpec
+from deploykit.wording import counted
 
 __all__ = ["CsvSource"]
 
@@ -100,7 +102,9 @@ class _CsvFiles(TextTables):
     def _ragged(self, values: Sequence[str]) -> str | None:
         if len(values) == len(self._header):
             return None
-        return f"{len(values)} values, the header names {len(self._header)} columns; mend the row"
+        advice = delimiter_hint(self._header) or "mend the row"
+        named = counted(len(self._header), "column")
+        return f"{counted(len(values), 'value')}, the header names {named}; {advice}"
 
     def _parse(self, data: bytes) -> Any:
         import pyarrow as pa

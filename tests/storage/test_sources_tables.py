@@ -185,7 +185,7 @@ def test_a_table_says_what_is_there_and_what_is_needed(tmp_path: Path) -> None:
         ({"x": ["a"] * ROWS}, "float32", "x is text"),
         ({"x": vectors(VECTORS[:, :3])}, "float32", "x is float32"),
         ({"x": vectors(VECTORS)}, "int64", "x is float32"),
-        ({"x": VECTORS[:, 0]}, "float32", "1 columns"),
+        ({"x": VECTORS[:, 0]}, "float32", "1 column\\b"),
     ],
 )
 def test_what_would_lose_something_is_refused_before_the_first_row(
@@ -194,6 +194,29 @@ def test_what_would_lose_something_is_refused_before_the_first_row(
     write_parquet(tmp_path / "rows.parquet", pa.table(columns))
     with pytest.raises(DataError, match=said):
         opened(tmp_path / "rows.parquet", [TensorSpec(name="x", dtype=dtype, shape=("batch", 4))])
+
+
+def test_numbered_columns_are_proposed_where_one_pattern_fits(tmp_path: Path) -> None:
+    pixels = {f"pixel_{number}": np.zeros(ROWS, np.float32) for number in range(4)}
+    other = {"age": np.zeros(ROWS, np.float32), "label": ["a"] * ROWS}
+    ambiguous = {f"f{number}": other["age"] for number in range(4)}
+    for more, proposed in (({}, True), ({"pixel_name": ["a"] * ROWS}, False), (ambiguous, False)):
+        write_parquet(tmp_path / "rows.parquet", pa.table({**pixels, **other, **more}))
+        with pytest.raises(DataError) as caught:
+            opened(tmp_path / "rows.parquet", [X])
+        assert ("try --map 'x=pixel_*' (columns={'x': ['pixel_*']})" in str(caught.value)) is proposed
+    write_parquet(tmp_path / "rows.parquet", pa.table({**pixels, **other}))
+    assert opened(tmp_path / "rows.parquet", [X], columns=parse_map(["x=pixel_*"])).read(0, 2)["x"].shape == (2, 4)
+
+
+def test_wide_floats_and_other_delimiters_come_with_what_to_do(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "rows.parquet", scalars(dtype="float64"))
+    with pytest.raises(DataError, match=r"in silence: .*frame\.astype\(\{'f0': 'float32', \.\.\.\}\)"):
+        opened(tmp_path / "rows.parquet", [X])
+    for rows in ("1;2;3;4\n", "1,5;2,5;3;4\n"):
+        (tmp_path / "rows.csv").write_text(f"f0;f1;f2;f3\n{rows}")
+        with pytest.raises(DataError, match=r"seem to lie between semicolons: commas are read, tabs"):
+            opened(tmp_path / "rows.csv", [X])
 
 
 NUMBERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64", "bool")

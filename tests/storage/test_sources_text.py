@@ -186,7 +186,7 @@ def test_numbers_are_those_that_python_reads(tmp_path_factory: Any, values: list
 
 
 BAD_CSV = {
-    "too few": ("v,k\n1,1\n2\n", r"row 1: 1 values, the header names 2"),
+    "too few": ("v,k\n1,1\n2\n", r"row 1: 1 value, the header names 2"),
     "too many": ("v,k\n1,1\n2,2,2\n", r"row 1: 3 values"),
     "text first": ("v,k\n1,1\nabc,2\n", r"v\s+text \(row 1: 'abc'\)"),
     "float for int": ("v,k\n1,1.5\n", r"k is float64"),

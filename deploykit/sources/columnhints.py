@@ -1,0 +1,58 @@
+"""What to try where the columns of a table do not give the inputs of the model."""
+
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+__all__ = ["cast_hint", "delimiter_hint", "map_hint"]
+
+_NUMBERED = re.compile(r"([^*?\[\]'=,]*[^*?\[\]'=,\d])\d+")
+_DELIMITERS = {";": "semicolons", "|": "bars", "\t": "tabs"}
+
+
+def map_hint(name: str, width: int, usable: Sequence[str], present: Sequence[str]) -> str | None:
+    """The pattern that gives an input its columns, where there is one only.
+
+    Args:
+        name: the input.
+        width: how many columns it takes.
+        usable: columns that it can take.
+        present: all columns.
+
+    >>> map_hint("x", 2, ["p_0", "p_1", "age"], ["p_0", "p_1", "age", "label"])
+    "2 columns are called p_...: try --map 'x=p_*' (columns={'x': ['p_*']})"
+    """
+    prefixes = {match[1] for column in usable if (match := _NUMBERED.fullmatch(column))}
+    fitting = [
+        prefix
+        for prefix in sorted(prefixes)
+        if len(found := [column for column in present if fnmatchcase(column, f"{prefix}*")]) == width
+        and set(found) <= set(usable)
+    ]
+    if width < 2 or len(fitting) != 1:
+        return None
+    (prefix,) = fitting
+    return f"{width} columns are called {prefix}...: try --map '{name}={prefix}*' (columns={{{name!r}: ['{prefix}*']}})"
+
+
+def cast_hint(columns: Sequence[str], have: str, want: str) -> str:
+    """How floats become the narrower ones of the model, which is never done in silence.
+
+    >>> cast_hint(["x"], "float64", "float32")
+    "float64 is not rounded to float32 in silence: convert it, in pandas frame.astype({'x': 'float32'})"
+    """
+    more = ", ..." if len(columns) > 1 else ""
+    cast = f"frame.astype({{{columns[0]!r}: {want!r}{more}}})"
+    return f"{have} is not rounded to {want} in silence: convert it, in pandas {cast}"
+
+
+def delimiter_hint(header: Sequence[str]) -> str | None:
+    """What to do about a text table with another delimiter.
+
+    >>> delimiter_hint(["a;b;c"])
+    'the values seem to lie between semicolons: commas are read, tabs in .tsv; write the file anew with these'
+    """
+    found = [name for delimiter, name in _DELIMITERS.items() if len(header) == 1 and delimiter in header[0]]
+    if not found:
+        return None
+    return f"the values seem to lie between {found[0]}: commas are read, tabs in .tsv; write the file anew with these"
