@@ -92,9 +92,15 @@ def test_the_other_rows_keep_their_ids_masks_and_values(
         monkeypatch.setenv(name, rows)
     # Row 0 is part of the fingerprint of a factory's data and is read by itself: leave it whole.
     monkeypatch.setenv("BAD_READ", "17,18,58")
+    told: list[tuple[int, int]] = []
+
+    def tell(done: int, rows: int) -> None:
+        told.append((done, rows))
+
     for devices in ("cpu", "cpu:2"):
-        result = run(artifact_paths[kind], FAULTY, tmp_path / devices, devices=devices, **options)
+        result = run(artifact_paths[kind], FAULTY, tmp_path / devices, devices=devices, progress=tell, **options)
         assert result.failed_rows == 5
+        assert told[-1] == (ROWS, ROWS), "what failed is done, too"
     assert parts(tmp_path / "cpu") == parts(tmp_path / "cpu:2")
     failed = listed(tmp_path / "cpu")
     assert list(failed) == [5, 17, 18, 33, 58]

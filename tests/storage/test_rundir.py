@@ -114,8 +114,9 @@ def test_directories_that_are_not_ours(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is not empty and holds no run\.json"):
         RunDirectory.prepare(tmp_path / "full", make_job())
     assert files_of(tmp_path / "full") == {"thesis.txt": b"x"}
-    for path in (tmp_path / "file", tmp_path / "full", tmp_path / "none"):
-        with pytest.raises(RunError, match=r"holds no run\.json"):
+    for name, said in {"file": "is a file", "full": r"holds no run\.json", "none": "does not exist"}.items():
+        path = tmp_path / name
+        with pytest.raises(RunError, match=f"{said}; name a directory that deploykit run made"):
             RunDirectory.open(path)
 
 
