@@ -37,7 +37,7 @@ Examples:
 @click.option("--method", default="forward", show_default=True, help="The method to export, such as predict_step.")
 @click.option(
     "--batch", type=click.Choice(["auto", "list", "dict"]), default="auto", show_default=True,
-    help="How a step method gets several inputs.",
+    help="How the method gets its inputs: each by itself (a step method: one batch), one list, or one dict.",
 )  # fmt: skip
 @click.option("--format", "formats", default="torchscript,onnx", show_default=True, help="Formats, with commas.")
 @click.option("--mc-draws", type=int, help="Monte Carlo draws; without it the model is exported as in evaluation.")
