@@ -66,7 +66,7 @@ class Exported:
         return client({"x": rows(7)[part]}, sample_ids=IDS[part].copy(), seed=9, first_draw=2, draws=4)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported(tmp_path_factory.mktemp("noisy"))
 

@@ -98,7 +98,7 @@ class Exported:
         return self.clients[client]({"x": X[rows]}, sample_ids=IDS[rows].copy(), seed=9, first_draw=2, draws=4)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported(tmp_path_factory.mktemp("sequential"))
 

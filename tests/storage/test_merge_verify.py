@@ -277,7 +277,7 @@ def test_a_merge_through_a_link_writes_where_it_leads(tmp_path: Path) -> None:
     link = tmp_path / "merged.npy"
     link.symlink_to(tmp_path / "disk" / "merged.npy")
     assert merge_run(tmp_path / "run", link) == link
-    with pytest.raises(UsageError, match="exists; allow overwriting"):
+    with pytest.raises(UsageError, match="exists; replace it with --overwrite"):
         merge_run(tmp_path / "run", link)
     (tmp_path / "disk" / "merged.npy").write_text("old")
     merge_run(tmp_path / "run", link, overwrite=True)
