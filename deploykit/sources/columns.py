@@ -131,7 +131,9 @@ def _chosen(
         return (spec.name,)
     if not alone:
         return ()
-    return _all_numbers(spec, [column for column in columns if column.name not in reading.keep], notes)
+    # A column to keep is an id or a label as a rule, and one of the inputs where they are not complete without it.
+    others = [column for column in columns if column.name not in reading.keep]
+    return _all_numbers(spec, others, notes) or _all_numbers(spec, columns, notes)
 
 
 def _expanded(

@@ -72,9 +72,10 @@ def test_a_bad_line_of_json_is_an_error_of_that_row_alone(tmp_path: Path, bad: s
 
 
 def test_a_column_with_few_texts_is_kept_as_what_was_written(tmp_path: Path) -> None:
-    source = opened(write_csv(tmp_path / "rows.csv", ["1", "2", "3", "n. 4"]), [X], columns={"x": NAMES}, keep=("f3",))
+    source = opened(write_csv(tmp_path / "rows.csv", ["1", "2", "3", "n. 4"]), [X], keep=("f3",))
     kept = source.read(0, BAD)[f"{KEPT}f3"]
     assert kept.tolist() == [repr(float(value)) for value in VALUES[:BAD, 3]]
+    assert np.array_equal(source.read(0, BAD)["x"], VALUES[:BAD]), "the inputs are not complete without it"
 
 
 def test_a_column_of_texts_stays_one(tmp_path: Path) -> None:
