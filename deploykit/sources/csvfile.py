@@ -108,16 +108,9 @@ class _CsvFiles(TextTables):
 
     def _parse(self, data: bytes) -> Any:
         import pyarrow as pa
-        from pyarrow import csv as arrow_csv
 
-        types = {name: pa.string() if name in self._kept else self._dtypes[name] for name in self._columns}
-        table = arrow_csv.read_csv(
-            pa.BufferReader(data),
-            read_options=arrow_csv.ReadOptions(column_names=self._header, block_size=len(data) + 1),
-            parse_options=arrow_csv.ParseOptions(delimiter=self.delimiter.decode(), newlines_in_values=True),
-            convert_options=arrow_csv.ConvertOptions(
-                include_columns=list(self._columns), column_types=types, null_values=list(NULLS)
-            ),
+        table = self._table(
+            data, {name: pa.string() if name in self._kept else self._dtypes[name] for name in self._columns}
         )
         kept = {f"{KEPT}{name}": kept_column(table[name], dtype) for name, dtype in self._kept.items()}
         inputs = {
@@ -128,10 +121,31 @@ class _CsvFiles(TextTables):
             raise ValueError("a number that is read as another one")
         return pa.table({**inputs, **kept})
 
+    def _table(self, data: bytes, types: Mapping[str, Any]) -> Any:
+        """The columns of some whole lines, by their Arrow types."""
+        import pyarrow as pa
+        from pyarrow import csv as arrow_csv
+
+        return arrow_csv.read_csv(
+            pa.BufferReader(data),
+            read_options=arrow_csv.ReadOptions(column_names=self._header, block_size=len(data) + 1),
+            parse_options=arrow_csv.ParseOptions(delimiter=self.delimiter.decode(), newlines_in_values=True),
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=list(types), column_types=types, null_values=list(NULLS)
+            ),
+        )
+
     def _is_doubtful(self, data: bytes, inputs: Mapping[str, Any]) -> bool:
         """Whether pyarrow may have taken what is no number: it reads 1e400 as infinite, and 0x1F as 31."""
-        if "int64" in self._dtypes.values() and (b"0x" in data or b"0X" in data):
-            return True
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        whole = {name: pa.string() for name, dtype in self._dtypes.items() if dtype == "int64"}
+        # Other columns may well have such texts, hashes for example.
+        if whole and (b"0x" in data or b"0X" in data):
+            texts = self._table(data, whole)
+            if any(pc.any(pc.match_substring_regex(texts[name], "0[xX]")).as_py() for name in whole):
+                return True
         floats = (column for name, column in inputs.items() if self._dtypes[name] == "float64")
         return any(np.isinf(column.to_numpy()).any() for column in floats)
 

@@ -59,9 +59,11 @@ def column_type(values: Sequence[str]) -> tuple[Any, str | None]:
         if changed is None or (dtype != "bool" and not any(problem_with_number(value, dtype) for _, value in given)):
             return pa.type_for_alias(dtype), changed
     for dtype in ("int64", "float64"):
-        bad = [(row, value) for row, value in given if problem_with_number(value, dtype)]
-        if len(bad) * FEW <= len(given):
-            return pa.type_for_alias(dtype), _first(bad, lambda _: False)
+        # Of a column of texts it looks no further than at the few.
+        bad = (f"row {row}: {value[:30]!r}" for row, value in given if problem_with_number(value, dtype))
+        few = list(itertools.islice(bad, len(given) // FEW + 1))
+        if len(few) * FEW <= len(given):
+            return pa.type_for_alias(dtype), few[0]
     return pa.string(), _first(given, lambda value: problem_with_number(value, "float64") is None)
 
 
