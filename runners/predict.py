@@ -16,7 +16,6 @@ from deploykit.devices import Device, parse_devices
 from deploykit.errors import ArtifactError, DataError, MissingExtraError, UsageError
 from deploykit.manifest import OutputSpec
 from deploykit.passes import plan_passes
-from deploykit.paths import require_artifact
 from deploykit.tensors import check_inputs
 from runners.base import Arrays, Runner, check_controls, checked_ids
 from runners.drawing import predict_in_passes
@@ -156,7 +155,6 @@ def load(path: str | Path, *, runner: str = "auto", device: str = "cpu", threads
         UsageError: not the path of anything.
         DeploykitError: whatever is wrong with the artifact or the device.
     """
-    require_artifact(path)
     return Predictor(path, runner=runner, device=device, threads=threads)
 
 

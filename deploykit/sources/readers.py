@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from deploykit.errors import DataError
+from deploykit.plan import describe_ranges
 from deploykit.registry import FILE_MODULE
 from deploykit.sources.base import Arrays
 from deploykit.sources.items import Items
@@ -78,7 +79,7 @@ class Readers:
             rows = self._in_work(start, stop)
             self._waiting.clear()
             raise DataError(
-                f"{self._what}, rows {rows}: the reader processes of the DataLoader failed "
+                f"{self._what}, {rows}: the reader processes of the DataLoader failed "
                 f"({type(error).__name__}: {error}); one of these rows killed one, or memory was short: mend it or "
                 "use a smaller num_workers, and give the same command again"
             ) from error
@@ -86,13 +87,7 @@ class Readers:
 
     def _in_work(self, start: int, stop: int) -> str:
         """The rows being read, as text: a process that dies takes those that it has ready with it, too."""
-        ranges = [(start, stop)]
-        for first, end in list(self._waiting)[: max(self._order.in_work, 0)]:
-            if first == ranges[-1][1]:
-                ranges[-1] = (ranges[-1][0], end)
-            else:
-                ranges.append((first, end))
-        return " and ".join(f"{first} to {end - 1}" for first, end in ranges)
+        return describe_ranges([(start, stop), *list(self._waiting)[: self._order.in_work]])
 
     def close(self) -> None:
         """End the processes."""
