@@ -18,7 +18,7 @@ from deploykit.errors import ArtifactError
 from deploykit.files import sha256_of
 from deploykit.manifest import Manifest
 from deploykit.packed import is_plain_name, pack_files, unpack
-from deploykit.paths import require_artifact
+from deploykit.paths import require_place
 
 __all__ = ["MANIFEST_NAME", "Artifact", "Golden", "pack"]
 
@@ -60,7 +60,7 @@ class Artifact:
             ArtifactError: nothing there, not an artifact, or a file that differs from the manifest.
             UsageError: not the path of anything.
         """
-        require_artifact(path)
+        require_place("artifact", path)
         path = Path(path)
         with contextlib.ExitStack() as stack:
             directory = _directory(path, stack)

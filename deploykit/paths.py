@@ -4,7 +4,24 @@ import os
 
 from deploykit.errors import UsageError
 
-__all__ = ["require_artifact", "require_data", "require_path", "require_run"]
+__all__ = ["require_path", "require_place"]
+
+_PLACES = {
+    "data": (
+        "a path, a glob, a URL, or the name of a factory ('file.py:function', as text)",
+        "save an array with numpy.save('rows.npy', x) and give 'rows.npy'; name the function that makes a dataset; or "
+        "predict arrays in memory: with deploykit.load(artifact) as model: model.predict(x)",
+    ),
+    "artifact": (
+        "the path of an artifact",
+        "give the path that deploykit.export wrote (result.path, artifact.path); a module is exported first",
+    ),
+    "run directory": (
+        "a path",
+        "give the path of the directory, such as result.path of what deploykit.run returned",
+    ),
+}
+"""What is expected, and what to do."""
 
 
 def require_path(subject: str, value: object, *, expected: str, advice: str) -> None:
@@ -19,47 +36,14 @@ def require_path(subject: str, value: object, *, expected: str, advice: str) -> 
         raise UsageError(f"{subject}: got an empty text, expected {expected}; name one")
 
 
-def require_data(value: object) -> None:
-    """Refuse data in memory where its place is expected.
+def require_place(kind: str, value: object) -> None:
+    """Refuse what is no path of ``data``, an ``artifact`` or a ``run directory``, such as data in memory.
 
     Raises:
         UsageError: it is no path.
     """
-    require_path(
-        "data",
-        value,
-        expected="a path, a glob, a URL, or the name of a factory ('file.py:function', as text)",
-        advice="save an array with numpy.save('rows.npy', x) and give 'rows.npy'; name the function that makes a "
-        "dataset; or predict arrays in memory: with deploykit.load(artifact) as model: model.predict(x)",
-    )
-
-
-def require_artifact(value: object) -> None:
-    """Refuse anything but the place of an artifact.
-
-    Raises:
-        UsageError: it is no path.
-    """
-    require_path(
-        "artifact",
-        value,
-        expected="the path of an artifact",
-        advice="give the path that deploykit.export wrote (result.path, artifact.path); a module is exported first",
-    )
-
-
-def require_run(value: object) -> None:
-    """Refuse anything but the place of a run directory.
-
-    Raises:
-        UsageError: it is no path.
-    """
-    require_path(
-        "run directory",
-        value,
-        expected="a path",
-        advice="give the path of the directory, such as result.path of what deploykit.run returned",
-    )
+    expected, advice = _PLACES[kind]
+    require_path(kind, value, expected=expected, advice=advice)
 
 
 def _name(kind: type) -> str:

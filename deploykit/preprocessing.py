@@ -8,6 +8,7 @@ import numpy as np
 
 from deploykit.errors import ArtifactError, UsageError
 from deploykit.tensors import TensorSpec
+from deploykit.texts import several
 
 __all__ = ["ImagePreprocessing", "parse_preprocessing", "read_preprocessing"]
 
@@ -96,7 +97,7 @@ def parse_preprocessing(texts: str | Sequence[str], inputs: Sequence[TensorSpec]
     """
     by_name = {spec.name: spec for spec in inputs}
     found: dict[str, Any] = {}
-    for text in [texts] if isinstance(texts, str) else texts:
+    for text in several(texts):
         first, *words = text.replace(";", " ").split()
         name, _, kind = first.partition("=")
         if kind != "image" or name not in by_name or name in found:

@@ -22,7 +22,7 @@ from deploykit.feed import Feed, writing
 from deploykit.files import TEMPORARY_PREFIX, appears_whole, discard, write_json, write_json_once
 from deploykit.job import Job
 from deploykit.otherjob import refuse_other_job
-from deploykit.paths import require_run
+from deploykit.paths import require_place
 from deploykit.plan import Plan, Shard
 from deploykit.runstate import State, read_state
 from deploykit.signs import STATUS_NAME
@@ -96,7 +96,7 @@ class RunDirectory:
             RunError: no run directory, or its ``run.json`` cannot be read.
             UsageError: not the path of anything.
         """
-        require_run(path)
+        require_place("run directory", path)
         path = Path(path)
         try:
             data = json.loads((path / RUN_NAME).read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from time import time
 from typing import Any, Literal
 
 from deploykit.errors import IncompleteRunError, RunError
-from deploykit.paths import require_run
+from deploykit.paths import require_place
 from deploykit.rundir import LOCK_NAME, SPOOL_NAME, RunDirectory
 from deploykit.runstate import State
 from deploykit.signs import CallSign, RankSign, read_drawing, read_signs
@@ -88,7 +88,7 @@ def run_status(path: str | Path) -> RunStatus:
         RunError: something else than a run directory, or its ``run.json`` cannot be read.
         UsageError: not the path of anything.
     """
-    require_run(path)
+    require_place("run directory", path)
     path = Path(path)
     if _is_untouched(path):
         return _before_the_job(path)

@@ -19,12 +19,13 @@ from deploykit.files import sha256_of, write_json
 from deploykit.manifest import FileRecord, FormatRecord, Manifest, ParityRecord
 from deploykit.preprocessing import parse_preprocessing
 from deploykit.tensors import TensorSpec, parse_spec
+from deploykit.texts import several
 from exporters.entry import Entry, arrangement_for
 from exporters.exportable import check_exportable
 from exporters.formats import FORMATS, Format
 from exporters.inputs import ModelInputs, find_inputs
 from exporters.parity import check_parity, tested_sizes
-from exporters.request import check_values, texts
+from exporters.request import check_values
 from exporters.subject import DrawOptions, Subject, prepare
 from exporters.tasks import TaskRequest, parse_tasks
 from exporters.workshop import Workshop
@@ -123,7 +124,7 @@ def export_module(
     preprocessing = parse_preprocessing(preprocess, given.specs)
     entry = Entry(module, method, given.names, arrangement_for(module, method, given.names, batch), tasks.left_out)
     subject = prepare(entry, given, DrawOptions(
-        draws=mc_draws, modules=texts(mc_modules), mode=mask_mode, seed=seed, tasks=tasks, keep_draws=keep_draws
+        draws=mc_draws, modules=several(mc_modules), mode=mask_mode, seed=seed, tasks=tasks, keep_draws=keep_draws
     ))  # fmt: skip
     limit = subject.captured.tolerance if tolerance is None else tolerance
     with Workshop(path) as workshop:
@@ -182,7 +183,7 @@ def check_request(destination: str | Path, options: Mapping[str, Any]) -> None:
     _check_request(Path(destination), options.get("formats", DEFAULT_FORMATS), options.get("overwrite", False))
     draws, task = options.get("mc_draws"), options.get("task", "raw")
     _check_draws(options.get("mc_modules", ()), task, options.get("variance"), options.get("log_variance"), draws)
-    for spec in texts(options.get("inputs", ())):
+    for spec in several(options.get("inputs", ())):
         if isinstance(spec, str):
             parse_spec(spec)
 
@@ -196,7 +197,7 @@ def _check_request(path: Path, formats: Sequence[str], overwrite: bool) -> dict[
         raise UsageError(f"{path} exists and is no artifact, so it is not replaced; choose another name")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the directory {path.parent} does not exist; create it first")
-    return {name: FORMATS.load(name)() for name in dict.fromkeys(texts(formats))}
+    return {name: FORMATS.load(name)() for name in dict.fromkeys(several(formats))}
 
 
 def _check_draws(
@@ -208,7 +209,9 @@ def _check_draws(
 ) -> TaskRequest:
     """What needs draws, held against their number."""
     if modules and draws is None:
-        raise UsageError(f"--mc-modules {', '.join(texts(modules))}: needs --mc-draws, which says how often they draw")
+        raise UsageError(
+            f"--mc-modules {', '.join(several(modules))}: needs --mc-draws, which says how often they draw"
+        )
     request = parse_tasks(task, variance, log_variance)
     if request.heads and draws is None:
         raise UsageError(

@@ -14,6 +14,7 @@ from torch import nn
 
 from deploykit.errors import UsageError
 from deploykit.tensors import DTYPES, TensorSpec, check_inputs, parse_spec
+from deploykit.texts import several
 
 __all__ = ["BATCH", "CONTROLS", "ModelInputs", "control_specs", "find_inputs", "parse_range", "read_example"]
 
@@ -105,8 +106,7 @@ def find_inputs(
     Raises:
         UsageError: nothing is given, or what is given does not agree.
     """
-    given = [specs] if isinstance(specs, str) else specs
-    parsed = tuple(parse_spec(spec) if isinstance(spec, str) else spec for spec in given)
+    parsed = tuple(parse_spec(spec) if isinstance(spec, str) else spec for spec in several(specs))
     arrays = _as_arrays(example) if example is not None else None
     if not parsed and arrays is None:
         arrays = _own_example(module)

@@ -1,12 +1,11 @@
 """What an export was asked for, held against what can be asked: before any work, whatever the module is."""
 
-from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
 from deploykit.errors import UsageError
 
-__all__ = ["check_values", "texts"]
+__all__ = ["check_values"]
 
 _CHOICES = {"mask_mode": ("independent", "shared"), "batch": ("auto", "list", "dict")}
 
@@ -27,8 +26,3 @@ def check_values(**options: Any) -> None:
             raise UsageError(f"{flag}: must be a finite number, 0 or above; leave it out for the default")
         if name == "mc_draws" and value is not None and not (type(value) is int and value >= 2):
             raise UsageError(f"{flag}: must be an integer, and at least 2 draws are needed for a standard deviation")
-
-
-def texts(value: str | Sequence[str]) -> tuple[str, ...]:
-    """Several texts; a single one, given as it is, counts as one and not as its letters."""
-    return (value,) if isinstance(value, str) else tuple(value)

@@ -6,6 +6,7 @@ from typing import Literal, cast, get_args
 
 from deploykit.errors import ExportError, UsageError
 from deploykit.manifest import Task
+from deploykit.texts import several
 
 __all__ = ["OutputTask", "TaskRequest", "parse_tasks"]
 
@@ -139,7 +140,7 @@ def parse_tasks(
     """
     others: list[_Said] = []
     named: dict[str, _Said] = {}
-    for text in [texts] if isinstance(texts, str) else texts:
+    for text in several(texts):
         name, equals, kind = text.rpartition("=")
         said = _said(text, kind)
         if not equals and said.kind != "none":

@@ -17,11 +17,13 @@ from deploykit.job import ErrorPolicy, Job, NanPolicy
 from deploykit.layout import CONTIGUOUS
 from deploykit.manifest import Manifest
 from deploykit.passes import Passes, plan_passes
-from deploykit.paths import require_data, require_run
+from deploykit.paths import require_place
 from deploykit.plan import Plan, make_plan, row_bytes
 from deploykit.rundir import RunDirectory
 from deploykit.sources.base import Source
+from deploykit.texts import several
 from deploykit.version import __version__
+from runners.base import check_controls
 from runners.batchsize import Probe, probe_batch_size, settle_batch_size
 from runners.engine import Engine
 from runners.engines import choose_engine
@@ -134,14 +136,14 @@ def run(
     """
     began = monotonic()
     check_kind(progress)
-    require_data(data)
-    require_run(out)
+    require_place("data", data)
+    require_place("run directory", out)
     options = {
         "runner": runner, "devices": devices, "batch-size": batch_size, "seed": seed,
         "draws": draws, "draws-per-pass": draws_per_pass, "draws-until": draws_until, "min-draws": min_draws,
         "writer": writer, "writer-arg": writer_arg, "write-interval": write_interval, "layout": layout,
         "shard-rows": shard_rows, "nan": nan, "on-error": on_error, "threads": threads, "engine": engine,
-        "map": {name: _texts(names) for name, names in (columns or {}).items()}, "keep": _texts(keep),
+        "map": {name: several(names) for name, names in (columns or {}).items()}, "keep": several(keep),
     }  # fmt: skip
     chosen = choose_engine(engine)
     if threads is not None:
@@ -153,11 +155,6 @@ def run(
         notes = [*chosen.notes, *setting.source.notes, *setting.notes]
         computed = engine_here.run(setting, Path(out), progress=progress, notes=notes)
         return _result(setting, Path(out), computed, notes)
-
-
-def _texts(value: str | Sequence[str]) -> tuple[str, ...]:
-    """A single text, given as it is, counts as one and not as its letters."""
-    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def _result(setting: Setting, out: Path, computed: Computed, notes: Sequence[str]) -> RunResult:
@@ -252,10 +249,7 @@ def _controls(artifact: Artifact, seed: int | None, draws: int | None) -> tuple[
                 "export it with --mc-draws"
             )
         return None, None
-    if draws is not None and not 1 <= draws < 2**63:
-        raise UsageError(f"draws {draws}: at least one draw is needed, and no more than a 64-bit integer holds")
-    if seed is not None and not -(2**63) <= seed < 2**63:
-        raise UsageError(f"seed {seed}: must be a 64-bit integer")
+    check_controls(seed, 0, draws)
     return section.seed if seed is None else seed, section.draws if draws is None else draws
 
 

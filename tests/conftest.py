@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 # The commands that tests start find their bytecode, as installed ones do, and do not compile a hundred modules each.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# Python looks for garbage among all that torch and its tests keep: seldom is enough, and a tenth of an export quicker.
+# Python looks for garbage among all that torch and its tests keep; seldom is enough, and exports are quicker.
 gc.set_threshold(100_000, 50, 100)
 
 # The same examples each time, and no time limit per example: a slow machine must not look like a broken product.

@@ -10,7 +10,7 @@ from torch.onnx._internal.exporter import _registration
 
 @pytest.fixture(scope="package", autouse=True)
 def one_registry() -> Iterator[None]:
-    """Each export gets a copy of torch's table of ONNX functions; to make it anew takes a sixth of a small export."""
+    """Each export gets a copy of torch's table of ONNX functions; to make it anew takes a part of a small export."""
     registry: Any = _registration.ONNXRegistry
     make = functools.cache(registry.from_torchlib)
 
