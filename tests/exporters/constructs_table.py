@@ -24,7 +24,8 @@ HEAD = """# Constructs
 
 Every construct that draws, as the tests export it: to TorchScript and to ONNX, run with batches of other sizes
 than the exported one. This page is written by `python -m tests.exporters.constructs_table` from
-`benchmarks/results/constructs.json`; `make test` measures all of it again.
+`benchmarks/results/constructs.json`; `make test-all` measures all of it again, and `make test` one
+construct of each group and kind of site.
 
 For each construct the draws of the exported files are held against those of the module itself in eager PyTorch,
 with torch's own generator, {draws:,} on each side ({shared:,} where all rows of a draw share a mask). Compared

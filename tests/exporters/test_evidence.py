@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,25 @@ from tests.exporters.constructs import CONSTRUCTS
 from tests.exporters.constructs_table import PAGE, RESULT, page
 from tests.moments import compare
 
+ROWS = json.loads(RESULT.read_text(encoding="utf-8"))["constructs"]
 MLP, SHARED = CONSTRUCTS["nn.Dropout"], CONSTRUCTS["nn.Dropout, one module called three times"]
 
 
+def first_of_each() -> set[str]:
+    """One construct of each group and kinds of sites; `make test` measures these, `make test-all` every one."""
+    found: dict[tuple[str, frozenset[str]], str] = {}
+    for row in ROWS:
+        found.setdefault((row["group"], frozenset(row["sites"])), row["name"])
+    return set(found.values())
+
+
+def constructs() -> list[Any]:
+    common = first_of_each()
+    return [pytest.param(name, marks=() if name in common else pytest.mark.exhaustive) for name in CONSTRUCTS]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONSTRUCTS)
+@pytest.mark.parametrize("name", constructs())
 def test_a_construct_has_the_distribution_of_eager_pytorch(name: str, tmp_path: Path) -> None:
     found = evidence.gather(CONSTRUCTS[name], tmp_path)
     assert found.sites
