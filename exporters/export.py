@@ -116,7 +116,7 @@ def export_module(
         ParityError: an exported file differs from the module.
     """
     path = Path(destination)
-    check_values(mask_mode=mask_mode, batch=batch, seed=seed, tolerance=tolerance, mc_draws=mc_draws)
+    check_values(mask_mode=mask_mode, batch=batch, seed=seed, tolerance=tolerance, mc_draws=mc_draws, user=user)
     writers = _check_request(path, formats, overwrite)
     tasks = _check_draws(mc_modules, task, variance, log_variance, mc_draws)
     check_exportable(module)
@@ -178,7 +178,7 @@ def _without_numbers(golden: Mapping[str, NDArray[Any]]) -> list[str]:
 
 def check_request(destination: str | Path, options: Mapping[str, Any]) -> None:
     """Refuse, before any work, what ``export_module`` would refuse whatever the module is."""
-    checked = ("mask_mode", "batch", "seed", "tolerance", "mc_draws")
+    checked = ("mask_mode", "batch", "seed", "tolerance", "mc_draws", "user")
     check_values(**{name: options[name] for name in checked if name in options})
     _check_request(Path(destination), options.get("formats", DEFAULT_FORMATS), options.get("overwrite", False))
     draws, task = options.get("mc_draws"), options.get("task", "raw")

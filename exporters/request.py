@@ -1,5 +1,8 @@
 """What an export was asked for, held against what can be asked: before any work, whatever the module is."""
 
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from math import isfinite
 from typing import Any
 
@@ -11,7 +14,7 @@ _CHOICES = {"mask_mode": ("independent", "shared"), "batch": ("auto", "list", "d
 
 
 def check_values(**options: Any) -> None:
-    """Check those of ``mask_mode``, ``batch``, ``seed``, ``tolerance`` and ``mc_draws`` that are given.
+    """Check those of ``mask_mode``, ``batch``, ``seed``, ``tolerance``, ``mc_draws`` and ``user`` that are given.
 
     Raises:
         UsageError: names the option, what came, and what it takes.
@@ -26,3 +29,25 @@ def check_values(**options: Any) -> None:
             raise UsageError(f"{flag}: must be a finite number, 0 or above; leave it out for the default")
         if name == "mc_draws" and value is not None and not (type(value) is int and value >= 2):
             raise UsageError(f"{flag}: must be an integer, and at least 2 draws are needed for a standard deviation")
+        if name == "user" and value is not None:
+            _check_user(value)
+
+
+def _check_user(user: Any) -> None:
+    if not isinstance(user, Mapping):
+        raise UsageError(f"user: expected a dict of values by name, got a {type(user).__name__}; give each a name")
+    for name, value in user.items():
+        try:
+            json.dumps({name: value}, allow_nan=False, default=_as_kept)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(
+                f"user {name!r}: {repr(value)[:60]} cannot be kept as JSON ({error}); expected texts, finite numbers, "
+                "true, false, null, lists and dicts of these; convert it, or leave it out"
+            ) from error
+
+
+def _as_kept(value: Any) -> Any:
+    """The manifest takes dataclasses apart, and so has no trouble with them."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"a {type(value).__name__}")

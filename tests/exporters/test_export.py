@@ -15,7 +15,7 @@ from torch import nn
 
 from deploykit.artifact import Artifact
 from deploykit.errors import ExportError, ParityError, UnknownNameError, UsageError
-from exporters.export import export_module
+from exporters.export import check_request, export_module
 from exporters.inputs import parse_range, read_example
 from tests.exporters import models
 
@@ -281,3 +281,13 @@ def test_ranges_are_read_as_they_are_written() -> None:
     for text in ("ids", "ids=5", "ids=a:b", "ids=3:3"):
         with pytest.raises(UsageError, match="--range"):
             parse_range(text)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1, 2}, b"bytes", {"deep": [float("nan")]}])
+def test_metadata_that_no_manifest_holds_is_refused_before_any_work(tmp_path: Path, value: Any) -> None:
+    done: list[str] = []
+    with pytest.raises(UsageError, match=r"user 'x': .* cannot be kept as JSON .*; expected texts, finite numbers"):
+        export_module(models.Mlp(), tmp_path / "a", inputs=[SPEC], user={"ok": 1, "x": value}, progress=done.append)
+    assert not done
+    with pytest.raises(UsageError, match="user 'x'"):
+        check_request(tmp_path / "a", {"user": {"x": value}})
