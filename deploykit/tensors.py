@@ -9,7 +9,7 @@ import numpy as np
 
 from deploykit.errors import DataError, UsageError
 
-__all__ = ["DTYPES", "TEXT", "TensorSpec", "check_inputs", "parse_spec"]
+__all__ = ["DTYPES", "TEXT", "TensorSpec", "check_inputs", "parse_spec", "unmasked"]
 
 DTYPES = (
     "float16", "float32", "float64",
@@ -130,3 +130,17 @@ def _check_one(spec: TensorSpec, array: np.ndarray[Any, Any], sizes: dict[str, i
             raise DataError(
                 f"{where}: dimension {dimension!r} is {size}, expected {wanted}; got {list(array.shape)} for {spec}"
             )
+
+
+def unmasked(what: str, values: Any) -> np.ndarray[Any, Any]:
+    """The values as a plain array.
+
+    Raises:
+        DataError: some of them are masked: an array without a mask holds whatever lies under it.
+    """
+    if isinstance(values, np.ma.MaskedArray) and (masked := int(np.ma.getmaskarray(values).sum())):
+        raise DataError(
+            f"{what}: {masked} of {values.size} values are masked, and a model takes no mask; expected a value in each "
+            "place: fill them with array.filled(value)"
+        )
+    return np.asarray(values)

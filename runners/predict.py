@@ -16,7 +16,7 @@ from deploykit.devices import Device, parse_devices
 from deploykit.errors import ArtifactError, DataError, MissingExtraError, UsageError
 from deploykit.manifest import OutputSpec
 from deploykit.passes import plan_passes
-from deploykit.tensors import check_inputs
+from deploykit.tensors import check_inputs, unmasked
 from runners.base import Arrays, Runner, check_controls, checked_ids
 from runners.drawing import predict_in_passes
 from runners.table import choose_runner
@@ -99,7 +99,7 @@ class Predictor:
         step = rows if batch_size is None else batch_size
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch size {batch_size}: must be 1 or more")
-        ids = np.arange(rows) if sample_ids is None else checked_ids(np.asarray(sample_ids), rows)
+        ids = np.arange(rows) if sample_ids is None else checked_ids(unmasked("sample_ids", sample_ids), rows)
         passes = plan_passes(
             runner.artifact.manifest,
             draws,
@@ -131,10 +131,10 @@ class Predictor:
     def _named(self, inputs: Mapping[str, ArrayLike] | np.ndarray[Any, Any]) -> Arrays:
         names = [spec.name for spec in self._active().artifact.manifest.inputs]
         if isinstance(inputs, Mapping):
-            return {name: np.asarray(array) for name, array in inputs.items()}
+            return {name: unmasked(f"input {name!r}", array) for name, array in inputs.items()}
         if len(names) != 1:
             raise DataError(f"the model takes the inputs {names}, got one array; give a dict with an array for each")
-        return {names[0]: np.asarray(inputs)}
+        return {names[0]: unmasked(f"input {names[0]!r}", inputs)}
 
 
 def load(path: str | Path, *, runner: str = "auto", device: str = "cpu", threads: int | None = None) -> Predictor:

@@ -113,3 +113,13 @@ def test_no_rows_of_a_recurrent_model(tmp_path: Path) -> None:
         for name, array in none.items():
             assert array.dtype == one[name].dtype
             assert array.shape == one[name][:0].shape
+
+
+def test_masked_values_are_refused_and_a_mask_of_nothing_is_none(artifact_paths: dict[str, Path]) -> None:
+    x = np.ma.masked_array(np.ones((3, 4), np.float32), mask=False)
+    with load(artifact_paths["plain"]) as model:
+        assert model.predict(x).keys() == model.predict(x.filled(0)).keys()
+        x[1, 2] = np.ma.masked
+        for inputs in (x, {"x": x}):
+            with pytest.raises(DataError, match=r"input 'x': 1 of 12 values are masked.*array\.filled\(value\)"):
+                model.predict(inputs)
