@@ -44,6 +44,7 @@ class RunWriting:
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse a directory that holds something, before anything is predicted."""
         super().setup(trainer, pl_module, stage)  # type: ignore[misc]
+        self._spool = None
         if stage == "predict" and self._path.exists() and (not self._path.is_dir() or any(self._path.iterdir())):
             raise RunError(f"run directory {self._path}: is not empty; name a new directory")
 
@@ -93,6 +94,15 @@ class RunWriting:
         text = trainer.strategy.broadcast(None if problem is None else str(problem), 0)
         if text is not None:
             raise problem or RunError(text)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Without a single sample Lightning calls nothing in between; the run of no rows is made here."""
+        super().teardown(trainer, pl_module, stage)  # type: ignore[misc]
+        if stage != "predict" or self._spool is not None or trainer.predict_dataloaders is None:
+            return
+        if not any(loader.rows for loader in loaders_of(trainer)):
+            self.on_predict_start(trainer, pl_module)
+            self.on_predict_end(trainer, pl_module)
 
     def _assembled(self, ranks: int, module: type) -> DeploykitError | None:
         name = f"{module.__module__}.{module.__qualname__}"

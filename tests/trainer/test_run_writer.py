@@ -327,3 +327,13 @@ def test_the_module_is_left_alone(tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in inner.state_dict().items()}
     predict([RunWriter(tmp_path / "run")], DataLoader(TensorDataset(Rows(3).x)), inner=inner)
     assert all(torch.equal(before[name], value) for name, value in inner.state_dict().items())
+
+
+@pytest.mark.parametrize("loaders", [1, 2])
+def test_no_samples_are_a_run_of_no_rows(tmp_path: Path, loaders: int) -> None:
+    run = tmp_path / "run"
+    data = [DataLoader(Rows(0)) for _ in range(loaders)]
+    predict([RunWriter(run)], data if loaders > 1 else data[0])
+    assert verify_run(run).rows == 0
+    assert merged(run)["sample_id"].shape == (0,)
+    assert not spool(run).exists()
