@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from deploykit.devices import Device, available_cores
+from deploykit.devices import Device
 from deploykit.errors import DeploykitError, DeviceError, IncompleteRunError, MissingExtraError, RunError, UsageError
 from deploykit.plan import Shard
 from runners.assignment import Assignment
@@ -22,6 +22,7 @@ from runners.engine_local import rebuilt
 from runners.execute import Computed, ProgressChoice, Setting, drive
 from runners.pace import Load, should_take
 from runners.process import log_ending
+from runners.ray_cluster import connect
 from runners.ray_rank import Home, RayRank
 from runners.shipping import packed_bytes
 from runners.timing import Meter
@@ -37,7 +38,6 @@ TRIES = 3
 """A shard may be what kills the ranks: after so many deaths it is left for the message."""
 
 PATIENCE_S = 300.0
-STORE_BYTES = 200 * 2**20
 
 
 class RayEngine(Engine):
@@ -59,7 +59,7 @@ class RayEngine(Engine):
         if not self._ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             try:
-                self._connect()
+                connect(self._ray)
             except ConnectionError as error:
                 raise RunError(
                     f"engine ray: no Ray cluster answers at {os.environ.get('RAY_ADDRESS', 'the address it left')} "
@@ -78,14 +78,6 @@ class RayEngine(Engine):
         if self._connected:
             self._ray.shutdown()
             _at_sigterm(self._former)
-
-    def _connect(self) -> None:
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        own = {"num_cpus": available_cores(), "object_store_memory": STORE_BYTES, "include_dashboard": False}
-        try:
-            self._ray.init(**own, **quiet)
-        except ValueError:  # There is a cluster, whose size is not ours to say.
-            self._ray.init(**quiet)
 
     def devices(self, text: str, runner: type[Runner]) -> tuple[Device, ...]:  # noqa: ARG002
         """``cpu:4`` are four actors, ``cuda`` one for each GPU of the cluster, ``auto`` that or one for each CPU."""

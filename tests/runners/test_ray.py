@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from deploykit.plan import Shard
 from deploykit.verify_run import check_run, verify_run
 from runners import engine_ray, shipping
 from runners.job import run
+from runners.ray_cluster import require_answer
 from runners.shipping import packed_bytes, unpacked
 
 SLOW = f"{Path(__file__).parent / 'slowdata.py'}:make"
@@ -390,3 +392,40 @@ def test_without_ray_the_command_is_named(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'deploykit\[ray\]'"):
         run(artifact_paths["mc"], SLOW, tmp_path / "r", engine="ray")
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_an_address_where_nothing_listens_is_said_at_once(
+    artifact_paths: dict[str, Path], tmp_path: Path, form: str
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = form.format(free.getsockname()[1])
+        command = [
+            sys.executable,
+            "-m",
+            "deploykit",
+            "run",
+            artifact_paths["mc"],
+            "--data",
+            "x.npy",
+            "-o",
+            tmp_path / "r",
+        ]
+        done = subprocess.run(
+            [*command, "--engine", "ray"], env={**os.environ, "RAY_ADDRESS": address}, capture_output=True, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert f"no Ray cluster answers at {address} (127.0.0.1 port" in done.stderr
+    assert "correct RAY_ADDRESS" in done.stderr
+
+
+@pytest.mark.parametrize("address", ["", "auto", "local", "anyscale://name/of:1", "10.0.0.1"])
+def test_other_addresses_are_left_to_ray(address: str) -> None:
+    require_answer(address)
+
+
+def test_an_address_that_answers_is_let_through() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        require_answer(f"ray://127.0.0.1:{server.getsockname()[1]}")
