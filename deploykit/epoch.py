@@ -17,6 +17,7 @@ from deploykit.rundir import RunDirectory
 from deploykit.runrows import RunRows
 from deploykit.runstate import State
 from deploykit.writers.base import Writer
+from deploykit.writers.calling import calling
 
 __all__ = ["finish_epoch", "publish", "refuse_misplaced"]
 
@@ -79,7 +80,8 @@ def _write_rank(directory: RunDirectory, writer: Writer, rows: RunRows, rank: in
     with writing(writer.epoch_path(directory.path, rank)):
         try:
             stage.mkdir()
-            files = writer.write_epoch(stage, rank, rows.of(shards), count)
+            with calling(writer, directory.job.writer, f"the file of rank {rank}", directory.job.to_resume()):
+                files = writer.write_epoch(stage, rank, rows.of(shards), count)
             refuse_misplaced(writer, stage, rank, files)
             commit = RankCommit(
                 rank=rank,

@@ -27,7 +27,9 @@ from deploykit.plan import Plan, Shard
 from deploykit.runstate import State, read_state
 from deploykit.signs import STATUS_NAME
 from deploykit.sources.spool import is_spool
+from deploykit.wording import row_range
 from deploykit.writers.base import Batch, Writer
+from deploykit.writers.calling import calling
 
 __all__ = ["DELIVERED_NAME", "LOCK_NAME", "RUN_NAME", "SPOOL_NAME", "RunDirectory", "refuse_foreign"]
 
@@ -153,7 +155,7 @@ class RunDirectory:
         feed = Feed(batches, writer.outputs, shard.start, shard.stop, failed)
         with writing(part, feed):
             with appears_whole(part) as temporary:
-                writer.write(temporary, feed, shard.rows - len(failed))
+                self._write(writer, temporary, feed, shard, shard.rows - len(failed))
                 feed.require_all()
                 _require_written(writer, temporary)
                 record = self.digests.record(temporary, f"parts/{part.name}")
@@ -168,6 +170,17 @@ class RunDirectory:
             )
             commit.save(self.commits)
         return commit
+
+    def _write(self, writer: Writer, path: Path, feed: Feed, shard: Shard, rows: int) -> None:
+        doing = f"part {shard.index} ({row_range(shard.start, shard.stop)})"
+        advice = f"the parts that are committed count: mend the writer, and {self.job.to_resume()}"
+        try:
+            with calling(writer, self.job.writer, doing, advice):
+                writer.write(path, feed, rows)
+        except Exception as error:
+            if feed.failure is not None and feed.failure is not error:
+                raise feed.failure  # noqa: B904 - whatever the writer has made of it
+            raise
 
     def finish_epoch(self, writer: Writer) -> list[RankCommit]:
         """Join the parts of each rank into its epoch files, see ``deploykit.epoch.finish_epoch``."""

@@ -10,6 +10,7 @@ from deploykit.feed import Feed
 from deploykit.plan import Shard
 from deploykit.runstate import State
 from deploykit.writers.base import Batch, Writer, rebatch
+from deploykit.writers.calling import reading
 
 __all__ = ["RunRows"]
 
@@ -38,12 +39,15 @@ class RunRows:
 
     def _open(self, shard: Shard) -> Iterator[Batch]:
         if shard.index in self.state.parts:
-            return self._writer.read(self._root / self.state.parts[shard.index].part.file)
+            file = self.state.parts[shard.index].part.file
+            return reading(self._writer, lambda: self._writer.read(self._root / file), file)
         if shard.index not in self._rank_of:
             raise RunError(f"shard {shard.index} (rows {shard.start} to {shard.stop - 1}): in no committed file")
         rank = self._rank_of[shard.index]
         if rank not in self._rank_files:
-            self._rank_files[rank] = _RankFile(self._writer.read_epoch(self._root, rank))
+            self._rank_files[rank] = _RankFile(
+                reading(self._writer, lambda: self._writer.read_epoch(self._root, rank), f"the file of rank {rank}")
+            )
         return self._rank_files[rank].take(shard)
 
 

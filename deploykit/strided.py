@@ -23,6 +23,7 @@ from deploykit.layout import parse_layout
 from deploykit.rankrows import rank_batches
 from deploykit.rundir import RunDirectory
 from deploykit.writers.base import Batch, Writer
+from deploykit.writers.calling import calling
 
 __all__ = ["finish_strided", "strided_problems", "strided_wrong_ids"]
 
@@ -102,7 +103,8 @@ def _write(directory: RunDirectory, writer: Writer, rank: int) -> None:
             batches: Iterator[Batch] = (
                 batch for _, _, batch in rank_batches(directory, writer, layout, rank, [plan.rows])
             )
-            files = writer.write_epoch(stage, rank, batches, rows)
+            with calling(writer, directory.job.writer, f"the file of rank {rank}", directory.job.to_resume()):
+                files = writer.write_epoch(stage, rank, batches, rows)
             refuse_misplaced(writer, stage, rank, files)
             records = tuple(directory.digests.record(file, file.name) for file in files)
             publish(files, directory.path)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from deploykit.rundir import RunDirectory
 from deploykit.runstate import State
 from deploykit.strided import strided_problems, strided_wrong_ids
 from deploykit.writers import Batch, Writer, make_writer
+from deploykit.writers.calling import reading
 
 __all__ = ["RunCheck", "check_run", "verify_run"]
 
@@ -143,13 +145,15 @@ _File = tuple[str, list[Shard], Iterator[Batch]]
 def _part_files(directory: RunDirectory, state: State, writer: Writer) -> Iterator[_File]:
     for commit in state.parts.values():
         shards = [directory.job.plan.shard(commit.shard)]
-        yield commit.part.file, shards, writer.read(directory.path / commit.part.file)
+        name = commit.part.file
+        yield name, shards, reading(writer, partial(writer.read, directory.path / name), name)
 
 
 def _rank_files(directory: RunDirectory, state: State, writer: Writer) -> Iterator[_File]:
     for commit in state.ranks.values():
         shards = [directory.job.plan.shard(index) for index in commit.shards]
-        yield commit.files[0].file, shards, writer.read_epoch(directory.path, commit.rank)
+        name = commit.files[0].file
+        yield name, shards, reading(writer, partial(writer.read_epoch, directory.path, commit.rank), name)
 
 
 def _wrong_ids(name: str, shards: list[Shard], batches: Iterator[Batch], state: State) -> str | None:

@@ -1,10 +1,13 @@
 """Bad input at the command line: one clear message, a non-zero exit code, nothing half-written."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from deploykit.cli import main
+from deploykit.errors import RunError
 from tests.cli.conftest import Call
 
 EXPORT = ["-o", "new", "--module", "net.py:Net", "--input", "x:float32[batch,4]"]
@@ -220,3 +223,44 @@ def test_code_that_exits_gives_no_exit_code_of_success(
     export = ["export", "net.ckpt", "-o", "new", "--input", X, "--arg", "width=6"]
     fails(call, capsys, [*export, "--module", "mine.py:make"], 2, "--arg")
     fails(call, capsys, [*export, "--module", "mine.py:Leaves"], 1, "SystemExit: 0", "code that returns")
+
+
+RAISING = """
+from pathlib import Path
+
+from deploykit.writers import Batch, Writer
+
+
+class Raising(Writer):
+    extension = "txt"
+
+    def write(self, path, batches, rows):
+        for batch in batches:
+            if batch.sample_ids[0] >= 8 and not Path("mended").exists():
+                {deed}
+        path.write_text("done")
+"""
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+def test_a_writer_that_raises_is_named_with_its_line(
+    call: Call, place: Path, capsys: pytest.CaptureFixture[str], devices: str
+) -> None:
+    (place / "own.py").write_text(RAISING.format(deed="raise ValueError('no such label')"))
+    words = ["run", "model", "--data", "rows.npy", "-o", "out", "--writer", "own.py:Raising", "--devices", devices]
+    words += ["--batch-size", "4", "--shard-rows", "8"]
+    assert call(*words) == 1
+    said = capsys.readouterr().err
+    assert re.search(
+        r"Error: writer own\.py:Raising: part \d \(rows \d+ to \d+\) raised ValueError: no such label "
+        r"\(.*own\.py:13\); the parts that are committed count: mend the writer, and to resume it: deploykit run model",
+        said,
+    )
+    assert "Traceback" not in said
+    if devices == "cpu":
+        with pytest.raises(RunError) as raised:
+            main(["--traceback", *words])
+        assert isinstance(raised.value.__cause__, ValueError)
+    (place / "mended").touch()
+    assert call(*words) == 0
+    assert call("verify", "out") == 0

@@ -432,3 +432,24 @@ def test_finishing_leaves_what_other_ranks_write_beside_the_logs(tmp_path: Path)
     assert [file.exists() for file in half] == [False, True]
     RunDirectory.prepare(tmp_path / "r", make_job())
     assert not half[1].exists(), "a run that is alone removes it"
+
+
+def test_an_error_of_the_rows_stays_one_whatever_a_writer_makes_of_it(tmp_path: Path) -> None:
+    class Wrapping(Writer):
+        extension = "txt"
+
+        def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:
+            try:
+                list(batches)
+            except RunError as error:
+                raise ValueError("wrapped") from error
+
+    def rows() -> Iterator[Batch]:
+        raise RunError("the model failed") from KeyError("cause")
+        yield
+
+    job = make_job()
+    directory = RunDirectory.prepare(tmp_path / "r", job)
+    with pytest.raises(RunError, match="the model failed") as raised:
+        directory.write_part(job.plan.shard(0), Wrapping(job.outputs), rows(), rank=0, timings={})
+    assert isinstance(raised.value.__cause__, KeyError)
