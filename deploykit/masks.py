@@ -15,6 +15,8 @@ for which ONNX Runtime has CUDA kernels; the per-element work is 32 bits wide, b
 The definition is versioned: ``ALGORITHM`` is written into every artifact and changes when any bit would.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -22,9 +24,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from deploykit.errors import UsageError
 
-__all__ = ["ALGORITHM", "keep_mask", "row_keys", "scale", "threshold", "unit_keys", "words"]
+__all__ = [
+    "ALGORITHM",
+    "LENGTH",
+    "keep_mask",
+    "numbered",
+    "row_keys",
+    "scale",
+    "threshold",
+    "unit_keys",
+    "unit_numbers",
+    "words",
+]
 
-ALGORITHM = 1
+ALGORITHM = 2
 
 Int = NDArray[np.int64]
 
@@ -36,6 +49,9 @@ ROW_START, UNIT_START = 0x3E5466CF34E90C6C, 0x00AC29B7C97C50DD
 # Added inside the round functions: odd numbers below 2**31, from the same digits.
 ROUNDS = (0x3F84D5B5, 0x35470917, 0x1216D5D9, 0x2979FB1B, 0x51310BA7, 0x18DFB5AD)
 WORD = 1 << 31
+
+LENGTH = 1 << 20
+"""What a dimension of dynamic size counts for, whatever its size is."""
 
 
 def row_keys(seed: int, sample_ids: ArrayLike, draws: ArrayLike) -> NDArray[np.int32]:
@@ -51,6 +67,28 @@ def unit_keys(site: int, units: ArrayLike) -> NDArray[np.int32]:
     with np.errstate(over="ignore"):
         start = np.multiply(np.int64(site), np.int64(SITE)) + np.int64(UNIT_START)
         return _keys(start + np.asarray(units, np.int64) * np.int64(UNIT))
+
+
+def unit_numbers(sizes: Sequence[int], dynamic: Sequence[bool]) -> NDArray[np.int64]:
+    """The numbers of a row's units: an int64 array of ``sizes``.
+
+    ``sizes`` are the dimensions of a site's mask without the batch, ``dynamic`` tells which of them vary from batch to
+    batch. Dimensions of a fixed size count first, then the dynamic ones, both in row-major order, and each dynamic one
+    counts for 2**20: so a unit's number does not depend on how long the others of its batch are. Where only the first
+    dimension is dynamic, or none, it is the place in row-major order.
+
+    Raises:
+        UsageError: not one flag for each size.
+    """
+    if len(sizes) != len(dynamic):
+        raise UsageError(f"sizes: {len(sizes)} for {len(dynamic)} flags in dynamic; give one flag for each dimension")
+    found = np.zeros(tuple(sizes), np.int64)
+    fixed, varying = 1, math.prod(size for size, varies in zip(sizes, dynamic, strict=True) if not varies)
+    for axis in reversed(range(len(sizes))):
+        place = np.arange(sizes[axis], dtype=np.int64).reshape(-1, *[1] * (len(sizes) - axis - 1))
+        found += place * (varying if dynamic[axis] else fixed)
+        fixed, varying = (fixed, varying * LENGTH) if dynamic[axis] else (fixed * sizes[axis], varying)
+    return found
 
 
 def _keys(counter: Int) -> NDArray[np.int32]:
@@ -88,12 +126,18 @@ def scale(p: float) -> float:
     return 0.0 if p == 1 else 1 / (1 - p)
 
 
+def numbered(units: int | ArrayLike) -> NDArray[np.int64]:
+    """(units) int64: the numbers below a count, or the given ones, row-major if they have several dimensions."""
+    given = np.asarray(units, np.int64)
+    return np.arange(int(given)) if given.ndim == 0 else given.reshape(-1)
+
+
 def keep_mask(
     seed: int,
     site: int,
     sample_ids: ArrayLike,
     draws: ArrayLike,
-    units: int,
+    units: int | ArrayLike,
     p: float,
     *,
     mode: Literal["independent", "shared"] = "independent",
@@ -105,7 +149,7 @@ def keep_mask(
         site: the site's index in the artifact's manifest.
         sample_ids: (batch) int64, the global number of every row.
         draws: (draws) int64, the numbers of the draws.
-        units: how many units one row has at this site.
+        units: how many units one row has at this site, or their numbers (``unit_numbers``).
         p: the probability of dropping a unit.
         mode: ``shared`` ignores the sample ids, so that all rows of a draw have one mask.
 
@@ -114,7 +158,8 @@ def keep_mask(
     """
     ids = np.asarray(sample_ids, np.int64)
     rows = row_keys(seed, np.zeros_like(ids) if mode == "shared" else ids, draws)
+    numbers = numbered(units)
     if p == 1:
-        return np.zeros((*rows.shape[:-1], units), np.bool_)
-    found: Any = words(rows, unit_keys(site, np.arange(units))) >= threshold(p)
+        return np.zeros((*rows.shape[:-1], numbers.size), np.bool_)
+    found: Any = words(rows, unit_keys(site, numbers)) >= threshold(p)
     return np.asarray(found, np.bool_)

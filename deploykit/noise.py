@@ -65,7 +65,7 @@ def sample(
     site: int,
     sample_ids: ArrayLike,
     draws: ArrayLike,
-    units: int,
+    units: int | ArrayLike,
     p: float | None,
     *,
     mode: Literal["independent", "shared"] = "independent",
@@ -78,7 +78,7 @@ def sample(
         site: the site's index in the manifest.
         sample_ids: (batch) int64.
         draws: (draws) int64.
-        units: how many units one row has at this site.
+        units: how many units one row has at this site, or their numbers (``masks.unit_numbers``).
         p: the site's p in the manifest; None for noise without a fixed probability.
         mode: ``shared`` ignores the sample ids.
 
@@ -95,7 +95,8 @@ def sample(
         raise UsageError(f"site kind {kind!r} without p: only {', '.join(KINDS)} can be drawn without one")
     ids = np.asarray(sample_ids, np.int64)
     rows = masks.row_keys(seed, np.zeros_like(ids) if mode == "shared" else ids, draws)
-    words = masks.words(rows, masks.unit_keys(site, np.arange(units)))
+    numbers = masks.numbered(units)
+    words = masks.words(rows, masks.unit_keys(site, numbers))
     if kind == "normal":
-        return normal(words, masks.words(rows, masks.unit_keys(-1 - site, np.arange(units))))
+        return normal(words, masks.words(rows, masks.unit_keys(-1 - site, numbers)))
     return exponential(words) if kind == "exponential" else uniform(words)

@@ -1,5 +1,6 @@
 """What the Monte Carlo rewrite will do with a captured graph: which nodes draws reach, and where the batch lies."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,13 +26,19 @@ __all__ = ["Asked", "MonteCarloPlan", "Placed", "plan_monte_carlo", "refuse_stat
 class Placed:
     """A site with its node and the place of the batch in its mask; None where all rows of a draw share the mask.
 
-    ``units`` is the number of units of a row, None where it is dynamic.
+    ``sizes`` are those of a row's mask, None where they are dynamic.
     """
 
     site: Site
     node: fx.Node
     axis: BatchAxis | None
-    units: int | None
+    sizes: tuple[int | None, ...]
+
+    @property
+    def units(self) -> int | None:
+        """The number of units of a row, None where it is dynamic."""
+        known = [size for size in self.sizes if size is not None]
+        return math.prod(known) if len(known) == len(self.sizes) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,14 +191,19 @@ def _place(
     found = (axes[source] for source in sources)
     # A mask that is the same along the batch is shared by all rows, as it is in the module itself.
     axis = next((at for at in found if at and symbol in _symbols_at(shape, at.dimension)), None)
-    units = sympy.simplify(sympy.prod(shape) / (1 if axis is None else symbol))
+    row = [size / symbol if axis and at == axis.dimension else size for at, size in enumerate(shape)]
+    sizes = tuple(_fixed(sympy.simplify(size)) for size in row)
     operations = [node for node in draw.node.graph.nodes if node.op == "call_function"]
     site = Site(
         index=index, module=draw.module, kind=str(draw.kind), p=draw.p,
         shape=tuple(_size_name(size, symbols) for size in shape),
         position=operations.index(draw.node) + 1, feeds=tuple(sorted({operation_of(user) for user in draw.node.users})),
     )  # fmt: skip
-    return Placed(site=site, node=draw.node, axis=axis, units=int(units) if units.is_Integer else None)
+    return Placed(site=site, node=draw.node, axis=axis, sizes=sizes)
+
+
+def _fixed(size: Any) -> int | None:
+    return int(size) if size.is_Integer else None
 
 
 def _symbols_at(shape: Sequence[Any], dimension: int) -> set[Any]:

@@ -35,6 +35,10 @@ class BatchAxis:
         rest = shape[self.dimension] // batch
         return (outer * rest, batch, inner) if self.folded_outer else (outer, batch, rest * inner)
 
+    def row(self, shape: Sequence[int], batch: int) -> tuple[int, ...]:
+        """The sizes of one row of a tensor with this shape, in the row-major order of its units."""
+        return (*shape[: self.dimension], shape[self.dimension] // batch, *shape[self.dimension + 1 :])
+
     def tile(self, tensor: Tensor, batch: int, times: int) -> Tensor:
         """Repeat the rows ``times`` times, the repetition varying slower than the row."""
         shape = list(tensor.shape)

@@ -3,6 +3,8 @@
 Shapes: B rows in the batch, T draws, U units of a site. Words are int32 and wrap; keys are made in int64.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from deploykit import masks
 
-__all__ = ["SHIFT_RIGHT", "Keys", "apply_mask", "keep", "pieces", "row_keys", "unit_keys", "words"]
+__all__ = ["SHIFT_RIGHT", "Keys", "apply_mask", "keep", "pieces", "row_keys", "unit_keys", "unit_numbers", "words"]
 
 
 @torch.library.custom_op("deploykit::shift_right", mutates_args=())
@@ -49,12 +51,38 @@ def row_keys(seed: Tensor, sample_ids: Tensor, draws: Tensor, *, shared: bool) -
     return first.unsqueeze(1), second.unsqueeze(1)
 
 
-def unit_keys(site: int, units: int, device: torch.device) -> Keys:
-    """Two words for each unit of a site: (U) int32. A fixed number of units, not too large, makes constants."""
+def unit_numbers(fixed: Sequence[int | None], sizes: Sequence[int], device: torch.device) -> int | Tensor:
+    """``masks.unit_numbers`` as (U) int64, or only how many there are if they are 0, 1, 2 ...
+
+    ``fixed`` holds the row's sizes where they are known and None where they are dynamic, ``sizes`` all of them.
+    """
+    count = math.prod(sizes)
+    if None not in fixed[1:]:
+        return count
+    stride, varying = 1, math.prod(size for size in fixed if size is not None)
+    found: Tensor | None = None
+    for axis in reversed(range(len(fixed))):
+        size = fixed[axis]
+        if size != 1:
+            place = torch.arange(sizes[axis] if size is None else size, dtype=torch.int64, device=device)
+            part = (place * (varying if size is None else stride)).reshape(-1, *[1] * (len(fixed) - axis - 1))
+            found = part if found is None else found + part
+        stride, varying = (stride, varying * masks.LENGTH) if size is None else (stride * size, varying)
+    assert found is not None  # noqa: S101 - a dynamic dimension is there
+    return found.reshape(count)
+
+
+def unit_keys(site: int, units: int | Tensor, device: torch.device) -> Keys:
+    """Two words for each unit of a site, given their number or numbers: (U) int32.
+
+    A fixed number of units, not too large, makes constants.
+    """
+    start = _signed(site * masks.SITE + masks.UNIT_START)
+    if isinstance(units, Tensor):
+        return _scramble(units * _signed(masks.UNIT) + start)
     if is_concrete_int(units) and int(units) <= _CONSTANT_UNITS:
         first, second = masks.unit_keys(site, range(int(units))).T
         return torch.tensor(first.copy(), device=device), torch.tensor(second.copy(), device=device)
-    start = _signed(site * masks.SITE + masks.UNIT_START)
     return _scramble(torch.arange(units, dtype=torch.int64, device=device) * _signed(masks.UNIT) + start)
 
 

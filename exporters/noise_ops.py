@@ -44,10 +44,16 @@ _MEAN = {"uniform": 0.5, "normal": 0.0, "exponential": 1.0, "rrelu": 0.5}
 
 
 def sample(
-    kind: str, rows: Keys, sites: Sequence[int], units: int, p: float | None, known: Mapping[int, Keys] | None = None
+    kind: str,
+    rows: Keys,
+    sites: Sequence[int],
+    units: int | Tensor,
+    p: float | None,
+    known: Mapping[int, Keys] | None = None,
 ) -> Tensor:
     """``deploykit.noise.sample``: (T*B, U), from the keys of the rows; (L, T*B, U) for L sites at once.
 
+    ``units`` is what ``unit_numbers`` gives.
     ``known`` holds keys of units that are there already, by what ``key_sites`` gives.
     """
     known = known or {}
@@ -69,7 +75,7 @@ def key_sites(kind: str, site: int) -> tuple[int, ...]:
     return (site, -1 - site) if kind == "normal" else (site,)
 
 
-def _keys(sites: Sequence[int], units: int, device: torch.device, known: Mapping[int, Keys]) -> Keys:
+def _keys(sites: Sequence[int], units: int | Tensor, device: torch.device, known: Mapping[int, Keys]) -> Keys:
     each = [known[site] if site in known else unit_keys(site, units, device) for site in sites]
     if len(each) == 1:
         return each[0]

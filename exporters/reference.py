@@ -4,7 +4,6 @@ Nothing of the rewrite is used here: the module's Python code runs as it stands,
 from ``deploykit.masks``, and the statistics come from ``deploykit.statistics``.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deploykit import noise
+from deploykit import masks, noise
 from deploykit.errors import ExportError
 from deploykit.statistics import summarize
 from exporters.drawplan import Asked, Placed
@@ -85,11 +84,13 @@ class Reference:
 
     def _kept(self, placed: Placed, shape: Sequence[int], ids: NDArray[np.int64], seed: int, draw: int) -> Tensor:
         site, axis = placed.site, placed.axis
+        units = masks.unit_numbers(
+            tuple(shape) if axis is None else axis.row(shape, len(ids)), [size is None for size in placed.sizes]
+        )
         if axis is None:
-            drawn = noise.sample(site.kind, seed, site.index, [0], [draw], math.prod(shape), site.p)[0]
+            drawn = noise.sample(site.kind, seed, site.index, [0], [draw], units, site.p)[0]
             return torch.from_numpy(drawn).reshape(tuple(shape))
-        outer, _, inner = axis.split(shape, len(ids))
-        drawn = noise.sample(site.kind, seed, site.index, ids, [draw], outer * inner, site.p, mode=self.mode)[0]
+        drawn = noise.sample(site.kind, seed, site.index, ids, [draw], units, site.p, mode=self.mode)[0]
         return axis.place(torch.from_numpy(drawn), shape)
 
 

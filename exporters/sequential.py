@@ -4,7 +4,6 @@ The form for graphs that cannot be run with the draws along the batch (``exporte
 whose weight is another one in every draw. Captured, it is one loop over the draws: a ``scan`` in torch and in ONNX.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch._higher_order_ops.scan import scan_op
 
 from exporters.drawplan import MonteCarloPlan, Placed
 from exporters.kinds import KINDS, mask_shape, perform
-from exporters.mask_ops import Keys, unit_keys
+from exporters.mask_ops import Keys, unit_keys, unit_numbers
 from exporters.noise_ops import key_sites, sample
 from exporters.reach import owner_of
 from exporters.sites import arguments
@@ -127,7 +126,8 @@ class _Masks:
     def of(self, placed: Placed, shape: Sequence[int]) -> Tensor:
         site, axis = placed.site, placed.axis
         if axis is None:
-            drawn = sample(site.kind, self._no_row, [site.index], math.prod(shape), site.p, self._units)
+            units = unit_numbers(placed.sizes, shape, self._no_row[0].device)
+            drawn = sample(site.kind, self._no_row, [site.index], units, site.p, self._units)
             return drawn.reshape(tuple(shape))
-        outer, _, inner = axis.split(shape, self._rows[0].shape[0])
-        return axis.place(sample(site.kind, self._rows, [site.index], outer * inner, site.p, self._units), shape)
+        units = unit_numbers(placed.sizes, axis.row(shape, self._rows[0].shape[0]), self._rows[0].device)
+        return axis.place(sample(site.kind, self._rows, [site.index], units, site.p, self._units), shape)

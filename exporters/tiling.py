@@ -19,7 +19,7 @@ from deploykit import masks
 from exporters.drawplan import MonteCarloPlan, Placed
 from exporters.kinds import KINDS, mask_shape, perform
 from exporters.layout import BatchAxis
-from exporters.mask_ops import Keys
+from exporters.mask_ops import Keys, unit_numbers
 from exporters.noise_ops import sample
 from exporters.perdraw import NotBatchedError, call_per_draw
 from exporters.reach import written
@@ -171,7 +171,8 @@ class TiledRun:
         (placed,), kind = self.plan.sites_of[node], KINDS[node.target]
         given = fx.map_arg(arguments(node), self._draws_first)
         shape = mask_shape(kind, given, lambda value: tuple(value.shape[1:]))
-        drawn = sample(kind, self.draw_keys, [placed.site.index], math.prod(shape), placed.site.p).reshape(-1, *shape)
+        units = unit_numbers(placed.sizes, shape, self.draw_keys[0].device)
+        drawn = sample(kind, self.draw_keys, [placed.site.index], units, placed.site.p).reshape(-1, *shape)
         return cast(Tensor, perform(node.target, kind, given, placed.site.p, lambda: drawn))
 
     def _site(self, group: tuple[fx.Node, ...]) -> Any:
@@ -210,9 +211,10 @@ class TiledRun:
     def _kept(self, placed: Sequence[Placed], shape: Sequence[int]) -> Tensor:
         """What a site draws, or the sites of all passes, in a shape that the operation can use."""
         axis, site = cast(BatchAxis, placed[0].axis), placed[0].site
-        outer, _, inner = axis.split(shape, self.batch * self.draws * len(placed))
-        drawn = sample(site.kind, self.keys, [each.site.index for each in placed], outer * inner, site.p)
-        return axis.place(drawn.reshape(-1, outer * inner), shape)
+        row = axis.row(shape, self.batch * self.draws * len(placed))
+        units = unit_numbers(placed[0].sizes, row, self.keys[0].device)
+        drawn = sample(site.kind, self.keys, [each.site.index for each in placed], units, site.p)
+        return axis.place(drawn.reshape(-1, math.prod(row)), shape)
 
 
 def constant_of(node: fx.Node, body: fx.GraphModule) -> Any:

@@ -172,3 +172,52 @@ def test_the_known_bias_of_one_row_in_65536() -> None:
         rows[:, 0] &= -(2**16)
         zeros += int((masks.words(rows, units) == 0).sum())
     assert 1.2e-4 < zeros / 4e7 < 1.6e-4
+
+
+SHAPES = st.lists(st.tuples(st.integers(1, 5), st.booleans()), max_size=4)
+
+
+def plain_number(place: tuple[int, ...], sizes: list[int], dynamic: list[bool]) -> int:
+    """The number of a unit as docs/masks.md defines it, in Python's own integers."""
+    fixed = varying = 0
+    volume = 1
+    for at, size, varies in zip(place, sizes, dynamic, strict=True):
+        if varies:
+            varying = varying * 2**20 + at
+        else:
+            fixed, volume = fixed * size + at, volume * size
+    return fixed + volume * varying
+
+
+@given(shape=SHAPES)
+def test_unit_numbers_equal_the_definition_in_plain_integers(shape: list[tuple[int, bool]]) -> None:
+    sizes, dynamic = [size for size, _ in shape], [varies for _, varies in shape]
+    found = masks.unit_numbers(sizes, dynamic)
+    assert found.shape == tuple(sizes)
+    assert found.dtype == np.int64
+    assert len(np.unique(found)) == found.size
+    for place, number in np.ndenumerate(found):
+        assert number == plain_number(place, sizes, dynamic)
+    if not any(dynamic[1:]):
+        np.testing.assert_array_equal(found.reshape(-1), np.arange(found.size))
+
+
+@given(shape=SHAPES, more=st.integers(1, 3))
+def test_a_unit_keeps_its_number_when_dynamic_dimensions_grow(shape: list[tuple[int, bool]], more: int) -> None:
+    sizes, dynamic = [size for size, _ in shape], [varies for _, varies in shape]
+    grown = [size + more * varies for size, varies in shape]
+    found = masks.unit_numbers(grown, dynamic)[tuple(slice(size) for size in sizes)]
+    np.testing.assert_array_equal(found, masks.unit_numbers(sizes, dynamic))
+
+
+def test_a_mask_is_made_for_the_numbers_that_are_given() -> None:
+    numbers = masks.unit_numbers([3, 4], [False, True])
+    every = keep(units=int(numbers.max()) + 1)
+    np.testing.assert_array_equal(keep(units=numbers), every[..., numbers.reshape(-1)])
+    assert keep(units=numbers, p=1).shape == (3, 2, 12)
+    assert not keep(units=numbers, p=1).any()
+
+
+def test_sizes_and_flags_belong_together() -> None:
+    with pytest.raises(UsageError, match="2 for 1 flags in dynamic"):
+        masks.unit_numbers([3, 4], [True])
