@@ -49,7 +49,8 @@ def probabilities(logits: Array, class_axis: int | None = 1, *, event: bool | No
     axis = _own_axis(class_axis, logits.ndim)
     if axis is None or (logits.shape[axis] == 1 and event is not False):
         return np.asarray(np.exp(-np.logaddexp(0, -logits)))
-    shifted = np.exp(logits - logits.max(axis=axis, keepdims=True))
+    with np.errstate(invalid="ignore"):  # An infinite logit has no softmax: NaN, as in torch.
+        shifted = np.exp(logits - logits.max(axis=axis, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=axis, keepdims=True))
 
 
@@ -61,8 +62,9 @@ def class_entropy(probs: Array, class_axis: int | None = 1) -> Array:
     """
     axis = _own_axis(class_axis, probs.ndim)
     if axis is not None and probs.shape[axis] != 1:
-        return np.asarray(-_plogp(probs).sum(axis=axis))
-    coin = -(_plogp(probs) + _plogp(1 - probs))
+        # Not the negative, which of zero is -0.0.
+        return np.asarray(0 - _plogp(probs).sum(axis=axis))
+    coin = 0 - (_plogp(probs) + _plogp(1 - probs))
     return coin if axis is None else coin.squeeze(axis)
 
 

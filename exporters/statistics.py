@@ -28,31 +28,35 @@ def summarize(
     ``class_axis`` counts in one draw (batch, ...), from the start; None where there is none. ``event`` tells whether
     each value is the logit of one event, which it always is without that axis.
     """
-    values = _wide(draws)
-    mean, std = _moments(values)
+    mean, std = _moments(draws)
     found = {"mean": mean, "std": std}
     if classification:
-        found |= _class_statistics(values, class_axis, event)
+        found |= _class_statistics(_at_least_single(draws), class_axis, event)
     if variances is not None:
         # Expanded, because a variance may be the same for several values.
-        aleatoric = _root_mean(_wide(variances[0]), variances[1]).expand_as(mean).clone()
+        aleatoric = _root_mean(variances[0].double(), variances[1]).expand_as(mean).clone()
         found |= {"aleatoric_std": aleatoric, "total_std": (std.square() + aleatoric.square()).sqrt()}
-    if values is not draws:
-        found = {name: value.to(draws.dtype) for name, value in found.items()}
+    found = {name: value.to(draws.dtype) for name, value in found.items()}
     if keep_draws:
         found["draws"] = draws.transpose(0, 1)
     return found
 
 
-def _wide(values: Tensor) -> Tensor:
-    """In float16 the square of a deviation of 256 is infinite already."""
+def _at_least_single(values: Tensor) -> Tensor:
+    """Half precision has too few digits for the logarithms of probabilities."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def _moments(draws: Tensor) -> tuple[Tensor, Tensor]:
-    mean = draws.mean(0)
+    """Mean and deviation in float64.
+
+    In float32 the square of 1e-23 is zero, the sum of two values of 3e38 infinite, and the mean of values about 1e4
+    already rounded by more than a deviation of 1e-3.
+    """
+    wide = draws.double()
+    mean = wide.mean(0)
     # Written out, because torch's own std warns where a single draw has no deviation and gives NaN.
-    variance = (draws - mean).square().sum(0) / (draws.shape[0] - 1)
+    variance = (wide - mean).square().sum(0) / (draws.shape[0] - 1)
     return mean, variance.sqrt()
 
 
@@ -67,7 +71,7 @@ def _class_statistics(draws: Tensor, class_axis: int | None, event: bool) -> dic
         log_probs = torch.log_softmax(draws, dim=class_axis + 1)
         each = log_probs.exp()
         probs, deviation = _moments(each)
-        entropy = -_plogp(probs).sum(class_axis)
+        entropy = 0 - _plogp(probs).sum(class_axis)
         # A class that is out of the question has the logarithm -inf, which times 0 would be NaN.
         expected = -(each * log_probs.clamp(min=torch.finfo(draws.dtype).min)).sum(class_axis + 1).mean(0)
     # The difference of two rounded numbers can come out a hair below zero, which no mutual information is.
@@ -76,12 +80,14 @@ def _class_statistics(draws: Tensor, class_axis: int | None, event: bool) -> dic
 
 
 def _coin(probs: Tensor) -> Tensor:
-    return -(_plogp(probs) + _plogp(1 - probs))
+    # Not the negative, which of zero is -0.0.
+    return 0 - (_plogp(probs) + _plogp(1 - probs))
 
 
 def _plogp(probs: Tensor) -> Tensor:
     """P ln p with 0 ln 0 = 0."""
-    return probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
+    # The least number of float32 also for float64: in an ONNX file the bound is a float32, and float64's would be 0.
+    return probs * probs.clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
 def _root_mean(values: Tensor, logarithm: bool) -> Tensor:

@@ -281,3 +281,74 @@ def test_inspect_says_task_class_axis_and_unit(tmp_path: Path) -> None:
     assert "float32 [batch] regression - the model's own" in " ".join(
         next(line for line in lines if "energy" in line).split()
     )
+
+
+SPREADS = {"tiny": (0.0, 1e-30), "huge": (0.0, 2.5e38), "beside": (1e4, 1e-2)}
+"""An offset and a scale of values of about 1, by what they are in float32."""
+
+
+@pytest.mark.parametrize("name", SPREADS)
+def test_tiny_and_huge_and_offset_values_keep_their_moments(name: str, tmp_path: Path) -> None:
+    """The squares of tiny values vanish in float32, the sum of huge ones overflows, and an offset rounds the mean."""
+    torch.manual_seed(0)
+    offset, scale = SPREADS[name]
+    module = Heads(lambda y, x: torch.tanh(y) * scale + offset)
+    result = export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=50, keep_draws=True)
+    x = rows(5, 6)
+    for client in clients(result.path, names_of(result)).values():
+        whole = client({"x": x}, sample_ids=np.arange(5))
+        draws = np.swapaxes(whole["output.draws"], 0, 1)
+        wanted = statistics.summarize(draws)
+        for statistic in ("mean", "std"):
+            np.testing.assert_allclose(whole[f"output.{statistic}"], wanted[statistic], rtol=1e-6)
+        alone = client({"x": x[2:3]}, sample_ids=np.array([2]))
+        piece = client({"x": x}, sample_ids=np.arange(5), first_draw=20, draws=11)
+        own = statistics.summarize(draws[20:31])
+        for statistic in ("mean", "std"):
+            np.testing.assert_allclose(piece[f"output.{statistic}"], own[statistic], rtol=1e-5)
+            if np.array_equal(alone["output.draws"][0], whole["output.draws"][2]):
+                np.testing.assert_array_equal(alone[f"output.{statistic}"][0], whole[f"output.{statistic}"][2])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_one_draw_that_is_no_number_shows_in_both_formats(bad: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Heads(lambda y, x: y.masked_fill(y > 0.8, bad))
+    result = export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=20, task="classification", keep_draws=True)
+    for got in results(result, rows(20, 6)):
+        draws = np.swapaxes(got["output.draws"], 0, 1)
+        hit = ~np.isfinite(draws).all(0)
+        assert 0 < hit.sum() < hit.size
+        np.testing.assert_array_equal(got["output.mean"][hit], np.full(hit.sum(), bad, np.float32))
+        np.testing.assert_array_equal(np.isnan(got["output.std"]), hit)
+        for name in ("probs", "probs_std", "entropy", "mutual_information"):
+            assert np.isnan(got[f"output.{name}"][hit.any(1)]).any(), name
+
+
+def test_parts_of_a_tiny_and_a_huge_deviation_add_up(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for scale in (1e-30, 1e30):
+        module = Heads(lambda y, x, scale=scale: {"mu": y * scale, "log": 2 * np.log(scale) + y})
+        with torch.no_grad():
+            draws = module(torch.ones(3, 6))
+        values, logarithms = torch.stack([draws["mu"], 2 * draws["mu"]]), torch.stack([draws["log"]] * 2)
+        got = summarize(
+            values, classification=False, class_axis=None, event=False, variances=(logarithms, True), keep_draws=False
+        )
+        wanted = statistics.summarize(values.numpy(), variances=np.exp(logarithms.double().numpy()))
+        for name, value in wanted.items():
+            np.testing.assert_allclose(got[name].numpy(), value, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_the_entropy_of_a_certain_class_is_zero_and_not_minus_zero(classes: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Heads(lambda y, x: torch.tensor([1e4, -1e4, -1e4])[:classes] + 0 * y, features=classes)
+    result = export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=3, task="classification")
+    wanted = statistics.summarize(
+        np.broadcast_to(np.array([1e4, -1e4, -1e4])[:classes], (3, 2, classes)).copy(), classification=True
+    )
+    for got in [*results(result, rows(2, 6)), {f"output.{name}": value for name, value in wanted.items()}]:
+        for name in ("entropy", "mutual_information"):
+            np.testing.assert_array_equal(got[f"output.{name}"], [0, 0])
+            assert not np.signbit(got[f"output.{name}"]).any(), name
