@@ -13,6 +13,9 @@ STATISTICS = (
 Variances = tuple[Tensor, bool]
 """What a variance head gave, in a shape that broadcasts to the draws, and whether that is the logarithm."""
 
+_LEAST = torch.finfo(torch.float32)
+"""Also for float64: in an ONNX file a bound is a float32, in which those of float64 are 0 and infinite."""
+
 
 def summarize(
     draws: Tensor,
@@ -73,7 +76,7 @@ def _class_statistics(draws: Tensor, class_axis: int | None, event: bool) -> dic
         probs, deviation = _moments(each)
         entropy = 0 - _plogp(probs).sum(class_axis)
         # A class that is out of the question has the logarithm -inf, which times 0 would be NaN.
-        expected = -(each * log_probs.clamp(min=torch.finfo(draws.dtype).min)).sum(class_axis + 1).mean(0)
+        expected = -(each * log_probs.clamp(min=_LEAST.min)).sum(class_axis + 1).mean(0)
     # The difference of two rounded numbers can come out a hair below zero, which no mutual information is.
     information = (entropy - expected).clamp(min=0)
     return {"probs": probs, "probs_std": deviation, "entropy": entropy, "mutual_information": information}
@@ -86,8 +89,7 @@ def _coin(probs: Tensor) -> Tensor:
 
 def _plogp(probs: Tensor) -> Tensor:
     """P ln p with 0 ln 0 = 0."""
-    # The least number of float32 also for float64: in an ONNX file the bound is a float32, and float64's would be 0.
-    return probs * probs.clamp(min=torch.finfo(torch.float32).tiny).log()
+    return probs * probs.clamp(min=_LEAST.tiny).log()
 
 
 def _root_mean(values: Tensor, logarithm: bool) -> Tensor:

@@ -310,6 +310,18 @@ def test_tiny_and_huge_and_offset_values_keep_their_moments(name: str, tmp_path:
                 np.testing.assert_array_equal(alone[f"output.{statistic}"][0], whole[f"output.{statistic}"][2])
 
 
+def test_a_class_that_is_out_of_the_question_in_float64(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    out = torch.arange(6) == 1
+    module = Heads(lambda y, x: y.masked_fill(out, -torch.inf)).double()
+    inputs = [SPEC.replace("float32", "float64")]
+    result = export_module(module, tmp_path / "a", inputs=inputs, mc_draws=9, task="classification", keep_draws=True)
+    for got in results(result, rows(4, 6).astype(np.float64)):
+        wanted = statistics.summarize(np.swapaxes(got["output.draws"], 0, 1), classification=True)
+        for name in ("probs", "entropy", "mutual_information"):
+            np.testing.assert_allclose(got[f"output.{name}"], wanted[name], rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_one_draw_that_is_no_number_shows_in_both_formats(bad: float, tmp_path: Path) -> None:
     torch.manual_seed(0)
