@@ -3,7 +3,9 @@
 Shapes: B rows in the batch, T draws, U units of a site. Words are int32 and wrap; keys are made in int64.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,16 +62,14 @@ def unit_numbers(fixed: Sequence[int | None], sizes: Sequence[int], device: torc
     if None not in fixed[1:]:
         return count
     stride, varying = 1, math.prod(size for size in fixed if size is not None)
-    found: Tensor | None = None
+    parts: list[Tensor] = []
     for axis in reversed(range(len(fixed))):
         size = fixed[axis]
         if size != 1:
             place = torch.arange(sizes[axis] if size is None else size, dtype=torch.int64, device=device)
-            part = (place * (varying if size is None else stride)).reshape(-1, *[1] * (len(fixed) - axis - 1))
-            found = part if found is None else found + part
+            parts.append((place * (varying if size is None else stride)).reshape(-1, *[1] * (len(fixed) - axis - 1)))
         stride, varying = (stride, varying * masks.LENGTH) if size is None else (stride * size, varying)
-    assert found is not None  # noqa: S101 - a dynamic dimension is there
-    return found.reshape(count)
+    return functools.reduce(operator.add, parts).reshape(count)
 
 
 def unit_keys(site: int, units: int | Tensor, device: torch.device) -> Keys:

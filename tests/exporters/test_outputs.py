@@ -301,13 +301,10 @@ def test_tiny_and_huge_and_offset_values_keep_their_moments(name: str, tmp_path:
         wanted = statistics.summarize(draws)
         for statistic in ("mean", "std"):
             np.testing.assert_allclose(whole[f"output.{statistic}"], wanted[statistic], rtol=1e-6)
-        alone = client({"x": x[2:3]}, sample_ids=np.array([2]))
         piece = client({"x": x}, sample_ids=np.arange(5), first_draw=20, draws=11)
         own = statistics.summarize(draws[20:31])
         for statistic in ("mean", "std"):
             np.testing.assert_allclose(piece[f"output.{statistic}"], own[statistic], rtol=1e-5)
-            if np.array_equal(alone["output.draws"][0], whole["output.draws"][2]):
-                np.testing.assert_array_equal(alone[f"output.{statistic}"][0], whole[f"output.{statistic}"][2])
 
 
 def test_a_class_that_is_out_of_the_question_in_float64(tmp_path: Path) -> None:
@@ -334,7 +331,7 @@ def test_one_draw_that_is_no_number_shows_in_both_formats(bad: float, tmp_path: 
         np.testing.assert_array_equal(got["output.mean"][hit], np.full(hit.sum(), bad, np.float32))
         np.testing.assert_array_equal(np.isnan(got["output.std"]), hit)
         for name in ("probs", "probs_std", "entropy", "mutual_information"):
-            assert np.isnan(got[f"output.{name}"][hit.any(1)]).any(), name
+            assert np.isnan(got[f"output.{name}"][hit.any(1)]).all(), name
 
 
 def test_parts_of_a_tiny_and_a_huge_deviation_add_up(tmp_path: Path) -> None:
