@@ -82,7 +82,7 @@ def unit_keys(site: int, units: int | Tensor, device: torch.device) -> Keys:
         return _scramble(units * _signed(masks.UNIT) + start)
     if is_concrete_int(units) and int(units) <= _CONSTANT_UNITS:
         first, second = masks.unit_keys(site, range(int(units))).T
-        return torch.tensor(first.copy(), device=device), torch.tensor(second.copy(), device=device)
+        return torch.from_numpy(first.copy()).to(device), torch.from_numpy(second.copy()).to(device)
     return _scramble(torch.arange(units, dtype=torch.int64, device=device) * _signed(masks.UNIT) + start)
 
 

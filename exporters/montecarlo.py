@@ -7,6 +7,7 @@ The rewrite assumes that rows do not mix. That is not taken on trust: ``exporter
 ``exporters.parity`` compares every export with it draw by draw, and refuses where they differ.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -69,7 +70,8 @@ class MonteCarloModule(nn.Module):
         # Said plainly, because the capture cannot always conclude it from products of sizes.
         torch._check(inputs[0].shape[0] == sample_ids.shape[0])  # type: ignore[no-untyped-call]
         keys = row_keys(seed, sample_ids, draw_ids, shared=self.shared)
-        draw_keys = row_keys(seed, torch.zeros_like(draw_ids[:1]), draw_ids, shared=True)
+        # Hardly a model has masks that belong to no row, and a capture takes its time for every operation.
+        draw_keys = functools.cache(lambda: row_keys(seed, torch.zeros_like(draw_ids[:1]), draw_ids, shared=True))
         nodes = dict(zip(self.names, output_nodes(self.plan.captured.graph), strict=True))
         for name, node in nodes.items():
             self._check_batch(name, node)

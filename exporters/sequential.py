@@ -25,7 +25,8 @@ __all__ = ["SequentialRun"]
 class SequentialRun:
     """One evaluation. ``once`` holds the values of nodes that no site reaches, on the B rows.
 
-    ``keys`` (T*B, 1) are the row keys, ``draw_keys`` (T, 1) those of no row; ``wanted`` the nodes to ask for later.
+    ``keys`` (T*B, 1) are the row keys, ``draw_keys()`` gives those of no row, (T, 1); ``wanted`` the nodes to ask for
+    later.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class SequentialRun:
         batch: int,
         draws: int,
         keys: Keys,
-        draw_keys: Keys,
+        draw_keys: Callable[[], Keys],
         wanted: Sequence[fx.Node],
     ) -> None:
         self.plan, self.batch, self.draws = plan, batch, draws
@@ -53,7 +54,7 @@ class SequentialRun:
         self._wanted = tuple(dict.fromkeys(node for node in wanted if node in plan.reached))
         self._given = [node for node in self.once if self._comes_from_outside(node)]
         self._units = dict(self._fixed_units(inputs[0].device))
-        self._drawn = dict(zip(self._wanted, self._all_draws(keys, draw_keys), strict=True))
+        self._drawn = dict(zip(self._wanted, self._all_draws(keys, draw_keys()), strict=True))
 
     def drawn(self, node: fx.Node) -> Tensor:
         """The value of ``node`` in every draw: (T, B, ...)."""

@@ -9,7 +9,7 @@ A value that depends on a draw but belongs to no row, such as a weight behind a 
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -32,7 +32,8 @@ __all__ = ["TiledRun", "call_node", "constant_of", "shape_of"]
 class TiledRun:
     """One evaluation. ``once`` holds the values of nodes on the B rows, ``tiled`` those on L*T*B rows, by (node, L).
 
-    ``per_draw`` holds the values that belong to no row. ``keys`` are the row keys, ``draw_keys`` those of no row.
+    ``per_draw`` holds the values that belong to no row. ``keys`` are the row keys, ``draw_keys()`` gives those of no
+    row.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class TiledRun:
         batch: int,
         draws: int,
         keys: Keys,
-        draw_keys: Keys,
+        draw_keys: Callable[[], Keys],
     ) -> None:
         self.plan, self.batch, self.draws, self.keys, self.draw_keys = plan, batch, draws, keys, draw_keys
         self.once: dict[fx.Node, Any] = {}
@@ -171,8 +172,9 @@ class TiledRun:
         (placed,), kind = self.plan.sites_of[node], KINDS[node.target]
         given = fx.map_arg(arguments(node), self._draws_first)
         shape = mask_shape(kind, given, lambda value: tuple(value.shape[1:]))
-        units = unit_numbers(placed.sizes, shape, self.draw_keys[0].device)
-        drawn = sample(kind, self.draw_keys, [placed.site.index], units, placed.site.p).reshape(-1, *shape)
+        keys = self.draw_keys()
+        units = unit_numbers(placed.sizes, shape, keys[0].device)
+        drawn = sample(kind, keys, [placed.site.index], units, placed.site.p).reshape(-1, *shape)
         return cast(Tensor, perform(node.target, kind, given, placed.site.p, lambda: drawn))
 
     def _site(self, group: tuple[fx.Node, ...]) -> Any:
