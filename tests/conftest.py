@@ -1,9 +1,11 @@
 """What all tests share: fixed examples, and a visible skip of GPU tests where there is no GPU."""
 
+import functools
 import gc
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,6 +19,20 @@ gc.set_threshold(100_000, 50, 100)
 # The same examples each time, and no time limit per example: a slow machine must not look like a broken product.
 settings.register_profile("deploykit", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("deploykit")
+
+
+@pytest.fixture(autouse=True)
+def translations_listed_once() -> None:
+    """torch has onnxscript list all its operations anew for every export, a sixth of its time.
+
+    The list holds functions of onnxscript's modules and nothing of an export, so once a process is enough. A test that
+    exports nothing loads nothing for it.
+    """
+    registration = sys.modules.get("torch.onnx._internal.exporter._registration")
+    source = getattr(registration, "onnxscript_apis", None)
+    listing = getattr(source, "get_torchlib_ops", None)
+    if listing is not None and not hasattr(listing, "cache_info"):
+        source.get_torchlib_ops = functools.cache(listing)
 
 
 def has_gpu() -> bool:

@@ -50,6 +50,14 @@ class Comparison:
         return [name for name, values in self.z.items() if np.abs(values).max(initial=0) > LIMIT]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Means:
+    """Means over the draws, and the squares of their standard errors."""
+
+    means: Values
+    errors: Values
+
+
 def compare(ours: Values, theirs: Values) -> Comparison:
     """Two sides (n, dimensions) and (m, dimensions); elements that are constant and equal on both sides are equal."""
     sides = [np.asarray(side, np.float64) for side in (ours, theirs)]
@@ -67,19 +75,28 @@ def compare(ours: Values, theirs: Values) -> Comparison:
     return Comparison(z=z, random=bool((sides[1].std(0) > 1e-4 * scale).any()))
 
 
-def _statistics(centred: Values) -> dict[str, Values]:
-    first, second = np.triu_indices(centred.shape[1], 1)
-    before, after = np.indices((centred.shape[1],) * 2).reshape(2, -1)
+def _statistics(centred: Values) -> dict[str, _Means]:
     # The mean of an element is known to this test by itself; without it, a shift would show in every product.
     around = centred - centred.mean(0)
+    pairs = np.triu_indices(centred.shape[1], 1)
+    together = _products(around, around)
     return {
-        "mean": centred,
-        "variance": around**2,
-        "cross": around[:, first] * around[:, second],
-        "next": around[:-1, before] * around[1:, after],
+        "mean": _means(centred),
+        "variance": _means(around**2),
+        "cross": _Means(means=together.means[pairs], errors=together.errors[pairs]),
+        "next": _products(around[:-1], around[1:]),
     }
 
 
-def _z(ours: Values, theirs: Values, floor: float) -> Values:
-    error = np.sqrt(ours.var(0) / len(ours) + theirs.var(0) / len(theirs))
-    return np.asarray((ours.mean(0) - theirs.mean(0)) / np.maximum(error, floor))
+def _means(values: Values) -> _Means:
+    return _Means(means=values.mean(0), errors=values.var(0) / len(values))
+
+
+def _products(left: Values, right: Values) -> _Means:
+    """Of the product of each element of one side and each of the other, which never lie in memory one by one."""
+    means, squares = left.T @ right / len(left), (left**2).T @ right**2 / len(left)
+    return _Means(means=means, errors=np.maximum(squares - means**2, 0) / len(left))
+
+
+def _z(ours: _Means, theirs: _Means, floor: float) -> Values:
+    return np.asarray((ours.means - theirs.means) / np.maximum(np.sqrt(ours.errors + theirs.errors), floor))
