@@ -14,7 +14,9 @@ from deploykit.writers import make_writer
 from runners.base import Group
 from runners.dataindex import load_index
 from runners.loop import Task
+from runners.meeting import meet
 from runners.spooling import open_spool
+from runners.stop import StopRequest
 from runners.table import choose_runner
 
 __all__ = ["Assignment", "reading_of"]
@@ -45,9 +47,19 @@ class Assignment:
     origin_s: float
 
     def open(
-        self, stack: contextlib.ExitStack, *, artifact: Artifact | None = None, source: Source | None = None
+        self,
+        stack: contextlib.ExitStack,
+        *,
+        artifact: Artifact | None = None,
+        source: Source | None = None,
+        stop: StopRequest | None = None,
     ) -> Task:
-        """Open whatever the rank needs and leave the closing to ``stack``; the caller's objects stay the caller's."""
+        """Open whatever the rank needs and leave the closing to ``stack``; the caller's objects stay the caller's.
+
+        Raises:
+            Stopped: ``stop`` was requested while the ranks were meeting.
+            DeploykitError: something does not open, or the ranks do not meet.
+        """
         if artifact is None:
             artifact = stack.enter_context(Artifact.open(self.artifact))
         directory = RunDirectory.open(self.directory)
@@ -58,7 +70,7 @@ class Assignment:
         runner_class = choose_runner(artifact, self.runner)
         runner = stack.enter_context(runner_class(artifact, self.device, threads=self.threads))
         if self.group is not None:
-            runner.join(self.group)
+            meet(runner, self.group, stop)
         return Task(runner=runner, source=source, directory=directory, writer=writer, rank=self.rank)
 
     def _source(self, directory: RunDirectory, artifact: Artifact) -> Source:

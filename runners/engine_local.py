@@ -27,7 +27,7 @@ from runners.process import RankProcess
 from runners.progress import Progress
 from runners.recorder import Recorder, Told
 from runners.shardqueue import ShardQueue
-from runners.stop import StopRequest
+from runners.stop import Stopped, StopRequest
 from runners.timing import Meter
 from runners.work import Outcome, Work
 
@@ -95,7 +95,7 @@ def run_here(
     listener: Told,
     stop: StopRequest,
 ) -> Outcome:
-    """Run one rank in this process.
+    """Run one rank in this process; one that is stopped before it could begin has done nothing.
 
     Raises:
         DeploykitError: whatever stopped it.
@@ -103,7 +103,10 @@ def run_here(
     meter = Meter(origin_s=assignment.origin_s)
     with contextlib.ExitStack() as stack:
         recorder = stack.enter_context(Recorder(assignment, listener, meter))
-        task = assignment.open(stack, artifact=artifact, source=source)
+        try:
+            task = assignment.open(stack, artifact=artifact, source=source, stop=stop)
+        except Stopped:
+            return Outcome(meters={assignment.rank: meter})
         pipeline = Pipeline(task, feed, recorder, meter)
         stop.listen(finish=feed.close, abandon=pipeline.abandon)
         if stop.finishing:

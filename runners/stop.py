@@ -6,10 +6,14 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-__all__ = ["GRACE_S", "StopRequest", "on_signals"]
+__all__ = ["GRACE_S", "StopRequest", "Stopped", "on_signals"]
 
 GRACE_S = 10.0
 """Who sends SIGTERM, or closes the terminal, counts seconds: a shard that is not finished by then is abandoned."""
+
+
+class Stopped(Exception):  # noqa: N818 - it tells no fault
+    """A stop was requested before there was any shard to finish."""
 
 
 class StopRequest:

@@ -149,6 +149,8 @@ class TorchRunner(Runner):
         if group.here and self.device.kind == "cpu" and sys.platform == "linux":
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         device = torch.device(str(self.device))
+        if self.device.kind == "cuda":
+            torch.cuda.set_device(device)  # A thread begins with the first device.
         try:
             dist.init_process_group(
                 backend="nccl" if self.device.kind == "cuda" else "gloo",

@@ -1,5 +1,6 @@
 """Ranks that a launcher starts: plain processes with its environment, one or several at a time, in any order."""
 
+import contextlib
 import json
 import os
 import random
@@ -73,6 +74,12 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 def start(artifact: Path, out: Path, environment: Environment, *options: str, data: str = SLOW) -> Any:
@@ -447,6 +454,24 @@ def test_a_torch_rank_that_never_comes_is_said(
     with pytest.raises(RunError, match="2 ranks did not meet within 2 s") as caught:
         run(artifact_paths["mc"], SLOW, tmp_path / "r", runner="torch")
     assert not isinstance(caught.value, IncompleteRunError)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_torch_rank_that_waits_for_one_that_never_comes_can_be_stopped(
+    number: signal.Signals, artifact_paths: dict[str, Path], tmp_path: Path
+) -> None:
+    out, port = tmp_path / "r", free_port()
+    process = start(artifact_paths["mc"], out, torchrun(0, 2, port), "--runner", "torch")
+    wait_for(lambda: listens(port))
+    time.sleep(0.5)  # From where it listens to where it waits for the other is no way at all.
+    process.send_signal(number)
+    sent = time.monotonic()
+    text = ended(process, 128 + number)
+    assert time.monotonic() - sent < 60, "the wait of two minutes was not cut short"
+    assert f"stopped by {number.name}" in text
+    assert "rank 0 of 2 ends; 0 of 8 parts are there" in text
+    assert not check_run(out).damaged
 
 
 def test_jobs_of_an_array_leave_failing_rows_out(
