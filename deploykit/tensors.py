@@ -140,7 +140,7 @@ def unmasked(what: str, values: Any) -> np.ndarray[Any, Any]:
     """
     if isinstance(values, np.ma.MaskedArray) and (masked := int(np.ma.getmaskarray(values).sum())):
         raise DataError(
-            f"{what}: {masked} of {values.size} values are masked, and a model takes no mask; expected a value in each "
-            "place: fill them with array.filled(value)"
+            f"{what}: {masked} of {values.size} values are masked, and a mask is not taken over; expected a value in "
+            "each place: fill them with array.filled(value)"
         )
     return np.asarray(values)

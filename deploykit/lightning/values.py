@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import DataError
-from deploykit.tensors import DTYPES, TensorSpec
+from deploykit.tensors import DTYPES, TensorSpec, unmasked
 from deploykit.writers.base import Arrays
 
 __all__ = ["named_arrays", "specs_of"]
@@ -79,5 +79,4 @@ def _array(value: Any, name: str) -> np.ndarray[Any, Any]:
             raise DataError(f"predict_step returned as {name!r} what is no array: {error}") from error
     if str(value.dtype) not in DTYPES:
         raise DataError(f"predict_step returned {value.dtype} as {name!r}; files hold {', '.join(DTYPES)}")
-    array: np.ndarray[Any, Any] = value
-    return array
+    return unmasked(f"predict_step returned {name!r}", value)

@@ -8,7 +8,7 @@ import numpy as np
 from deploykit.errors import DataError
 from deploykit.sources.base import Arrays
 from deploykit.sources.keeping import Keeping
-from deploykit.tensors import TensorSpec
+from deploykit.tensors import TensorSpec, unmasked
 from deploykit.wording import row_range
 
 __all__ = ["Items"]
@@ -132,7 +132,7 @@ def _array(value: Any, spec: TensorSpec, where: str) -> np.ndarray[Any, Any]:
         return _exact(value, spec, where)
     try:
         # A tensor converts itself: torch need not be imported here to read what the dataset made with it.
-        array = np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+        array = unmasked(where, value.detach().cpu().numpy() if hasattr(value, "detach") else value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{where}: a {type(value).__name__} that is no array ({error}); return {spec.dtype}") from error
     return array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -9,7 +9,7 @@ from deploykit.errors import DataError, UsageError
 from deploykit.sources.base import Arrays
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.sources.unsigned import KEPT_AS, as_kept
-from deploykit.tensors import DTYPES, TEXT, TensorSpec
+from deploykit.tensors import DTYPES, TEXT, TensorSpec, unmasked
 
 __all__ = ["Keeping"]
 
@@ -84,19 +84,19 @@ def _keys(columns: Mapping[str, Sequence[str]], inputs: Sequence[TensorSpec], wh
 def _value(item: Mapping[str, Any], name: str, where: str) -> np.ndarray[Any, Any]:
     if name not in item:
         raise DataError(f"{where}: holds {list(item)}, and nothing to keep as {name!r}; correct --keep")
-    value = item[name]
+    value, what = item[name], f"{where}: keep {name!r}"
     try:
-        array = np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+        array = unmasked(what, value.detach().cpu().numpy() if hasattr(value, "detach") else value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{where}: keep {name!r}: a {type(value).__name__} that is no array ({error})") from error
+        raise DataError(f"{what}: a {type(value).__name__} that is no array ({error})") from error
     if isinstance(value, str | list | tuple):
-        array = _unchanged(value, array, f"{where}: keep {name!r}")
+        array = _unchanged(value, array, what)
     if array.dtype.kind == "U" or (array.dtype == object and all(isinstance(each, str) for each in array.flat)):
         return array.astype(object)
-    array = as_kept(array, lambda _, text: DataError(f"{where}: keep {name!r}: {text}"))
+    array = as_kept(array, lambda _, text: DataError(f"{what}: {text}"))
     if array.dtype.name not in DTYPES:
         raise DataError(
-            f"{where}: keep {name!r}: a {type(value).__name__} of {array.dtype}; text and numbers can be "
+            f"{what}: a {type(value).__name__} of {array.dtype}; text and numbers can be "
             f"kept ({', '.join([*DTYPES, *KEPT_AS])})"
         )
     return array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -111,6 +111,8 @@ def test_a_batch_of_values_keeps_them_as_they_are() -> None:
     ):
         with pytest.raises(DataError, match=rf"rows 3 to 4: keep 'id': {said}"):
             keeping.batch({"id": values}, 2, "rows 3 to 4")
+    with pytest.raises(DataError, match="rows 3 to 4: keep 'id': 1 of 2 values are masked"):
+        keeping.batch({"id": np.ma.masked_equal([1, 2], 2)}, 2, "rows 3 to 4")
     numbers = Keeping(Reading(keep=("id",)), handmade.INPUTS["plain"], "data")
     given = [1, 0.5, float("nan"), float("inf")]
     assert np.array_equal(numbers.batch({"id": given}, 4, "rows 0 to 3")[f"{KEPT}id"], given, equal_nan=True)

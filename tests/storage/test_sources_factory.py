@@ -115,6 +115,7 @@ def test_python_floats_are_rounded_as_torch_and_numpy_round_them(tmp_path: Path)
         ("{'y': x(i)}", r"row 0: holds \['y'\], the model takes \['x'\]: missing \['x'\]"),
         ("()", r"row 0: 0 values, the model takes \['x'\]"),
         ("1 / (i - 3)", "row 3: raised ZeroDivisionError"),
+        ("np.ma.masked_equal(x(i), 3)", r"row 3: input 'x': 4 of 4 values are masked.*array\.filled\(value\)"),
     ],
 )  # fmt: skip
 def test_rows_that_do_not_fit_are_named(tmp_path: Path, item: str, said: str) -> None:
