@@ -1,6 +1,7 @@
 """What a writer raises, as one message: it may be the user's own code, and may raise anything."""
 
 import contextlib
+import errno
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -8,12 +9,17 @@ from typing import Any
 from deploykit.errors import DeploykitError, RunError
 from deploykit.writers.base import Batch, Writer
 
-__all__ = ["calling", "reading"]
+__all__ = ["calling", "reading", "told"]
+
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 @contextlib.contextmanager
 def calling(writer: Writer, name: str, doing: str, advice: str) -> Iterator[None]:
-    """Name the writer and what it was doing in whatever it raises; an error of the disk passes as it is.
+    """Name the writer and what it was doing in whatever it raises.
+
+    An error of the disk passes as it is, and so does every one that our own writers get from the system: these write
+    nothing but their file. Another's writer may have met it at any other file, or at none.
 
     Raises:
         RunError: it raised something.
@@ -23,9 +29,10 @@ def calling(writer: Writer, name: str, doing: str, advice: str) -> Iterator[None
     except DeploykitError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if number is not None and (number in _OF_THE_DISK or _is_ours(writer)):
             raise
-        raise RunError(f"writer {name}: {doing} raised {_told(writer, error)}; {advice}") from error
+        raise RunError(f"writer {name}: {doing} raised {told(type(writer), error)}; {advice}") from error
 
 
 def reading(writer: Writer, read: Callable[[], Iterable[Batch]], name: str) -> Iterator[Batch]:
@@ -38,9 +45,14 @@ def reading(writer: Writer, read: Callable[[], Iterable[Batch]], name: str) -> I
         yield from read()
 
 
-def _told(writer: Writer, error: Exception) -> str:
+def _is_ours(writer: Writer) -> bool:
+    return type(writer).__module__.startswith("deploykit.")
+
+
+def told(kind: type[Writer], error: Exception) -> str:
+    """What a writer of that class raised, with the line of its file that was running."""
     text = " ".join(str(error).split())[:500]
-    where = _line(type(writer), error)
+    where = _line(kind, error)
     return f"{type(error).__name__}{f': {text}' if text else ''}{f' ({where})' if where else ''}"
 
 

@@ -5,10 +5,11 @@ import inspect
 import re
 from collections.abc import Iterator, Sequence
 
-from deploykit.errors import MissingExtraError, UsageError
+from deploykit.errors import DeploykitError, MissingExtraError, UsageError
 from deploykit.registry import Registry
 from deploykit.tensors import DTYPES, TensorSpec
 from deploykit.writers.base import SAMPLE_ID, Writer
+from deploykit.writers.calling import told
 
 __all__ = ["WRITERS", "make_writer", "writer_for_file"]
 
@@ -32,8 +33,8 @@ def make_writer(name: str, outputs: Sequence[TensorSpec], *, write_interval: str
 
     Raises:
         UnknownNameError: no writer has that name.
-        UsageError: the class is no writer, cannot do the write interval or hold the outputs, or these cannot be told
-            apart.
+        UsageError: the class is no writer, cannot be made, cannot do the write interval or hold the outputs, or these
+            cannot be told apart.
         MissingExtraError: the writer needs a package that is not installed.
     """
     _refuse_clash([spec.name for spec in outputs])
@@ -41,13 +42,25 @@ def make_writer(name: str, outputs: Sequence[TensorSpec], *, write_interval: str
     _refuse_dtypes(name, kind, outputs)
     if kind.needs is not None and importlib.util.find_spec(kind.needs[0]) is None:
         raise MissingExtraError(*kind.needs, f"the writer {name!r}")
-    writer = kind(outputs)
+    writer = _made(name, kind, outputs)
     if write_interval != "batch" and not writer.can_read():
         raise UsageError(
             f"writer {name!r}: has no method read(path), which the write interval {write_interval} needs to join the "
             "parts of a rank; add it, or use --write-interval batch"
         )
     return writer
+
+
+def _made(name: str, kind: type[Writer], outputs: Sequence[TensorSpec]) -> Writer:
+    try:
+        return kind(outputs)
+    except DeploykitError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"writer {name!r}: making it raised {told(kind, error)}; it is made with one argument, the outputs as a "
+            "sequence of TensorSpec: mend its method __init__"
+        ) from error
 
 
 def writer_for_file(file_name: str, outputs: Sequence[TensorSpec], *, own: str | None = None) -> Writer:

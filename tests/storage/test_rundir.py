@@ -234,6 +234,23 @@ def test_a_full_disk_says_how_to_resume(tmp_path: Path, stage: str) -> None:
     assert not list(tmp_path.rglob(".tmp*"))
 
 
+class Elsewhere(NpyWriter):
+    """A user's writer that wants another file besides the one that it writes."""
+
+    def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:
+        (path.parent / "labels.txt").read_text()
+
+
+def test_another_file_that_a_users_writer_wants_is_named(tmp_path: Path) -> None:
+    job = make_job()
+    directory = RunDirectory.prepare(tmp_path, job)
+    shard = job.plan.shard(1)
+    said = r"part 1 .* raised FileNotFoundError: .*labels\.txt' \(.*test_rundir\.py:\d+\); .*mend the writer"
+    with pytest.raises(RunError, match=said):
+        directory.write_part(shard, Elsewhere(OUTPUTS), batches_of(job.plan, shard), rank=0, timings={})
+    assert list(files_of(tmp_path)) == ["run.json"]
+
+
 def test_errors_of_the_origin_pass_unchanged(tmp_path: Path) -> None:
     directory = RunDirectory.prepare(tmp_path, make_job())
 

@@ -189,6 +189,13 @@ class Unfinished(Writer):
     extension = "csv"
 class NotOne:
     pass
+class Unmade(CsvWriter):
+    def __init__(self, outputs):
+        super().__init__(outputs)
+        self.label = {"a": 1}["b"]
+class Greedy(CsvWriter):
+    def __init__(self, outputs, more):
+        pass
 """
 
 
@@ -204,6 +211,8 @@ def test_a_writer_of_ten_lines(tmp_path: Path) -> None:
         ("Dotted", "without a dot"),
         ("Unfinished", "no method write"),
         ("NotOne", "not a class derived"),
+        ("Unmade", rf"Unmade': making it raised KeyError: 'b' \({tmp_path}/own.py:\d+\); it is made with one argument"),
+        ("Greedy", r"making it raised TypeError: .*'more'; it is made with one argument, the outputs"),
     ):
         with pytest.raises(UsageError, match=said):
             make_writer(name.replace("CsvWriter", other), OUTPUTS)
