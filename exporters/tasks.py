@@ -59,13 +59,15 @@ class TaskRequest:
             drawn: the outputs that depend on a dropout; None where nothing is drawn.
 
         Raises:
-            UsageError: an output that does not exist, or a class axis that it does not have.
+            UsageError: an output that does not exist, a class axis that it does not have, or a classification of
+                outputs that are all the means of variances.
             ExportError: a classification or a variance head of an output that does not depend on a dropout, or several
                 outputs that could hold the class scores.
         """
         self._check_names(shapes, drawn)
         said = {name: self.named.get(name, self.others) for name in shapes if name not in self.heads.values()}
         if self.others.kind == "classification":
+            self._refuse_means_only([name for name in drawn or said if name in said])
             chosen = self._chosen([name for name in drawn or said if name in said], strict=drawn is not None)
             said |= {name: _Said(kind="raw") for name in said if name not in self.named and name != chosen}
         return {name: self._task(name, each, shapes[name]) for name, each in said.items()}
@@ -99,6 +101,13 @@ class TaskRequest:
             f"task classification: several outputs ({', '.join(free)}); say which holds class scores with "
             f"--task {free[0]}=classification"
         )
+
+    def _refuse_means_only(self, names: Sequence[str]) -> None:
+        if names and all(name in self.heads for name in names):
+            raise UsageError(
+                f"--task classification: each output that draws has a variance ({', '.join(names)}), which makes it a "
+                "regression, and none is left to hold class scores; leave --task classification or the variance out"
+            )
 
     def _check_names(self, known: Iterable[str], drawn: Sequence[str] | None) -> None:
         unknown = sorted({*self.named, *self.heads, *self.heads.values()} - set(known))

@@ -41,11 +41,24 @@ def test_each_output_has_its_own_task_and_axis() -> None:
 
 
 def test_a_variance_belongs_to_its_mean_and_is_no_output() -> None:
-    request = parse_tasks("classification", {"tokens": "score"}, {"logits": "fixed"})
+    request = parse_tasks([], {"tokens": "score"}, {"logits": "fixed"})
     assert request.resolve(SHAPES, DRAWN) == {
         "logits": OutputTask(kind="regression", variance="fixed", logarithm=True),
         "tokens": OutputTask(kind="regression", variance="score"),
     }
+    classes = OutputTask(kind="classification", class_axis=1)
+    assert parse_tasks("classification", {"tokens": "score"}).resolve(SHAPES, DRAWN) == {
+        "logits": classes,
+        "tokens": OutputTask(kind="regression", variance="score"),
+        "fixed": RAW,
+    }
+
+
+@pytest.mark.parametrize("drawn", [DRAWN, None])
+def test_classification_of_nothing_but_means_with_a_variance_is_refused(drawn: list[str] | None) -> None:
+    request = parse_tasks("classification", {"tokens": "score"}, {"logits": "fixed"})
+    with pytest.raises(UsageError, match=r"each output that draws has a variance \(logits, tokens.*regression"):
+        request.resolve(SHAPES, drawn)
 
 
 @pytest.mark.parametrize(
