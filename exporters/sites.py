@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from exporters.kinds import KINDS, probability, site_count
 
@@ -23,6 +23,8 @@ SWITCHED = {
     "alpha_dropout", "alpha_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_",
 }  # fmt: skip
 """Names of the operations with ``p`` and ``train``, which give back their input when they are off."""
+
+_OPENED_BY = {"wrap_with_autocast": " of torch.autocast", "wrap_with_set_grad_enabled": " of torch.enable_grad"}
 
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 
@@ -41,10 +43,26 @@ class Draw:
 def find_draws(graph: fx.Graph) -> list[Draw]:
     """Every node that really draws, in the order of execution; then those in blocks such as autocast's, of no kind."""
     found = [_describe(node) for node in graph.nodes if draws_random(node)]
-    parts = graph.owning_module.modules() if graph.owning_module is not None else ()
-    blocks = [part.graph for part in parts if isinstance(part, fx.GraphModule) and part.graph is not graph]
-    hidden = [_describe(node) for block in blocks for node in block.nodes if draws_random(node)]
-    return found + [replace(draw, operation=f"{draw.operation} in a block", kind=None, p=None) for draw in hidden]
+    for block, opened_by in _blocks(graph):
+        hidden = [_describe(node) for node in block.nodes if draws_random(node)]
+        found += [
+            replace(draw, operation=f"{draw.operation} in a block{opened_by}", kind=None, p=None) for draw in hidden
+        ]
+    return found
+
+
+def _blocks(graph: fx.Graph) -> list[tuple[fx.Graph, str]]:
+    """The graphs inside that of a module, each with what opened it, such as `` of torch.autocast``."""
+    parts = [part for part in (graph.owning_module or nn.Module()).modules() if isinstance(part, fx.GraphModule)]
+    opened = {
+        getattr(part, node.target, None): _OPENED_BY[str(user.target)]
+        for part in parts
+        for node in part.graph.nodes
+        if node.op == "get_attr"
+        for user in node.users
+        if str(user.target) in _OPENED_BY
+    }
+    return [(part.graph, opened.get(part, "")) for part in parts if part.graph is not graph]
 
 
 def masks_asked(graph: fx.Graph) -> Iterator[tuple[fx.Node, str, float | None]]:
