@@ -65,13 +65,21 @@ def worst_difference(name: str, statistic: str, got: NDArray[Any], wanted: NDArr
 def _errors(statistic: str, got: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.float64]:
     if not np.issubdtype(wanted.dtype, np.floating):
         return np.where(got == wanted, 0.0, np.inf)
-    a, b = got.astype(np.float64), wanted.astype(np.float64)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    a, b = got.astype(np.float64, copy=False), wanted.astype(np.float64, copy=False)
+    with np.errstate(invalid="ignore", over="ignore"):
+        distance = np.abs(a - b)
+    if np.isfinite(distance.max()):
+        # Every value is finite, as nearly always: large outputs are spared the passes below.
+        distance /= _scale(statistic, max(b.max(), -b.min()))
+        return distance
     finite = np.abs(b[np.isfinite(b)])
-    scale = max(float(finite.max()) if finite.size else 0.0, 1.0 if statistic in _UNIT_SCALE else 0.0) or 1.0
-    with np.errstate(invalid="ignore"):
-        distance = np.abs(a - b) / scale
-    return np.where(same, 0.0, np.where(np.isfinite(distance), distance, np.inf))
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    relative = distance / _scale(statistic, finite.max() if finite.size else 0.0)
+    return np.where(same, 0.0, np.where(np.isfinite(relative), relative, np.inf))
+
+
+def _scale(statistic: str, largest: float) -> float:
+    return max(float(largest), 1.0 if statistic in _UNIT_SCALE else 0.0) or 1.0
 
 
 def worst_of(
