@@ -73,7 +73,7 @@ def save(name: str, **found: Any) -> None:
 
     made_on = environment("onnxruntime", onnxruntime.__version__)
     made_on["versions"]["torch"] = torch.__version__
-    made_on["command"] = f"python -m benchmarks.{name}"
+    made_on["command"] = " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     report = {"environment": made_on, **found}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")

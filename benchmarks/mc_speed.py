@@ -6,7 +6,8 @@ start-up; the kit's is its own report's, from the call to the last file. The flo
 left out (``mc_floor``), in the same runtime with one thread; each side gets its best number of rows per call.
 
 ``python -m benchmarks.mc_speed [CASE ...]`` measures some cases only; ``--floor`` measures the floor of all again, and
-keeps the rest of the results.
+keeps the rest of the results. ``--as NAME`` writes to another file: how the masks compare with matrix products depends
+on the processor, so there are results of two, ``mc_speed`` and ``mc_speed_intel``.
 """
 
 import json
@@ -150,7 +151,8 @@ def main(names: list[str]) -> None:
     if names == ["--floor"]:
         save("mc_speed", draws=DRAWS, cores=2, cases=floors_again())
         return
-    save("mc_speed", draws=DRAWS, cores=2, cases=[measure(name) for name in names or CASES])
+    result, names = (names[1], names[2:]) if names[:1] == ["--as"] else ("mc_speed", names)
+    save(result, draws=DRAWS, cores=2, cases=[measure(name) for name in names or CASES])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ README = ROOT / "README.md"
 
 def summary() -> str:
     startup, throughput, memory, digits = (load(name) for name in ("startup", "throughput", "memory", "digits"))
-    speed, large = load("mc_speed"), load("large")
+    speed, other, large = load("mc_speed"), load("mc_speed_intel"), load("large")
     onnx = next(case for case in memory["cases"] if case["runner"] == "onnx")
     click = f"import click: {_s(startup['help_floor_click_s'])}"
     rows = [
@@ -33,7 +33,7 @@ def summary() -> str:
         *(_large(case, large["rows"]) for case in large["cases"]),
         *(_rivals(case) for case in load("rivals")["cases"]),
         *_ranks(load("ranks")),
-        *(_monte_carlo(case, speed["draws"]) for case in speed["cases"]),
+        *(_monte_carlo(*cases, speed["draws"]) for cases in zip(speed["cases"], other["cases"], strict=True)),
     ]
     lines = ["| what | measured | beside it |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
     return "\n".join(lines) + "\n\n" + _quality(digits["summary"], len(digits["cases"]))
@@ -101,14 +101,17 @@ MODELS = {
 }
 
 
-def _monte_carlo(case: dict[str, Any], draws: int) -> tuple[str, str, str]:
-    floor = case.get("against_floor")
-    beside = "" if floor is None else f"{floor['masked_over_floor']['median']:.2f} times the graph without masks"
+def _monte_carlo(case: dict[str, Any], other: dict[str, Any], draws: int) -> tuple[str, str, str]:
+    """``other`` is the same case on another processor."""
+    floors = [found["against_floor"]["masked_over_floor"] for found in (case, other) if "against_floor" in found]
+    beside = [f"{floor['median']:.2f} times the graph without masks" for floor in floors]
+    here, there = (found["against_lightning"]["kit_over_lightning"] for found in (case, other))
+    on_other = f"on a busy Intel Xeon {there['median']:.1f} ({there['min']:.1f} to {there['max']:.1f})"
     return (
         f"rows per second with {draws} draws over Lightning's `Trainer.predict` with that loop, both on two cores: "
         f"{MODELS[case['case']]}",
-        f"{case['against_lightning']['kit_over_lightning']['median']:.1f}",
-        beside,
+        f"{here['median']:.1f}",
+        "; ".join([*beside[:1], ", ".join([on_other, *beside[1:]])]),
     )
 
 
