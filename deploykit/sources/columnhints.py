@@ -4,10 +4,9 @@ import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-__all__ = ["cast_hint", "delimiter_hint", "map_hint"]
+__all__ = ["cast_hint", "map_hint"]
 
 _NUMBERED = re.compile(r"([^*?\[\]'=,]*[^*?\[\]'=,\d])\d+")
-_DELIMITERS = {";": "semicolons", "|": "bars", "\t": "tabs"}
 
 
 def map_hint(name: str, width: int, usable: Sequence[str], present: Sequence[str]) -> str | None:
@@ -44,15 +43,3 @@ def cast_hint(columns: Sequence[str], have: str, want: str) -> str:
     more = ", ..." if len(columns) > 1 else ""
     cast = f"frame.astype({{{columns[0]!r}: {want!r}{more}}})"
     return f"{have} is not rounded to {want} in silence: convert it, in pandas {cast}"
-
-
-def delimiter_hint(header: Sequence[str]) -> str | None:
-    """What to do about a text table with another delimiter.
-
-    >>> delimiter_hint(["a;b;c"])
-    'the values seem to lie between semicolons: commas are read, tabs in .tsv; write the file anew with these'
-    """
-    found = [name for delimiter, name in _DELIMITERS.items() if len(header) == 1 and delimiter in header[0]]
-    if not found:
-        return None
-    return f"the values seem to lie between {found[0]}: commas are read, tabs in .tsv; write the file anew with these"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import DataError, UsageError
-from deploykit.sources.columnhints import cast_hint, delimiter_hint, map_hint
+from deploykit.sources.columnhints import cast_hint, map_hint
 from deploykit.sources.reading import Reading
 from deploykit.tensors import TEXT, TensorSpec
 from deploykit.wording import counted
@@ -233,8 +233,6 @@ def _refusal(
 def _hints(spec: TensorSpec, chosen: Sequence[Column], columns: Sequence[Column], *, text: bool) -> Iterator[str]:
     """What to try for an input that gets no columns, or those that do not fit."""
     present = [column.name for column in columns]
-    if text and (hint := delimiter_hint(present)):
-        yield hint
     width = spec.row_shape[0] if len(spec.row_shape) == 1 else None
     usable = [column for column in columns if column.is_number and column.dtype is not None and not column.shape]
     fits = [column.name for column in usable if castable(column.dtype or "", spec.dtype, text=text)]

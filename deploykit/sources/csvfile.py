@@ -1,7 +1,8 @@
-"""Rows of CSV files: a header, and values between commas (tabs in ``.tsv``), parsed by pyarrow."""
+"""Rows of CSV files, parsed by pyarrow: a header, and values between commas or what lies between the header's names."""
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -9,7 +10,6 @@ import numpy as np
 
 from deploykit.errors import DataError
 from deploykit.locations import DataFile, Found
-from deploykit.sources.columnhints import delimiter_hint
 from deploykit.sources.csvvalues import (
     NULLS,
     are_values,
@@ -43,7 +43,7 @@ class _CsvFiles(TextTables):
     delimiter: bytes
 
     def __init__(self, what: str, files: Sequence[DataFile], index: Any) -> None:
-        self.delimiter = b"\t" if files[0].extension == "tsv" else b","
+        self.delimiter = _delimiter(files[0])
         super().__init__(what, files, index)
 
     def _find_schema(self) -> Any:
@@ -61,9 +61,7 @@ class _CsvFiles(TextTables):
         return pa.schema([pa.field(name, types[name][0]) for name in self._header])
 
     def _header_of(self, file: DataFile) -> list[str]:
-        with file.open() as opened:
-            data = opened.read(SAMPLE_BYTES)
-        header = next(filter(None, self._rows(data)), None)
+        header = next(filter(None, self._rows(_beginning(file))), None)
         if header is None:
             raise DataError(f"data {file.name}: is empty; the first line must name the columns")
         names = [name.strip() for name in header]
@@ -102,9 +100,8 @@ class _CsvFiles(TextTables):
     def _ragged(self, values: Sequence[str]) -> str | None:
         if len(values) == len(self._header):
             return None
-        advice = delimiter_hint(self._header) or "mend the row"
         named = counted(len(self._header), "column")
-        return f"{counted(len(values), 'value')}, the header names {named}; {advice}"
+        return f"{counted(len(values), 'value')}, the header names {named}; mend the row"
 
     def _parse(self, data: bytes) -> Any:
         import pyarrow as pa
@@ -164,3 +161,15 @@ class _CsvFiles(TextTables):
                         "leave it out of --keep"
                     )
         return None
+
+
+def _beginning(file: DataFile) -> bytes:
+    with file.open() as opened:
+        return bytes(opened.read(SAMPLE_BYTES))
+
+
+def _delimiter(file: DataFile) -> bytes:
+    """What stands between the values: where the header has no comma (in ``.tsv`` no tab), another that it has."""
+    first = re.sub(rb'"[^"]*"', b"", next(filter(None, _beginning(file).splitlines()), b""))
+    known = (b"\t", b",", b";", b"|") if file.extension == "tsv" else (b",", b";", b"\t", b"|")
+    return next((delimiter for delimiter in known if delimiter in first), known[0])

@@ -75,6 +75,43 @@ def test_any_text_is_divided_as_python_reads_it_or_refused_where_strict_readers_
     assert [row for part in found for row in part] == rows_of(data)[1:]
 
 
+@pytest.mark.parametrize(
+    ("name", "header", "between"),
+    [
+        ("rows.csv", "f0{0}f1{0}note", ","),
+        ("rows.csv", "f0{0}f1{0}note", ";"),
+        ("rows.csv", '"f0"{0}"f1"{0}"note"', ";"),
+        ("rows.csv", 'f0{0}f1{0}note{0}"more, or less"', ";"),
+        ("rows.csv", "f0{0}f1{0}note", "|"),
+        ("rows.csv", "f0{0}f1{0}note", "\t"),
+        ("rows.csv", "f0{0}f1{0}note{0}of a; or b|c", ","),
+        ("rows.tsv", "f0{0}f1{0}note", "\t"),
+        ("rows.tsv", "f0{0}f1{0}note{0}of a, b", "\t"),
+        ("rows.tsv", "f0{0}f1{0}note", ","),
+    ],
+)
+def test_values_lie_between_what_the_names_of_the_header_lie_between(
+    tmp_path: Path, name: str, header: str, between: str
+) -> None:
+    place, notes = tmp_path / name, ["a", 'a line end,;|\t\n and a " mark', "1,5;6|7\t8"]
+    names = header.format(between)
+    with place.open("w", newline="") as file:
+        file.write(f"\ufeff{names}\r\n")
+        more = [0] * (len(next(csv.reader([names], delimiter=between))) - 3)
+        csv.writer(file, delimiter=between).writerows([[row, row + 0.5, note, *more] for row, note in enumerate(notes)])
+    source = opened(place, [TensorSpec(name="x", dtype="float32", shape=("batch", 2))],
+                    columns={"x": ["f0", "f1"]}, keep=["note"])  # fmt: skip
+    found = source.read(0, 3)
+    assert found["x"].tolist() == [[0, 0.5], [1, 1.5], [2, 2.5]]
+    assert found[f"{KEPT}note"].tolist() == notes
+
+
+def test_a_decimal_comma_is_no_number(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("v;k\n1,5;2\n")
+    with pytest.raises(DataError, match=r"float64 +v is text \(row 0: '1,5'\)"):
+        opened(tmp_path / "rows.csv", [V])
+
+
 STRAY = {
     "to the end": '1,"broken',
     "to the next quote": '1,"broken\n5,"fine"',
