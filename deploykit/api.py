@@ -8,7 +8,7 @@ from deploykit.artifact import MANIFEST_NAME, Artifact
 from deploykit.artifact import pack as pack_artifact
 from deploykit.errors import ArtifactError, RunError, UsageError
 from deploykit.merging import merge_run
-from deploykit.paths import require_path
+from deploykit.paths import require_path, require_utf8
 from deploykit.verify_run import RunCheck, verify_run
 from deploykit.watching import run_status
 from runners.job import RunResult, run
@@ -67,6 +67,7 @@ def export(
         "export", source, expected="an nn.Module or the path of a checkpoint",
         advice="weights alone are no module: load them into one, and export that",
     )  # fmt: skip
+    require_utf8("checkpoint", source)
     # Reading a large checkpoint takes long; what can be refused without it is refused first.
     check_request(destination, options)
     loaded = load_module(source, module, arguments=arguments, unsafe=unsafe_load)

@@ -18,7 +18,7 @@ from deploykit.errors import ArtifactError
 from deploykit.files import sha256_of
 from deploykit.manifest import Manifest
 from deploykit.packed import is_plain_name, pack_files, unpack
-from deploykit.paths import require_place
+from deploykit.paths import require_place, require_utf8
 
 __all__ = ["MANIFEST_NAME", "Artifact", "Golden", "pack"]
 
@@ -58,12 +58,13 @@ class Artifact:
 
         Raises:
             ArtifactError: nothing there, not an artifact, or a file that differs from the manifest.
-            UsageError: not the path of anything.
+            UsageError: not the path of anything, or a folder whose name no runtime can open.
         """
         require_place("artifact", path)
         path = Path(path)
         with contextlib.ExitStack() as stack:
             directory = _directory(path, stack)
+            require_utf8("artifact", directory)
             manifest = _read_manifest(path, directory)
             _check_files(path, directory, manifest)
             return cls(path, directory, manifest, stack.pop_all())

@@ -4,7 +4,7 @@ import os
 
 from deploykit.errors import UsageError
 
-__all__ = ["require_path", "require_place"]
+__all__ = ["is_utf8", "require_path", "require_place", "require_utf8"]
 
 _PLACES = {
     "data": (
@@ -44,6 +44,32 @@ def require_place(kind: str, value: object) -> None:
     """
     expected, advice = _PLACES[kind]
     require_path(kind, value, expected=expected, advice=advice)
+
+
+def require_utf8(subject: str, path: str | os.PathLike[str]) -> None:
+    """Refuse a path whose bytes are no UTF-8, for what torch or onnxruntime opens: they take no other.
+
+    Raises:
+        UsageError: a name in it is no UTF-8.
+    """
+    if not is_utf8(path):
+        raise UsageError(
+            f"{subject} {os.fspath(path)!r}: its name is not UTF-8, and torch and onnxruntime open no such path; "
+            "rename what is not, or use another folder"
+        )
+
+
+def is_utf8(path: str | os.PathLike[str]) -> bool:
+    r"""Whether all names in a path are UTF-8; others come as surrogates.
+
+    >>> is_utf8("caf\udce9/rows.npy")
+    False
+    """
+    try:
+        os.fspath(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _name(kind: type) -> str:

@@ -17,6 +17,7 @@ from deploykit.artifact import MANIFEST_NAME
 from deploykit.errors import UsageError
 from deploykit.files import sha256_of, write_json
 from deploykit.manifest import FileRecord, FormatRecord, Manifest, ParityRecord
+from deploykit.paths import require_utf8
 from deploykit.preprocessing import parse_preprocessing
 from deploykit.tensors import TensorSpec, parse_spec
 from deploykit.texts import several
@@ -191,6 +192,7 @@ def check_request(destination: str | Path, options: Mapping[str, Any]) -> None:
 def _check_request(path: Path, formats: Sequence[str], overwrite: bool) -> dict[str, Format]:
     if not formats:
         raise UsageError(f"no format given; known are {', '.join(FORMATS.names())}")
+    require_utf8("artifact", path.absolute())
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; choose another name, or replace it with --overwrite (overwrite=True)")
     if path.exists() and not (path / MANIFEST_NAME).is_file():

@@ -61,7 +61,10 @@ class CsvWriter(Writer):
         )
         parse = csv.ParseOptions(newlines_in_values=any(spec.dtype == TEXT for spec in self.outputs))
         read = csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES)
-        with csv.open_csv(path, read_options=read, parse_options=parse, convert_options=convert) as file:
+        with (
+            path.open("rb") as raw,
+            csv.open_csv(raw, read_options=read, parse_options=parse, convert_options=convert) as file,
+        ):
             for batch in batches_from(self._cells, file):
                 yield Batch(sample_ids=batch.sample_ids, outputs=self._joined(batch.outputs, len(batch)))
 

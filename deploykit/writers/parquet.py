@@ -28,14 +28,18 @@ class ParquetWriter(Writer):
 
         texts = [_path(spec) for spec in self.outputs if spec.dtype == TEXT]
         integers = [SAMPLE_ID, *(_path(spec) for spec in self.outputs if "int" in spec.dtype)]
-        with File(
-            path,
-            schema_of(self.outputs),
-            use_dictionary=texts or False,
-            compression=dict.fromkeys(texts, "ZSTD") or "NONE",
-            column_encoding=dict.fromkeys(integers, "DELTA_BINARY_PACKED"),
-            write_statistics=[SAMPLE_ID],
-        ) as file:
+        # Opened here: pyarrow takes no path that is not UTF-8.
+        with (
+            path.open("wb") as raw,
+            File(
+                raw,
+                schema_of(self.outputs),
+                use_dictionary=texts or False,
+                compression=dict.fromkeys(texts, "ZSTD") or "NONE",
+                column_encoding=dict.fromkeys(integers, "DELTA_BINARY_PACKED"),
+                write_statistics=[SAMPLE_ID],
+            ) as file,
+        ):
             for table in tables_of(self.outputs, batches):
                 file.write_table(table, row_group_size=GROUP_ROWS)
 
@@ -43,7 +47,7 @@ class ParquetWriter(Writer):
         """The rows, row group by row group."""
         from pyarrow.parquet import ParquetFile as File
 
-        with File(path, pre_buffer=False) as file:
+        with path.open("rb") as raw, File(raw, pre_buffer=False) as file:
             for index in range(file.num_row_groups):
                 yield from batches_from(self.outputs, file.read_row_group(index, use_threads=False).to_batches())
 

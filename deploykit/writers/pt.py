@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from deploykit.paths import is_utf8
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import NUMBERS, SAMPLE_ID, Arrays, Batch, Writer, checked, empty_rows
 
@@ -108,7 +109,11 @@ def load_pt(path: Path) -> Any:
     """Load what ``save_pt`` saved, tensors as arrays that are mapped from the file."""
     import torch
 
-    loaded = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+    if is_utf8(path):
+        loaded = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+    else:  # torch maps no such path
+        with path.open("rb") as file:
+            loaded = torch.load(file, weights_only=True, map_location="cpu")
     return _nested(loaded, torch.Tensor, lambda tensor: tensor.numpy())
 
 

@@ -96,3 +96,32 @@ def test_names_of_code_and_folders_that_are_no_text(place: Path, data: str) -> N
     columns = "--map 'x=x*'" if data == "texts" else ""
     done = shell(f"deploykit run model --data \"$(printf 'caf\\xe9/{data}')\" {columns} -o out")
     assert done.returncode == 0, done
+
+
+def test_what_no_runtime_opens_is_refused_before_any_work(place: Path) -> None:
+    folder = place / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    (place / "model").rename(folder / "model")
+    (folder / "net.pt").touch()
+    options = "--module net.py:Net --input 'x:float32[batch,4]'"
+    for command in (
+        "run \"$(printf 'caf\\xe9/model')\" --data rows.npy -o out",
+        "verify \"$(printf 'caf\\xe9/model')\"",
+        f"export \"$(printf 'caf\\xe9/net.pt')\" -o new {options}",
+        f"export none.pt -o \"$(printf 'caf\\xe9/new')\" {options}",
+    ):
+        done = shell(f"deploykit {command}")
+        assert done.returncode == 2, done
+        assert "its name is not UTF-8, and torch and onnxruntime open no such path; rename" in done.stderr
+    assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize("extension", ["parquet", "arrow", "csv", "jsonl", "zarr.zip", "pt", "npy", "npz"])
+def test_predictions_go_under_names_that_are_no_text(place: Path, extension: str) -> None:
+    (place / os.fsdecode(b"caf\xe9")).mkdir()
+    writer = extension.split(".")[0]
+    out = "\"$(printf 'caf\\xe9/out')\""
+    done = shell(f"deploykit {RUN} --writer {writer} -o {out}")
+    assert done.returncode == 0, done
+    done = shell(f"deploykit verify {out} && deploykit merge {out} -o \"$(printf 'caf\\xe9/all.{extension}')\"")
+    assert done.returncode == 0, done
