@@ -14,7 +14,10 @@ from urllib.parse import unquote
 
 from deploykit.errors import DataError, MissingExtraError
 
-__all__ = ["DataFile", "Found", "PositionedFile", "find", "local_file"]
+__all__ = ["RUN_NAME", "DataFile", "Found", "PositionedFile", "find", "local_file"]
+
+RUN_NAME = "run.json"
+"""What a directory of predictions holds."""
 
 _GLOB = frozenset("*?[")
 _LOCAL_URLS = ("file://", "local://")
@@ -68,12 +71,16 @@ class DataFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What a text names: ``files`` in a fixed order. ``directory`` is set where it names one."""
+    """What a text names: ``files`` in a fixed order. ``directory`` is set where it names one.
+
+    ``runs`` are the run directories in it: what lies there are predictions, which would come back as data.
+    """
 
     text: str
     files: tuple[DataFile, ...]
     directory: str | None = None
     filesystem: Any = None
+    runs: tuple[str, ...] = ()
 
 
 class PositionedFile:
@@ -130,24 +137,32 @@ def _find_local(text: str, place: str) -> Found:
         raise DataError(f"data {text!r}: names nothing; name a file, a directory ('.' is the working one) or a pattern")
     path = Path(place)
     if path.is_dir():
-        return Found(text=text, files=_listed(_below(text, place, frozenset()), place), directory=place)
+        runs: list[str] = []
+        files = _listed(_below(text, place, frozenset(), runs), place)
+        return Found(text=text, files=files, directory=place, runs=tuple(sorted(runs)))
     if not path.exists() and _GLOB & set(place):
         return Found(text=text, files=_matches(text, _matching(text, place), None))
     _require_readable(text, path)
     return Found(text=text, files=(DataFile(name=text, path=place),))
 
 
-def _below(text: str, folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """The files of a folder and all below it, through links too: what cannot be looked at is never left out."""
+def _below(text: str, folder: str, above: frozenset[tuple[int, int]], runs: list[str]) -> Iterator[str]:
+    """The files of a folder and all below it, through links too: what cannot be looked at is never left out.
+
+    Run directories below it go into ``runs`` and are not gone through.
+    """
     _require_searchable(text, folder)
     status = Path(folder).stat()
     here = (status.st_dev, status.st_ino)
     if here in above:
         raise DataError(f"data {text}: {folder} is a link to a folder that it lies in; remove it, or use a pattern")
+    if above and Path(folder, RUN_NAME).is_file():
+        runs.append(folder)
+        return
     with os.scandir(folder) as entries:
         for entry in filter(lambda entry: _counts(entry.name), entries):
             if entry.is_dir():
-                yield from _below(text, entry.path, above | {here})
+                yield from _below(text, entry.path, above | {here}, runs)
             else:
                 yield _regular(text, entry.path, is_file=entry.is_file())
 

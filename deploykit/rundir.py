@@ -21,6 +21,7 @@ from deploykit.errors import RunError
 from deploykit.feed import Feed, writing
 from deploykit.files import TEMPORARY_PREFIX, appears_whole, discard, write_json, write_json_once
 from deploykit.job import Job
+from deploykit.locations import RUN_NAME
 from deploykit.otherjob import refuse_other_job
 from deploykit.paths import require_place
 from deploykit.plan import Plan, Shard
@@ -33,7 +34,6 @@ from deploykit.writers.calling import calling
 
 __all__ = ["DELIVERED_NAME", "LOCK_NAME", "RUN_NAME", "SPOOL_NAME", "RunDirectory", "refuse_foreign"]
 
-RUN_NAME = "run.json"
 LOCK_NAME = ".lock"
 DELIVERED_NAME = "lightning.json"
 SPOOL_NAME = "spool"

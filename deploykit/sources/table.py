@@ -69,7 +69,9 @@ def open_source(
     opener = _opener(found, name)
     if not getattr(opener, "many", False) and (found.directory is not None or len(found.files) != 1):
         raise DataError(f"data {text}: a directory or several files, of which one is read at a time; name a file")
-    return cast("Source", opener(found, inputs, reading))
+    source = cast("Source", opener(found, inputs, reading))
+    source.notes = [*source.notes, *(f"ignored: {run}, a run directory: it holds predictions" for run in found.runs)]
+    return source
 
 
 def _named(text: str) -> tuple[str | None, str]:

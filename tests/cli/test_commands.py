@@ -99,6 +99,21 @@ def test_a_packed_artifact_is_accepted_in_place_of_the_directory(call: Call, pla
     assert call("run", "model", *run) == 0, "the same artifact, so the same job"
 
 
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+def test_predictions_in_the_folder_of_the_data_are_no_data(
+    call: Call, place: Path, devices: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "data").mkdir()
+    rows = "\n".join("1,2,3,4" for _ in range(40))
+    (place / "data" / "rows.csv").write_text(f"f0,f1,f2,f3\n{rows}\n")
+    command = ("run", "model", "--data", "data", "-o", "data/out", "--writer", "csv", "--batch-size", "8")
+    assert call(*command, "--devices", devices) == 0
+    assert call(*command) == 0
+    found = capsys.readouterr()
+    assert "ignored: data/out, a run directory: it holds predictions" in found.out + found.err
+    assert call("verify", "data/out") == 0
+
+
 def test_the_second_run_says_that_nothing_was_left_to_do(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("run", "model", "--data", "rows.npy", "-o", "out", "--devices", "cpu") == 0
     assert "40 computed now" in capsys.readouterr().out

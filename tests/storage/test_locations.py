@@ -81,3 +81,13 @@ def test_an_empty_name_is_not_the_working_directory(folder: Path, text: str, mon
         find(text)
     assert names(".") == ["a.npy", "sub/b.npy"]
     assert names("*.npy") == ["a.npy"]
+
+
+def test_a_run_directory_in_the_data_is_none(folder: Path) -> None:
+    parts = folder / "predictions" / "parts"
+    parts.mkdir(parents=True)
+    (parts / "part-000000.npy").touch()
+    (folder / "predictions" / "run.json").touch()
+    assert names(folder) == ["a.npy", "sub/b.npy"]
+    assert find(str(folder)).runs == (f"{folder}/predictions",)
+    assert names(parts) == ["part-000000.npy"]
