@@ -1,10 +1,11 @@
 """What to try where the columns of a table do not give the inputs of the model."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-__all__ = ["cast_hint", "map_hint"]
+__all__ = ["cast_hint", "map_hint", "name_hints"]
 
 _NUMBERED = re.compile(r"([^*?\[\]'=,]*[^*?\[\]'=,\d])\d+")
 
@@ -43,3 +44,16 @@ def cast_hint(columns: Sequence[str], have: str, want: str) -> str:
     more = ", ..." if len(columns) > 1 else ""
     cast = f"frame.astype({{{columns[0]!r}: {want!r}{more}}})"
     return f"{have} is not rounded to {want} in silence: convert it, in pandas {cast}"
+
+
+def name_hints(asked: Sequence[str], present: Sequence[str]) -> Iterator[str]:
+    """What may have been meant by names that are not there, and what a column without a name is.
+
+    >>> list(name_hints(["lable"], ["id", "label"]))
+    ["there is no 'lable'; did you mean 'label'?"]
+    """
+    for name in dict.fromkeys(asked):
+        if close := get_close_matches(name, present, 1):
+            yield f"there is no {name!r}; did you mean {close[0]!r}?"
+    if "" in present:
+        yield "a column without a name is the index that pandas wrote: write with index=False, or name the others"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import DataError, UsageError
-from deploykit.sources.columnhints import cast_hint, map_hint
+from deploykit.sources.columnhints import cast_hint, map_hint, name_hints
 from deploykit.sources.reading import Reading
 from deploykit.tensors import TEXT, TensorSpec
 from deploykit.wording import counted
@@ -88,6 +88,8 @@ def match_columns(
             hints += _hints(spec, [by_name[name] for name in names if name in by_name], columns, text=text)
     absent = [name for name in reading.keep if name not in by_name]
     if problems or absent:
+        asked = [*absent, *(name for names in reading.columns.values() for name in names)]
+        hints += name_hints([name for name in asked if name not in by_name], list(by_name))
         raise DataError(_refusal(what, columns, inputs, problems, absent, hints))
     kept = tuple(_kept(what, by_name[name], str(inputs[0].shape[0]), notes) for name in reading.keep)
     return Match(inputs=chosen, kept=kept)
@@ -145,9 +147,12 @@ def _expanded(
         if pattern in present or not set("*?[") & set(pattern):
             names.append(pattern)
             continue
-        found = sorted((name for name in present if fnmatchcase(name, pattern)), key=_natural)
-        notes.append(f"input {spec.name!r}: {pattern} stands for {_listed(found)}, in natural order")
-        names += found
+        there = [name for name in present if fnmatchcase(name, pattern)]
+        found = sorted(there, key=_natural)
+        if found:
+            order = "in natural order" + ("" if found == there else ", which is not their order in the data")
+            notes.append(f"input {spec.name!r}: {pattern} stands for {_listed(found)}, {order}")
+        names += found or [pattern]
     return tuple(names)
 
 
@@ -217,7 +222,7 @@ def _refusal(
     needed = [
         (spec.name, _needs(spec), problems.get(spec.name, "found")) for spec in inputs
     ] + [(name, "a column to keep (--keep)", f"no column {name!r}") for name in absent]  # fmt: skip
-    there = [(column.name, column.described, "") for column in columns[:_MOST_SHOWN]]
+    there = [(column.name or "(no name)", column.described, "") for column in columns[:_MOST_SHOWN]]
     rest = len(columns) - len(there)
     lines = [
         f"data {what}: its columns do not give what is needed",

@@ -157,6 +157,24 @@ def test_single_columns_in_the_order_of_the_data(tmp_path: Path, name: str) -> N
     np.testing.assert_array_equal(narrow.read(0, 9)["x"], VECTORS[:9, [0, 2, 3]])
 
 
+def test_a_pattern_whose_order_is_another_one_says_so(tmp_path: Path) -> None:
+    table = pa.table({name: np.ones(3, np.float32) for name in ("radius", "area", "height", "width")})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    for pattern, is_other in (("*", True), ("[a-h]*", False)):
+        spec = TensorSpec(name="x", dtype="float32", shape=("batch", 4 if is_other else 2))
+        notes = opened(tmp_path / "rows.parquet", [spec], columns={"x": [pattern]}).notes
+        assert ("which is not their order in the data" in notes[0]) is is_other
+
+
+def test_what_was_meant_is_said(tmp_path: Path) -> None:
+    columns = {"": pa.array([0, 1, 2]), **{f"f{n}": np.ones(3, np.float32) for n in range(4)}, "label": ["a"] * 3}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    with pytest.raises(DataError) as told:
+        opened(tmp_path / "rows.parquet", [X], columns={"x": ["f*", "g*"]}, keep=("lable",))
+    for part in ("no column g*", "did you mean 'label'?", "(no name)", "index that pandas wrote: write with index=F"):
+        assert part in str(told.value)
+
+
 def test_a_pattern_goes_in_natural_order(tmp_path: Path) -> None:
     table = scalars(12)
     write_parquet(tmp_path / "rows.parquet", table.select(sorted(table.column_names)))
