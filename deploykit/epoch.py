@@ -61,7 +61,7 @@ def _refuse_missing(directory: RunDirectory, state: State) -> None:
     missing = state.missing(directory.job.plan, from_parts=directory.job.keeps_parts)
     if missing:
         ranges = describe_ranges((shard.start, shard.stop) for shard in missing)
-        raise IncompleteRunError(f"run directory {directory.path}: {ranges} missing; {directory.job.to_resume()}")
+        raise IncompleteRunError(f"run directory {directory.path}: {ranges} missing; {directory.to_resume()}")
 
 
 def _groups(directory: RunDirectory, state: State) -> dict[int, list[Shard]]:
@@ -80,7 +80,7 @@ def _write_rank(directory: RunDirectory, writer: Writer, rows: RunRows, rank: in
     with writing(writer.epoch_path(directory.path, rank)):
         try:
             stage.mkdir()
-            with calling(writer, directory.job.writer, f"the file of rank {rank}", directory.job.to_resume()):
+            with calling(writer, directory.job.writer, f"the file of rank {rank}", directory.to_resume()):
                 files = writer.write_epoch(stage, rank, rows.of(shards), count)
             refuse_misplaced(writer, stage, rank, files)
             commit = RankCommit(

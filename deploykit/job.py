@@ -1,7 +1,9 @@
 """What a run directory was made for: ``run.json`` as a frozen record, and how two jobs differ."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from deploykit.errors import RunError, UnknownNameError, UsageError
@@ -31,7 +33,7 @@ _ABSENT = "nothing"
 
 _TEXTS = (
     "artifact", "artifact_path", "format", "data_source", "writer", "write_interval", "nan", "version", "created",
-    "on_error", "layout",
+    "on_error", "layout", "command",
 )  # fmt: skip
 
 
@@ -110,9 +112,18 @@ class Job:
         """Whether each rank gets one file at the end."""
         return self.write_interval != "batch"
 
-    def to_resume(self) -> str:
-        """What a person does to take the job up again."""
-        return f"to resume it: {self.command}" if self.command else "to resume it, give its deploykit run command again"
+    def to_resume(self, here: Path) -> str:
+        """What a person does to take the job up again in the directory ``here``, which may have been moved."""
+        if not self.command:
+            return "to resume it, give its deploykit run command again"
+        try:
+            words = shlex.split(self.command)
+        except ValueError:  # written by hand
+            return f"to resume it: {self.command}"
+        place = words.index("-o") + 1 if "-o" in words[:-1] else None
+        if place is not None and Path(words[place]).resolve() != here.resolve():
+            words[place] = str(here)
+        return f"to resume it: {shlex.join(words)}"
 
     def differences(self, other: "Job") -> list[str]:
         """What makes ``other`` another job, as ``field: mine, asked for theirs``; empty for the same job."""

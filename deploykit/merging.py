@@ -80,7 +80,7 @@ def _present(directory: RunDirectory, state: State, allow_partial: bool) -> list
         raise IncompleteRunError(
             f"merge: run directory {directory.path} lacks "
             f"{describe_ranges((shard.start, shard.stop) for shard in missing)}{damage}; "
-            f"merge what is there with --allow-partial (allow_partial=True), or, {directory.job.to_resume()}"
+            f"merge what is there with --allow-partial (allow_partial=True), or, {directory.to_resume()}"
         )
     absent = {shard.index for shard in missing}
     return [shard for shard in directory.job.plan.shards() if shard.index not in absent]

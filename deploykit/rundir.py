@@ -113,6 +113,10 @@ class RunDirectory:
             raise RunError(f"run directory {path}: {RUN_NAME} is not a JSON object; name another directory")
         return cls(path, Job.from_json(data))
 
+    def to_resume(self) -> str:
+        """What a person does to take the job up again, in the place where the directory is now."""
+        return self.job.to_resume(self.path)
+
     def state(self, *, check_digests: bool = True) -> State:
         """All commits, those that count and those that do not."""
         return read_state(self.path, self.job.plan, self.digests, check_digests=check_digests)
@@ -173,7 +177,7 @@ class RunDirectory:
 
     def _write(self, writer: Writer, path: Path, feed: Feed, shard: Shard, rows: int) -> None:
         doing = f"part {shard.index} ({row_range(shard.start, shard.stop)})"
-        advice = f"the parts that are committed count: mend the writer, and {self.job.to_resume()}"
+        advice = f"the parts that are committed count: mend the writer, and {self.to_resume()}"
         try:
             with calling(writer, self.job.writer, doing, advice):
                 writer.write(path, feed, rows)

@@ -103,7 +103,7 @@ def _write(directory: RunDirectory, writer: Writer, rank: int) -> None:
             batches: Iterator[Batch] = (
                 batch for _, _, batch in rank_batches(directory, writer, layout, rank, [plan.rows])
             )
-            with calling(writer, directory.job.writer, f"the file of rank {rank}", directory.job.to_resume()):
+            with calling(writer, directory.job.writer, f"the file of rank {rank}", directory.to_resume()):
                 files = writer.write_epoch(stage, rank, batches, rows)
             refuse_misplaced(writer, stage, rank, files)
             records = tuple(directory.digests.record(file, file.name) for file in files)

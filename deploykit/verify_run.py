@@ -101,7 +101,7 @@ def check_run(path: str | Path) -> RunCheck:
         pending=() if missing else tuple(_pending(directory, state)),
         notes=tuple(notes),
         failed=failed,
-        to_resume=job.to_resume(),
+        to_resume=directory.to_resume(),
     )
 
 

@@ -114,7 +114,7 @@ def run_status(path: str | Path) -> RunStatus:
         left_s=left / rate if rate else None,
         ranks=tuple(_rank(sign, now, running=running) for sign in signs),
         damage=state.damage,
-        to_resume=directory.job.to_resume(),
+        to_resume=directory.to_resume(),
         error=call.error or None if call is not None and condition in {"failed", "interrupted"} else None,
     )
 

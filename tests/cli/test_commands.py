@@ -90,6 +90,18 @@ def test_what_is_missing_comes_with_the_command_that_resumes(
     assert "replace it with --overwrite (overwrite=True)" in capsys.readouterr().err
 
 
+def test_the_command_that_resumes_names_where_the_run_is_now(
+    call: Call, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("run", "model", "--data", "rows.npy", "-o", "out", "--devices", "cpu:1") == 0
+    next(Path("out/commits").iterdir()).unlink()
+    Path("out").rename("new place")
+    for words in (["verify", "new place"], ["merge", "new place", "-o", "all.npz"], ["status", "new place"]):
+        call(*words)
+        again = "to resume it: deploykit run model --data rows.npy -o 'new place' --devices cpu:1"
+        assert again in "".join(capsys.readouterr())
+
+
 def test_a_packed_artifact_is_accepted_in_place_of_the_directory(call: Call, place: Path) -> None:
     assert call("pack", "model", "-o", "model.dk") == 0
     assert call("pack", "model", "-o", "model.dk") == 2
