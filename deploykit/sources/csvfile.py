@@ -1,8 +1,10 @@
 """Rows of CSV files, parsed by pyarrow: a header, and values between commas or what lies between the header's names."""
 
+import codecs
 import csv
 import io
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -165,7 +167,13 @@ class _CsvFiles(TextTables):
 
 def _beginning(file: DataFile) -> bytes:
     with file.open() as opened:
-        return bytes(opened.read(SAMPLE_BYTES))
+        beginning = bytes(opened.read(SAMPLE_BYTES))
+    if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(
+            f"data {file.name}: is UTF-16, expected UTF-8; write it as 'CSV UTF-8', or convert it: "
+            f"iconv -f UTF-16 -t UTF-8 {shlex.quote(file.path)} > utf8.csv"
+        )
+    return beginning
 
 
 def _delimiter(file: DataFile) -> bytes:

@@ -245,6 +245,13 @@ def test_bad_csv(tmp_path: Path, case: str) -> None:
         opened(path, [V, K]).read(0, 2)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_named(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "rows.csv").write_bytes("\ufeffv,k\n1,1\n".encode(encoding))
+    with pytest.raises(DataError, match=r"rows\.csv: is UTF-16, expected UTF-8; .* iconv -f UTF-16 -t UTF-8 "):
+        opened(tmp_path / "rows.csv", [V, K])
+
+
 BAD_JSON = {
     "invalid": ('{"v":1,"k":1}\n{"v":\n', "row 1: not valid JSON"),
     "no object": ('{"v":1,"k":1}\n[1]\n', "row 1: a JSON list"),
