@@ -42,6 +42,7 @@ def merge_run(
     destination = Path(destination)
     _refuse_place(destination, overwrite)
     directory = RunDirectory.open(path)
+    _refuse_among_parts(destination, directory)
     job = directory.job
     merged = writer_for_file(destination.name, job.outputs, own=job.writer)
     writer = make_writer(job.writer, job.outputs)
@@ -62,6 +63,14 @@ def _refuse_place(destination: Path, overwrite: bool) -> None:
     if destination.exists() and not overwrite:
         raise UsageError(
             f"merge: {destination} exists; replace it with --overwrite (overwrite=True), or name another file"
+        )
+
+
+def _refuse_among_parts(destination: Path, directory: RunDirectory) -> None:
+    if destination.parent.resolve() in (directory.parts.resolve(), directory.commits.resolve()):
+        raise UsageError(
+            f"merge: {destination} would lie among the files of the run, where whoever reads {directory.parts} as one "
+            "data set finds each row twice; name a file elsewhere"
         )
 
 

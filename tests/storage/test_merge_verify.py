@@ -79,6 +79,14 @@ def test_impossible_destinations(tmp_path: Path, name: str) -> None:
         merge_run(tmp_path / "run", tmp_path / name)
 
 
+def test_the_merged_file_is_not_put_among_the_parts(tmp_path: Path) -> None:
+    run_all(tmp_path / "run", make_job(writer="npy"))
+    for folder in ("parts", "commits"):
+        with pytest.raises(UsageError, match="finds each row twice; name a file elsewhere"):
+            merge_run(tmp_path / "run", tmp_path / "run" / folder / "all.npy")
+    merge_run(tmp_path / "run", tmp_path / "run" / "all.npy")
+
+
 def test_an_incomplete_run_is_merged_only_on_request(tmp_path: Path) -> None:
     run_all(tmp_path / "run", make_job())
     (tmp_path / "run/parts/part-000001.npy").write_text("")
