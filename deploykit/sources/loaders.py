@@ -79,8 +79,22 @@ def find_datasets(made: Any, what: str, *, prepare: bool) -> Made:
         return Made(found=tuple(map(_from_loader, loaders)), loaders=made, datamodule=datamodule)
     if _is_loader(made):
         return Made(found=(_from_loader(made),), loaders=made, datamodule=datamodule)
+    _refuse_columnar(made, what)
     why = f"a {type(made).__name__} is an iterable" if _is_iterable(made) else None
     return Made(found=(Found(dataset=made, collate=None, items=made, in_order=why),), datamodule=datamodule)
+
+
+def _refuse_columnar(made: Any, what: str) -> None:
+    """A number stands for a column in these, or for a label, so that rows would come in another order."""
+    kind = type(made)
+    if kind.__module__.partition(".")[0] not in ("pandas", "polars", "pyarrow"):
+        return
+    if kind.__name__ in ("DataFrame", "Series", "Table", "RecordBatch"):
+        raise DataError(
+            f"{what}: a {kind.__name__} of {kind.__module__.partition('.')[0]} is no dataset, since a number does not "
+            "name its rows; return an array of rows, such as frame.to_numpy('float32'), or write Parquet and name the "
+            "file as the data"
+        )
 
 
 def rows_of(dataset: Any, what: str) -> int:

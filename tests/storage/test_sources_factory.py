@@ -135,6 +135,12 @@ def test_one_value_for_two_inputs_and_uneven_rows(tmp_path: Path) -> None:
     ("body", "said"),
     [
         ("None", "a NoneType is no dataset"),
+        (
+            "__import__('pandas').DataFrame(np.ones((4, 4)))",
+            "a DataFrame of pandas is no dataset, since a number does not name its",
+        ),
+        ("__import__('pandas').Series(list(map(x, range(3))), [2, 0, 1])", "a Series of pandas is no dataset"),
+        ("__import__('pyarrow').table({'x': np.arange(3)})", "a Table of pyarrow is no dataset.* write Parquet"),
         ("1 / 0", "the factory: raised ZeroDivisionError"),
         ("type('D', (), {'__getitem__': lambda s, i: i})()", "without a length"),
     ],
