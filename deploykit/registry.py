@@ -112,12 +112,16 @@ def _import_module(name: str, kind: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise UsageError(
-                f"{kind} module {name!r}: not found; give a module importable from {Path.cwd()} or a path ending in .py"
+                f"{_of(kind)} {name!r}: not found; give a module importable from {Path.cwd()} or a path ending in .py"
             ) from None
         raise _import_failed(kind, name, error) from error
     # A user's module runs when it is imported and may raise anything; a script calls sys.exit.
     except (Exception, SystemExit) as error:
         raise _import_failed(kind, name, error) from error
+
+
+def _of(kind: str) -> str:
+    return kind if kind == "module" else f"{kind} module"
 
 
 def _import_file(path: Path, kind: str) -> Any:
@@ -150,11 +154,11 @@ def _import_failed(kind: str, name: str, error: BaseException) -> UsageError:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, SystemExit):
         return UsageError(
-            f"{kind} module {name!r}: importing it ran a program that exits ({text}); expected definitions only; "
+            f"{_of(kind)} {name!r}: importing it ran a program that exits ({text}); expected definitions only; "
             "put the program under if __name__ == '__main__':"
         )
     return UsageError(
-        f"{kind} module {name!r}: its import failed: {text[:500]} (on the way {_import_chain(error.__traceback__)}); "
+        f"{_of(kind)} {name!r}: its import failed: {text[:500]} (on the way {_import_chain(error.__traceback__)}); "
         "expected a module that this environment can import; install what is missing, or mend or remove the package "
         "that cannot be imported"
     )

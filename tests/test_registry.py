@@ -72,6 +72,11 @@ def test_a_wrong_target_says_what_is_wrong(target: str, message: str) -> None:
         import_target(target, kind="model")
 
 
+def test_a_module_that_is_not_there_is_called_one_once() -> None:
+    with pytest.raises(UsageError, match=r"^module 'no_such_module_at_all': not found"):
+        import_target("no_such_module_at_all:X", kind="module")
+
+
 def test_an_unknown_name_lists_what_the_file_defines(tmp_path: Path) -> None:
     file = tmp_path / "model.py"
     file.write_text(
