@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from deploykit.counts import require_whole
 from deploykit.errors import DeviceError, UsageError
 
 __all__ = ["MOST_RANKS", "Device", "available_cores", "check_ranks", "check_threads", "parse_devices"]
@@ -44,6 +45,7 @@ def check_threads(threads: int, *, here: bool = True) -> None:
     Raises:
         UsageError: none, or many more than the machine has cores: thousands exhaust its memory.
     """
+    require_whole("threads", threads)
     if threads < 1:
         raise UsageError(f"threads {threads}: at least one thread is needed")
     cores = os.cpu_count() or 1
@@ -84,6 +86,8 @@ def parse_devices(text: str, cuda_count: Callable[[], int], *, runtime: str = "t
     >>> [str(device) for device in parse_devices("cuda:2,0", lambda: 4)]
     ['cuda:2', 'cuda:0']
     """
+    if not isinstance(text, str):
+        raise UsageError(f"devices {text!r}: of type {type(text).__name__}, expected one text, such as 'cpu:2'")
     kind, colon, rest = text.strip().partition(":")
     if kind == "auto" and not colon:
         return _cuda(range(cuda_count())) or (Device(),)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 
+from deploykit.counts import require_bound, require_whole
 from deploykit.errors import ArtifactError, UsageError
 from deploykit.manifest import Manifest, OutputSpec
 from deploykit.pieces import Pieces
@@ -114,6 +115,8 @@ def plan_passes(
     draws = manifest.monte_carlo.draws if draws is None else draws
     if draws < 1:
         raise UsageError(f"draws {draws}: at least one draw is needed")
+    if draws_per_pass is not None:
+        require_whole("draws per pass", draws_per_pass)
     if draws_per_pass is not None and draws_per_pass < 1:
         raise UsageError(f"draws per pass {draws_per_pass}: at least one draw is needed, or auto")
     chosen = _fitting(manifest.monte_carlo.row_bytes, draws) if draws_per_pass is None else draws_per_pass
@@ -160,6 +163,8 @@ def _fitting(row_bytes: int | None, draws: int) -> int | None:
 
 
 def _check_bound(bound: float, least: int, draws: int) -> None:
+    require_bound("draws until", bound)
+    require_whole("min draws", least)
     if not (isfinite(bound) and bound > 0):
         raise UsageError(f"draws until {bound:g}: the bound of the standard error must be a number above 0")
     if not 2 <= least <= draws:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deploykit.counts import require_whole
 from deploykit.errors import UsageError
 from deploykit.tensors import TensorSpec
 from deploykit.wording import row_range
@@ -50,6 +51,8 @@ class Plan:
     batch_size: int
 
     def __post_init__(self) -> None:
+        require_whole("batch size", self.batch_size)
+        require_whole("shard rows", self.shard_rows)
         if self.rows < 0:
             raise UsageError(f"plan: {self.rows} rows; the number of rows cannot be negative")
         if self.batch_size < 1:
@@ -109,6 +112,7 @@ def make_plan(
     Raises:
         UsageError: a number that is too small, or ``shard_rows`` is not a multiple of ``batch_size``.
     """
+    require_whole("batch size", batch_size)
     if shard_rows is None:
         shard_rows = batch_size * _batches_per_shard(rows, max(batch_size, 1), row_bytes, rows_together)
     return Plan(rows=rows, shard_rows=shard_rows, batch_size=batch_size)

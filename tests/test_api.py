@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,24 @@ import pytest
 import deploykit
 from deploykit.errors import RunError, UsageError
 from tests.handmade import build, expected
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"batch_size": 2.5}, {"batch_size": True}, {"batch_size": "8"}, {"shard_rows": 8.0}, {"threads": "1"},
+        {"devices": ["cpu"]}, {"draws_until": "0.1"}, {"draws_until": 0.1, "min_draws": 2.5}, {"draws_per_pass": 2.5},
+    ],
+)  # fmt: skip
+def test_an_argument_of_another_type_is_refused_before_anything_is_written(
+    tmp_path: Path, option: dict[str, Any]
+) -> None:
+    build(tmp_path / "model", "mc")
+    np.save(tmp_path / "rows.npy", np.zeros((8, 4), np.float32))
+    name = list(option)[-1].replace("_", " ")
+    with pytest.raises(UsageError, match=rf"^{name} .*: of type \w+, expected "):
+        deploykit.run(tmp_path / "model", str(tmp_path / "rows.npy"), tmp_path / "out", **option)
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_module_hides_a_function_of_the_same_name() -> None:

@@ -56,4 +56,4 @@ def name_hints(asked: Sequence[str], present: Sequence[str]) -> Iterator[str]:
         if close := get_close_matches(name, present, 1):
             yield f"there is no {name!r}; did you mean {close[0]!r}?"
     if "" in present:
-        yield "a column without a name is the index that pandas wrote: write with index=False, or name the others"
+        yield "a column without a name is often the index that pandas wrote: write with index=False, or name the others"
