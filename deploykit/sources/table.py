@@ -98,6 +98,15 @@ def _opener(found: Found, name: str | None) -> Any:
     return SOURCES.load(_extension(found))
 
 
+def _meant(extension: str) -> str:
+    """What to do with files that are often tried and not read."""
+    if extension in ("gz", "bz2", "xz", "zst", "zip", "tar", "tgz"):
+        return ". Packed files are not read: unpack it first"
+    if extension == "py":
+        return ". Of a Python file name the function that makes the data set: file.py:FUNCTION"
+    return ". Write an object on each line, as .jsonl" if extension == "json" else ""
+
+
 def _extension(found: Found) -> str:
     """The extension of the files, of which all must be read by the same source."""
     known = SOURCES.names()
@@ -110,7 +119,7 @@ def _extension(found: Found) -> str:
         shown = ", ".join(repr(f".{extension}" if extension else "") for extension in extensions[:8])
         raise DataError(
             f"data {found.text}: unknown extension {shown}; known are {listed}, or package.module:factory. "
-            "The name of a source can stand before the place: csv:rows.txt"
+            f"The name of a source can stand before the place: csv:rows.txt{''.join(map(_meant, extensions[:1]))}"
         )
     if len({str(SOURCES.load(extension)) for extension in ours}) > 1 or (
         found.directory is None and ours != extensions

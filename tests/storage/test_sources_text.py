@@ -326,6 +326,20 @@ def test_tabs_in_tsv_and_a_source_named_before_the_place(tmp_path: Path) -> None
     assert opened(f"csv:{path}").read(0, 1)["x"].tolist() == [[1, 2, 3, 4]]
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("rows.csv.gz", "unpack it first"),
+        ("rows.json", "an object on each line, as .jsonl"),
+        ("data.py", r"file\.py:FUNCTION"),
+    ],
+)
+def test_what_to_do_with_files_that_are_not_read(tmp_path: Path, name: str, advice: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match=rf"unknown extension .*{advice}$"):
+        opened(tmp_path / name, [V])
+
+
 def test_several_files_with_one_header(tmp_path: Path) -> None:
     for number in range(3):
         put(tmp_path / f"{number}.csv", f"a,b,c,d\n{number},1,2,3\n\n")
