@@ -156,7 +156,8 @@ def _below(text: str, folder: str, above: frozenset[tuple[int, int]], runs: list
     here = (status.st_dev, status.st_ino)
     if here in above:
         raise DataError(f"data {text}: {folder} is a link to a folder that it lies in; remove it, or use a pattern")
-    if above and Path(folder, RUN_NAME).is_file():
+    # A file of that name alone may be anybody's.
+    if above and Path(folder, RUN_NAME).is_file() and Path(folder, "commits").is_dir():
         runs.append(folder)
         return
     with os.scandir(folder) as entries:

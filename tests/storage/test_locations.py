@@ -88,6 +88,8 @@ def test_a_run_directory_in_the_data_is_none(folder: Path) -> None:
     parts.mkdir(parents=True)
     (parts / "part-000000.npy").touch()
     (folder / "predictions" / "run.json").touch()
+    assert "predictions/parts/part-000000.npy" in names(folder), "any program may write a file of that name"
+    (folder / "predictions" / "commits").mkdir()
     assert names(folder) == ["a.npy", "sub/b.npy"]
     assert find(str(folder)).runs == (f"{folder}/predictions",)
     assert names(parts) == ["part-000000.npy"]
