@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from deploykit.plan import Shard
 from deploykit.rundir import RunDirectory
 from runners.base import Group
+from runners.store import met_store
 
 __all__ = ["Claims", "counted", "share"]
 
-KEY = "deploykit/next-shard"
+KEY = "next-shard"
 
 
 class Claims:
@@ -77,9 +78,7 @@ def counted(group: Group, shards: int) -> Iterator[int]:
     Where the store is gone its host is gone: it ended because no number was left, or it died. What is left then is
     missing at the end, which is found there and said.
     """
-    from torch.distributed.rendezvous import rendezvous
-
     with contextlib.suppress(RuntimeError):
-        store, _, _ = next(rendezvous("env://", group.rank, group.world_size))
+        store = met_store(group)
         while (number := store.add(KEY, 1) - 1) < shards:
             yield number

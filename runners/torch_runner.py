@@ -16,6 +16,7 @@ from deploykit.artifact import Artifact
 from deploykit.devices import Device
 from deploykit.errors import ArtifactError, DeviceError, MissingExtraError, RunError
 from runners.base import Arrays, Group, Runner
+from runners.store import close_store, open_store
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +92,7 @@ class TorchRunner(Runner):
             import torch.distributed as dist
 
             dist.destroy_process_group()
+            close_store()
             self._joined = False
 
     def release_memory(self) -> None:
@@ -195,13 +197,10 @@ def _torch() -> Any:
 def _store(group: Group) -> Any:
     """Where the ranks meet: a file of the run, or the address that the launcher has put into the environment."""
     import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
 
     if group.store is not None:
         return dist.FileStore(str(group.store), group.world_size)  # type: ignore[attr-defined]
-    timeout = timedelta(seconds=group.timeout_s)
-    store, _, _ = next(rendezvous("env://", group.rank, group.world_size, timeout=timeout))
-    return store
+    return open_store(group)
 
 
 def _take_device(torch: Any, device: Device) -> None:
