@@ -10,6 +10,7 @@ from pathlib import Path
 from deploykit.errors import RunError
 from deploykit.feed import writing
 from deploykit.rundir import LOCK_NAME, RUN_NAME
+from runners.descriptors import forget, keep
 
 __all__ = ["BusyError", "finishing", "locked"]
 
@@ -25,8 +26,9 @@ class BusyError(RunError):
 def locked(path: Path, *, shared: bool = False) -> Iterator[int]:
     """Hold the directory's lock, creating the directory; gives the lock's descriptor, which ranks inherit.
 
-    The kernel releases the lock when the last process that holds the descriptor is gone, however it died. The ranks
-    that a launcher starts hold it together, ``shared``; a run that places its ranks itself holds it alone.
+    The kernel releases the lock when the last process that holds the descriptor is gone, however it died; what a
+    user's code forks does not hold it. The ranks that a launcher starts hold it together, ``shared``; a run that places
+    its ranks itself holds it alone.
 
     Raises:
         BusyError: another run holds it.
@@ -35,12 +37,14 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[int]:
     if path.exists() and not path.is_dir():
         raise RunError(f"run directory {path}: is a file; name a new directory")
     descriptor = _take(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    keep(descriptor)
     try:
         yield descriptor
     finally:
         if not (path / RUN_NAME).exists():
             # The directory was refused because it is somebody else's: it keeps no file of ours.
             (path / LOCK_NAME).unlink(missing_ok=True)
+        forget(descriptor)
         os.close(descriptor)
 
 

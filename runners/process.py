@@ -11,6 +11,7 @@ from typing import Any
 
 from deploykit.plan import Shard
 from runners.assignment import Assignment
+from runners.descriptors import forget, keep
 from runners.pace import Load, Pace
 from runners.timing import Meter
 from runners.wire import Lines, send
@@ -47,6 +48,7 @@ class RankProcess:
         self.error: dict[str, str] | None = None
         child_in, self._to_child = os.pipe()
         self.descriptor, child_out = os.pipe()
+        keep(self._to_child, self.descriptor)
         self._lines = Lines()
         try:
             self.process = _start(assignment, log, child_in, child_out, inherit)
@@ -127,6 +129,7 @@ class RankProcess:
 
     def close(self) -> None:
         """Close the pipes: a rank that still lives ends itself."""
+        forget(self._to_child, self.descriptor)
         os.close(self._to_child)
         os.close(self.descriptor)
 
@@ -144,7 +147,7 @@ def _start(
     with log.open("wb") as file:
         return subprocess.Popen(  # noqa: S603 - our own interpreter and module
             # -P: a file of the working directory must not stand in for a module of ours.
-            [sys.executable, "-P", "-m", "runners.rank", str(child_in), str(child_out)],
+            [sys.executable, "-P", "-m", "runners.rank", *map(str, (child_in, child_out, *inherit))],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""One rank in a process of its own: ``python -m runners.rank IN OUT``, two descriptors of pipes to the run.
+"""One rank in a process of its own: ``python -m runners.rank IN OUT LOCK``, two pipes to the run, and its lock.
 
 It is told its assignment, then one shard after another, and answers with what it has begun, predicted and committed.
 When the run is gone, its pipe ends, and the rank ends at once: its unfinished shard is as if never begun.
@@ -19,6 +19,7 @@ from deploykit.errors import DeploykitError
 from deploykit.job import Job
 from deploykit.plan import Shard
 from runners.assignment import Assignment
+from runners.descriptors import keep
 from runners.loop import Pipeline
 from runners.memory import peak_memory_bytes
 from runners.recorder import Recorder
@@ -114,7 +115,8 @@ class _Ending:
 def main(arguments: list[str], ending: _Ending) -> int:
     """Run one rank; the exit code is 0, or that of the error that was reported."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The run hears Ctrl-C and says what to do.
-    incoming, outgoing = map(int, arguments)
+    incoming, outgoing, *locks = map(int, arguments)
+    keep(incoming, outgoing, *locks)
     wire = Wire(incoming, outgoing)
     messages = wire.receive()
     assignment = Assignment.from_json(next(messages))

@@ -23,9 +23,23 @@ class Slow:
             os.kill(os.getpid(), signal.SIGKILL)
         if str(row) == os.environ.get("BROKEN_ROW"):
             raise ValueError("this row is broken")
+        if row % 8 == 3 and "FORKED" in os.environ:
+            _fork(Path(os.environ["FORKED"]))
         if row == 2 and "STARTED" in os.environ:
             Path(os.environ["STARTED"]).touch()
         return {"x": X[row]}
+
+
+def _fork(pids: Path) -> None:
+    """Once in a process; the pids of it and of its child go to the end of the file."""
+    if str(os.getpid()) in (pids.read_text().split() if pids.exists() else []):
+        return
+    child = os.fork()
+    if not child:
+        time.sleep(600)
+        os._exit(0)
+    with pids.open("a") as file:
+        file.write(f"{os.getpid()} {child}\n")
 
 
 def make() -> Slow:

@@ -266,3 +266,24 @@ def test_a_rank_that_falls_silent_is_named_while_the_run_goes_on(
     run(artifact_paths["plain"], f"{tmp_path / 'uneven.py'}:make", tmp_path / "r", **options)  # type: ignore[arg-type]
     shown = capsys.readouterr().err
     assert re.search(r"rank [01] silent for \d s", shown), shown
+
+
+@pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])
+def test_what_a_data_set_forks_keeps_neither_the_run_waiting_nor_its_directory(
+    devices: str, artifact_paths: dict[str, Path], tmp_path: Path
+) -> None:
+    """A pool or a manager outlives a process that is killed, and has a copy of all that was open there."""
+    out, forked = tmp_path / "r", tmp_path / "forked"
+    process = start(artifact_paths["mc"], out, {"SLOW_S": "0.05", "FORKED": str(forked)}, devices=devices)
+    try:
+        wait_for(lambda: forked.exists() and any((out / "commits").glob("*")))
+        doomed = int(forked.read_text().split()[0])
+        os.kill(doomed, signal.SIGKILL)
+        assert process.wait(30) == (-signal.SIGKILL if devices == "cpu:1" else 1)
+        run(artifact_paths["mc"], SLOW, out, devices="cpu:1", **OPTIONS)  # type: ignore[arg-type]
+        assert verify_run(out).ok
+    finally:
+        process.kill()
+        for child in forked.read_text().split()[1::2]:
+            os.kill(int(child), signal.SIGKILL)
+        process.communicate()
