@@ -49,11 +49,14 @@ def finish_strided(directory: RunDirectory, writer: Writer) -> None:
             _write(directory, writer, rank)
 
 
-def strided_problems(directory: RunDirectory) -> list[str]:
-    """One text for each rank whose files are missing or damaged; running again writes them again."""
+def strided_problems(directory: RunDirectory, *, check_digests: bool = True) -> list[str]:
+    """One text for each rank whose files are missing or damaged; running again writes them again.
+
+    Without ``check_digests`` no file is read, and only its size is compared.
+    """
     problems = []
     for rank in _ranks(directory):
-        text = _damage(directory, rank)
+        text = _damage(directory, rank, check_digest=check_digests)
         if text is not None:
             problems.append(text)
     return problems
@@ -70,7 +73,7 @@ def _ranks(directory: RunDirectory) -> range:
     return range(parse_layout(directory.job.layout, 1).ranks if directory.job.plan.rows else 0)
 
 
-def _damage(directory: RunDirectory, rank: int) -> str | None:
+def _damage(directory: RunDirectory, rank: int, *, check_digest: bool = True) -> str | None:
     path = _commit_path(directory, rank)
     if not path.exists():
         return f"the files of rank {rank} are not written yet"
@@ -79,7 +82,7 @@ def _damage(directory: RunDirectory, rank: int) -> str | None:
         files = [FileDigest(**file) for file in data["files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{path.name}: cannot be read ({error!r})"
-    damage = (directory.digests.damage(directory.path, file, check_digest=True) for file in files)
+    damage = (directory.digests.damage(directory.path, file, check_digest=check_digest) for file in files)
     return next((text for text in damage if text is not None), None)
 
 

@@ -11,6 +11,7 @@ from deploykit.paths import require_place
 from deploykit.rundir import LOCK_NAME, SPOOL_NAME, RunDirectory
 from deploykit.runstate import State
 from deploykit.signs import CallSign, RankSign, read_drawing, read_signs
+from deploykit.strided import strided_problems
 
 __all__ = ["RankStatus", "RunStatus", "run_status"]
 
@@ -139,6 +140,10 @@ def _is_untouched(path: Path) -> bool:
 def _pending(directory: RunDirectory, state: State) -> bool:
     """Whether the last steps, after the last part, are still to come."""
     job = directory.job
+    if not directory.is_delivered():
+        return True
+    if job.is_strided:
+        return job.has_epoch_files and bool(strided_problems(directory, check_digests=False))
     joined = len(state.rank_of()) == len(job.plan) and (job.keeps_parts or not state.parts)
     return job.has_epoch_files and not joined
 

@@ -65,6 +65,18 @@ def test_a_finished_run(artifact_paths: dict[str, Path], tmp_path: Path, devices
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks through /proc")
+@pytest.mark.parametrize("layout", ["contiguous", "strided"])
+@pytest.mark.parametrize("write_interval", ["epoch", "batch_and_epoch"])
+def test_a_run_with_files_of_the_ranks_is_finished_when_they_are_there(
+    layout: str, write_interval: str, artifact_paths: dict[str, Path], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {**OPTIONS, "write_interval": write_interval, "layout": layout}
+    run(artifact_paths["mc"], SLOW, tmp_path / "r", devices="cpu", **options)
+    assert run_status(tmp_path / "r").state == "finished"
+    (tmp_path / "r" / "predictions_0.npy").write_bytes(b"")
+    assert run_status(tmp_path / "r").state == "interrupted"
+
+
 def test_a_run_at_work_and_after_its_death(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "r"
     with start(artifact_paths["mc"], out, {"SLOW_S": "0.06"}, devices="cpu:2") as process:
