@@ -8,6 +8,8 @@ from typing import Any
 
 from deploykit.artifact import Artifact
 from deploykit.devices import Device
+from deploykit.errors import DataError
+from deploykit.job import Job
 from deploykit.rundir import RunDirectory
 from deploykit.sources import Reading, Source, open_source
 from deploykit.writers import make_writer
@@ -66,6 +68,7 @@ class Assignment:
         if source is None:
             source = self._source(directory, artifact)
             stack.callback(source.close)
+            _refuse_other_data(source, directory.job)
         writer = make_writer(directory.job.writer, directory.job.outputs, write_interval=directory.job.write_interval)
         runner_class = choose_runner(artifact, self.runner)
         runner = stack.enter_context(runner_class(artifact, self.device, threads=self.threads))
@@ -93,6 +96,25 @@ class Assignment:
             "group": None if group is None else Group(**{**group, "store": group["store"] and Path(group["store"])}),
         }
         return cls(**{**data, **fields})
+
+
+def _refuse_other_data(source: Source, job: Job) -> None:
+    """Refuse what has taken the data's place since the process that prepared the job looked at them.
+
+    Only what costs little is compared: the rows, and of a single file the size and a sample.
+
+    Raises:
+        DataError: it is not the data of the job.
+    """
+    same = len(source) == job.plan.rows
+    if same and "sha256_sample" in job.data and "files" not in job.data:
+        found = source.fingerprint()
+        same = all(found.get(name) == job.data[name] for name in ("size_bytes", "sha256_sample"))
+    if not same:
+        raise DataError(
+            f"data {job.data_source}: were replaced while the run began; leave them as they are while it goes on, and "
+            "predict into a new directory"
+        )
 
 
 def reading_of(directory: RunDirectory, artifact: Artifact) -> Reading:

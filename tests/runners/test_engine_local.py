@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploykit.errors import DataError
 from deploykit.rundir import RunDirectory
 from deploykit.verify_run import verify_run
+from runners import engine_local
 from runners.engine import Engine
 from runners.engine_local import place
 from runners.engines import choose_engine
@@ -104,3 +106,22 @@ def test_an_engine_that_is_entered_is_left(
     np.save(tmp_path / "x.npy", np.ones((3, 4), np.float32))
     run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "r")
     assert left == [True]
+
+
+@pytest.mark.parametrize("rows", [64, 65])
+def test_a_file_that_is_replaced_before_the_ranks_open_it_is_refused(
+    rows: int, artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise its predictions would pass for those of the file that the job names."""
+    data, start = tmp_path / "rows.npy", engine_local._Ranks.start
+
+    def late(*arguments: Any) -> None:
+        np.save(tmp_path / "other.npy", np.ones((rows, 4), np.float32))
+        (tmp_path / "other.npy").replace(data)
+        start(*arguments)
+
+    np.save(data, np.zeros((64, 4), np.float32))
+    monkeypatch.setattr(engine_local._Ranks, "start", late)
+    with pytest.raises(DataError, match=r"rows\.npy: were replaced while the run began"):
+        run(artifact_paths["mc"], data, tmp_path / "r", devices="cpu:2", batch_size=8)
+    assert not list((tmp_path / "r" / "commits").iterdir())
