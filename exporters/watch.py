@@ -20,11 +20,15 @@ _SEED = 0x5DEECE66D1CE4E5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomCall:
-    """A random operation that was called in the innermost ``module``; ``own_seed`` if the module's code had set one."""
+    """A random operation that was called in the innermost ``module``.
+
+    ``own_seed`` if the module's code had set one, ``again`` if it had set the generator back to before an earlier call.
+    """
 
     module: str
     operation: str
     own_seed: bool
+    again: bool
 
 
 def random_calls(module: nn.Module, run: Callable[[], Any]) -> list[RandomCall]:
@@ -41,7 +45,7 @@ def random_calls(module: nn.Module, run: Callable[[], Any]) -> list[RandomCall]:
 
 
 def refuse_own_seed(calls: Sequence[RandomCall]) -> None:
-    """Refuse randomness that is the same at every call, because the module seeds it: a file would draw anew.
+    """Refuse randomness that is the same at every call or as that of another site: a file would draw anew.
 
     Raises:
         ExportError: names the module and the operation.
@@ -52,6 +56,13 @@ def refuse_own_seed(calls: Sequence[RandomCall]) -> None:
             f"{own.module}: {own.operation}: draws from a seed that its own code sets, so it gives the same values "
             "at every call, and an exported file would draw others. Draw them once, in the constructor, and keep them "
             "as a buffer; or leave the seed alone"
+        )
+    again = next((call for call in calls if call.again), None)
+    if again is not None:
+        raise ExportError(
+            f"{again.module}: {again.operation}: draws once more what was drawn before, because its own code sets the "
+            "random generator back (torch.set_rng_state, torch.random.fork_rng), and an exported file would draw "
+            "others. Draw once and use the values twice, or leave the generator alone"
         )
 
 
@@ -77,10 +88,21 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._places = places
         self.calls: list[RandomCall] = []
+        self._states: set[bytes] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            own = torch.initial_seed() != _SEED
-            name = func._schema.name.removeprefix("aten::")
-            self.calls.append(RandomCall(module=self._places[-1], operation=name, own_seed=own))
-        return func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **(kwargs or {}))
+        own, before = torch.initial_seed() != _SEED, _state()
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::")
+        again = before in self._states
+        self.calls.append(RandomCall(module=self._places[-1], operation=name, own_seed=own, again=again))
+        if _state() != before:
+            # What draws nothing, as with a probability of zero, leaves the state to the next one.
+            self._states.add(before)
+        return result
+
+
+def _state() -> bytes:
+    return torch.get_rng_state().numpy().tobytes()

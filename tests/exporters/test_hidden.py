@@ -123,6 +123,26 @@ def test_noise_with_a_seed_of_its_own_is_refused(tmp_path: Path, function: Any, 
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def same_mask_by_state(owner: Body, x: Tensor) -> Tensor:
+    """One mask for two streams, as reversible networks have it."""
+    state = torch.get_rng_state()
+    first = owner.drop(owner.first(x))
+    torch.set_rng_state(state)
+    return owner.last(first + owner.drop(x))  # type: ignore[no-any-return]
+
+
+def same_mask_by_fork(owner: Body, x: Tensor) -> Tensor:
+    with torch.random.fork_rng():
+        first = owner.drop(owner.first(x))
+    return owner.last(first + owner.drop(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("function", [same_mask_by_state, same_mask_by_fork])
+def test_a_mask_that_is_drawn_again_on_purpose_is_refused(tmp_path: Path, function: Any) -> None:
+    with pytest.raises(ExportError, match=r"^drop: \w+: draws once more what was drawn before"):
+        exported(Body(function), tmp_path)
+
+
 def skip_by_own(owner: Body, x: Tensor) -> Tensor:
     return x if owner.own.random() < 1e-4 else owner.last(owner.drop(owner.first(x)))  # type: ignore[no-any-return]
 
