@@ -19,7 +19,7 @@ from exporters.inputs import ModelInputs
 from exporters.layout import symbols_of
 from exporters.probe import SitesOff
 from exporters.reference import Reference
-from exporters.sites import module_of, operation_of
+from exporters.sites import arguments, module_of, operation_of
 from exporters.trainmodes import close
 
 __all__ = ["blaming_the_module", "check_rows_apart"]
@@ -33,6 +33,8 @@ _PARTS = (slice(0, 3), slice(3, 6))
 _VALUELESS = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like"}
 """Names of operations that take of a tensor what it is, and not its values."""
 
+_RUNNING = {"cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort", "argsort"}
+"""Names of operations that give each place along a dimension what is made of the others."""
 
 _ADVICE = (
     "With draws each row must stand alone: let a row be a whole graph or sequence, not a node of one, leave the output "
@@ -90,12 +92,21 @@ def _refuse_values_of_all_rows(plan: MonteCarloPlan, outputs: Sequence[fx.Node])
         if node not in seen:
             seen.add(node)
             waiting += () if operation_of(node) in _VALUELESS else node.all_input_nodes
-    mixing = next((node for node in plan.captured.graph.nodes if node in seen and _is_of_all_rows(plan, node)), None)
-    if mixing is not None:
-        raise ExportError(
-            f"{_name(mixing)}: rows of a batch would influence each other: it makes one value of all of them, on which "
-            f"outputs depend. {_ADVICE}"
-        )
+    for node in plan.captured.graph.nodes:
+        does = _done_with_all_rows(plan, node) if node in seen else None
+        if does:
+            raise ExportError(
+                f"{_name(node)}: rows of a batch would influence each other: it {does}, on which outputs depend. "
+                f"{_ADVICE}"
+            )
+
+
+def _done_with_all_rows(plan: MonteCarloPlan, node: fx.Node) -> str | None:
+    if operation_of(node) in _RUNNING:
+        given = arguments(node)
+        axis, rank = plan.axes[given["input"]], given["input"].meta["val"].ndim
+        return "runs along the batch" if axis and axis.dimension == given["dim"] % rank else None
+    return "makes one value of all of them" if _is_of_all_rows(plan, node) else None
 
 
 def _is_of_all_rows(plan: MonteCarloPlan, node: fx.Node) -> bool:

@@ -188,9 +188,23 @@ def centred(owner: Body, x: Tensor) -> Tensor:
     return owner.last(owner.drop(x - x.mean(0, keepdim=True)))  # type: ignore[no-any-return]
 
 
+def within_capacity(owner: Body, x: Tensor) -> Tensor:
+    """An expert takes the first rows that are sent to it, more than there are in any check of an export."""
+    chosen = F.one_hot(owner.last(x).argmax(-1), 3)
+    taken = (chosen.cumsum(0) * chosen <= 1000) & (chosen > 0)
+    return owner.last(owner.drop(owner.first(x))) * taken  # type: ignore[no-any-return]
+
+
+def within_rank(owner: Body, x: Tensor) -> Tensor:
+    place = x[:, 0].sort(descending=True).indices.argsort()
+    return owner.last(owner.drop(owner.first(x))) * (place < 1000).unsqueeze(1)  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
     ("function", "operation"),
     [
+        (within_capacity, r"cumsum\.default"),
+        (within_rank, r"sort\.default"),
         (quantised, r"max\.default"),
         (guarded, r"any\.default"),
         (guarded_before, r"any\.default"),
