@@ -21,6 +21,7 @@ from exporters.eager import answered_dropouts
 from exporters.entry import Entry
 from exporters.modes import borrowed, set_modes
 from exporters.tasks import OutputTask
+from exporters.watch import places_of
 
 __all__ = ["Reference", "to_numpy"]
 
@@ -73,11 +74,15 @@ class Reference:
         def kept(kind: str, shape: Sequence[int], p: float | None) -> Tensor | None:
             expected = next(asked, None)
             if expected is None or (expected.kind, expected.p) != (kind, p):
-                raise ExportError(f"the module draws in another order than when it was captured ({kind}, p={p})")
+                raise ExportError(
+                    f"{places[-1]}: does not draw in every call what it drew when it was captured: now {kind} with "
+                    f"p={p}, as where p follows a schedule or a mask is kept for later calls. An exported file keeps "
+                    "no state; draw the same in every call"
+                )
             return self._kept(expected.placed, shape, sample_ids, seed, draw) if expected.placed else None
 
         tensors = [torch.from_numpy(inputs[name].copy()) for name in self.entry.names]
-        with borrowed(self.entry), answered_dropouts(kept):
+        with borrowed(self.entry), places_of(self.entry.module) as places, answered_dropouts(kept):
             set_modes(self.entry, self.training)
             found = self.entry.named(*tensors)
             return {name: to_numpy(value) for name, value in found.items()}

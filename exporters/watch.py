@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from deploykit.errors import ExportError
 from exporters.trainmodes import site_name
 
-__all__ = ["RandomCall", "random_calls", "refuse_own_seed"]
+__all__ = ["RandomCall", "places_of", "random_calls", "refuse_own_seed"]
 
 _SEED = 0x5DEECE66D1CE4E5
 """One that no module sets itself."""
@@ -36,7 +36,7 @@ def random_calls(module: nn.Module, run: Callable[[], Any]) -> list[RandomCall]:
 
     Call it where the module's hooks and torch's random state are kept.
     """
-    with _places(module) as places:
+    with places_of(module) as places:
         torch.manual_seed(_SEED)
         with _Watch(places) as watch:
             run()
@@ -67,8 +67,8 @@ def refuse_own_seed(calls: Sequence[RandomCall]) -> None:
 
 
 @contextmanager
-def _places(module: nn.Module) -> Iterator[list[str]]:
-    """The names of the modules that are being called, the innermost last."""
+def places_of(module: nn.Module) -> Iterator[list[str]]:
+    """The names of the modules that are being called, the innermost last. Call it where hooks are kept."""
     places, handles = ["(root)"], []
     for name, child in module.named_modules():
         place = site_name(name)

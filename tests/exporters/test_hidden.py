@@ -143,6 +143,33 @@ def test_a_mask_that_is_drawn_again_on_purpose_is_refused(tmp_path: Path, functi
         exported(Body(function), tmp_path)
 
 
+class Scheduled(nn.Module):
+    """Drops more in every call."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        return F.dropout(x, 0.1 * self.calls, self.training)
+
+
+class Keeps(nn.Module):
+    """One mask until it is taken away."""
+
+    mask = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.mask is None:
+            self.mask = torch.bernoulli(torch.full((1, 8), 0.6)) / 0.6
+        return x if self.mask is None else x * self.mask
+
+
+@pytest.mark.parametrize("kind", [Scheduled, Keeps])
+def test_draws_that_calls_before_decide_are_refused_by_name(tmp_path: Path, kind: Any) -> None:
+    with pytest.raises(ExportError, match=r"^1: does not draw in every call what it drew when it was captured"):
+        exported(nn.Sequential(nn.Linear(8, 8), kind(), nn.Dropout(0.3)), tmp_path)
+
+
 def skip_by_own(owner: Body, x: Tensor) -> Tensor:
     return x if owner.own.random() < 1e-4 else owner.last(owner.drop(owner.first(x)))  # type: ignore[no-any-return]
 
