@@ -19,7 +19,7 @@ from torch.nn.modules import transformer
 from deploykit.compare import default_tolerance
 from deploykit.errors import DeploykitError, ExportError
 from deploykit.tensors import TensorSpec
-from exporters.explain import explain
+from exporters.explain import NO_FUNCTORCH, explain
 from exporters.reach import drop_unseen_writes
 from exporters.recurrence import dynamic_steps
 from exporters.sites import masks_asked, module_of
@@ -164,10 +164,7 @@ def _refuse_functorch(graph: fx.Graph) -> None:
     """What is left of ``torch.vmap`` in a graph belongs to a call that is over."""
     for node in graph.nodes:
         if "functorch" in str(getattr(node.target, "__module__", "")):
-            raise ExportError(
-                f"{module_of(node)}: torch.vmap and torch.func cannot be exported; write the operations with the batch "
-                "dimension in the tensors"
-            )
+            raise ExportError(f"{module_of(node)}: {NO_FUNCTORCH}")
 
 
 def _symbols(graph: fx.Graph, specs: Sequence[TensorSpec]) -> dict[str, Any]:

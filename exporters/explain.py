@@ -12,7 +12,14 @@ from torch import nn
 
 from deploykit.tensors import TensorSpec
 
-__all__ = ["explain"]
+__all__ = ["NO_FUNCTORCH", "explain"]
+
+NO_FUNCTORCH = (
+    "torch.vmap and torch.func cannot be exported; write the operations with the batch dimension in the tensors"
+)
+
+_FUNCTORCH = ("_functorch/vmap.py", "_functorch/eager_transforms.py")
+"""Files of torch whose code runs around a function of the user's that it transforms."""
 
 
 def explain(error: Exception, module: nn.Module, specs: Sequence[TensorSpec]) -> str:
@@ -24,6 +31,8 @@ def explain(error: Exception, module: nn.Module, specs: Sequence[TensorSpec]) ->
     head = text.splitlines()[0] if text else type(error).__name__
     kind = type(error).__name__
     where = _place(error, module)
+    if any(Path(frame.f_code.co_filename).as_posix().endswith(_FUNCTORCH) for frame, _ in _frames(error)):
+        return f"{where}{NO_FUNCTORCH}"
     if "specialized" in text or "ConstraintViolation" in kind or "Constraints violated" in text:
         dynamic = dict.fromkeys(size for spec in specs for size in spec.shape if isinstance(size, str))
         return (
@@ -83,15 +92,14 @@ def _place(error: BaseException, module: nn.Module) -> str:
     """The innermost of the user's modules whose code was running, with the line; empty where none was."""
     names = {id(child): name for name, child in module.named_modules() if child is not module}
     found = ""
-    for link in _chain(error):
-        for frame, line in traceback.walk_tb(link.__traceback__):
-            name, code = names.get(id(_owner(frame))), frame.f_code
-            # Every call passes through the base class, which says nothing.
-            if name is None or code.co_filename == inspect.getfile(nn.Module):
-                continue
-            source = linecache.getline(code.co_filename, line).strip()
-            own = name.removeprefix("module").removeprefix(".") or "(root)"
-            found = f"{own} ({Path(code.co_filename).name}:{line}: {source}): "
+    for frame, line in _frames(error):
+        name, code = names.get(id(_owner(frame))), frame.f_code
+        # Every call passes through the base class, which says nothing.
+        if name is None or code.co_filename == inspect.getfile(nn.Module):
+            continue
+        source = linecache.getline(code.co_filename, line).strip()
+        own = name.removeprefix("module").removeprefix(".") or "(root)"
+        found = f"{own} ({Path(code.co_filename).name}:{line}: {source}): "
     return found
 
 
@@ -103,9 +111,9 @@ def _owner(frame: FrameType) -> object:
     return first if getattr(method, "__code__", None) is code else frame.f_locals.get("self")
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was made from."""
+def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
+    """The frames and lines of the error, and then of what it was made from."""
     link: BaseException | None = error
     while link is not None:
-        yield link
+        yield from traceback.walk_tb(link.__traceback__)
         link = link.__cause__ or link.__context__

@@ -240,5 +240,12 @@ def test_functions_of_single_rows_are_refused_by_name(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
             return torch.vmap(self.second)(self.drop(self.first(x)))
 
-    with pytest.raises(ExportError, match=r"torch.vmap and torch.func cannot be exported"):
-        export_module(Mapped().eval(), tmp_path / "a", inputs=[SPEC], mc_draws=3)
+    class Drawn(Model):
+        """Not even a graph can be made of it."""
+
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return torch.vmap(lambda row: self.second(self.drop(row)), randomness="different")(self.first(x))
+
+    for kind in (Mapped, Drawn):
+        with pytest.raises(ExportError, match=r"^\S+.*: torch.vmap and torch.func cannot be exported"):
+            export_module(kind().eval(), tmp_path / "a", inputs=[SPEC], mc_draws=3)
