@@ -24,7 +24,11 @@ SWITCHED = {
 }  # fmt: skip
 """Names of the operations with ``p`` and ``train``, which give back their input when they are off."""
 
-_OPENED_BY = {"wrap_with_autocast": " of torch.autocast", "wrap_with_set_grad_enabled": " of torch.enable_grad"}
+_OPENED_BY = {
+    "wrap_with_autocast": " of torch.autocast",
+    "wrap_with_set_grad_enabled": " of torch.enable_grad",
+    "cond": " of torch.cond",
+}
 
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 
@@ -131,8 +135,9 @@ def module_of(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     names = [str(path) for path, _ in stack.values() if not str(path).startswith("_empty_nn_module_stack")]
     name = names[-1] if names else ""
-    # The user's module is a child of the entry wrapper.
-    name = name.removeprefix("module").removeprefix(".")
+    # The user's module is a child of the entry wrapper, which in a block has one around it too.
+    for wrapper in ("_export_root", "module"):
+        name = name.removeprefix(wrapper).removeprefix(".")
     return name or "(root)"
 
 

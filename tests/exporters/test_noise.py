@@ -239,6 +239,19 @@ def test_other_randomness_is_refused_by_name(operation: str, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dropout_in_a_branch_of_torch_is_refused_by_name(tmp_path: Path) -> None:
+    class Chooses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Any:
+            return torch.cond(x.sum() > 0, self.drop, torch.clone, (x,))  # type: ignore[no-untyped-call]
+
+    with pytest.raises(ExportError, match=r"faithfully yet: drop: dropout in a block of torch\.cond\. Supported are"):
+        export_module(Chooses(), tmp_path / "a", inputs=[SPEC], mc_draws=4)
+
+
 def test_noise_that_belongs_to_no_row_is_the_same_for_all_rows_of_a_draw(tmp_path: Path) -> None:
     class OneVector(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
