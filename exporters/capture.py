@@ -13,6 +13,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
+from torch.distributions.utils import lazy_property
 from torch.fx.experimental import _config as symbolic_config
 from torch.nn.modules import transformer
 
@@ -127,7 +128,7 @@ def _export(
         {axis: dimensions[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in specs
     )
     ones = cast(Any, symbolic_config).patch(backed_size_oblivious=not look_at_ones)
-    with quiet(), _silent(), dynamic_steps(), _masks_as_given(), _unchecked_values(), ones, torch.no_grad():
+    with quiet(), _silent(), dynamic_steps(), _masks_as_given(), _plain_distributions(), ones, torch.no_grad():
         return torch.export.export(module, tuple(example), dynamic_shapes={"tensors": shapes}, strict=False)
 
 
@@ -189,9 +190,21 @@ def _masks_as_given() -> Iterator[None]:
 
 
 @contextmanager
-def _unchecked_values() -> Iterator[None]:
-    """Distributions look at the values of their parameters, only to warn of wrong ones; the oracle still lets them."""
-    with mock.patch.object(torch.distributions.Distribution, "_validate_args", False):
+def _plain_distributions() -> Iterator[None]:
+    """Distributions look at the values of their parameters, only to warn of wrong ones; the oracle still lets them.
+
+    And they switch gradients on for what they compute late, which would be a block of its own in the graph.
+    """
+
+    def computed(self: Any, instance: Any, _type: Any = None) -> Any:
+        value = self.wrapped(instance)
+        setattr(instance, self.wrapped.__name__, value)
+        return value
+
+    with (
+        mock.patch.object(torch.distributions.Distribution, "_validate_args", False),
+        mock.patch.object(lazy_property, "__get__", computed),
+    ):
         yield
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import Tensor, nn
+from torch import Tensor, distributions, nn
 
 from deploykit import masks, noise
 from deploykit.cli.artifact import inspect
@@ -200,6 +200,19 @@ def test_half_precision(tmp_path: Path) -> None:
     module = models.Wrapped(several).half()
     result = export_module(module, tmp_path / "a", inputs=["x:float16[batch,6]"], mc_draws=3)
     assert result.max_error < 2e-3
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda logits: distributions.Bernoulli(logits=logits).sample(),
+        lambda logits: distributions.RelaxedBernoulli(torch.tensor(0.5), logits=logits).rsample(),
+    ],
+    ids=["Bernoulli", "RelaxedBernoulli"],
+)
+def test_distributions_by_logits(tmp_path: Path, draw: Any) -> None:
+    module = models.Wrapped(lambda _owner, x: draw(x))
+    assert export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=3).max_error < 1e-5
 
 
 def test_a_randomised_relu_that_is_off_is_exported(tmp_path: Path) -> None:
