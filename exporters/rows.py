@@ -16,7 +16,7 @@ from deploykit.compare import worst_of
 from deploykit.errors import DeploykitError, ExportError
 from exporters.drawplan import MonteCarloPlan
 from exporters.inputs import ModelInputs
-from exporters.layout import symbols_of
+from exporters.layout import symbolic_shape, symbols_of
 from exporters.probe import SitesOff
 from exporters.reference import Reference
 from exporters.sites import arguments, module_of, operation_of
@@ -33,8 +33,8 @@ _PARTS = (slice(0, 3), slice(3, 6))
 _VALUELESS = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like"}
 """Names of operations that take of a tensor what it is, and not its values."""
 
-_RUNNING = {"cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort", "argsort"}
-"""Names of operations that give each place along a dimension what is made of the others."""
+_RUNNING = {"cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort", "argsort", "flip", "roll"}
+"""Names of operations that give each place along their dimensions what is made of the others."""
 
 _ADVICE = (
     "With draws each row must stand alone: let a row be a whole graph or sequence, not a node of one, leave the output "
@@ -102,11 +102,19 @@ def _refuse_values_of_all_rows(plan: MonteCarloPlan, outputs: Sequence[fx.Node])
 
 
 def _done_with_all_rows(plan: MonteCarloPlan, node: fx.Node) -> str | None:
-    if operation_of(node) in _RUNNING:
-        given = arguments(node)
-        axis, rank = plan.axes[given["input"]], given["input"].meta["val"].ndim
-        return "runs along the batch" if axis and axis.dimension == given["dim"] % rank else None
+    if operation_of(node) in _RUNNING and _runs_along_the_batch(plan, node):
+        return "runs along the batch"
+    if sum(plan.symbol in size.free_symbols for size in symbolic_shape(node)) > 1:
+        return "makes a value of every two of them"
     return "makes one value of all of them" if _is_of_all_rows(plan, node) else None
+
+
+def _runs_along_the_batch(plan: MonteCarloPlan, node: fx.Node) -> bool:
+    given = arguments(node)
+    axis, rank = plan.axes[given["input"]], given["input"].meta["val"].ndim
+    dimensions = given["dims"] if "dims" in given else [given["dim"]]
+    # Rolled without a dimension, all values are in one line.
+    return axis is not None and (not dimensions or axis.dimension in {each % rank for each in dimensions})
 
 
 def _is_of_all_rows(plan: MonteCarloPlan, node: fx.Node) -> bool:

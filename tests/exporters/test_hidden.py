@@ -227,9 +227,21 @@ def within_rank(owner: Body, x: Tensor) -> Tensor:
     return owner.last(owner.drop(owner.first(x))) * (place < 1000).unsqueeze(1)  # type: ignore[no-any-return]
 
 
+def unlike_the_last(owner: Body, x: Tensor) -> Tensor:
+    hidden = owner.first(x)
+    return owner.last(owner.drop(torch.where((hidden > 1e4).roll(1, 0), -hidden, hidden)))  # type: ignore[no-any-return]
+
+
+def unless_there_are_three(owner: Body, x: Tensor) -> Tensor:
+    alike = (x[:, None] - x).abs().sum(-1) < 1e-9
+    return owner.last(owner.drop(owner.first(x))) * (alike.sum(1, keepdim=True) < 3)  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
     ("function", "operation"),
     [
+        (unlike_the_last, r"roll\.default"),
+        (unless_there_are_three, r"sub\.Tensor"),
         (within_capacity, r"cumsum\.default"),
         (within_rank, r"sort\.default"),
         (quantised, r"max\.default"),
