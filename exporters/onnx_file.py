@@ -19,6 +19,7 @@ from exporters.mask_ops import SHIFT_RIGHT
 from exporters.onnx_activations import gelu, mean_slope
 from exporters.onnx_attention import attention
 from exporters.onnx_recurrence import recurrent_translations
+from exporters.onnx_repeat import repeat_interleave
 from exporters.recurrence import dynamic_steps
 from exporters.sites import module_of
 from exporters.torchscript import Controls
@@ -106,6 +107,7 @@ def _translations() -> dict[Any, Any]:
         SHIFT_RIGHT: _shift_right(),
         plain_attention: attention,
         torch.ops.aten.gelu.default: gelu,
+        torch.ops.aten.repeat_interleave.self_int: repeat_interleave,
         torch.ops.aten.rrelu_with_noise_functional.default: mean_slope,
         **recurrent_translations(),
     }

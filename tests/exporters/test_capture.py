@@ -98,6 +98,26 @@ def test_recurrent_networks_keep_the_number_of_steps_dynamic(
     assert {record.format for record in result.manifest.parity} == {"onnx", "torchscript"}
 
 
+@pytest.mark.parametrize("draws", [None, 3])
+def test_repeats_by_the_size_of_the_batch_are_exported(tmp_path: Path, draws: int | None) -> None:
+    """Members of an ensemble, each with a scale of its own for all rows, which torch's exporter writes wrongly."""
+
+    class Members(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scales, self.drop = nn.Parameter(torch.randn(4, 6)), nn.Dropout(0.3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = x.shape[0]
+            inner = self.scales.T.repeat_interleave(rows, 1).T
+            flat = self.scales[0, :2].repeat_interleave(rows).view(2, rows).T
+            scaled = self.drop(x.repeat(4, 1)) * (self.scales.repeat_interleave(rows, 0) + inner)
+            return torch.cat([scaled.view(4, rows, 6).mean(0), flat], 1)
+
+    result = export_module(Members().eval(), tmp_path / "a", inputs=["x:float32[batch,6]"], mc_draws=draws)
+    assert result.max_error < 1e-5
+
+
 class Halves(nn.Module):
     """Needs an even size: it is halved and doubled again."""
 
