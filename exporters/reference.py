@@ -91,7 +91,7 @@ class Reference:
         site, axis = placed.site, placed.axis
         units = masks.unit_numbers(
             tuple(shape) if axis is None else axis.row(shape, len(ids)), [size is None for size in placed.sizes]
-        )
+        ).reshape(-1)
         if axis is None:
             drawn = noise.sample(site.kind, seed, site.index, [0], [draw], units, site.p)[0]
             return torch.from_numpy(drawn).reshape(tuple(shape))

@@ -265,6 +265,22 @@ def test_a_dropout_in_a_branch_of_torch_is_refused_by_name(tmp_path: Path) -> No
         export_module(Chooses(), tmp_path / "a", inputs=[SPEC], mc_draws=4)
 
 
+def test_a_layer_that_one_number_for_all_rows_switches_is_exported(tmp_path: Path) -> None:
+    """Stochastic depth of whole batches; the number has no dimension."""
+
+    class Switched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + x.cos() * (torch.rand(()) >= 0.3) / 0.7 + torch.randn([])
+
+    result = export_module(Switched(), tmp_path / "a", inputs=[SPEC], mc_draws=4, keep_draws=True)
+    assert result.max_error < 1e-5
+    wanted = noise.sample("uniform", 0, 0, [0], np.arange(40), 1, None)[:, 0, 0] >= 0.3
+    for client in clients(result.path, names_of(result)).values():
+        got = client({"x": np.zeros((3, 6), np.float32)}, draws=40)["output.draws"]
+        shift = noise.sample("normal", 0, 1, [0], np.arange(40), 1, None)[None, :, :, 0]
+        np.testing.assert_allclose(got, np.broadcast_to(wanted[None, :, None] / 0.7 + shift, got.shape), atol=1e-5)
+
+
 def test_noise_that_belongs_to_no_row_is_the_same_for_all_rows_of_a_draw(tmp_path: Path) -> None:
     class OneVector(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
