@@ -51,6 +51,12 @@ def explain(error: Exception, module: nn.Module, specs: Sequence[TensorSpec]) ->
             "export a --method that does without it"
         )
     given = ", ".join(map(str, specs))
+    if isinstance(error, SyntaxError) and (called := re.search(r"\baten\.(\w+)\.from\b", error.text or "")):
+        # torch writes a graph as code, in which the name of this form is a word of Python's.
+        return (
+            f"{called[1]}(from, to): cannot be exported; draw with torch.rand_like or bernoulli_, and scale what they "
+            "give"
+        )
     if "values to unpack" in text:
         return (
             f"{where}the method takes its batch apart into other parts than the inputs {given}: {head}; name each part "

@@ -252,6 +252,12 @@ def test_other_randomness_is_refused_by_name(operation: str, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_signs_that_are_drawn_as_integers_are_refused_by_the_operation(tmp_path: Path) -> None:
+    module = models.Wrapped(lambda _owner, x: x * (torch.empty_like(x).random_(0, 2) * 2 - 1))
+    with pytest.raises(ExportError, match=r"^random_\(from, to\): cannot be exported; draw with"):
+        export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=4)
+
+
 def test_a_dropout_in_a_branch_of_torch_is_refused_by_name(tmp_path: Path) -> None:
     class Chooses(nn.Module):
         def __init__(self) -> None:
