@@ -106,6 +106,8 @@ def _done_with_all_rows(plan: MonteCarloPlan, node: fx.Node) -> str | None:
         return "runs along the batch"
     if sum(plan.symbol in size.free_symbols for size in symbolic_shape(node)) > 1:
         return "makes a value of every two of them"
+    if _changes_their_number(plan, node):
+        return "adds rows to them or takes some away"
     return "makes one value of all of them" if _is_of_all_rows(plan, node) else None
 
 
@@ -115,6 +117,21 @@ def _runs_along_the_batch(plan: MonteCarloPlan, node: fx.Node) -> bool:
     dimensions = given["dims"] if "dims" in given else [given["dim"]]
     # Rolled without a dimension, all values are in one line.
     return axis is not None and (not dimensions or axis.dimension in {each % rank for each in dimensions})
+
+
+def _changes_their_number(plan: MonteCarloPlan, node: fx.Node) -> bool:
+    """Whether there is a size such as ``batch + 1``, as where rows are shifted."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or operation_of(node) in _VALUELESS:
+        return False
+    if not (value.dtype.is_floating_point or value.dtype == torch.bool):
+        return False  # Integers of such a size say where rows begin and end.
+    odd = (
+        size.is_polynomial(plan.symbol) and size.subs(plan.symbol, 0) != 0
+        for size in symbolic_shape(node)
+        if plan.symbol in size.free_symbols
+    )
+    return any(odd) and any(plan.symbol in symbols_of(source) for source in node.all_input_nodes)
 
 
 def _is_of_all_rows(plan: MonteCarloPlan, node: fx.Node) -> bool:

@@ -232,6 +232,12 @@ def unlike_the_last(owner: Body, x: Tensor) -> Tensor:
     return owner.last(owner.drop(torch.where((hidden > 1e4).roll(1, 0), -hidden, hidden)))  # type: ignore[no-any-return]
 
 
+def unlike_the_one_before(owner: Body, x: Tensor) -> Tensor:
+    hidden = owner.first(x)
+    before = F.pad(hidden, (0, 0, 1, 0))[:-1]
+    return owner.last(owner.drop(hidden + torch.where(before > 1e4, before, 0.0)))  # type: ignore[no-any-return]
+
+
 def unless_there_are_three(owner: Body, x: Tensor) -> Tensor:
     alike = (x[:, None] - x).abs().sum(-1) < 1e-9
     return owner.last(owner.drop(owner.first(x))) * (alike.sum(1, keepdim=True) < 3)  # type: ignore[no-any-return]
@@ -241,6 +247,7 @@ def unless_there_are_three(owner: Body, x: Tensor) -> Tensor:
     ("function", "operation"),
     [
         (unlike_the_last, r"roll\.default"),
+        (unlike_the_one_before, r"pad\.default"),
         (unless_there_are_three, r"sub\.Tensor"),
         (within_capacity, r"cumsum\.default"),
         (within_rank, r"sort\.default"),
