@@ -20,14 +20,14 @@ SIZES = st.lists(st.tuples(st.integers(1, 5), st.booleans()), max_size=4)
 
 
 class Classifier(nn.Module):
-    """Encoder layers over the steps that ``padding`` leaves; the mean of these decides."""
+    """An encoder layer over the steps that ``padding`` leaves; the mean of these decides."""
 
-    def __init__(self, layers: int, *, batch_first: bool) -> None:
+    def __init__(self, *, batch_first: bool) -> None:
         super().__init__()
         self.batch_first = batch_first
         layer = nn.TransformerEncoderLayer(16, 4, 32, 0.2, batch_first=batch_first)
         self.body, self.head = nn.Linear(FEATURES, 16), nn.Linear(16, 3)
-        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:
         steps = self.body(x)
@@ -45,11 +45,11 @@ def padded(rows: np.ndarray, length: int) -> dict[str, np.ndarray]:
     return {"x": x, "padding": np.arange(length) >= np.full((len(rows), 1), LENGTH)}
 
 
-@pytest.mark.parametrize(("layers", "batch_first"), [(2, True), (1, False)])
-def test_a_row_has_its_numbers_whatever_its_batch_is_padded_to(tmp_path: Path, layers: int, batch_first: bool) -> None:
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_row_has_its_numbers_whatever_its_batch_is_padded_to(tmp_path: Path, batch_first: bool) -> None:
     torch.manual_seed(0)
     result = export_module(
-        Classifier(layers, batch_first=batch_first).eval(), tmp_path / "artifact", mc_draws=4, keep_draws=True,
+        Classifier(batch_first=batch_first).eval(), tmp_path / "artifact", mc_draws=4, keep_draws=True,
         inputs=[f"x:float32[batch,length,{FEATURES}]", "padding:bool[batch,length]"],
     )  # fmt: skip
     rows = np.random.default_rng(0).standard_normal((2, LENGTH, FEATURES)).astype(np.float32)
