@@ -106,7 +106,7 @@ def _monte_carlo(case: dict[str, Any], other: dict[str, Any], draws: int) -> tup
     floors = [found["against_floor"]["masked_over_floor"] for found in (case, other) if "against_floor" in found]
     beside = [f"{floor['median']:.2f} times the graph without masks" for floor in floors]
     here, there = (found["against_lightning"]["kit_over_lightning"] for found in (case, other))
-    on_other = f"on a busy Intel Xeon {there['median']:.1f} ({there['min']:.1f} to {there['max']:.1f})"
+    on_other = f"on an Intel Xeon {there['median']:.1f} ({there['min']:.1f} to {there['max']:.1f})"
     return (
         f"rows per second with {draws} draws over Lightning's `Trainer.predict` with that loop, both on two cores: "
         f"{MODELS[case['case']]}",
