@@ -4,22 +4,19 @@ The order of steps makes a crash at any moment harmless: the files of a rank, it
 and the job keeps no parts, the commits of the parts and then the parts.
 """
 
-import os
-import shutil
-from pathlib import Path
-
-from deploykit.commit import RankCommit, part_name, rank_of_file
+from deploykit.commit import FileDigest, RankCommit, part_name, rank_of_file
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.feed import writing
-from deploykit.files import sync_directory, temporary_name
+from deploykit.files import sync_directory
 from deploykit.plan import Shard, describe_ranges
+from deploykit.rankfiles import write_rank_files
 from deploykit.rundir import RunDirectory
 from deploykit.runrows import RunRows
 from deploykit.runstate import State
+from deploykit.strided import finish_strided, strided_problems
 from deploykit.writers.base import Writer
-from deploykit.writers.calling import calling
 
-__all__ = ["finish_epoch", "publish", "refuse_misplaced"]
+__all__ = ["finish_epoch", "is_finished"]
 
 
 def finish_epoch(directory: RunDirectory, writer: Writer) -> list[RankCommit]:
@@ -38,8 +35,6 @@ def finish_epoch(directory: RunDirectory, writer: Writer) -> list[RankCommit]:
     state = directory.state()
     _refuse_missing(directory, state)
     if directory.job.is_strided:
-        from deploykit.strided import finish_strided  # it builds on this module
-
         finish_strided(directory, writer)
         return []
     groups = _groups(directory, state)
@@ -55,6 +50,19 @@ def finish_epoch(directory: RunDirectory, writer: Writer) -> list[RankCommit]:
         if not directory.job.keeps_parts:
             _remove_parts(directory)
     return kept
+
+
+def is_finished(directory: RunDirectory) -> bool:
+    """Whether nothing is left to do: every shard is there, and every rank file if the job has them."""
+    job, state = directory.job, directory.state()
+    if not directory.is_delivered():
+        return False
+    if job.is_strided and job.has_epoch_files:
+        return not (state.missing(job.plan, from_parts=True) or strided_problems(directory))
+    if not job.has_epoch_files:
+        return not state.missing(job.plan, from_parts=True)
+    held = len(state.rank_of()) == sum(len(commit.shards) for commit in state.ranks.values()) == len(job.plan)
+    return held and (not state.missing(job.plan, from_parts=True) if job.keeps_parts else not state.parts)
 
 
 def _refuse_missing(directory: RunDirectory, state: State) -> None:
@@ -74,51 +82,16 @@ def _groups(directory: RunDirectory, state: State) -> dict[int, list[Shard]]:
 
 
 def _write_rank(directory: RunDirectory, writer: Writer, rows: RunRows, rank: int, shards: list[Shard]) -> RankCommit:
-    stage = directory.path / temporary_name(f"rank-{rank}")
     failed = {row: why for shard in shards for row, why in rows.state.failed_in(shard).items()}
     count = sum(shard.rows for shard in shards) - len(failed)
-    with writing(writer.epoch_path(directory.path, rank)):
-        try:
-            stage.mkdir()
-            with calling(writer, directory.job.writer, f"the file of rank {rank}", directory.to_resume()):
-                files = writer.write_epoch(stage, rank, rows.of(shards), count)
-            refuse_misplaced(writer, stage, rank, files)
-            commit = RankCommit(
-                rank=rank,
-                shards=tuple(shard.index for shard in shards),
-                rows=count,
-                files=tuple(directory.digests.record(file, file.name) for file in files),
-                failed=failed,
-            )
-            publish(files, directory.path)
-            commit.save(directory.commits)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
-    return commit
 
+    def commit(files: tuple[FileDigest, ...]) -> RankCommit:
+        numbers = tuple(shard.index for shard in shards)
+        done = RankCommit(rank=rank, shards=numbers, rows=count, files=files, failed=failed)
+        done.save(directory.commits)
+        return done
 
-def refuse_misplaced(writer: Writer, stage: Path, rank: int, files: list[Path]) -> None:
-    """Refuse files that a writer put elsewhere, or did not write.
-
-    Raises:
-        RunError: a file of another name or in another folder.
-    """
-    for file in files:
-        if file.parent != stage or rank_of_file(file.name) != rank or not file.is_file():
-            raise RunError(
-                f"writer {type(writer).__name__}: write_epoch gave {file.name}; it must write predictions_{rank} or "
-                f"batch_indices_{rank} with its extension into the directory that it is given"
-            )
-
-
-def publish(files: list[Path], directory: Path) -> None:
-    """Flush the files to the disk and move them into the directory."""
-    for file in files:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    for file in files:
-        os.replace(file, directory / file.name)
-    sync_directory(directory)
+    return write_rank_files(directory, writer, rank, rows.of(shards), count, commit)
 
 
 def _remove_strays(directory: RunDirectory, kept: list[RankCommit], extension: str) -> None:

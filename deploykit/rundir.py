@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deploykit.commit import Commit, Digests, RankCommit, part_name
+from deploykit.commit import Commit, Digests, part_name
 from deploykit.errors import RunError
 from deploykit.feed import Feed, writing
 from deploykit.files import TEMPORARY_PREFIX, appears_whole, discard, write_json, write_json_once
@@ -185,26 +185,6 @@ class RunDirectory:
             if feed.failure is not None and feed.failure is not error:
                 raise feed.failure  # noqa: B904 - whatever the writer has made of it
             raise
-
-    def finish_epoch(self, writer: Writer) -> list[RankCommit]:
-        """Join the parts of each rank into its epoch files, see ``deploykit.epoch.finish_epoch``."""
-        from deploykit.epoch import finish_epoch  # it builds on this module
-
-        return finish_epoch(self, writer)
-
-    def is_finished(self) -> bool:
-        """Whether nothing is left to do: every shard is there, and every rank file if the job has them."""
-        from deploykit.strided import strided_problems  # it builds on this module
-
-        state, plan = self.state(), self.job.plan
-        if not self.is_delivered():
-            return False
-        if self.job.is_strided and self.job.has_epoch_files:
-            return not (state.missing(plan, from_parts=True) or strided_problems(self))
-        if not self.job.has_epoch_files:
-            return not state.missing(plan, from_parts=True)
-        held = len(state.rank_of()) == sum(len(commit.shards) for commit in state.ranks.values()) == len(plan)
-        return held and (not state.missing(plan, from_parts=True) if self.job.keeps_parts else not state.parts)
 
     def is_delivered(self) -> bool:
         """Whether the job's Lightning writer was called to its end, if it has one and there are rows."""

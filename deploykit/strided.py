@@ -5,9 +5,6 @@ there once work from those. ``commits/strided-0001.json`` is written after the f
 """
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.commit import FileDigest
-from deploykit.epoch import publish, refuse_misplaced
-from deploykit.feed import writing
-from deploykit.files import TEMPORARY_PREFIX, write_json
+from deploykit.files import write_json
 from deploykit.layout import parse_layout
+from deploykit.rankfiles import write_rank_files
 from deploykit.rankrows import rank_batches
 from deploykit.rundir import RunDirectory
-from deploykit.writers.base import Batch, Writer
-from deploykit.writers.calling import calling
+from deploykit.writers.base import Writer
 
 __all__ = ["finish_strided", "strided_problems", "strided_wrong_ids"]
 
@@ -99,22 +94,13 @@ def _wrong_ids(directory: RunDirectory, writer: Writer, rank: int) -> str | None
 def _write(directory: RunDirectory, writer: Writer, rank: int) -> None:
     plan, layout = directory.job.plan, parse_layout(directory.job.layout, 1)
     rows = len(_own_rows(directory, rank))
-    stage = directory.path / f"{TEMPORARY_PREFIX}{os.getpid()}-rank-{rank}"
-    with writing(writer.epoch_path(directory.path, rank)):
-        try:
-            stage.mkdir()
-            batches: Iterator[Batch] = (
-                batch for _, _, batch in rank_batches(directory, writer, layout, rank, [plan.rows])
-            )
-            with calling(writer, directory.job.writer, f"the file of rank {rank}", directory.to_resume()):
-                files = writer.write_epoch(stage, rank, batches, rows)
-            refuse_misplaced(writer, stage, rank, files)
-            records = tuple(directory.digests.record(file, file.name) for file in files)
-            publish(files, directory.path)
-            done = _RankFiles(rank=rank, ranks=layout.ranks, rows=rows, files=records)
-            write_json(_commit_path(directory, rank), asdict(done))
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+
+    def commit(files: tuple[FileDigest, ...]) -> None:
+        done = _RankFiles(rank=rank, ranks=layout.ranks, rows=rows, files=files)
+        write_json(_commit_path(directory, rank), asdict(done))
+
+    batches = (batch for _, _, batch in rank_batches(directory, writer, layout, rank, [plan.rows]))
+    write_rank_files(directory, writer, rank, batches, rows, commit)
 
 
 def _own_rows(directory: RunDirectory, rank: int) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ from time import monotonic
 
 from deploykit.artifact import Artifact
 from deploykit.devices import Device, available_cores
+from deploykit.epoch import finish_epoch, is_finished
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.failed import write_failed
 from deploykit.job import Job
@@ -90,7 +91,7 @@ def drive(setting: Setting, out: Path, place: Placer, *, progress: ProgressChoic
         save_index(directory.path, setting.source)
         missing = directory.missing()
         # An epoch job without rows has no rank and no file; its report says that it was done.
-        if not missing and directory.is_finished() and (directory.path / "report.json").exists():
+        if not missing and is_finished(directory) and (directory.path / "report.json").exists():
             notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
             discard_spool(setting.source)
             return Computed(skipped_shards=len(directory.job.plan))
@@ -152,7 +153,7 @@ def finish_files(setting: Setting, directory: RunDirectory, *, inherit: Sequence
     ``inherit`` are descriptors for the processes of the latter; they hold the run directory as long as these live.
     """
     if directory.job.has_epoch_files:
-        directory.finish_epoch(setting.writing.writer)
+        finish_epoch(directory, setting.writing.writer)
     if not directory.is_delivered():
         notes.append(_deliver(setting, directory, inherit))
 

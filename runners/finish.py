@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 
+from deploykit.epoch import is_finished
 from deploykit.rundir import RunDirectory
 from runners.environment import environment
 from runners.execute import Setting, finish_files, list_failed
@@ -28,7 +29,7 @@ def finish_together(
         RunError: the disk is full or not writable.
     """
     with finishing(directory.path):
-        if not worked and _is_reported(directory) and directory.is_finished():
+        if not worked and _is_reported(directory) and is_finished(directory):
             notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
             discard_spool(setting.source)
             return

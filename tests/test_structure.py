@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from importlib import metadata
 from pathlib import Path
 
@@ -92,6 +93,14 @@ def test_imports_point_one_way(file: Path) -> None:
     foreign = {name for name in ours if not within(name, ALLOWED[side])}
     upwards = {name for name in ours if within(name, EDGE)} if name_of(file) not in LAZY else set()
     assert not foreign | upwards, f"{name_of(file)} ({side}) imports {sorted(foreign | upwards)}"
+
+
+def test_no_modules_import_each_other() -> None:
+    """Nor through others, nor inside of functions: what a module builds on can be read before it."""
+    # The face of a package only hands on what its modules define.
+    modules = {name_of(file): parsed(file) for file in SOURCES if file.name != "__init__.py"}
+    order = TopologicalSorter({name: modules.keys() & set(imports(tree)) for name, tree in modules.items()})
+    assert set(order.static_order()) == modules.keys()
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=name_of)

@@ -12,6 +12,7 @@ import pytest
 
 from deploykit import signs
 from deploykit.cli.status import _describe as describe
+from deploykit.epoch import is_finished
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.rundir import RunDirectory
 from deploykit.signs import CallSign, RankSign, leave_sign, read_signs, signing
@@ -250,5 +251,5 @@ def test_the_directory_may_be_copied_while_it_is_watched(artifact_paths: dict[st
     run(artifact_paths["mc"], SLOW, out, devices="cpu", write_interval="epoch", **OPTIONS)  # type: ignore[arg-type]
     assert run_status(out).state == "finished"
     shutil.rmtree(out / "status")
-    assert RunDirectory.open(out).is_finished()
+    assert is_finished(RunDirectory.open(out))
     assert (run_status(out).state, run_status(out).done_rows) == ("finished", 64)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from deploykit.epoch import finish_epoch
 from deploykit.job import Job
 from deploykit.plan import Plan, Shard, make_plan
 from deploykit.rundir import RunDirectory
@@ -67,7 +68,7 @@ def run_all(path: Path, job: Job, *, ranks: int = 2, writer: Writer | None = Non
         batches = batches_of(job.plan, shard, job.outputs)
         directory.write_part(shard, writer, batches, rank=shard.index % ranks, timings={"infer_s": 0.5})
     if job.has_epoch_files:
-        directory.finish_epoch(writer)
+        finish_epoch(directory, writer)
     return directory
 
 

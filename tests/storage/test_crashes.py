@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploykit.epoch import is_finished
 from deploykit.job import WRITE_INTERVALS
 from deploykit.verify_run import check_run, verify_run
 
@@ -70,7 +71,7 @@ def test_final_bytes(
             assert check.ok or check.missing or check.pending
             assert not check.duplicates
     directory = run_all(broken, make_job(**job), ranks=ranks)
-    assert directory.is_finished()
+    assert is_finished(directory)
     assert files_of(broken) == files_of(whole)
     check = verify_run(broken)
     assert (check.rows, check.committed_rows) == (rows, rows)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from deploykit.epoch import is_finished
 from deploykit.errors import MissingExtraError, RunError, UsageError
 from deploykit.merging import merge_run
 from deploykit.tensors import DTYPES, TensorSpec
@@ -271,7 +272,7 @@ def test_the_extension_of_a_file_names_its_writer() -> None:
 @pytest.mark.parametrize("interval", ["batch", "epoch"])
 def test_runs_verify_and_merge_whatever_wrote_them(tmp_path: Path, name: str, interval: str) -> None:
     directory = run_all(tmp_path / "run", make_job(writer=name, write_interval=interval))
-    assert directory.is_finished()
+    assert is_finished(directory)
     check = verify_run(tmp_path / "run")
     assert (check.rows, check.notes) == (20, ())
     with np.load(merge_run(tmp_path / "run", tmp_path / "all.npz")) as merged:

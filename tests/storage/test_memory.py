@@ -12,6 +12,7 @@ CODE = """
 import sys
 import numpy as np
 from pathlib import Path
+from deploykit.epoch import finish_epoch
 from deploykit.merging import merge_run
 from deploykit.rundir import RunDirectory
 from deploykit.sources import check_finite, open_source
@@ -33,7 +34,7 @@ def batches(shard):
         yield Batch(sample_ids=np.arange(start, stop), outputs={"y": inputs["x"][:, :16] * 2})
 for shard in directory.missing():
     directory.write_part(shard, writer, batches(shard), rank=shard.index % 2, timings={})
-directory.finish_epoch(writer)
+finish_epoch(directory, writer)
 verify_run(folder / "run")
 for extension in ("npy", "npz"):
     merge_run(folder / "run", folder / f"all.{extension}")

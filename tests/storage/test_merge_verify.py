@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploykit.epoch import finish_epoch, is_finished
 from deploykit.errors import IncompleteRunError, RunError, UsageError
 from deploykit.files import sha256_of
 from deploykit.merging import merge_run
@@ -161,7 +162,7 @@ def test_rows_of_different_shapes_through_a_whole_run(tmp_path: Path, writer: st
         batches = [ragged(start, stop, 1 + start % 3) for start, stop in job.plan.batches(shard)]
         directory.write_part(shard, writer_of(job), batches, rank=shard.index % 2, timings={})
     if interval == "epoch":
-        directory.finish_epoch(writer_of(job))
+        finish_epoch(directory, writer_of(job))
     assert verify_run(tmp_path / "run").ok
     lines = merge_run(tmp_path / "run", tmp_path / "all.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
@@ -203,8 +204,8 @@ class TestVerify:
         (directory.commits / "rank-0002.json").write_text(json.dumps({**commit, "rank": 2}))
         with pytest.raises(RunError, match=r"more than once: rows 4 to 7, rows 12 to 15; to resume it, give"):
             verify_run(tmp_path)
-        assert not directory.is_finished()
-        directory.finish_epoch(writer_of(directory.job))
+        assert not is_finished(directory)
+        finish_epoch(directory, writer_of(directory.job))
         assert verify_run(tmp_path).ok
 
     @pytest.mark.parametrize("interval", ["batch", "epoch"])
@@ -250,7 +251,7 @@ class TestVerify:
         for shard in job.plan.shards():
             rows = [batch_of(shard.start, shard.stop)]
             directory.write_part(shard, writer_of(job), rows, rank=0, timings={})
-        assert not directory.is_finished()
+        assert not is_finished(directory)
         with pytest.raises(
             IncompleteRunError, match="20 of 20 rows are there; the files of the ranks are not written yet"
         ):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploykit.epoch import finish_epoch, is_finished
 from deploykit.errors import DeploykitError, IncompleteRunError, RunError, UnknownNameError
 from deploykit.job import Job
 from deploykit.plan import make_plan
@@ -35,7 +36,7 @@ def test_a_run_directory_as_documented(tmp_path: Path) -> None:
         "sha256": "", "rank": 0, "timings": {"infer_s": 0.5},
     }  # fmt: skip
     assert directory.missing() == []
-    assert directory.is_finished()
+    assert is_finished(directory)
     assert sorted(directory.committed()) == [0, 1, 2]
     assert RunDirectory.open(directory.path).job == make_job(rows=10)
 
@@ -225,7 +226,7 @@ def test_a_full_disk_says_how_to_resume(tmp_path: Path, stage: str) -> None:
     shard = job.plan.shard(0)
     steps = {
         "part": lambda: directory.write_part(shard, Failing(OUTPUTS), batches_of(job.plan, shard), rank=0, timings={}),
-        "epoch": lambda: directory.finish_epoch(Failing(OUTPUTS)),
+        "epoch": lambda: finish_epoch(directory, Failing(OUTPUTS)),
     }
     step: Any = steps[stage]
     with pytest.raises(RunError, match=r"cannot write .*: No space left .*Free some space and give the same command"):
@@ -345,7 +346,7 @@ def test_one_row_and_no_rows(tmp_path: Path) -> None:
     for rows in (0, 1):
         for interval in ("batch", "epoch", "batch_and_epoch"):
             directory = run_all(tmp_path / f"{rows}{interval}", make_job(rows=rows, write_interval=interval))
-            assert directory.is_finished()
+            assert is_finished(directory)
             found = {name for name in files_of(directory.path) if name.endswith(".npy")}
             parts = {"parts/part-000000.npy"} if interval != "epoch" else set()
             assert found == (set() if not rows else parts | ({"predictions_0.npy"} if interval != "batch" else set()))
@@ -363,7 +364,7 @@ class TestEpoch:
     def test_again_changes_nothing(self, tmp_path: Path) -> None:
         directory = run_all(tmp_path, make_job(write_interval="epoch"))
         stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
-        directory.finish_epoch(writer_of(directory.job))
+        finish_epoch(directory, writer_of(directory.job))
         assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
 
     def test_strays_are_removed(self, tmp_path: Path) -> None:
@@ -374,7 +375,7 @@ class TestEpoch:
         commit = json.loads(whole["commits/rank-0001.json"])
         (tmp_path / "commits" / "rank-0007.json").write_text(json.dumps({**commit, "rank": 7}))
         assert directory.state().damage
-        directory.finish_epoch(writer_of(directory.job))
+        finish_epoch(directory, writer_of(directory.job))
         assert files_of(tmp_path) == whole
 
     def test_a_lost_rank_file_is_computed_again_by_whoever_is_there(self, tmp_path: Path) -> None:
@@ -383,17 +384,17 @@ class TestEpoch:
         directory = RunDirectory.prepare(tmp_path, make_job(write_interval="epoch"))
         assert [shard.index for shard in directory.missing()] == [1, 4]
         with pytest.raises(IncompleteRunError, match="rows 4 to 7, rows 16 to 19 missing"):
-            directory.finish_epoch(writer_of(directory.job))
+            finish_epoch(directory, writer_of(directory.job))
         run_all(tmp_path, make_job(write_interval="epoch"), ranks=1)
         assert not (tmp_path / "commits" / "rank-0001.json").exists()
         ids = np.load(tmp_path / "predictions_0.npy")["sample_id"]
         assert ids.tolist() == [*range(8), *range(12, 20)]
-        assert directory.is_finished()
+        assert is_finished(directory)
 
     def test_batch_interval_has_none(self, tmp_path: Path) -> None:
         directory = run_all(tmp_path, make_job())
         with pytest.raises(RunError, match="its write interval is batch"):
-            directory.finish_epoch(writer_of(directory.job))
+            finish_epoch(directory, writer_of(directory.job))
 
 
 def test_outputs_with_dynamic_dimensions(tmp_path: Path) -> None:

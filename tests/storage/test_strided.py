@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploykit.epoch import is_finished
 from deploykit.errors import IncompleteRunError, RunError, UsageError
 from deploykit.files import sha256_of
 from deploykit.layout import Layout, parse_layout
@@ -92,7 +93,7 @@ def test_batches_of_ranks_from_parts(
 def test_files_of_strided_ranks(tmp_path: Path, writer: str, interval: str, rows: int, ranks: int) -> None:
     job = make_job(rows, writer=writer, write_interval=interval, layout=f"strided:{ranks}")
     directory = run_all(tmp_path / "run", job, ranks=2)
-    assert directory.is_finished()
+    assert is_finished(directory)
     assert verify_run(directory.path).ok
     kind = writer_of(job)
     for rank in range(ranks if rows else 0):
@@ -133,7 +134,7 @@ def test_what_is_damaged_is_written_again_from_the_parts(tmp_path: Path) -> None
     damaged = tmp_path / "predictions_1.npy"
     for damage in (lambda: damaged.write_bytes(whole[damaged.name][:-1] + b"?"), damaged.unlink):
         damage()
-        assert not RunDirectory.open(tmp_path).is_finished()
+        assert not is_finished(RunDirectory.open(tmp_path))
         with pytest.raises(IncompleteRunError, match=r"predictions_1\.npy.*to resume it, give its deploykit run"):
             verify_run(tmp_path)
         run_all(tmp_path, job)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from deploykit.epoch import finish_epoch
 from deploykit.rundir import RunDirectory
 from deploykit.verify_run import verify_run
 from runners.job import run
@@ -169,7 +170,7 @@ def test_strided_files_are_those_of_the_documented_writer(
         rows = slice(shard.start, shard.stop)
         batch = Batch(sample_ids=np.arange(case["rows"])[rows], outputs={"output": logits[rows]})
         directory.write_part(shard, writer_of(job), [batch], rank=0, timings={})
-    directory.finish_epoch(writer_of(job))
+    finish_epoch(directory, writer_of(job))
     for name in ("predictions_0.pt", "predictions_1.pt", "batch_indices_0.pt", "batch_indices_1.pt"):
         theirs = torch.load(Path(str(case["folder"])) / name, weights_only=True)
         ours = torch.load(tmp_path / name, weights_only=True)
