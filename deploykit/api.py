@@ -1,14 +1,16 @@
 """The Python interface: everything that the command line does, as functions."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.artifact import MANIFEST_NAME, Artifact
 from deploykit.artifact import pack as pack_artifact
-from deploykit.errors import ArtifactError, RunError, UsageError
+from deploykit.errors import ArtifactError, CheckpointError, ExportError, RunError, UsageError
 from deploykit.merging import merge_run
 from deploykit.paths import require_path, require_utf8
+from deploykit.stores import at_hand, delivered, is_url
 from deploykit.verify_run import RunCheck, verify_run
 from deploykit.watching import run_status
 from runners.job import RunResult, run
@@ -39,8 +41,8 @@ def export(
     """Export a checkpoint file, or a module in memory, to an artifact.
 
     Args:
-        source: the path of a checkpoint, or an ``nn.Module``, which is left as it was.
-        destination: the directory to create.
+        source: the path of a checkpoint or its URL, or an ``nn.Module``, which is left as it was.
+        destination: the directory to create, or its URL.
         module: for a checkpoint, the class: ``package.module:Class``, ``path/to/file.py:Class``, or the class itself.
         arguments: constructor arguments that add to the checkpoint's hyperparameters or replace them.
         unsafe_load: run the code that a pickled checkpoint holds; only for files that you trust.
@@ -53,12 +55,26 @@ def export(
         UsageError: the request does not fit the module.
     """
     require_torch()
+    require_path("export", destination, expected="the path of the artifact to create", advice="name it, as 'model'")
+    overwrite = bool(options.get("overwrite", False))
+    with delivered(destination, "artifact", ExportError, overwrite=overwrite, marker=MANIFEST_NAME) as here:
+        result = _export(source, here, module, arguments, unsafe_load, options)
+    return replace(result, path=destination) if is_url(destination) else result
+
+
+def _export(
+    source: Any,
+    destination: Path,
+    module: str | Callable[..., Any] | None,
+    arguments: Mapping[str, Any] | None,
+    unsafe_load: bool,
+    options: Mapping[str, Any],
+) -> "ExportResult":
     from torch import nn
 
     from exporters.export import check_request, export_module
     from exporters.load import load_module
 
-    require_path("export", destination, expected="the path of the artifact to create", advice="name it, as 'model'")
     if isinstance(source, nn.Module):
         if module is not None or arguments:
             raise UsageError("export: the source is a module already; module and arguments go with a checkpoint only")
@@ -70,7 +86,8 @@ def export(
     require_utf8("checkpoint", source)
     # Reading a large checkpoint takes long; what can be refused without it is refused first.
     check_request(destination, options)
-    loaded = load_module(source, module, arguments=arguments, unsafe=unsafe_load)
+    with at_hand(source, "checkpoint", CheckpointError) as file:
+        loaded = load_module(file, module, arguments=arguments, unsafe=unsafe_load)
     return export_module(loaded.module, destination, **options, checkpoint=loaded.record, notes=loaded.notes)
 
 
@@ -88,23 +105,26 @@ def require_torch() -> None:
         raise MissingExtraError("torch", "torch", "exporting a model")
 
 
-def pack(path: str | Path, destination: str | Path, *, overwrite: bool = False) -> Path:
-    """Pack an artifact into one file that every command accepts.
+def pack(path: str | Path, destination: str | Path, *, overwrite: bool = False) -> Path | str:
+    """Pack an artifact into one file, here or at a URL, that every command accepts.
 
     Raises:
         UsageError: the destination exists.
-        ArtifactError: the artifact is not whole.
+        ArtifactError: the artifact is not whole, or the store cannot be written.
     """
     require_path("pack", destination, expected="the path of the file to write", advice="name it, as 'model.dk'")
-    destination = Path(destination)
-    if destination.exists() and not overwrite:
-        raise UsageError(f"{destination} exists; choose another name, or replace it with --overwrite (overwrite=True)")
-    with Artifact.open(path) as artifact:
-        return pack_artifact(artifact, destination)
+    with delivered(destination, "artifact", ArtifactError, overwrite=overwrite) as here:
+        if here.exists() and not overwrite:
+            raise UsageError(f"{here} exists; choose another name, or replace it with --overwrite (overwrite=True)")
+        with Artifact.open(path) as artifact:
+            packed = pack_artifact(artifact, here, overwrite=overwrite)
+    return destination if is_url(destination) else packed
 
 
 def verify(path: str | Path, *, format: str | None = None, device: str = "cpu") -> RunCheck | list[Verified]:  # noqa: A002
     """Verify a run directory (every row once, every digest) or an artifact (digests, golden inputs replayed).
+
+    What is at a URL is copied to a temporary folder first.
 
     Raises:
         ArtifactError: a file differs from the manifest, or an output from the golden one.
@@ -114,7 +134,14 @@ def verify(path: str | Path, *, format: str | None = None, device: str = "cpu") 
     require_path(
         "verify", path, expected="the path of an artifact or a run", advice="give the path, such as result.path"
     )
-    path = Path(path)
+    with at_hand(path, "verify", RunError) as here:
+        found = _verify(here, format, device)
+    if isinstance(found, RunCheck):
+        return replace(found, to_resume=found.to_resume.replace(str(here), str(path)))
+    return found
+
+
+def _verify(path: Path, format: str | None, device: str) -> RunCheck | list[Verified]:  # noqa: A002
     if not path.exists():
         raise ArtifactError(
             f"verify {path}: no such file or directory; name an artifact, which deploykit export makes, or the "

@@ -1,4 +1,4 @@
-"""Open an artifact, a directory or the same packed into one file, and prove that it is whole.
+"""Open an artifact, a directory or the same packed into one file, here or at a URL, and prove that it is whole.
 
 ``Artifact.open`` checks the size and the SHA-256 of every file that the manifest lists before anything is loaded.
 """
@@ -19,6 +19,7 @@ from deploykit.files import sha256_of
 from deploykit.manifest import Manifest
 from deploykit.packed import is_plain_name, pack_files, unpack
 from deploykit.paths import require_place, require_utf8
+from deploykit.stores import at_hand, is_url
 
 __all__ = ["MANIFEST_NAME", "Artifact", "Golden", "pack"]
 
@@ -41,33 +42,35 @@ class Artifact:
     """An opened, verified artifact. Use it as a context manager: a packed one is unpacked to a temporary folder.
 
     Attributes:
-        path: what the user named.
+        path: what the user named; a text where it is a URL.
         directory: where the files are.
         manifest: the manifest.
         digest: the manifest's own digest, which covers those of all other files and leaves out the date.
     """
 
-    def __init__(self, path: Path, directory: Path, manifest: Manifest, cleanup: contextlib.ExitStack) -> None:
+    def __init__(self, path: Path | str, directory: Path, manifest: Manifest, cleanup: contextlib.ExitStack) -> None:
         self.path, self.directory, self.manifest = path, directory, manifest
         self.digest = manifest.digest
         self._cleanup = cleanup
 
     @classmethod
     def open(cls, path: str | Path) -> "Artifact":
-        """Open and verify.
+        """Open and verify. What is at a URL is copied to a temporary folder first.
 
         Raises:
-            ArtifactError: nothing there, not an artifact, or a file that differs from the manifest.
+            ArtifactError: nothing there, not an artifact, a file that differs from the manifest, or a store that cannot
+                be read.
             UsageError: not the path of anything, or a folder whose name no runtime can open.
         """
         require_place("artifact", path)
-        path = Path(path)
         with contextlib.ExitStack() as stack:
-            directory = _directory(path, stack)
+            here = stack.enter_context(at_hand(path, "artifact", ArtifactError))
+            named = path if is_url(path) else here
+            directory = _directory(named, here, stack)
             require_utf8("artifact", directory)
-            manifest = _read_manifest(path, directory)
-            _check_files(path, directory, manifest)
-            return cls(path, directory, manifest, stack.pop_all())
+            manifest = _read_manifest(named, directory)
+            _check_files(named, directory, manifest)
+            return cls(named, directory, manifest, stack.pop_all())
 
     def close(self) -> None:
         """Remove the temporary folder of a packed artifact; harmless otherwise."""
@@ -119,22 +122,23 @@ def _golden(named: Arrays) -> Golden:
     )
 
 
-def _directory(path: Path, stack: contextlib.ExitStack) -> Path:
-    if path.is_dir():
-        return path
-    if not path.exists():
+def _directory(path: Path | str, here: Path, stack: contextlib.ExitStack) -> Path:
+    """The directory of the artifact that lies at ``here`` and that the user named ``path``."""
+    if here.is_dir():
+        return here
+    if not here.exists():
         raise ArtifactError(f"artifact {path}: no such file or directory; create one with deploykit export")
-    if path.is_file() and not zipfile.is_zipfile(path) and _begins_as_packed(path):
+    if here.is_file() and not zipfile.is_zipfile(here) and _begins_as_packed(here):
         raise ArtifactError(
             f"artifact {path}: the packed file is damaged (its end is missing); copy the artifact again"
         )
     # A pipe or a device would never end.
-    if not path.is_file() or not zipfile.is_zipfile(path):
+    if not here.is_file() or not zipfile.is_zipfile(here):
         raise ArtifactError(
             f"artifact {path}: neither a directory nor a packed artifact; create one with deploykit export"
         )
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deploykit-")))
-    unpack(path, directory)
+    unpack(here, directory)
     return directory
 
 
@@ -143,7 +147,7 @@ def _begins_as_packed(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _read_manifest(path: Path, directory: Path) -> Manifest:
+def _read_manifest(path: Path | str, directory: Path) -> Manifest:
     try:
         data = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -164,7 +168,7 @@ def _read_manifest(path: Path, directory: Path) -> Manifest:
         raise ArtifactError(f"artifact {path}: {error}") from error
 
 
-def _check_files(path: Path, directory: Path, manifest: Manifest) -> None:
+def _check_files(path: Path | str, directory: Path, manifest: Manifest) -> None:
     for name, record in manifest.files.items():
         if not is_plain_name(name):
             raise ArtifactError(

@@ -12,7 +12,8 @@ from pathlib import Path, PurePath
 from typing import IO, Any, cast
 from urllib.parse import unquote
 
-from deploykit.errors import DataError, MissingExtraError
+from deploykit.errors import DataError
+from deploykit.stores import LOCAL_URLS, asking, open_filesystem
 
 __all__ = ["RUN_NAME", "DataFile", "Found", "PositionedFile", "find", "local_file"]
 
@@ -20,7 +21,6 @@ RUN_NAME = "run.json"
 """What a directory of predictions holds."""
 
 _GLOB = frozenset("*?[")
-_LOCAL_URLS = ("file://", "local://")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,18 +55,20 @@ class DataFile:
         try:
             if self.filesystem is None:
                 return cast("IO[bytes]", Path(self.path).open("rb", buffering=-1 if buffered else 0))
-            return cast("IO[bytes]", self.filesystem.open(self.path, "rb"))
         except OSError as error:
             raise DataError(
                 f"data {self.name}: cannot be opened ({error}); check the path and its permissions"
             ) from error
+        with asking(f"data {self.name}", "opened", DataError):
+            return cast("IO[bytes]", self.filesystem.open(self.path, "rb"))
 
     def size_and_version(self) -> tuple[int, str | int]:
         """Bytes, and something that changes when the content does: the time of change, or what the store says of it."""
         if self.filesystem is None:
             status = Path(self.path).stat()
             return status.st_size, status.st_mtime_ns
-        return int(self.filesystem.size(self.path)), str(self.filesystem.ukey(self.path))
+        with asking(f"data {self.name}", "looked at", DataError):
+            return int(self.filesystem.size(self.path)), str(self.filesystem.ukey(self.path))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +102,13 @@ class PositionedFile:
         try:
             if self._local:
                 return os.preadv(self._file.fileno(), [room], position)
-            with self._lock:
-                self._file.seek(position)
-                return int(self._file.readinto(room))
         except OSError as error:
             raise DataError(
                 f"data {self._name}: cannot be read at byte {position}: {error.strerror or error}"
             ) from error
+        with self._lock, asking(f"data {self._name}", f"read at byte {position}", DataError):
+            self._file.seek(position)
+            return int(self._file.readinto(room))
 
     def close(self) -> None:
         self._file.close()
@@ -126,7 +128,7 @@ def find(text: str) -> Found:
         DataError: nothing there, nothing in it, no match, no regular file, or no permission.
         MissingExtraError: a URL needs a package that is not installed.
     """
-    for prefix in _LOCAL_URLS:
+    for prefix in LOCAL_URLS:
         if text.startswith(prefix):
             return _find_local(text, unquote(text.removeprefix(prefix)))
     return _find_remote(text) if "://" in text else _find_local(text, text)
@@ -204,8 +206,8 @@ def _require_readable(text: str, path: Path) -> None:
 
 
 def _find_remote(text: str) -> Found:
-    filesystem, place = _filesystem(text)
-    try:
+    filesystem, place = open_filesystem(text, "data", DataError)
+    with asking(f"data {text}", "looked at", DataError):
         if _GLOB & set(place):
             return Found(text=text, files=_matches(text, filesystem.glob(place), filesystem))
         if filesystem.isdir(place):
@@ -213,25 +215,7 @@ def _find_remote(text: str) -> Found:
             return Found(text=text, files=files, directory=place, filesystem=filesystem)
         if not filesystem.exists(place):
             raise DataError(f"data {text}: no such file; check the URL")
-    except OSError as error:
-        raise DataError(f"data {text}: cannot be looked at ({error}); check the URL and the credentials") from error
     return Found(text=text, files=(DataFile(name=text, path=place, filesystem=filesystem),))
-
-
-def _filesystem(text: str) -> tuple[Any, str]:
-    try:
-        import fsspec
-    except ImportError:
-        raise MissingExtraError("fsspec", "remote", f"reading {text}") from None
-    try:
-        filesystem, place = fsspec.core.url_to_fs(text)
-    except ImportError as error:
-        raise DataError(f"data {text}: its store needs a package that is not installed: {error}") from error
-    except ValueError as error:
-        raise DataError(
-            f"data {text}: {error}; known to fsspec are {', '.join(sorted(fsspec.available_protocols()))}"
-        ) from error
-    return filesystem, str(place)
 
 
 def _matches(text: str, paths: Iterable[str], filesystem: Any) -> tuple[DataFile, ...]:

@@ -5,11 +5,12 @@ from pathlib import Path
 from deploykit.errors import IncompleteRunError, RunError, UsageError
 from deploykit.feed import writing
 from deploykit.files import appears_whole
-from deploykit.paths import require_path
+from deploykit.paths import require_path, require_place
 from deploykit.plan import Shard, describe_ranges
 from deploykit.rundir import RunDirectory
 from deploykit.runrows import RunRows
 from deploykit.runstate import State
+from deploykit.stores import at_hand, delivered, is_url
 from deploykit.writers import Writer, make_writer, writer_for_file
 
 __all__ = ["merge_run"]
@@ -17,7 +18,7 @@ __all__ = ["merge_run"]
 
 def merge_run(
     path: str | Path, destination: str | Path, *, overwrite: bool = False, allow_partial: bool = False
-) -> Path:
+) -> Path | str:
     """Write every output and ``sample_id`` of a run into ``destination``, whole or not at all.
 
     Rows that failed in a run with ``--on-error skip`` are in no file and are left out; ``sample_id`` shows the gaps.
@@ -26,8 +27,8 @@ def merge_run(
     parts and from the files of the ranks, whatever wrote them.
 
     Args:
-        path: the run directory.
-        destination: the file; its extension chooses the format.
+        path: the run directory, or its URL.
+        destination: the file, or its URL; its extension chooses the format.
         overwrite: replace an existing file.
         allow_partial: merge what is there; ``sample_id`` says which rows these are.
 
@@ -39,8 +40,18 @@ def merge_run(
         RunError: no run directory, a writer that cannot read its files, or outputs that differ in shape.
     """
     require_path("merge", destination, expected="the path of the file to write", advice="name it, as 'all.npz'")
-    destination = Path(destination)
-    _refuse_place(destination, overwrite)
+    require_place("run directory", path)
+    with (
+        delivered(destination, "merge", RunError, overwrite=overwrite) as made,
+        at_hand(path, "run directory", RunError) as here,
+    ):
+        if not is_url(destination):
+            _refuse_place(made, overwrite)
+        _merge(here, made, allow_partial)
+    return destination if is_url(destination) else made
+
+
+def _merge(path: Path, destination: Path, allow_partial: bool) -> None:
     directory = RunDirectory.open(path)
     _refuse_among_parts(destination, directory)
     job = directory.job
@@ -54,7 +65,6 @@ def merge_run(
     # A link stays one, so that the file goes to the disk that it was made for.
     with writing(destination), appears_whole(destination.resolve()) as temporary:
         merged.write(temporary, batches, rows)
-    return destination
 
 
 def _refuse_place(destination: Path, overwrite: bool) -> None:

@@ -28,6 +28,7 @@ from deploykit.plan import Plan, Shard
 from deploykit.runstate import State, read_state
 from deploykit.signs import STATUS_NAME
 from deploykit.sources.spool import is_spool
+from deploykit.stores import local_path
 from deploykit.wording import row_range
 from deploykit.writers.base import Batch, Writer
 from deploykit.writers.calling import calling
@@ -56,7 +57,7 @@ class RunDirectory:
         Raises:
             RunError: the directory holds something else, or another job; the message names what differs.
         """
-        path = Path(path)
+        path = local_path(path)
         if (path / RUN_NAME).exists():
             directory = cls.open(path)
             refuse_other_job(path, directory.job, job)
@@ -80,7 +81,7 @@ class RunDirectory:
         Raises:
             RunError: the directory holds something else, or another job; the message names what differs.
         """
-        path = Path(path)
+        path = local_path(path)
         if not (path / RUN_NAME).exists():
             refuse_foreign(path)
         with writing(path):
@@ -99,7 +100,7 @@ class RunDirectory:
             UsageError: not the path of anything.
         """
         require_place("run directory", path)
-        path = Path(path)
+        path = local_path(path)
         try:
             data = json.loads((path / RUN_NAME).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):

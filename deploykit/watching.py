@@ -1,16 +1,17 @@
 """How far a run is, read from its directory alone: cheap, at any time, and unnoticed by the run."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import time
 from typing import Any, Literal
 
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.paths import require_place
-from deploykit.rundir import LOCK_NAME, SPOOL_NAME, RunDirectory
+from deploykit.rundir import LOCK_NAME, RUN_NAME, SPOOL_NAME, RunDirectory
 from deploykit.runstate import State
-from deploykit.signs import CallSign, RankSign, read_drawing, read_signs
+from deploykit.signs import STATUS_NAME, CallSign, RankSign, read_drawing, read_signs
+from deploykit.stores import at_hand, is_url
 from deploykit.strided import strided_problems
 
 __all__ = ["RankStatus", "RunStatus", "run_status"]
@@ -83,14 +84,27 @@ class RunStatus:
 
 
 def run_status(path: str | Path) -> RunStatus:
-    """The status of a run directory. Nothing is written, no lock is taken, and no prediction is read.
+    """The status of a run directory, here or at a URL. Nothing is written, no lock is taken, no prediction is read.
 
     Raises:
         RunError: something else than a run directory, or its ``run.json`` cannot be read.
         UsageError: not the path of anything.
     """
     require_place("run directory", path)
-    path = Path(path)
+    with at_hand(path, "run directory", RunError, whole=_is_small) as here:
+        found = _status(here)
+    if not is_url(path):
+        return found
+    resumed, error = (text and text.replace(str(here), str(path)) for text in (found.to_resume, found.error))
+    return replace(found, path=str(path), to_resume=resumed or "", error=error)
+
+
+def _is_small(name: str) -> bool:
+    """Whether a file of a run says how far it is; of the others the size is enough."""
+    return name.startswith(("commits/", f"{STATUS_NAME}/")) or name == RUN_NAME
+
+
+def _status(path: Path) -> RunStatus:
     if _is_untouched(path):
         return _before_the_job(path)
     directory = RunDirectory.open(path)

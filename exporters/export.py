@@ -19,6 +19,7 @@ from deploykit.files import sha256_of, write_json
 from deploykit.manifest import FileRecord, FormatRecord, Manifest, ParityRecord
 from deploykit.paths import require_utf8
 from deploykit.preprocessing import parse_preprocessing
+from deploykit.stores import local_path
 from deploykit.tensors import TensorSpec, parse_spec
 from deploykit.texts import several
 from exporters.entry import Entry, arrangement_for
@@ -40,9 +41,9 @@ GOLDEN_ROWS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportResult:
-    """Where the artifact is, what it says, and what the user should know."""
+    """Where the artifact is (a text where that is a URL), what it says, and what the user should know."""
 
-    path: Path
+    path: Path | str
     manifest: Manifest
     notes: tuple[str, ...]
 
@@ -116,7 +117,7 @@ def export_module(
         ExportError: the module cannot be exported faithfully.
         ParityError: an exported file differs from the module.
     """
-    path = Path(destination)
+    path = local_path(destination)
     check_values(mask_mode=mask_mode, batch=batch, seed=seed, tolerance=tolerance, mc_draws=mc_draws, user=user)
     writers = _check_request(path, formats, overwrite)
     tasks = _check_draws(mc_modules, task, variance, log_variance, mc_draws)
@@ -181,7 +182,7 @@ def check_request(destination: str | Path, options: Mapping[str, Any]) -> None:
     """Refuse, before any work, what ``export_module`` would refuse whatever the module is."""
     checked = ("mask_mode", "batch", "seed", "tolerance", "mc_draws", "user")
     check_values(**{name: options[name] for name in checked if name in options})
-    _check_request(Path(destination), options.get("formats", DEFAULT_FORMATS), options.get("overwrite", False))
+    _check_request(local_path(destination), options.get("formats", DEFAULT_FORMATS), options.get("overwrite", False))
     draws, task = options.get("mc_draws"), options.get("task", "raw")
     _check_draws(options.get("mc_modules", ()), task, options.get("variance"), options.get("log_variance"), draws)
     for spec in several(options.get("inputs", ())):

@@ -3,7 +3,7 @@
 import contextlib
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from deploykit.paths import require_place
 from deploykit.plan import Plan, make_plan, row_bytes
 from deploykit.rundir import RunDirectory
 from deploykit.sources.base import Source
+from deploykit.stores import is_url
 from deploykit.texts import several
 from deploykit.version import __version__
 from runners.base import check_controls
@@ -29,6 +30,7 @@ from runners.engine import Engine
 from runners.engines import choose_engine
 from runners.execute import Computed, ProgressChoice, Setting
 from runners.jobdata import open_data
+from runners.mirror import mirrored
 from runners.onerank import as_one_rank
 from runners.progress import check_kind
 from runners.table import choose_runner
@@ -43,7 +45,7 @@ class RunResult:
     """What a run did.
 
     Attributes:
-        path: the run directory.
+        path: the run directory, as it was named: a text where that is a URL.
         rows: rows of the job; if no shard is missing, all are there or are recorded as failed.
         computed_rows: of these, predicted by this call.
         seconds: from the call to the last file.
@@ -56,7 +58,7 @@ class RunResult:
         missing_shards: shards that other ranks of a launcher have still to compute; 0 with the engines local and ray.
     """
 
-    path: Path
+    path: Path | str
     rows: int
     computed_rows: int
     seconds: float
@@ -100,9 +102,9 @@ def run(
     Meanwhile the variables in which a launcher names a rank say that there is one: the user's code gets all rows.
 
     Args:
-        artifact: an artifact, directory or packed file.
+        artifact: an artifact, directory or packed file, or its URL.
         data: a file, directory, glob or URL of any source, or ``package.module:factory``.
-        out: the run directory; new, empty, or of the same job.
+        out: the run directory; new, empty, or of the same job. At a URL it is written by way of a copy on this machine.
         runner: ``onnx``, ``torch`` or ``auto`` (ONNX where there is a choice).
         devices: ``cpu``, ``cpu:4``, ``cuda``, ``cuda:0,2`` or ``auto``; one rank each.
         batch_size: rows per call of the model; ``auto`` tries powers of two on the first device.
@@ -151,10 +153,18 @@ def run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(as_one_rank())
         engine_here = stack.enter_context(chosen.engine)
-        setting = _checked(stack, artifact, str(data), out, options, began, engine_here, progress)
+        here = stack.enter_context(mirrored(out, engine_here))
+        command = _command(artifact, str(data), out, options, engine_here)
+        setting = _checked(stack, artifact, str(data), here, options, began, engine_here, progress, command)
         notes = [*chosen.notes, *setting.source.notes, *setting.notes]
-        computed = engine_here.run(setting, Path(out), progress=progress, notes=notes)
-        return _result(setting, Path(out), computed, notes)
+        computed = engine_here.run(setting, here, progress=progress, notes=notes)
+        result = _result(setting, here, computed, notes)
+    return result if not is_url(out) else _at_url(result, here, str(out))
+
+
+def _at_url(result: RunResult, here: Path, url: str) -> RunResult:
+    """The result of a run that worked in the copy ``here``."""
+    return replace(result, path=url, notes=tuple(note.replace(str(here), url) for note in result.notes))
 
 
 def _result(setting: Setting, out: Path, computed: Computed, notes: Sequence[str]) -> RunResult:
@@ -182,11 +192,12 @@ def _checked(
     stack: contextlib.ExitStack,
     artifact_path: str | Path,
     data: str,
-    out: str | Path,
+    out: Path,
     options: Mapping[str, Any],
     began: float,
     engine: Engine,
     progress: ProgressChoice,
+    command: str,
 ) -> Setting:
     """Everything that can be refused is refused here, before anything is written."""
     artifact = stack.enter_context(Artifact.open(artifact_path))
@@ -198,7 +209,7 @@ def _checked(
     predicted = (*(output.tensor for output in artifact.manifest.outputs), *added)
     source, writing = open_data(
         stack, artifact, data, predicted, options,
-        ranks=len(devices), out=Path(out), engine=engine, progress=progress,
+        ranks=len(devices), out=out, engine=engine, progress=progress,
     )  # fmt: skip
     threads = options["threads"] or runner.default_threads(engine.ranks_here(devices))
     probe = partial(
@@ -213,7 +224,7 @@ def _checked(
         seed=seed, draws=draws, passes=passes, plan=cut(batch_size), outputs=writing.writer.outputs,
         nan=cast("NanPolicy", options["nan"]), on_error=cast("ErrorPolicy", options["on-error"]),
         version=__version__, created=datetime.now(UTC).isoformat(timespec="seconds"), **writing.job_fields(),
-        command=_command(artifact_path, data, out, options, engine),
+        command=command,
     )  # fmt: skip
     return Setting(
         artifact=artifact, source=source, writing=writing, runner=runner, runner_name=options["runner"],
@@ -222,9 +233,7 @@ def _checked(
     )  # fmt: skip
 
 
-def _batch_size(
-    asked: int | Literal["auto"], out: str | Path, probe: Callable[[], Probe]
-) -> tuple[int, tuple[str, ...]]:
+def _batch_size(asked: int | Literal["auto"], out: Path, probe: Callable[[], Probe]) -> tuple[int, tuple[str, ...]]:
     if asked != "auto":
         return asked, ()
     size, how = settle_batch_size(out, probe)

@@ -6,9 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import uuid
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.bucket import serving
 
 # The commands that tests start find their bytecode, as installed ones do, and do not compile a hundred modules each.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -46,3 +50,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if marked and not has_gpu():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def _served() -> Iterator[None]:
+    with serving("bucket"):
+        yield
+
+
+@pytest.fixture
+def bucket(_served: None) -> str:
+    """A URL at which there is nothing, in a store that speaks S3."""
+    return f"s3://bucket/{uuid.uuid4().hex}"

@@ -13,9 +13,9 @@ __all__ = ["inspect", "pack"]
 
 
 @click.command()
-@click.argument("artifact", type=NamedPath())
+@click.argument("artifact", type=NamedPath(urls=True))
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest and the artifact's digest as JSON.")
-def inspect(artifact: Path, as_json: bool) -> None:
+def inspect(artifact: Path | str, as_json: bool) -> None:
     """Show what ARTIFACT holds, after checking that every file is whole."""
     with Artifact.open(artifact) as opened:
         if as_json:
@@ -25,14 +25,15 @@ def inspect(artifact: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("artifact", type=NamedPath())
-@click.option("-o", "--output", required=True, type=NamedPath(), help="The file to create.")
+@click.argument("artifact", type=NamedPath(urls=True))
+@click.option("-o", "--output", required=True, type=NamedPath(urls=True), help="The file to create.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
-def pack(artifact: Path, output: Path, overwrite: bool) -> None:
+def pack(artifact: Path | str, output: Path | str, overwrite: bool) -> None:
     """Pack ARTIFACT into one file, which every command accepts in its place."""
     from deploykit.api import pack as pack_artifact
 
-    click.echo(f"{pack_artifact(artifact, output, overwrite=overwrite)} ({size(output.stat().st_size)})")
+    packed = pack_artifact(artifact, output, overwrite=overwrite)
+    click.echo(f"{packed} ({size(packed.stat().st_size)})" if isinstance(packed, Path) else packed)
 
 
 def _describe(artifact: Artifact) -> str:

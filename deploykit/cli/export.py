@@ -24,8 +24,8 @@ Examples:
       --input ids:int64[batch,seq] --range ids=0:30522 --mc-draws 50 --task classification
 """
 )
-@click.argument("checkpoint", type=NamedPath())
-@click.option("-o", "--output", required=True, type=NamedPath(), help="The artifact to create.")
+@click.argument("checkpoint", type=NamedPath(urls=True))
+@click.option("-o", "--output", required=True, type=NamedPath(urls=True), help="The artifact to create, or its URL.")
 @click.option("--module", help="The model's class: package.module:Class or path/to/file.py:Class.")
 @click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="Constructor argument; adds or replaces.")
 @click.option("--unsafe-load", is_flag=True, help="Unpickle the file, which runs any code in it. For files you trust.")
@@ -66,7 +66,9 @@ Examples:
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is there.")
 @click.option("--user", multiple=True, metavar="NAME=VALUE", help="Something of your own to keep in the manifest.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-def export(checkpoint: Path, output: Path, module: str | None, unsafe_load: bool, quiet: bool, **options: Any) -> None:
+def export(
+    checkpoint: Path, output: Path | str, module: str | None, unsafe_load: bool, quiet: bool, **options: Any
+) -> None:
     """Turn CHECKPOINT into an artifact: exported, compared with the model, ready to ship.
 
     Reads Lightning checkpoints, state dicts (.pt, .pth, .bin) and safetensors; nothing in the file is run. Every format

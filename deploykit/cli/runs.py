@@ -47,7 +47,7 @@ Examples:
   deploykit run model --data my.data:make_dataset -o predictions --devices cpu:2 --writer pt
 """
 )
-@click.argument("artifact", type=NamedPath())
+@click.argument("artifact", type=NamedPath(urls=True))
 @click.option(
     "--data", required=True,
     help="A file, directory, glob or URL: npy, npz, safetensors, parquet, arrow, csv, jsonl, images, a saved data set; "
@@ -59,7 +59,7 @@ Examples:
     help="The columns of an input, x=f0,f1,f2 or x='f*', of a factory's dicts the key; by default what has its name.",
 )  # fmt: skip
 @click.option("--keep", metavar="COLUMNS", help="Columns (keys) of the data that go with the predictions, with commas.")
-@click.option("-o", "--output", required=True, type=NamedPath(), help="The run directory.")
+@click.option("-o", "--output", required=True, type=NamedPath(urls=True), help="The run directory, or its URL.")
 @click.option("--runner", default="auto", show_default=True, help="onnx, torch, or auto: ONNX where there is a choice.")
 @click.option("--devices", default="auto", show_default=True, help="cpu, cpu:4 (four ranks), cuda, cuda:0,2 or auto.")
 @click.option(
@@ -108,7 +108,13 @@ Examples:
 )  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 def run(
-    artifact: Path, data: str, output: Path, quiet: bool, mapping: tuple[str, ...], keep: str | None, **options: Any
+    artifact: Path | str,
+    data: str,
+    output: Path | str,
+    quiet: bool,
+    mapping: tuple[str, ...],
+    keep: str | None,
+    **options: Any,
 ) -> None:
     """Predict every row of a data set with ARTIFACT.
 
@@ -134,9 +140,9 @@ def run(
         click.echo(f"time of the ranks (they read and write meanwhile): {parts}")
     if result.failed_rows:
         failed = counted(result.failed_rows, "row")
-        click.echo(f"{failed} failed, left out of the predictions: {result.path / 'failed.jsonl'}")
+        click.echo(f"{failed} failed, left out of the predictions: {result.path}/failed.jsonl")
     if result.draws_per_row is not None:
-        click.echo(f"{result.draws_per_row:.1f} draws per row; the saving is in {result.path / 'report.html'}")
+        click.echo(f"{result.draws_per_row:.1f} draws per row; the saving is in {result.path}/report.html")
     if result.missing_shards:
         return  # The rank of a launcher that is the last to end says what is next.
     place = shlex.quote(str(result.path))
@@ -144,23 +150,23 @@ def run(
 
 
 @click.command()
-@click.argument("run_directory", metavar="RUN", type=NamedPath())
+@click.argument("run_directory", metavar="RUN", type=NamedPath(urls=True))
 @click.option(
     "-o",
     "--output",
     required=True,
-    type=NamedPath(),
+    type=NamedPath(urls=True),
     help="A .npz, .npy, .parquet, .arrow, .csv, .jsonl, .zarr.zip or .pt file.",
 )
 @click.option("--allow-partial", is_flag=True, help="Merge what is there of an unfinished run.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
-def merge(run_directory: Path, output: Path, allow_partial: bool, overwrite: bool) -> None:
+def merge(run_directory: Path | str, output: Path | str, allow_partial: bool, overwrite: bool) -> None:
     """Put the predictions of RUN into one file, in the order of the data, with their sample ids."""
     from deploykit.merging import merge_run
-    from deploykit.rundir import RunDirectory
+    from deploykit.watching import run_status
 
     click.echo(f"{merge_run(run_directory, output, overwrite=overwrite, allow_partial=allow_partial)}")
-    failed = len(RunDirectory.open(run_directory).state(check_digests=False).failed())
+    failed = run_status(run_directory).failed_rows
     if failed:
         rows = counted(failed, "row")
-        click.echo(f"note: {rows} failed, not in the file: {run_directory / 'failed.jsonl'}", err=True)
+        click.echo(f"note: {rows} failed, not in the file: {run_directory}/failed.jsonl", err=True)

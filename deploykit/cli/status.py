@@ -15,9 +15,9 @@ _COLORS = {"drawing": "green", "running": "green", "interrupted": "yellow", "fai
 
 
 @click.command()
-@click.argument("run_directory", metavar="RUN", type=NamedPath())
+@click.argument("run_directory", metavar="RUN", type=NamedPath(urls=True))
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def status(run_directory: Path, as_json: bool) -> None:
+def status(run_directory: Path | str, as_json: bool) -> None:
     """Show how far RUN is, from another terminal, another host or afterwards.
 
     Only small files of the directory are read; the run does not notice. What this counts, deploykit verify proves.

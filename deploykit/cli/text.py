@@ -7,20 +7,29 @@ from typing import Any
 import click
 
 from deploykit.errors import UsageError
+from deploykit.stores import is_url
 
 __all__ = ["NamedPath", "number", "pairs", "size", "table"]
 
 
 class NamedPath(click.Path):
-    """A path; an empty text, as an unset variable of a shell gives it, is none, and not the working directory."""
+    """A path, and with ``urls`` also the text of a URL.
 
-    def __init__(self) -> None:
+    An empty text, as an unset variable of a shell gives it, is none, and not the working directory.
+    """
+
+    def __init__(self, *, urls: bool = False) -> None:
         super().__init__(path_type=Path)
+        self._urls = urls
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
             self.fail("the path is empty; name one, or . for the working directory", param, ctx)
-        return super().convert(value, param, ctx)
+        if not is_url(value):
+            return super().convert(value, param, ctx)
+        if not self._urls:
+            self.fail(f"{value} is a URL, and a path of this machine is needed here", param, ctx)
+        return value
 
 
 def size(size_bytes: int) -> str:

@@ -10,10 +10,10 @@ __all__ = ["verify"]
 
 
 @click.command()
-@click.argument("path", type=NamedPath())
+@click.argument("path", type=NamedPath(urls=True))
 @click.option("--format", "format_name", help="For an artifact, only this format; all that can run here by default.")
 @click.option("--device", default="cpu", show_default=True, help="For an artifact, where to replay: cpu, cuda:0 ...")
-def verify(path: Path, format_name: str | None, device: str) -> None:
+def verify(path: Path | str, format_name: str | None, device: str) -> None:
     """Prove that PATH, an artifact or a run directory, is whole and right.
 
     An artifact: every file's digest, and its golden inputs replayed on this machine against the outputs that the

@@ -462,8 +462,8 @@ def test_urls(tmp_path: Path, protocol: str, name: str) -> None:
 
 
 def test_urls_that_cannot_be_read() -> None:
-    with pytest.raises(DataError, match=r"s3://bucket/x\.csv.*s3fs"):
-        opened("s3://bucket/x.csv")
+    with pytest.raises(DataError, match=r"gs://bucket/x\.csv.*gcsfs"):
+        opened("gs://bucket/x.csv")
     with pytest.raises(DataError, match="known to fsspec are"):
         opened("nonsense://x.csv")
     with pytest.raises(DataError, match="no file matches"):
