@@ -16,9 +16,23 @@ from urllib.parse import unquote
 from deploykit.errors import DeploykitError, MissingExtraError, UsageError
 from deploykit.packed import is_plain_name
 
-__all__ = ["LOCAL_URLS", "Store", "asking", "at_hand", "delivered", "is_url", "local_path", "naming", "open_filesystem"]
+__all__ = [
+    "AT_ONCE",
+    "LOCAL_URLS",
+    "Store",
+    "asking",
+    "at_hand",
+    "delivered",
+    "is_url",
+    "local_path",
+    "naming",
+    "open_filesystem",
+]
 
 LOCAL_URLS = ("file://", "local://")
+
+AT_ONCE = 4
+"""So many files are sent at the same time, because a store may hold a whole file in memory while it sends it."""
 
 _SLASH_LOST = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)")
 """What pathlib makes of a URL."""
@@ -117,10 +131,10 @@ class Store:
 
     def put(self, files: Mapping[str, Path]) -> None:
         """Send files; an object store shows each when it is whole."""
+        names = list(files)
         with self._asking("written"):
-            if not files:  # Some stores take no empty list.
-                return
-            self._filesystem.put([str(local) for local in files.values()], [self._path(name) for name in files])
+            for some in (names[first : first + AT_ONCE] for first in range(0, len(names), AT_ONCE)):
+                self._filesystem.put([str(files[name]) for name in some], [self._path(name) for name in some])
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove files, in this order; one that is not there is no error."""

@@ -15,7 +15,7 @@ from deploykit.errors import DeploykitError, RunError, UsageError
 from deploykit.files import TEMPORARY_PREFIX
 from deploykit.rundir import LOCK_NAME, RUN_NAME, SPOOL_NAME
 from deploykit.signs import STATUS_NAME
-from deploykit.stores import Store, is_url, local_path, naming
+from deploykit.stores import AT_ONCE, Store, is_url, local_path, naming
 from runners.engine import Engine
 
 __all__ = ["Mirror", "mirrored"]
@@ -51,6 +51,12 @@ def mirrored(out: str | Path, engine: Engine) -> Iterator[Path]:
     copy = Path(tempfile.mkdtemp(prefix="deploykit-")).resolve() / store.name
     mirror = Mirror(store, copy)
     try:
+        mirror.fetch()
+        mirror.probe()
+    except BaseException:
+        shutil.rmtree(copy.parent, ignore_errors=True)
+        raise
+    try:
         with naming(store.url, copy), mirror.kept_up():
             yield copy
     except BaseException as error:
@@ -70,15 +76,35 @@ class Mirror:
         self._store, self._copy = store, copy
         self._sent: dict[str, Stamp] = {}
 
-    @contextlib.contextmanager
-    def kept_up(self) -> Iterator[None]:
-        """Fetch what is there, and send what is new as long as the block runs.
+    def fetch(self) -> None:
+        """Copy what is there.
 
         Raises:
-            RunError: the store cannot be read or written, or something else than a run is there.
+            RunError: the store cannot be read, or something else than a run is there.
         """
-        self._fetch()
-        self._probe()
+        names = [name for name in self._store.files() if not name.startswith((".", f"{SPOOL_NAME}/"))]
+        if names and RUN_NAME not in names:
+            raise RunError(
+                f"run directory {self._store.url}: is not empty and holds no {RUN_NAME}; name a new or empty place, "
+                "or one that deploykit run made"
+            )
+        self._store.fetch(names, self._copy)
+        self._sent = {**self._listed(), **self._listed(_COMMITS)}
+
+    def probe(self) -> None:
+        """Find out before the work whether the store can be written.
+
+        Raises:
+            RunError: it cannot.
+        """
+        empty = self._copy.with_name(_PROBE)
+        empty.touch()
+        self._store.put({_PROBE: empty})
+        self._store.remove([_PROBE])
+
+    @contextlib.contextmanager
+    def kept_up(self) -> Iterator[None]:
+        """Send what is new as long as the block runs."""
         over = threading.Event()
         sender = threading.Thread(target=self._keep_up, args=[over], name="mirror", daemon=True)
         sender.start()
@@ -107,23 +133,6 @@ class Mirror:
         for name in ordered:
             del self._sent[name]
 
-    def _fetch(self) -> None:
-        names = [name for name in self._store.files() if not name.startswith((".", f"{SPOOL_NAME}/"))]
-        if names and RUN_NAME not in names:
-            raise RunError(
-                f"run directory {self._store.url}: is not empty and holds no {RUN_NAME}; name a new or empty place, "
-                "or one that deploykit run made"
-            )
-        self._store.fetch(names, self._copy)
-        self._sent = {**self._listed(), **self._listed(_COMMITS)}
-
-    def _probe(self) -> None:
-        """Find out before the work whether the store can be written."""
-        empty = self._copy.with_name(_PROBE)
-        empty.touch()
-        self._store.put({_PROBE: empty})
-        self._store.remove([_PROBE])
-
     def _keep_up(self, over: threading.Event) -> None:
         while not over.wait(PERIOD_S):
             # What fails now is sent the next time; at the end it counts.
@@ -131,8 +140,10 @@ class Mirror:
                 self.send()
 
     def _put(self, new: dict[str, Stamp]) -> None:
-        self._store.put({name: self._copy / name for name in new})
-        self._sent |= new
+        names = list(new)
+        for some in (names[first : first + AT_ONCE] for first in range(0, len(names), AT_ONCE)):
+            self._store.put({name: self._copy / name for name in some})
+            self._sent |= {name: new[name] for name in some}
 
     def _listed(self, folder: str = "") -> dict[str, Stamp]:
         """Files and what changes when they do: the commits, or everything else that belongs to the run."""
