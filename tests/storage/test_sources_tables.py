@@ -438,9 +438,9 @@ def test_a_saved_data_set_of_several_splits_names_them(tmp_path: Path) -> None:
     np.testing.assert_array_equal(opened(tmp_path / "both" / "train").read(0, ROWS)["x"], VECTORS)
 
 
-@pytest.mark.parametrize("protocol", ["memory", "file"])
+@pytest.mark.parametrize("protocol", ["memory", "file", "s3"])
 @pytest.mark.parametrize("name", [*SCALARS, "rows.npz", "rows.npy", "rows.safetensors"])
-def test_urls(tmp_path: Path, protocol: str, name: str) -> None:
+def test_urls(tmp_path: Path, bucket: str, protocol: str, name: str) -> None:
     import fsspec
     from safetensors.numpy import save_file
 
@@ -451,9 +451,10 @@ def test_urls(tmp_path: Path, protocol: str, name: str) -> None:
     }
     local = tmp_path / name
     {**SCALARS, **others}[name](local, scalars())
-    url = f"{protocol}://{local}"
-    if protocol == "memory":
-        fsspec.filesystem("memory").put(str(local), str(local), recursive=local.is_dir())
+    url = f"{bucket}/{name}" if protocol == "s3" else f"{protocol}://{local}"
+    if protocol != "file":
+        filesystem, place = fsspec.core.url_to_fs(url)
+        filesystem.put(str(local), place, recursive=local.is_dir())
     source = opened(url)
     np.testing.assert_array_equal(source.read(11, 43)["x"], VECTORS[11:43])
     assert json.loads(json.dumps(source.fingerprint())) == opened(url).fingerprint()
