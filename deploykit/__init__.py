@@ -28,7 +28,7 @@ _HOMES = {
     "merge": "deploykit.merging:merge_run",
     "open_artifact": "deploykit.api:open_artifact",
     "pack": "deploykit.api:pack",
-    "run": "runners.job:run",
+    "run": "deploykit.api:run",
     "status": "deploykit.watching:run_status",
     "verify": "deploykit.api:verify",
 }

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit.arguments import typed_arguments
 from deploykit.artifact import MANIFEST_NAME, Artifact
 from deploykit.artifact import pack as pack_artifact
 from deploykit.errors import ArtifactError, CheckpointError, ExportError, RunError, UsageError
@@ -13,7 +14,8 @@ from deploykit.paths import require_path, require_utf8
 from deploykit.stores import at_hand, delivered, is_url
 from deploykit.verify_run import RunCheck, verify_run
 from deploykit.watching import run_status
-from runners.job import RunResult, run
+from runners.job import RunResult
+from runners.job import run as run_job
 from runners.predict import Predictor, Verified, load, verify_artifact
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ __all__ = [
     "export", "load", "merge", "open_artifact", "pack", "require_torch", "run", "status", "verify",
 ]  # fmt: skip
 
+run = typed_arguments(run_job)
 merge = merge_run
 status = run_status
 open_artifact = Artifact.open
