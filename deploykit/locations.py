@@ -28,7 +28,7 @@ class DataFile:
     """One file.
 
     Attributes:
-        name: how messages name it; of a file in a directory, its path in that directory.
+        name: as the user gave it; of a file in a directory, its path in that directory.
         path: where it is in its filesystem.
         filesystem: an fsspec filesystem; None for this machine's.
     """
@@ -41,6 +41,11 @@ class DataFile:
     def extension(self) -> str:
         """In lower case, without the dot."""
         return PurePath(self.path).suffix.lower().removeprefix(".")
+
+    @property
+    def place(self) -> str:
+        """How messages name one of many files: with the directory in which the user will look for it."""
+        return self.path if self.filesystem is None else str(self.filesystem.unstrip_protocol(self.path))
 
     @property
     def is_local(self) -> bool:
@@ -57,7 +62,7 @@ class DataFile:
                 return cast("IO[bytes]", Path(self.path).open("rb", buffering=-1 if buffered else 0))
         except OSError as error:
             raise DataError(
-                f"data {self.name}: cannot be opened ({error}); check the path and its permissions"
+                f"data {self.place}: cannot be opened ({error}); check the path and its permissions"
             ) from error
         with asking(f"data {self.name}", "opened", DataError):
             return cast("IO[bytes]", self.filesystem.open(self.path, "rb"))

@@ -1,7 +1,7 @@
 """The shape and dtype of one named tensor, as users write it and as the manifest keeps it."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,9 +138,21 @@ def unmasked(what: str, values: Any) -> np.ndarray[Any, Any]:
     Raises:
         DataError: some of them are masked: an array without a mask holds whatever lies under it.
     """
-    if isinstance(values, np.ma.MaskedArray) and (masked := int(np.ma.getmaskarray(values).sum())):
-        raise DataError(
-            f"{what}: {masked} of {values.size} values are masked, and a mask is not taken over; expected a value in "
-            "each place: fill them with array.filled(value)"
-        )
+    for part in _masked_arrays(values):
+        if masked := int(np.ma.getmaskarray(part).sum()):
+            raise DataError(
+                f"{what}: {masked} of {part.size} values are masked, and a mask is not taken over; expected a value in "
+                "each place: fill them with array.filled(value)"
+            )
     return np.asarray(values)
+
+
+def _masked_arrays(values: Any) -> Iterator[Any]:
+    """Those in nested lists too, of which numpy makes an array that knows nothing of the masks."""
+    if isinstance(values, np.ma.MaskedArray):
+        yield values
+    elif isinstance(values, list | tuple):
+        for value in values:
+            # Of a list of plain numbers nothing is looked at twice.
+            if not isinstance(value, int | float | str):
+                yield from _masked_arrays(value)

@@ -1,6 +1,6 @@
-"""Numbers of things as people read them."""
+"""Numbers of things as people read them, and what an error says."""
 
-__all__ = ["counted", "row_range"]
+__all__ = ["counted", "row_range", "said"]
 
 
 def counted(count: int, thing: str) -> str:
@@ -19,3 +19,15 @@ def row_range(start: int, stop: int) -> str:
     ('rows 0 to 255', 'row 199')
     """
     return f"rows {start} to {stop - 1}" if stop - start > 1 else f"row {start}"
+
+
+def said(error: BaseException) -> str:
+    """The text of an error. Want of memory says so, whoever raised it: it is no fault of the row, which is kept.
+
+    >>> said(ValueError("bad")), said(MemoryError())
+    ('bad', 'out of memory')
+    """
+    text = str(error)
+    if not isinstance(error, MemoryError):
+        return text
+    return f"out of memory: {text}" if text else "out of memory"

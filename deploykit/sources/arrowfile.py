@@ -47,7 +47,7 @@ class _Opened:
                 self._places, has_dictionaries = batch_places(plain)
             if has_dictionaries and self.is_stream:
                 raise DataError(
-                    f"data {self.file.name}: an Arrow stream with dictionaries, which is not read by position; "
+                    f"data {self.file.place}: an Arrow stream with dictionaries, which is not read by position; "
                     "write it in the file format with pyarrow.ipc.new_file"
                 )
         return self._places
@@ -83,7 +83,7 @@ class ArrowFiles(FileTables):
         try:
             return [place.rows for place in opened.places()]
         except (ValueError, struct.error) as error:
-            raise DataError(f"data {opened.file.name}: {self.advice} ({error})") from error
+            raise DataError(f"data {opened.file.place}: {self.advice} ({error})") from error
 
     def _chunks_of(self, opened: _Opened, inner: int, columns: Sequence[str]) -> Iterator[Any]:
         place = opened.places()[inner]

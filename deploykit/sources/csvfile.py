@@ -45,8 +45,11 @@ class _CsvFiles(TextTables):
     delimiter: bytes
 
     def __init__(self, what: str, files: Sequence[DataFile], index: Any) -> None:
-        self.delimiter = _delimiter(files[0])
+        # Kept for the header: of a file far away each look at its beginning is a request.
+        self._first = _beginning(files[0])
+        self.delimiter = _delimiter(files[0], self._first)
         super().__init__(what, files, index)
+        self._first = b""
 
     def _find_schema(self) -> Any:
         import pyarrow as pa
@@ -55,7 +58,7 @@ class _CsvFiles(TextTables):
         for file in self.files[1:]:
             if (header := self._header_of(file)) != self._header:
                 raise DataError(
-                    f"data {file.name}: its header is {header[:8]}, that of {self.files[0].name} {self._header[:8]}; "
+                    f"data {file.place}: its header is {header[:8]}, that of {self.files[0].place} {self._header[:8]}; "
                     "the files of one data set must have the same columns"
                 )
         types = {name: column_type(values) for name, values in zip(self._header, self._sample(), strict=True)}
@@ -63,13 +66,13 @@ class _CsvFiles(TextTables):
         return pa.schema([pa.field(name, types[name][0]) for name in self._header])
 
     def _header_of(self, file: DataFile) -> list[str]:
-        header = next(filter(None, self._rows(_beginning(file))), None)
+        header = next(filter(None, self._rows(self._first if file is self.files[0] else _beginning(file))), None)
         if header is None:
-            raise DataError(f"data {file.name}: is empty; the first line must name the columns")
+            raise DataError(f"data {file.place}: is empty; the first line must name the columns")
         names = [name.strip() for name in header]
         if are_values(names):
             raise DataError(
-                f"data {file.name}: its first line is {', '.join(names[:4])[:60]} ..., numbers and no names of "
+                f"data {file.place}: its first line is {', '.join(names[:4])[:60]} ..., numbers and no names of "
                 "columns; put a line with the names before it, or the first row would be lost"
             )
         return names
@@ -170,14 +173,14 @@ def _beginning(file: DataFile) -> bytes:
         beginning = bytes(opened.read(SAMPLE_BYTES))
     if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(
-            f"data {file.name}: is UTF-16, expected UTF-8; write it as 'CSV UTF-8', or convert it: "
+            f"data {file.place}: is UTF-16, expected UTF-8; write it as 'CSV UTF-8', or convert it: "
             f"iconv -f UTF-16 -t UTF-8 {shlex.quote(file.path)} > utf8.csv"
         )
     return beginning
 
 
-def _delimiter(file: DataFile) -> bytes:
+def _delimiter(file: DataFile, beginning: bytes) -> bytes:
     """What stands between the values: where the header has no comma (in ``.tsv`` no tab), another that it has."""
-    first = re.sub(rb'"[^"]*"', b"", next(filter(None, _beginning(file).splitlines()), b""))
+    first = re.sub(rb'"[^"]*"', b"", next(filter(None, beginning.splitlines()), b""))
     known = (b"\t", b",", b";", b"|") if file.extension == "tsv" else (b",", b";", b"\t", b"|")
     return next((delimiter for delimiter in known if delimiter in first), known[0])

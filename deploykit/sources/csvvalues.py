@@ -53,7 +53,9 @@ def column_type(values: Sequence[str]) -> tuple[Any, str | None]:
 
     given = [(row, value) for row, value in enumerate(values) if value not in NULLS]
     if not given:
-        return pa.float64(), None
+        # Nothing says that these are numbers: to keep, NA may be Namibia. Of a float NaN comes back as it is.
+        written = [(row, value) for row, value in enumerate(values) if value]
+        return pa.float64(), _first(written, lambda value: value.lower() == "nan")
     for dtype in _GIVES_BACK:
         changed = _first(given, lambda value: _gives_back(value, dtype))  # noqa: B023 (called at once)
         if changed is None or (dtype != "bool" and not any(problem_with_number(value, dtype) for _, value in given)):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from deploykit.errors import DataError, DeploykitError
 from deploykit.locations import DataFile
 from deploykit.sources.tables import require_pyarrow
-from deploykit.wording import row_range
+from deploykit.wording import row_range, said
 
 __all__ = ["FileTables", "arrow_file"]
 
@@ -74,7 +74,7 @@ class FileTables(abc.ABC):
         """The error, with the file and the rows."""
         number, _ = self._where[piece]
         return DataError(
-            f"data {self.files[number].name}, {row_range(first_row, first_row + self.rows[piece])}: cannot be read "
+            f"data {self.files[number].place}, {row_range(first_row, first_row + self.rows[piece])}: cannot be read "
             f"({_first_line(error)}); copy or write the file again"
         )
 
@@ -95,12 +95,12 @@ class FileTables(abc.ABC):
                 raise
             except UnicodeDecodeError as error:
                 raise DataError(
-                    f"data {file.name}: the name of a column is not UTF-8, which the format demands: "
+                    f"data {file.place}: the name of a column is not UTF-8, which the format demands: "
                     f"{error.object[:60]!r}; write the file again with another name"
                 ) from error
             # Damage may raise nearly anything.
             except Exception as error:
-                raise DataError(f"data {file.name}: {self.advice} ({_first_line(error)})") from error
+                raise DataError(f"data {file.place}: {self.advice} ({_first_line(error)})") from error
         return self._opened[1]
 
     def _rows_of(self, number: int) -> list[int]:
@@ -114,8 +114,8 @@ class FileTables(abc.ABC):
             want = self.schema.field(name).type
             if have != want:
                 raise DataError(
-                    f"data {self.files[number].name}: column {name!r} is {have or 'not there'}, in "
-                    f"{self.files[0].name} it is {want}; the files of one data set must have the same columns"
+                    f"data {self.files[number].place}: column {name!r} is {have or 'not there'}, in "
+                    f"{self.files[0].place} it is {want}; the files of one data set must have the same columns"
                 )
 
 
@@ -131,5 +131,5 @@ def _fits(index: Any, files: int) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
+    text = said(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]

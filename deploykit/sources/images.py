@@ -12,7 +12,7 @@ from deploykit.preprocessing import ImagePreprocessing, read_preprocessing
 from deploykit.sources.base import Arrays, file_fingerprint
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.tensors import TEXT, TensorSpec, check_inputs
-from deploykit.wording import counted
+from deploykit.wording import counted, said
 
 __all__ = ["ImagesSource"]
 
@@ -59,7 +59,7 @@ class ImagesSource:
         other = next((offset for offset, shape in enumerate(shapes) if shape != shapes[0]), None)
         if other is not None:
             raise DataError(
-                f"data {self._files[start + other].name}, row {start + other}: its size gives {list(shapes[other])}, "
+                f"data {self._files[start + other].place}, row {start + other}: its size gives {list(shapes[other])}, "
                 f"row {start} {list(shapes[0])}; export with --preprocess and a crop or a fixed resize"
             )
         empty = np.empty((0, *(d if isinstance(d, int) else 0 for d in self._spec.row_shape)), self._spec.numpy_dtype)
@@ -67,7 +67,7 @@ class ImagesSource:
         try:
             check_inputs([self._spec], arrays, first_row=start)
         except DataError as error:
-            raise DataError(f"data {self._files[start].name}, row {start}: {error}") from None
+            raise DataError(f"data {self._files[start].place}, row {start}: {error}") from None
         return {**arrays, **{f"{KEPT}{spec.name}": self._names(spec.name, start, stop) for spec in self.kept}}
 
     def fingerprint(self) -> dict[str, Any]:
@@ -83,16 +83,17 @@ class ImagesSource:
     def _row(self, row: int) -> np.ndarray[Any, Any]:
         file = self._files[row]
         try:
-            return _decoded(file, self._step, self._spec)
+            picture = _decoded(file, self._step)
         except DataError:
             raise
         # Pillow raises OSError, SyntaxError, ValueError ... for what it cannot decode.
         except Exception as error:
             # Of what it does not know, Pillow shows the object that was to read it.
-            why = "no image that Pillow knows" if type(error).__name__ == "UnidentifiedImageError" else error
+            why = "no image that Pillow knows" if type(error).__name__ == "UnidentifiedImageError" else said(error)
             raise DataError(
-                f"data {file.name}, row {row}: cannot be decoded ({why}); replace the file, or take it out"
+                f"data {file.place}, row {row}: cannot be decoded ({why}); replace the file, or take it out"
             ) from error
+        return _row_of(file, picture, self._step, self._spec)
 
     def _names(self, kept: str, start: int, stop: int) -> np.ndarray[Any, Any]:
         names = [file.name for file in self._files[start:stop]]
@@ -127,13 +128,17 @@ def _step(what: str, spec: TensorSpec, reading: Reading) -> ImagePreprocessing:
     return ImagePreprocessing(channels="L" if grey else "RGB", layout=layout)
 
 
-def _decoded(file: DataFile, step: ImagePreprocessing, spec: TensorSpec) -> np.ndarray[Any, Any]:
-    """One row: (channels, height, width) or as the layout says, of the input's dtype."""
+def _decoded(file: DataFile, step: ImagePreprocessing) -> Any:
+    """All pixels of the file, in colours or grey."""
     from PIL import Image
 
     with file.open() as opened, Image.open(opened) as image:
-        picture = _resized(_eight_bits(file, image).convert("L" if step.channels == "L" else "RGB"), step)
-    pixels = np.asarray(_cropped(file, picture, step))
+        return _eight_bits(file, image).convert("L" if step.channels == "L" else "RGB")
+
+
+def _row_of(file: DataFile, picture: Any, step: ImagePreprocessing, spec: TensorSpec) -> np.ndarray[Any, Any]:
+    """One row: (channels, height, width) or as the layout says, of the input's dtype."""
+    pixels = np.asarray(_cropped(file, _resized(picture, step), step))
     if step.channels == "BGR":
         pixels = pixels[..., ::-1]
     values = _normalised(pixels if pixels.ndim == 3 else pixels[..., None], step, spec)
@@ -151,8 +156,8 @@ def _eight_bits(file: DataFile, image: Any) -> Any:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode[0] in "IF":
         raise DataError(
-            f"data {file.name}: pixels of mode {image.mode} ({bits} bits a channel), which have no set white; 8 and 16 "
-            "bits are read; convert the file to one of these, or use a factory, package.module:function"
+            f"data {file.place}: pixels of mode {image.mode} ({bits} bits a channel), which have no set white; 8 and "
+            "16 bits are read; convert the file to one of these, or use a factory, package.module:function"
         )
     return image
 
@@ -176,7 +181,7 @@ def _cropped(file: DataFile, picture: Any, step: ImagePreprocessing) -> Any:
     height, width = step.crop
     if picture.height < height or picture.width < width:
         raise DataError(
-            f"data {file.name}: {picture.height}x{picture.width} is smaller than the crop {height}x{width}; export "
+            f"data {file.place}: {picture.height}x{picture.width} is smaller than the crop {height}x{width}; export "
             "with a resize before the crop"
         )
     # Rounded as torchvision's center_crop rounds.

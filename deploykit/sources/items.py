@@ -9,7 +9,7 @@ from deploykit.errors import DataError
 from deploykit.sources.base import Arrays
 from deploykit.sources.keeping import Keeping
 from deploykit.tensors import TensorSpec, unmasked
-from deploykit.wording import row_range
+from deploykit.wording import counted, row_range
 
 __all__ = ["Items"]
 
@@ -118,7 +118,9 @@ class Items:
         if len(item) < len(names):
             raise DataError(f"{where}: {len(item)} values, the model takes {names}; return one for each, in this order")
         if len(item) > len(names):
-            self._note(f"values after the first {len(names)} of a row (labels?) are ignored: {len(item) - len(names)}")
+            first = "first value" if len(names) == 1 else f"first {len(names)} values"
+            rest = counted(len(item) - len(names), "value")
+            self._note(f"what comes after the {first} of a row (a label?) is ignored: {rest}")
         return dict(zip(names, item, strict=False))
 
     def _note(self, text: str) -> None:
@@ -144,7 +146,7 @@ def _exact(value: Any, spec: TensorSpec, where: str) -> np.ndarray[Any, Any]:
     Floats are rounded to the nearest that a float input holds, as torch and numpy do; all else must be held exactly.
     """
     try:
-        array = np.asarray(value)
+        array = unmasked(where, value)
     except (ValueError, OverflowError) as error:
         raise DataError(f"{where}: a list that is no array ({error}); make its rows equally long") from error
     if array.dtype.kind not in "biuf":

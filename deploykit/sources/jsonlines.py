@@ -63,7 +63,7 @@ class _JsonFiles(TextTables):
             del lines[-1]
         records = [_record(line) for line in lines[:_SAMPLE_ROWS]]
         if records and all(problem is not None for _, problem in records):
-            raise DataError(f"data {self.files[number].name}, row 0: {records[0][1]}")
+            raise DataError(f"data {self.files[number].place}, row 0: {records[0][1]}")
         yield from ((row, record) for row, (record, problem) in enumerate(records) if problem is None)
 
     def _parse(self, data: bytes) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploykit.errors import DataError, DeploykitError
+from deploykit.wording import said
 
 __all__ = ["Found", "Made", "called", "find_datasets", "left_out", "rows_of"]
 
@@ -61,7 +62,7 @@ def called(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
         raise
     # The user's code may raise anything, and what exits must not end the run as if it were done; the cause is kept.
     except (Exception, SystemExit) as error:
-        raise DataError(f"{where}: raised {type(error).__name__}: {error}") from error
+        raise DataError(f"{where}: raised {type(error).__name__}: {said(error)}") from error
 
 
 def find_datasets(made: Any, what: str, *, prepare: bool) -> Made:

@@ -8,7 +8,7 @@ from deploykit.errors import DataError
 from deploykit.locations import DataFile
 from deploykit.sources.tables import BadRow, require_pyarrow
 from deploykit.sources.textindex import OpenQuoteError, TextPiece, row_bounds, text_pieces
-from deploykit.wording import row_range
+from deploykit.wording import row_range, said
 
 __all__ = ["SAMPLE_BYTES", "TextTables", "widest"]
 
@@ -62,7 +62,7 @@ class TextTables(abc.ABC):
 
     def chunks(self, piece: int) -> Iterator[Any]:
         """The rows of one piece, at once; where some are bad, those between them."""
-        data, name = self._bytes(piece), self.files[self._where[piece][0]].name
+        data, name = self._bytes(piece), self.files[self._where[piece][0]].place
         while data:
             try:
                 yield self._parse(data)
@@ -80,8 +80,8 @@ class TextTables(abc.ABC):
 
     def explain(self, piece: int, first_row: int, error: Exception) -> DataError:
         """The error, with the rows."""
-        name = self.files[self._where[piece][0]].name
-        text = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        name = self.files[self._where[piece][0]].place
+        text = (said(error).splitlines() or [type(error).__name__])[0][:300]
         rows = row_range(first_row, first_row + self.rows[piece])
         return DataError(f"data {name}, {rows}: cannot be read ({text}); mend the file")
 
@@ -93,11 +93,11 @@ class TextTables(abc.ABC):
             with file.open() as opened:
                 return text_pieces(opened, delimiter=self.delimiter, header=self.delimiter is not None)
         except OSError as error:
-            raise DataError(f"data {file.name}: cannot be read ({error}); check the disk or the connection") from error
+            raise DataError(f"data {file.place}: cannot be read ({error}); check the disk or the connection") from error
         except OpenQuoteError as error:
             where = f"row {error.row - 1}" if error.row else "header"
             raise DataError(
-                f"data {file.name}, {where}: {error}, so that rows would be lost in it; close the value with a quote, "
+                f"data {file.place}, {where}: {error}, so that rows would be lost in it; close the value with a quote, "
                 "or take out the one that opens it (a quote within a quoted value is written twice)"
             ) from error
 
@@ -111,9 +111,9 @@ class TextTables(abc.ABC):
                 opened.seek(start)
                 data = opened.read(stop - start)
         except OSError as error:
-            raise DataError(f"data {file.name}: cannot be read ({error}); check the disk or the connection") from error
+            raise DataError(f"data {file.place}: cannot be read ({error}); check the disk or the connection") from error
         if len(data) != stop - start:
-            raise DataError(f"data {file.name}: became shorter while it was read; copy it again")
+            raise DataError(f"data {file.place}: became shorter while it was read; copy it again")
         return data
 
 

@@ -10,7 +10,7 @@ from deploykit.epoch import finish_epoch
 from deploykit.job import Job
 from deploykit.plan import Plan, Shard, make_plan
 from deploykit.rundir import RunDirectory
-from deploykit.sources import Source, open_source
+from deploykit.sources import Reading, Source, open_source
 from deploykit.tensors import TensorSpec
 from deploykit.writers import Batch, Writer, make_writer
 
@@ -75,9 +75,9 @@ def run_all(path: Path, job: Job, *, ranks: int = 2, writer: Writer | None = Non
 _opened: list[Source] = []
 
 
-def opened(path: Path | str, inputs: Sequence[TensorSpec]) -> Source:
+def opened(path: Path | str, inputs: Sequence[TensorSpec], **reading: Any) -> Source:
     """``open_source``; conftest.py closes what a test opened."""
-    source = open_source(str(path), inputs)
+    source = open_source(str(path), inputs, reading=Reading(**reading))
     _opened.append(source)
     return source
 

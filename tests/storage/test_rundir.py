@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -471,3 +472,16 @@ def test_an_error_of_the_rows_stays_one_whatever_a_writer_makes_of_it(tmp_path: 
     with pytest.raises(RunError, match="the model failed") as raised:
         directory.write_part(job.plan.shard(0), Wrapping(job.outputs), rows(), rank=0, timings={})
     assert isinstance(raised.value.__cause__, KeyError)
+
+
+def test_of_many_files_those_that_were_touched_are_named(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("x\n1\n")
+        os.utime(tmp_path / name, (1, 1))
+    data = {"kind": "csv", "files": 2, "sha256_files": "one", "size_bytes": 8}
+    job = make_job(data=data, data_source=str(tmp_path / "*.csv"))
+    RunDirectory.prepare(tmp_path / "run", job)
+    (tmp_path / "b.csv").touch()
+    touched = replace(job, data={**data, "sha256_files": "other"})
+    with pytest.raises(RunError, match=r"in all \(changed since: \S*/b\.csv\)\. If these are copies of the same"):
+        RunDirectory.prepare(tmp_path / "run", touched)

@@ -1,6 +1,7 @@
 """Factories are written as a user writes them, into a file of their own."""
 
 import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -116,12 +117,38 @@ def test_python_floats_are_rounded_as_torch_and_numpy_round_them(tmp_path: Path)
         ("()", r"row 0: 0 values, the model takes \['x'\]"),
         ("1 / (i - 3)", "row 3: raised ZeroDivisionError"),
         ("np.ma.masked_equal(x(i), 3)", r"row 3: input 'x': 4 of 4 values are masked.*array\.filled\(value\)"),
+        ("[1.0, 2.0, np.ma.masked, 4.0]", r"row 0: input 'x': 1 of 1 values are masked.*array\.filled\(value\)"),
     ],
 )  # fmt: skip
 def test_rows_that_do_not_fit_are_named(tmp_path: Path, item: str, said: str) -> None:
     source = opened(factory(tmp_path, PLAIN, f"Rows(lambda i: {item})"), [X])
     with pytest.raises(DataError, match=said):
         source.read(0, 6)
+
+
+def test_masked_arrays_in_a_list_are_refused_to_read_and_to_keep(tmp_path: Path) -> None:
+    square = TensorSpec(name="x", dtype="float32", shape=("batch", 2, 2))
+    item = "{'x': [np.ones(2), np.ma.masked_equal([1.0, i], 3)], 'k': [np.ma.masked_equal(i, 4), 1]}"
+    source = opened(factory(tmp_path, PLAIN, f"Rows(lambda i: {item})"), [square], keep=("k",))
+    assert source.read(0, 3)["x"].shape == (3, 2, 2)
+    with pytest.raises(DataError, match=r"row 3: input 'x': 1 of 2 values are masked"):
+        source.read(0, 6)
+    with pytest.raises(DataError, match=r"row 4: keep 'k': 1 of 1 values are masked"):
+        source.read(4, 6)
+
+
+def test_what_is_left_out_of_a_row_is_noted_in_the_right_number(tmp_path: Path) -> None:
+    for item, said in (("(x(i), 'cat')", "first value of a row .*: 1 value"), ("(x(i), 1, 2)", ": 2 values")):
+        source = opened(factory(tmp_path, PLAIN, f"Rows(lambda i: {item})"), [X])
+        source.read(0, 1)
+        assert re.search(f"{said}$", source.notes[0])
+
+
+def test_want_of_memory_is_told_apart_from_a_bad_row(tmp_path: Path) -> None:
+    """A run that leaves bad rows out goes by this text: it must stop, and not leave out what is sound."""
+    code = "def short(i):\n    raise MemoryError\n"
+    with pytest.raises(DataError, match="row 0: raised MemoryError: out of memory"):
+        opened(factory(tmp_path, f"{PLAIN}\n{code}", "Rows(short)"), [X]).read(0, 1)
 
 
 def test_one_value_for_two_inputs_and_uneven_rows(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import DataError
-from deploykit.sources import KEPT
+from deploykit.sources import KEPT, csvfile
 from deploykit.sources.csvvalues import NULLS
 from deploykit.sources.textindex import OpenQuoteError, text_pieces
 from deploykit.tensors import TensorSpec
@@ -454,6 +454,37 @@ def test_why_a_column_of_numbers_is_kept_as_text_is_said(tmp_path: Path) -> None
     # For an input they are numbers as ever.
     for name, wanted in (("zip", [1234, 1234]), ("phone", [49, 5]), ("big", [2.0**64, 1])):
         assert opened(path, [V], columns={"v": (name,)}).read(0, 2)["v"].tolist() == wanted
+
+
+def test_a_column_of_missing_values_is_kept_as_it_was_written(tmp_path: Path) -> None:
+    """NA may be Namibia, or a name; an input takes it for a missing number as ever."""
+    path = put(tmp_path / "rows.csv", "v,country,mixed,empty,nan\n1,NA,,,NaN\n2,NA,None,,nan\n")
+    source: Any = opened(path, [V], keep=("country", "mixed", "empty", "nan"))
+    assert [spec.dtype for spec in source.kept] == ["string", "string", "float64", "float64"]
+    assert "the column 'country' (float64, row 0: 'NA') is kept as text" in source.notes
+    got = source.read(0, 2)
+    assert got[f"{KEPT}country"].tolist() == ["NA", "NA"]
+    assert got[f"{KEPT}mixed"].tolist() == ["", "None"]
+    assert np.isnan([got[f"{KEPT}{name}"] for name in ("empty", "nan")]).all()
+    assert np.isnan(opened(path, [V], columns={"v": ("country",)}, allow_nan=True).read(0, 2)["v"]).all()
+
+
+def test_a_bad_row_in_a_directory_names_the_file_with_the_directory(tmp_path: Path) -> None:
+    (tmp_path / "many").mkdir()
+    for name, value in (("a.csv", "1"), ("b.csv", "x")):
+        put(tmp_path / "many" / name, f"v\n{value}\n1\n1\n1\n1\n1\n1\n1\n1\n1\n1\n")
+    with pytest.raises(DataError, match=rf"data {tmp_path}/many/b\.csv, row 11: column 'v'"):
+        opened(tmp_path / "many", [V]).read(0, 22)
+
+
+def test_the_beginning_of_a_csv_file_is_looked_at_once_for_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+    beginning = csvfile._beginning
+    monkeypatch.setattr(csvfile, "_beginning", lambda file: (looks.append(file.name), beginning(file))[1])
+    opened(put(tmp_path / "rows.csv", "v;k\n1;2\n"), [V])
+    assert len(looks) == 1
 
 
 def test_a_late_value_that_a_kept_number_would_change_names_its_row(tmp_path: Path) -> None:
