@@ -107,9 +107,10 @@ def _only_times_differ(held: Job, asked: Job) -> str:
     # Only a sample of the content is known of what the job has read, so equal content cannot be proved here.
     source = asked.data_source
     if "mtime_ns" not in held.data:
+        which = "".join(f" ({fact})" for fact in _changed_since(held, asked))
         return (
             f"the files of the data {source} have other names, sizes or times of change than when the job began, with "
-            "as many bytes in all. If these are copies of the same content, copy them with their times (cp -p, "
+            f"as many bytes in all{which}. If these are copies of the same content, copy them with their times (cp -p, "
             "rsync -t) under the same names, and give the same command again"
         )
     then, now = (_moment(job.data["mtime_ns"]) for job in (held, asked))

@@ -160,12 +160,16 @@ def run(
 )
 @click.option("--allow-partial", is_flag=True, help="Merge what is there of an unfinished run.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
-def merge(run_directory: Path | str, output: Path | str, allow_partial: bool, overwrite: bool) -> None:
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+def merge(run_directory: Path | str, output: Path | str, allow_partial: bool, overwrite: bool, quiet: bool) -> None:
     """Put the predictions of RUN into one file, in the order of the data, with their sample ids."""
     from deploykit.merging import merge_run
     from deploykit.watching import run_status
 
-    click.echo(f"{merge_run(run_directory, output, overwrite=overwrite, allow_partial=allow_partial)}")
+    merged = merge_run(run_directory, output, overwrite=overwrite, allow_partial=allow_partial)
+    if quiet:
+        return
+    click.echo(f"{merged}")
     failed = run_status(run_directory).failed_rows
     if failed:
         rows = counted(failed, "row")

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from deploykit.cli.text import NamedPath, number
+from deploykit.wording import counted
 
 __all__ = ["verify"]
 
@@ -38,5 +39,6 @@ def verify(path: Path | str, format_name: str | None, device: str) -> None:
 
 def _rows(there: int, rows: int) -> str:
     if there == rows:
-        return f"all {number(rows)} rows are there, each once"
-    return f"{number(there)} rows are there, each once, and {number(rows - there)} are recorded as failed"
+        return "the one row is there, once" if rows == 1 else f"all {number(rows)} rows are there, each once"
+    found = f"{counted(there, 'row')} {'is there' if there == 1 else 'are there, each'} once"
+    return f"{found}, and {number(rows - there)} {'is' if rows - there == 1 else 'are'} recorded as failed"

@@ -163,8 +163,14 @@ def test_rows_that_fail_are_left_out_on_request_and_said(
     assert "38 rows are there, each once, and 2 are recorded as failed" in capsys.readouterr().out
     assert call("merge", "out", "-o", "all.npz") == 0
     assert "2 rows failed, not in the file: out/failed.jsonl" in capsys.readouterr().err
+    assert call("merge", "out", "-o", "quiet.npz", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
     with np.load("all.npz") as merged:
         assert len(merged["sample_id"]) == 38
+    np.save("two.npy", rows[2:4])
+    assert call("run", "model", "--data", "two.npy", "-o", "two", "--on-error", "skip", "--quiet") == 0
+    assert call("verify", "two") == 0
+    assert "two: 1 row is there once, and 1 is recorded as failed; every digest" in capsys.readouterr().out
     assert call(*words) == 1
     assert "on_error: 'skip', asked for 'fail'" in capsys.readouterr().err
 
