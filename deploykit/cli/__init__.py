@@ -4,6 +4,7 @@ Commands are imported when they are called, so that ``deploykit --help`` starts 
 """
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -25,6 +26,9 @@ _COMMANDS = {
     "status": ("status:status", "Show how far a run is, from another terminal."),
     "verify": ("verify:verify", "Prove that an artifact or a run is whole and right."),
 }
+
+
+_COMPLETING = "_DEPLOYKIT_COMPLETE"
 
 
 class _Lazy(click.Group):
@@ -80,6 +84,8 @@ def _run(words: list[str]) -> int:
     except OSError as error:
         return _report(error, words, 1)
     except SystemExit as error:
+        if _COMPLETING in os.environ:  # The shell asks what may follow; click answers and exits.
+            return int(error.code or 0)
         # Click's own exits are numbers by now; this one is of the user's code, and its 0 would pass for done.
         return _report(CodeExitedError(error), words, 1)
     return result if isinstance(result, int) else 0

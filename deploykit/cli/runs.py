@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from deploykit.cli.text import NamedPath, number
+from deploykit.cli.text import NamedPath, at_home, number
 from deploykit.wording import counted
 
 __all__ = ["merge", "run"]
@@ -124,7 +124,7 @@ def run(
     from runners.job import run as run_job
 
     options |= {"columns": parse_map(mapping), "keep": _names(keep)}
-    result = run_job(artifact, data, output, **options, progress="none" if quiet else "auto")
+    result = run_job(artifact, at_home(data), output, **options, progress="none" if quiet else "auto")
     if quiet:
         return
     for note in result.notes:

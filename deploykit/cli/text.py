@@ -1,5 +1,6 @@
 """Small pieces of text that several commands print."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import click
 from deploykit.errors import UsageError
 from deploykit.stores import is_url
 
-__all__ = ["NamedPath", "number", "pairs", "size", "table"]
+__all__ = ["NamedPath", "at_home", "number", "pairs", "size", "table"]
 
 
 class NamedPath(click.Path):
@@ -26,10 +27,18 @@ class NamedPath(click.Path):
         if value == "":
             self.fail("the path is empty; name one, or . for the working directory", param, ctx)
         if not is_url(value):
-            return super().convert(value, param, ctx)
+            return super().convert(at_home(value) if isinstance(value, str) else value, param, ctx)
         if not self._urls:
             self.fail(f"{value} is a URL, and a path of this machine is needed here", param, ctx)
         return value
+
+
+def at_home(text: str) -> str:
+    """The text with the home directory for a ``~`` at its beginning.
+
+    A shell leaves it as it is in ``--output=~/run``, and a directory of that name is a trap for who removes it.
+    """
+    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text  # noqa: PTH111 (raises nothing)
 
 
 def size(size_bytes: int) -> str:

@@ -14,9 +14,14 @@ from deploykit.sources.columns import Column
 from deploykit.sources.unsigned import KEPT_AS, not_held
 from deploykit.tensors import TEXT, TensorSpec
 
-__all__ = ["Place", "described_columns", "input_array", "kept_array", "stacked"]
+__all__ = ["NOT_UTF8", "Place", "described_columns", "input_array", "kept_array", "stacked"]
 
 Array = np.ndarray[Any, Any]
+
+NOT_UTF8 = (
+    "a text that is not UTF-8; convert the data (iconv -f WINDOWS-1252 -t UTF-8, if that is what it is), or leave the "
+    "column out"
+)
 
 _STACK_ROWS = 1024
 """Rows that are stacked at a time: they stay in the cache, whatever the chunk is."""
@@ -122,10 +127,27 @@ def kept_array(column: Any, spec: TensorSpec, place: Place) -> Array:
     import pyarrow as pa
 
     if spec.dtype == TEXT:
-        return np.asarray(column.cast(pa.string()).to_numpy(zero_copy_only=False), dtype=object)
+        texts = column.cast(pa.string())
+        _require_utf8(texts, spec.name, place)
+        return np.asarray(texts.to_numpy(zero_copy_only=False), dtype=object)
     flat, sizes = _flattened(column, spec.name, place)
     values = _numbers(flat, spec.dtype, spec.name, place, max(1, math.prod(sizes)), allow_nan=True, problem=not_held)
     return values.reshape(len(column), *sizes)
+
+
+def _require_utf8(texts: Any, name: str, place: Place) -> None:
+    """Refuse bytes that are no text: neither Parquet nor JSON is read with a look at them."""
+    import pyarrow as pa
+
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        for row, value in enumerate(texts.cast(pa.binary()).to_pylist()):
+            try:
+                (value or b"").decode()
+            except UnicodeDecodeError:
+                raise place.error(name, row, NOT_UTF8) from None
+        raise
 
 
 def _flattened(column: Any, name: str, place: Place) -> tuple[Any, list[int]]:
@@ -203,9 +225,10 @@ def _numbers(
     *, allow_nan: bool, problem: Callable[[Any, str], str] = _not_taken,
 ) -> Array:  # fmt: skip
     if flat.null_count and not (allow_nan and np.dtype(dtype).kind == "f"):
-        advice = "fill it in the data" + (", or let it be NaN with --nan allow" if np.dtype(dtype).kind == "f" else "")
+        kept = ", give the column as floats or text, or leave it out of --keep" if problem is not_held else ""
+        advice = ", or let it be NaN with --nan allow" if np.dtype(dtype).kind == "f" else kept
         row = int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0]) // per_row
-        raise place.error(name, row, f"no value (null); {advice}")
+        raise place.error(name, row, f"no value (null); fill it in the data{advice}")
     if flat.null_count and np.dtype(flat.type.to_pandas_dtype()).kind != "f":
         flat = flat.cast("float64")
     array: Array = flat.to_numpy(zero_copy_only=False)

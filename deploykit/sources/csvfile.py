@@ -1,10 +1,8 @@
 """Rows of CSV files, parsed by pyarrow: a header, and values between commas or what lies between the header's names."""
 
-import codecs
 import csv
 import io
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -12,6 +10,8 @@ import numpy as np
 
 from deploykit.errors import DataError
 from deploykit.locations import DataFile, Found
+from deploykit.paths import is_utf8
+from deploykit.sources.arrowvalues import NOT_UTF8
 from deploykit.sources.csvvalues import (
     NULLS,
     are_values,
@@ -24,7 +24,7 @@ from deploykit.sources.csvvalues import (
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.sources.tables import TableSource
 from deploykit.sources.textindex import whole_rows
-from deploykit.sources.texttables import SAMPLE_BYTES, TextTables
+from deploykit.sources.texttables import SAMPLE_BYTES, TextTables, require_text
 from deploykit.tensors import TensorSpec
 from deploykit.wording import counted
 
@@ -92,8 +92,8 @@ class _CsvFiles(TextTables):
                     column.append(value)
         return columns
 
-    def _rows(self, data: bytes) -> Iterator[list[str]]:
-        text = io.StringIO(data.decode("utf-8-sig", errors="replace"), newline="")
+    def _rows(self, data: bytes, errors: str = "replace") -> Iterator[list[str]]:
+        text = io.StringIO(data.decode("utf-8-sig", errors=errors), newline="")
         try:
             yield from csv.reader(text, delimiter=self.delimiter.decode())
         except csv.Error as error:
@@ -153,9 +153,11 @@ class _CsvFiles(TextTables):
 
     def _problem(self, data: bytes) -> tuple[int, str] | None:
         places = {name: self._header.index(name) for name in self._columns}
-        for row, values in enumerate(filter(None, self._rows(data))):
+        for row, values in enumerate(filter(None, self._rows(data, errors="surrogateescape"))):
             if ragged := self._ragged(values):
                 return row, ragged
+            if strange := [name for name, place in places.items() if not is_utf8(values[place])]:
+                return row, f"column {strange[0]!r}: {NOT_UTF8}"
             given = {name: values[place] for name, place in places.items() if values[place] not in NULLS}
             for name, value in given.items():
                 if name in self._dtypes and (problem := problem_with_number(value, self._dtypes[name])):
@@ -171,11 +173,7 @@ class _CsvFiles(TextTables):
 def _beginning(file: DataFile) -> bytes:
     with file.open() as opened:
         beginning = bytes(opened.read(SAMPLE_BYTES))
-    if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise DataError(
-            f"data {file.place}: is UTF-16, expected UTF-8; write it as 'CSV UTF-8', or convert it: "
-            f"iconv -f UTF-16 -t UTF-8 {shlex.quote(file.path)} > utf8.csv"
-        )
+    require_text(file, beginning)
     return beginning
 
 

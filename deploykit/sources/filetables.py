@@ -109,12 +109,13 @@ class FileTables(abc.ABC):
         return self._pieces_of(opened)
 
     def _check_columns(self, number: int, schema: Any) -> None:
+        if schema.equals(self.schema):
+            return
         for name in self._columns or self.schema.names:
-            have = schema.field(name).type if name in schema.names else None
-            want = self.schema.field(name).type
+            have, want = _type_of(schema, name), _type_of(self.schema, name)
             if have != want:
                 raise DataError(
-                    f"data {self.files[number].place}: column {name!r} is {have or 'not there'}, in "
+                    f"data {self.files[number].place}: column {name!r} is {have or 'not there, or twice'}, in "
                     f"{self.files[0].place} it is {want}; the files of one data set must have the same columns"
                 )
 
@@ -124,6 +125,12 @@ def arrow_file(file: DataFile) -> Any:
     import pyarrow as pa
 
     return pa.OSFile(file.path) if file.is_local else pa.PythonFile(file.open(), mode="r")
+
+
+def _type_of(schema: Any, name: str) -> Any:
+    """None where there is no column of that name, or where there are several."""
+    places = schema.get_all_field_indices(name)
+    return schema.field(places[0]).type if len(places) == 1 else None
 
 
 def _fits(index: Any, files: int) -> bool:

@@ -1,6 +1,8 @@
 """Tables in text files, in pieces of a few megabytes that an index of byte positions gives: CSV and JSON Lines."""
 
 import abc
+import codecs
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,10 +12,21 @@ from deploykit.sources.tables import BadRow, require_pyarrow
 from deploykit.sources.textindex import OpenQuoteError, TextPiece, row_bounds, text_pieces
 from deploykit.wording import row_range, said
 
-__all__ = ["SAMPLE_BYTES", "TextTables", "widest"]
+__all__ = ["SAMPLE_BYTES", "TextTables", "require_text", "widest"]
 
 SAMPLE_BYTES = 2**20
 """How much of the beginning decides the types of the columns."""
+
+
+_NO_TEXT = {
+    b"\x1f\x8b": "packed with gzip: unpack it first",
+    b"PK\x03\x04": "a zip archive or a sheet of Excel: unpack it first, or write it as text",
+    b"\x28\xb5\x2f\xfd": "packed with zstd: unpack it first",
+    b"\xfd7zXZ": "packed with xz: unpack it first",
+    b"BZh91AY": "packed with bzip2: unpack it first",
+    b"PAR1": "Parquet: give it that extension, or name the source before the place, parquet:PLACE",
+}
+"""How files begin that are no text, though their names say so: read as text they may be a table without rows."""
 
 
 class TextTables(abc.ABC):
@@ -91,6 +104,8 @@ class TextTables(abc.ABC):
     def _scan(self, file: DataFile) -> list[TextPiece]:
         try:
             with file.open() as opened:
+                require_text(file, opened.read(8))
+                opened.seek(0)
                 return text_pieces(opened, delimiter=self.delimiter, header=self.delimiter is not None)
         except OSError as error:
             raise DataError(f"data {file.place}: cannot be read ({error}); check the disk or the connection") from error
@@ -115,6 +130,22 @@ class TextTables(abc.ABC):
         if len(data) != stop - start:
             raise DataError(f"data {file.place}: became shorter while it was read; copy it again")
         return data
+
+
+def require_text(file: DataFile, beginning: bytes) -> None:
+    """Refuse what does not begin as text in UTF-8 does.
+
+    Raises:
+        DataError: says what it is, and what to do.
+    """
+    for magic, what in _NO_TEXT.items():
+        if beginning.startswith(magic):
+            raise DataError(f"data {file.place}: is no text, but {what}")
+    if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(
+            f"data {file.place}: is UTF-16, expected UTF-8; write it as UTF-8 (Excel: 'CSV UTF-8'), or convert it: "
+            f"iconv -f UTF-16 -t UTF-8 {shlex.quote(file.path)} > utf8.{file.extension or 'txt'}"
+        )
 
 
 def widest(dtype: str) -> str:

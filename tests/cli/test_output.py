@@ -9,6 +9,8 @@ import pytest
 
 from deploykit.verify_run import verify_run
 
+from .conftest import Call
+
 RUN = "run model --data rows.npy --batch-size 8"
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 
@@ -125,3 +127,24 @@ def test_predictions_go_under_names_that_are_no_text(place: Path, extension: str
     assert done.returncode == 0, done
     done = shell(f"deploykit verify {out} && deploykit merge {out} -o \"$(printf 'caf\\xe9/all.{extension}')\"")
     assert done.returncode == 0, done
+
+
+def test_a_home_directory_that_the_shell_left_alone(
+    call: Call, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shell does not look into --output=~/run, and a directory named ~ is a trap."""
+    monkeypatch.setenv("HOME", str(place))
+    assert call("run", "~/model", "--data=~/rows.npy", "--output=~/out", "--devices", "cpu") == 0
+    assert (place / "out" / "run.json").is_file()
+    assert not Path("~").exists()
+    assert call("verify", "~/out") == 0
+    assert "all 40 rows" in capsys.readouterr().out
+
+
+def test_the_shell_may_ask_what_can_follow(
+    call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("COMP_WORDS", "deploykit mer"), ("COMP_CWORD", "1"), ("_DEPLOYKIT_COMPLETE", "bash_complete")):
+        monkeypatch.setenv(name, value)
+    assert call("mer") == 0
+    assert capsys.readouterr() == ("plain,merge\n", "")

@@ -485,3 +485,17 @@ def test_an_error_of_reading_is_told_each_time_and_the_rest_is_read(tmp_path: Pa
             source.read(25, 26)
         np.testing.assert_array_equal(source.read(10, 20)["x"], VECTORS[10:20])
         np.testing.assert_array_equal(source.read(30, 50)["x"], VECTORS[30:50])
+
+
+@pytest.mark.parametrize("name", ["rows.arrow", "rows.arrows", "rows.parquet"])  # Feather writes no such table.
+def test_a_name_that_two_columns_have_is_refused(tmp_path: Path, name: str) -> None:
+    twice = pa.Table.from_arrays([pa.array([1, 2])] * 2, names=["k", "k"])
+    BINARY[name](tmp_path / name, twice)
+    with pytest.raises(DataError, match="has more than one column 'k'; give each column a name of its own"):
+        opened(tmp_path / name, [K])
+    if name == "rows.parquet":
+        pq.write_table(twice.select([0]), tmp_path / "a.parquet")
+        with pytest.raises(
+            DataError, match=r"rows\.parquet: column 'k' is not there, or twice, in .*a\.parquet it is int64"
+        ):
+            opened(tmp_path, [K])

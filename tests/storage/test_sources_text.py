@@ -1,12 +1,15 @@
 """CSV and JSON Lines: where rows begin, what they hold, and which row is wrong."""
 
 import csv
+import gzip
 import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -454,6 +457,36 @@ def test_why_a_column_of_numbers_is_kept_as_text_is_said(tmp_path: Path) -> None
     # For an input they are numbers as ever.
     for name, wanted in (("zip", [1234, 1234]), ("phone", [49, 5]), ("big", [2.0**64, 1])):
         assert opened(path, [V], columns={"v": (name,)}).read(0, 2)["v"].tolist() == wanted
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (gzip.compress(b'v,k\n1,2\n{"v": 1}\n'), "is no text, but packed with gzip: unpack it first"),
+        (b"PAR1" + bytes(20), "is no text, but Parquet: give it that extension"),
+        ('{"v": 1}\n'.encode("utf-16"), "is UTF-16, expected UTF-8.*iconv -f UTF-16"),
+    ],
+)
+def test_what_is_no_text_is_not_taken_for_a_table_without_rows(
+    tmp_path: Path, name: str, data: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=said):
+        opened(tmp_path / name, [V])
+
+
+def test_a_text_that_is_not_utf8_names_its_row_in_every_source(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"v,k\n1,a\n2,\xe9\n3,c\n")
+    (tmp_path / "a.jsonl").write_bytes(b'{"v": 1, "k": "a"}\n{"v": 2, "k": "\xe9"}\n{"v": 3, "k": "c"}\n')
+    texts = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"\xe9", b"c"]).buffers())
+    pq.write_table(pa.table({"v": [1.0, 2.0, 3.0], "k": texts}), tmp_path / "a.parquet")
+    for name in ("a.csv", "a.jsonl", "a.parquet"):
+        source = opened(tmp_path / name, [V], keep=("k",))
+        with pytest.raises(DataError, match=r"row 1.* column 'k': a text that is not UTF-8; convert"):
+            source.read(0, 3)
+        assert source.read(2, 3)[f"{KEPT}k"].tolist() == ["c"]
+        assert opened(tmp_path / name, [V]).read(0, 3)["v"].tolist() == [1, 2, 3]
 
 
 def test_a_column_of_missing_values_is_kept_as_it_was_written(tmp_path: Path) -> None:
