@@ -131,6 +131,11 @@ def _kept(file: DataFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...
             f"data {file.name}: the array {name!r} of {dtype} cannot be kept; kept are "
             f"{', '.join([*DTYPES, *KEPT_AS])} and text; convert it, or leave it out of --keep"
         )
+    if text == TEXT and len(shape) > 1:
+        raise DataError(
+            f"data {file.name}: the array {name!r} holds {list(shape[1:])} texts in a row, and one can be kept; save "
+            "each column as an array of its own, or leave it out of --keep"
+        )
     return TensorSpec(name=name, dtype=text, shape=(batch, *shape[1:]))
 
 

@@ -35,6 +35,8 @@ class Reading:
         twice = sorted({name for name in self.keep if self.keep.count(name) > 1})
         if twice:
             raise UsageError(f"keep: {', '.join(twice)} given twice; give each column once")
+        if "" in self.keep:
+            raise UsageError("keep: a column without a name, which files of predictions need; give it one in the data")
 
 
 def split(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,13 +1,14 @@
 """A zarr group in one file, the zip that ``zarr.storage.ZipStore`` opens: an array for each output, in chunks."""
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from deploykit.errors import UsageError
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import SAMPLE_ID, TEXT, Batch, Writer, empty_rows, grouped, joined, of_one_shape, texts_of
 
@@ -25,6 +26,16 @@ class ZarrWriter(Writer):
 
     extension: ClassVar[str] = "zarr.zip"
     needs: ClassVar[tuple[str, str] | None] = ("zarr", "zarr")
+
+    def __init__(self, outputs: Sequence[TensorSpec]) -> None:
+        super().__init__(outputs)
+        for spec in self.outputs:
+            # A name is a path in the group.
+            if {"", ".", ".."} & set(spec.name.split("/")):
+                raise UsageError(
+                    f"writer zarr: {spec.name!r} is no name of an array, whose parts between slashes are neither empty "
+                    "nor . nor ..; use --writer parquet, arrow or npz"
+                )
 
     def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:
         """Write chunk by chunk; memory holds one chunk of each array.

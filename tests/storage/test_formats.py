@@ -202,6 +202,13 @@ def test_text_is_refused_where_it_cannot_be(name: str) -> None:
         make_writer(name, [*OUTPUTS, text("id")])
 
 
+@pytest.mark.parametrize("name", ["..", "a//b", "/a", "a/."])
+def test_what_is_no_path_in_a_zarr_group_is_refused_before_any_work(name: str) -> None:
+    with pytest.raises(UsageError, match=r"is no name of an array.*--writer parquet"):
+        make_writer("zarr", [TensorSpec(name=name, dtype="int64", shape=("batch",))])
+    make_writer("zarr", [TensorSpec(name="a/b", dtype="int64", shape=("batch",))])
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_what_no_format_holds_is_refused(name: str) -> None:
     spec = TensorSpec(name="y", dtype="bfloat16", shape=("batch", 2))

@@ -67,6 +67,12 @@ def test_npz_keeps_arrays_and_text(tmp_path: Path) -> None:
         opened(tmp_path / "r.npy", keep=("id",))
 
 
+def test_several_texts_in_a_row_of_npz_cannot_be_kept(tmp_path: Path) -> None:
+    np.savez(tmp_path / "rows.npz", x=VECTORS, names=np.full((50, 2), "a"))
+    with pytest.raises(DataError, match=r"'names' holds \[2\] texts in a row, and one can be kept; save each"):
+        opened(tmp_path / "rows.npz", keep=("names",))
+
+
 def save_images(folder: Path, sizes: list[tuple[int, int]]) -> list[np.ndarray[Any, Any]]:
     random = np.random.default_rng(0)
     arrays = [random.integers(0, 256, (*size, 3), np.uint8) for size in sizes]

@@ -487,6 +487,11 @@ def test_an_error_of_reading_is_told_each_time_and_the_rest_is_read(tmp_path: Pa
         np.testing.assert_array_equal(source.read(30, 50)["x"], VECTORS[30:50])
 
 
+def test_a_column_without_a_name_is_not_kept() -> None:
+    with pytest.raises(UsageError, match=r"a column without a name.*give it one in the data"):
+        Reading(keep=("id", ""))
+
+
 @pytest.mark.parametrize("name", ["rows.arrow", "rows.arrows", "rows.parquet"])  # Feather writes no such table.
 def test_a_name_that_two_columns_have_is_refused(tmp_path: Path, name: str) -> None:
     twice = pa.Table.from_arrays([pa.array([1, 2])] * 2, names=["k", "k"])
