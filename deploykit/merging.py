@@ -1,5 +1,6 @@
 """All predictions of a run in one file, in the order of the data."""
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from deploykit.errors import IncompleteRunError, RunError, UsageError
@@ -11,14 +12,16 @@ from deploykit.rundir import RunDirectory
 from deploykit.runrows import RunRows
 from deploykit.runstate import State
 from deploykit.stores import at_hand, delivered, is_url
+from deploykit.wording import counted
 from deploykit.writers import Writer, make_writer, writer_for_file
 
 __all__ = ["merge_run"]
 
 
 def merge_run(
-    path: str | Path, destination: str | Path, *, overwrite: bool = False, allow_partial: bool = False
-) -> Path | str:
+    path: str | Path, destination: str | Path, *, overwrite: bool = False, allow_partial: bool = False,
+    told: Callable[[str], object] | None = None,
+) -> Path | str:  # fmt: skip
     """Write every output and ``sample_id`` of a run into ``destination``, whole or not at all.
 
     Rows that failed in a run with ``--on-error skip`` are in no file and are left out; ``sample_id`` shows the gaps.
@@ -31,6 +34,7 @@ def merge_run(
         destination: the file, or its URL; its extension chooses the format.
         overwrite: replace an existing file.
         allow_partial: merge what is there; ``sample_id`` says which rows these are.
+        told: called at the end with a text for people about each kind of row that is not in the file.
 
     Raises:
         UsageError: an extension that no writer has, a format that cannot hold the outputs, or the file exists, or its
@@ -47,11 +51,15 @@ def merge_run(
     ):
         if not is_url(destination):
             _refuse_place(made, overwrite)
-        _merge(here, made, allow_partial)
+        left_out = _merge(here, made, allow_partial)
+    if told is not None:
+        for text in left_out:
+            told(text.replace(str(here), str(path)))
     return destination if is_url(destination) else made
 
 
-def _merge(path: Path, destination: Path, allow_partial: bool) -> None:
+def _merge(path: Path, destination: Path, allow_partial: bool) -> list[str]:
+    """Write the file; the texts about rows that are not in it."""
     directory = RunDirectory.open(path)
     _refuse_among_parts(destination, directory)
     job = directory.job
@@ -65,6 +73,18 @@ def _merge(path: Path, destination: Path, allow_partial: bool) -> None:
     # A link stays one, so that the file goes to the disk that it was made for.
     with writing(destination), appears_whole(destination.resolve()) as temporary:
         merged.write(temporary, batches, rows)
+    return list(_left_out(directory, state, shards))
+
+
+def _left_out(directory: RunDirectory, state: State, shards: Sequence[Shard]) -> Iterator[str]:
+    present = {shard.index for shard in shards}
+    missing = [shard for shard in directory.job.plan.shards() if shard.index not in present]
+    if missing:
+        count = counted(sum(shard.rows for shard in missing), "row")
+        which = describe_ranges((shard.start, shard.stop) for shard in missing)
+        yield f"{count} missing, not in the file: {which}; {directory.to_resume()}"
+    if failed := sum(len(state.failed_in(shard)) for shard in shards):
+        yield f"{counted(failed, 'row')} failed, not in the file: {directory.path / 'failed.jsonl'}"
 
 
 def _refuse_place(destination: Path, overwrite: bool) -> None:

@@ -164,13 +164,11 @@ def run(
 def merge(run_directory: Path | str, output: Path | str, allow_partial: bool, overwrite: bool, quiet: bool) -> None:
     """Put the predictions of RUN into one file, in the order of the data, with their sample ids."""
     from deploykit.merging import merge_run
-    from deploykit.watching import run_status
 
-    merged = merge_run(run_directory, output, overwrite=overwrite, allow_partial=allow_partial)
+    notes: list[str] = []
+    merged = merge_run(run_directory, output, overwrite=overwrite, allow_partial=allow_partial, told=notes.append)
     if quiet:
         return
     click.echo(f"{merged}")
-    failed = run_status(run_directory).failed_rows
-    if failed:
-        rows = counted(failed, "row")
-        click.echo(f"note: {rows} failed, not in the file: {run_directory}/failed.jsonl", err=True)
+    for note in notes:
+        click.echo(f"note: {note}", err=True)

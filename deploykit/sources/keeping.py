@@ -97,7 +97,7 @@ def _value(item: Mapping[str, Any], name: str, where: str) -> np.ndarray[Any, An
     if array.dtype.name not in DTYPES:
         raise DataError(
             f"{what}: a {type(value).__name__} of {array.dtype}; text and numbers can be "
-            f"kept ({', '.join([*DTYPES, *KEPT_AS])})"
+            f"kept ({', '.join([*DTYPES, *KEPT_AS])}); convert it, or leave it out of --keep"
         )
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 

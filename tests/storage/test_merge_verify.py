@@ -97,7 +97,11 @@ def test_an_incomplete_run_is_merged_only_on_request(tmp_path: Path) -> None:
     ):
         merge_run(tmp_path / "run", tmp_path / "all.npz")
     assert not (tmp_path / "all.npz").exists()
-    merged = load(merge_run(tmp_path / "run", tmp_path / "all.npz", allow_partial=True))
+    told: list[str] = []
+    merged = load(merge_run(tmp_path / "run", tmp_path / "all.npz", allow_partial=True, told=told.append))
+    assert [text.partition("; to resume")[0] for text in told] == [
+        "8 rows missing, not in the file: rows 4 to 7, rows 12 to 15"
+    ]
     assert merged["sample_id"].tolist() == [*range(4), *range(8, 12), *range(16, 20)]
     assert merged["label"].tolist() == [10 * row for row in merged["sample_id"]]
 
