@@ -98,6 +98,10 @@ def _opener(found: Found, name: str | None) -> Any:
     return SOURCES.load(_extension(found))
 
 
+def _shown(extension: str) -> str:
+    return extension or "no extension"
+
+
 def _meant(extension: str) -> str:
     """What to do with files that are often tried and not read."""
     if extension in ("gz", "bz2", "xz", "zst", "zip", "tar", "tgz"):
@@ -121,11 +125,13 @@ def _extension(found: Found) -> str:
             f"data {found.text}: unknown extension {shown}; known are {listed}, or package.module:factory. "
             f"The name of a source can stand before the place: csv:rows.txt{''.join(map(_meant, extensions[:1]))}"
         )
-    if len({str(SOURCES.load(extension)) for extension in ours}) > 1 or (
-        found.directory is None and ours != extensions
-    ):
+    sources = {extension: SOURCES.load(extension) for extension in ours}
+    # A copy beside a table, rows.csv.bak, would be read as more of its rows.
+    strict = found.directory is None or getattr(sources[ours[0]], "only_own", False)
+    if len(set(map(str, sources.values()))) > 1 or (strict and ours != extensions):
         raise DataError(
-            f"data {found.text}: files of several kinds ({', '.join(extensions)}); name those of one with a pattern, "
+            f"data {found.text}: files of several kinds ({', '.join(map(_shown, extensions))}); name those of one with "
+            "a pattern, "
             f"such as '{found.text.rstrip('/')}/*.{ours[0]}'"
         )
     return ours[0]

@@ -6,7 +6,7 @@ last is kept, so that going on from there costs nothing twice; memory holds one 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -87,9 +87,13 @@ class Pieces(Protocol):
 class TableSource:
     """The rows of a table; one thread at a time may read.
 
+    Of a directory every file is part of the table, so all must have an extension of the format (``only_own``).
+
     Raises:
         DataError: the columns do not give the model's inputs.
     """
+
+    only_own: ClassVar[bool] = True
 
     def __init__(self, pieces: Pieces, inputs: Sequence[TensorSpec], reading: Reading) -> None:
         self._pieces, self._inputs, self._allow_nan = pieces, tuple(inputs), reading.allow_nan

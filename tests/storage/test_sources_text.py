@@ -343,6 +343,20 @@ def test_what_to_do_with_files_that_are_not_read(tmp_path: Path, name: str, advi
         opened(tmp_path / name, [V])
 
 
+@pytest.mark.parametrize("other", ["rows.csv.bak", "rows.csv~", "rows", "README.md"])
+def test_a_copy_beside_a_table_is_not_read_as_more_of_its_rows(tmp_path: Path, other: str) -> None:
+    (tmp_path / "many").mkdir()
+    for name in ("rows.csv", other):
+        put(tmp_path / "many" / name, "v\n1\n2\n")
+    with pytest.raises(
+        DataError, match=r"files of several kinds \(.*csv.*\); name those of one with a pattern"
+    ):
+        opened(tmp_path / "many", [V])
+    assert len(opened(tmp_path / "many" / "*.csv", [V])) == 2
+    # Whoever names the source means all files.
+    assert len(opened(f"csv:{tmp_path}/many", [V])) == 4
+
+
 def test_several_files_with_one_header(tmp_path: Path) -> None:
     for number in range(3):
         put(tmp_path / f"{number}.csv", f"a,b,c,d\n{number},1,2,3\n\n")
