@@ -40,7 +40,8 @@ def batch_places(file: IO[bytes]) -> tuple[list[BatchPlace], bool]:
     places, has_dictionaries = [], False
     size = file.seek(0, 2)
     file.seek(0)
-    position = 8 if file.read(6) == FILE_MAGIC else 0
+    is_stream = file.read(6) != FILE_MAGIC
+    position = 0 if is_stream else 8
     for start, metadata, body in _messages(file, position, size):
         table = _Table.root(metadata)
         kind = table.number(_HEADER_TYPE, "<B")
@@ -50,6 +51,9 @@ def batch_places(file: IO[bytes]) -> tuple[list[BatchPlace], bool]:
             packed = batch.place(_COMPRESSION) is not None
             rows = batch.number(_LENGTH, "<q")
             places.append(BatchPlace(position=start, rows=rows, body_bytes=body, is_compressed=packed))
+    # A file has its footer there, and a stream nothing.
+    if is_stream and file.read(8).strip(b"\0"):
+        raise ValueError("more follows the mark of its end, such as a second stream, whose rows would be lost")
     return places, has_dictionaries
 
 

@@ -142,6 +142,20 @@ def test_a_changed_npz_is_read_or_refused(tmp_path_factory: Any, place: int, val
     close_opened()
 
 
+def test_what_follows_an_array_is_not_lost_in_silence(tmp_path: Path) -> None:
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.save(file, rows_of())
+        np.save(file, rows_of())
+    with pytest.raises(DataError, match="another array follows the first, whose rows would be lost; save all"):
+        opened(tmp_path / "x.npy", [X])
+    np.save(tmp_path / "x.npy", rows_of())
+    with (tmp_path / "x.npy").open("ab") as file:
+        file.write(b"\0")
+    source = opened(tmp_path / "x.npy", [X])
+    assert len(source) == 10
+    assert "what follows the array" in source.notes[0]
+
+
 def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", rows_of())
     source = opened(tmp_path / "x.npy", [X])

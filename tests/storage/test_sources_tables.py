@@ -487,6 +487,17 @@ def test_an_error_of_reading_is_told_each_time_and_the_rest_is_read(tmp_path: Pa
         np.testing.assert_array_equal(source.read(30, 50)["x"], VECTORS[30:50])
 
 
+def test_a_second_stream_in_one_file_is_not_lost_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "rows.arrows"
+    write_stream(path, pa.table({"k": [1, 2]}))
+    once = path.read_bytes()
+    path.write_bytes(once + bytes(4))
+    assert len(opened(path, [K])) == 2
+    path.write_bytes(once + once)
+    with pytest.raises(DataError, match="more follows the mark of its end, such as a second stream"):
+        opened(path, [K])
+
+
 def test_a_column_without_a_name_is_not_kept() -> None:
     with pytest.raises(UsageError, match=r"a column without a name.*give it one in the data"):
         Reading(keep=("id", ""))
