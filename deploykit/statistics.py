@@ -139,7 +139,9 @@ def combine(
 
     Takes what ``summarize`` gives, or the outputs of one model output under their short names, and gives float64.
     ``class_axis`` is as for ``summarize``; in an artifact's manifest it stands beside ``probs``. Variances add by the
-    rule of Chan, Golub and LeVeque (1983).
+    rule of Chan, Golub and LeVeque (1983), in float64. What the pieces hold is taken as it is: means of float32 that
+    are large beside the spread were rounded before, which moves the standard deviation by a fraction of the last
+    place of such a mean, as the rounding of the draws themselves does.
 
     Raises:
         ValueError: there is no such class axis.

@@ -130,3 +130,15 @@ def test_the_class_axis_is_one_of_the_output_and_not_the_batch(axis: int) -> Non
     for function in (probabilities, class_entropy):
         with pytest.raises(ValueError, match=f"class axis {axis}"):
             function(values, axis)
+
+
+@pytest.mark.parametrize(("offset", "spread"), [(1e3, 1e-3), (1e5, 1e-2), (1e6, 1e-1)])
+def test_pieces_rounded_to_float32_move_a_spread_by_less_than_the_last_place_of_the_mean(
+    offset: float, spread: float
+) -> None:
+    draws = (offset + spread * np.random.default_rng(0).standard_normal((50, 500))).astype(np.float32)
+    pieces = [
+        {name: value.astype(np.float32) for name, value in summarize(piece).items()} for piece in np.split(draws, 5)
+    ]
+    moved = np.abs(combine(pieces, [10] * 5)["std"] - summarize(draws)["std"])
+    assert moved.max() < 0.25 * np.spacing(np.float32(offset))

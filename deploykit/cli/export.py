@@ -19,9 +19,9 @@ __all__ = ["export"]
 @click.command(
     epilog="""\b
 Examples:
-  deploykit export last.ckpt -o model --module my.models:Net --input x:float32[batch,64]
+  deploykit export last.ckpt -o model --module my.models:Net --input 'x:float32[batch,64]'
   deploykit export net.pt -o model --module net.py:Net --arg classes=10 \\
-      --input ids:int64[batch,seq] --range ids=0:30522 --mc-draws 50 --task classification
+      --input 'ids:int64[batch,seq]' --range ids=0:30522 --mc-draws 50 --task classification
 """
 )
 @click.argument("checkpoint", type=NamedPath(urls=True))
