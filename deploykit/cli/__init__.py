@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(words: list[str]) -> int:
     try:
-        result: Any = _deploykit.main(words, prog_name="deploykit", standalone_mode=False)
+        result: Any = _deploykit.main(words, prog_name="deploykit", standalone_mode=False, color=_color())
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -91,9 +91,14 @@ def _run(words: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _color() -> bool | None:
+    """None where the terminal decides; https://no-color.org says how people turn colours off."""
+    return False if os.environ.get("NO_COLOR") else None
+
+
 def _report(error: Exception, words: list[str], code: int) -> int:
     if "--traceback" in words:
         raise error
     text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-    click.echo(f"{click.style('Error:', fg='red')} {text}", err=True)
+    click.echo(f"{click.style('Error:', fg='red')} {text}", err=True, color=_color())
     return code

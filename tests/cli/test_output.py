@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from deploykit.verify_run import verify_run
@@ -148,3 +149,18 @@ def test_the_shell_may_ask_what_can_follow(
         monkeypatch.setenv(name, value)
     assert call("mer") == 0
     assert capsys.readouterr() == ("plain,merge\n", "")
+
+
+@pytest.mark.parametrize("no_color", [None, "", "1"])
+def test_colours_can_be_turned_off(
+    call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], no_color: str | None
+) -> None:
+    monkeypatch.setattr(click.utils, "should_strip_ansi", lambda stream, color=None: color is False)  # A terminal.
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color is not None:
+        monkeypatch.setenv("NO_COLOR", no_color)
+    assert call("verify", "none") == 1
+    assert call("inspect", "model") == 0
+    printed = capsys.readouterr()
+    for text in (printed.out, printed.err):
+        assert ("\x1b[" in text) == (not no_color)
