@@ -3,6 +3,7 @@
 Commands are imported when they are called, so that ``deploykit --help`` starts at once.
 """
 
+import contextlib
 import importlib
 import os
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import click
 
+from deploykit.cli.ending import EndedError, ends_tidily
 from deploykit.cli.output import outputs
 from deploykit.errors import CodeExitedError, DeploykitError, RunError
 from deploykit.version import __version__
@@ -72,13 +74,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(words: list[str]) -> int:
     try:
-        result: Any = _deploykit.main(words, prog_name="deploykit", standalone_mode=False, color=_color())
+        # A run has its own way: it finishes the shard in work, and says how it is resumed.
+        with contextlib.nullcontext() if "run" in words[:1] else ends_tidily():
+            result: Any = _deploykit.main(words, prog_name="deploykit", standalone_mode=False, color=_color())
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except click.exceptions.Abort:
         click.echo("Stopped.", err=True)
         return 130
+    except EndedError as error:
+        click.echo("Stopped.", err=True)
+        return error.code
     except DeploykitError as error:
         return _report(error, words, error.exit_code)
     except OSError as error:

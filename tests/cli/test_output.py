@@ -1,6 +1,7 @@
 """What is printed cannot stop a command: streams that are closed, full, or of another encoding."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import click
 import pytest
 
 from deploykit.verify_run import verify_run
+from deploykit.writers.npz import NpzWriter
 
 from .conftest import Call
 
@@ -164,3 +166,24 @@ def test_colours_can_be_turned_off(
     printed = capsys.readouterr()
     for text in (printed.out, printed.err):
         assert ("\x1b[" in text) == (not no_color)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_half_written(
+    call: Call, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    assert call("run", "model", "--data", "rows.npy", "-o", "out", "--quiet") == 0
+
+    def stopped(self: NpzWriter, path: Path, batches: object, rows: int) -> None:
+        path.write_bytes(b"half")
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(NpzWriter, "write", stopped)
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        assert call("merge", "out", "-o", "all.npz") == 128 + number
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert capsys.readouterr().err.endswith("Stopped.\n")
+    assert not [path.name for path in place.iterdir() if "all.npz" in path.name]
