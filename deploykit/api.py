@@ -112,11 +112,13 @@ def pack(path: str | Path, destination: str | Path, *, overwrite: bool = False) 
     """Pack an artifact into one file, here or at a URL, that every command accepts.
 
     Raises:
-        UsageError: the destination exists.
+        UsageError: the destination exists, or its directory does not.
         ArtifactError: the artifact is not whole, or the store cannot be written.
     """
     require_path("pack", destination, expected="the path of the file to write", advice="name it, as 'model.dk'")
     with delivered(destination, "artifact", ArtifactError, overwrite=overwrite) as here:
+        if here.is_dir() or not here.parent.is_dir():
+            raise UsageError(f"pack: {here} must be a file in an existing directory; name another one")
         if here.exists() and not overwrite:
             raise UsageError(f"{here} exists; choose another name, or replace it with --overwrite (overwrite=True)")
         with Artifact.open(path) as artifact:
@@ -139,7 +141,7 @@ def verify(path: str | Path, *, format: str | None = None, device: str = "cpu") 
     )
     with at_hand(path, "verify", RunError) as here:
         found = _verify(here, format, device)
-    if isinstance(found, RunCheck):
+    if isinstance(found, RunCheck) and is_url(path):
         return replace(found, to_resume=found.to_resume.replace(str(here), str(path)))
     return found
 

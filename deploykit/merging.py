@@ -54,7 +54,7 @@ def merge_run(
         left_out = _merge(here, made, allow_partial)
     if told is not None:
         for text in left_out:
-            told(text.replace(str(here), str(path)))
+            told(text.replace(str(here), str(path)) if is_url(path) else text)
     return destination if is_url(destination) else made
 
 

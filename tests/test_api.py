@@ -71,6 +71,13 @@ def test_everything_that_the_command_line_does(tmp_path: Path) -> None:
         assert artifact.manifest.monte_carlo is not None
     with pytest.raises(UsageError, match="exists"):
         deploykit.pack(tmp_path / "model", packed)
+    whole = packed.read_bytes()
+    packed.write_bytes(b"")
+    assert deploykit.pack(tmp_path / "model", packed, overwrite=True).read_bytes() == whole
+    assert deploykit.pack(packed, packed, overwrite=True).read_bytes() == whole
+    for place in (tmp_path / "model", tmp_path / "none" / "model.dk"):
+        with pytest.raises(UsageError, match=r"pack: .* must be a file in an existing directory"):
+            deploykit.pack(packed, place, overwrite=True)
     with pytest.raises(RunError, match="neither"):
         deploykit.verify(tmp_path)
 
