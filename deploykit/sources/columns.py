@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.errors import DataError, UsageError
+from deploykit.errors import DataError
 from deploykit.sources.columnhints import cast_hint, map_hint, name_hints
 from deploykit.sources.reading import Reading
 from deploykit.tensors import TEXT, TensorSpec
@@ -73,7 +73,7 @@ def match_columns(
         UsageError: ``--map`` names what is no input.
     """
     by_name = {column.name: column for column in columns}
-    _refuse_unknown(what, inputs, reading)
+    reading.require_inputs(what, [spec.name for spec in inputs])
     _refuse_twice(what, columns)
     chosen: dict[str, tuple[str, ...]] = {}
     problems: dict[str, str] = {}
@@ -108,13 +108,6 @@ def castable(source: str, target: str, *, text: bool) -> bool:
     if have.kind == "f":
         return want.kind == "f" and (text or want.itemsize > have.itemsize)
     return True
-
-
-def _refuse_unknown(what: str, inputs: Sequence[TensorSpec], reading: Reading) -> None:
-    unknown = sorted(set(reading.columns) - {spec.name for spec in inputs})
-    if unknown:
-        names = [spec.name for spec in inputs]
-        raise UsageError(f"data {what}: --map names {unknown}, but the inputs of the model are {names}; name one")
 
 
 def _refuse_twice(what: str, columns: Sequence[Column]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from deploykit.errors import DataError, MissingExtraError
+from deploykit.errors import DataError, DeploykitError, MissingExtraError
 from deploykit.locations import DataFile, Found
 from deploykit.preprocessing import ImagePreprocessing, read_preprocessing
 from deploykit.sources.base import Arrays, file_fingerprint
@@ -84,7 +84,7 @@ class ImagesSource:
         file = self._files[row]
         try:
             picture = _decoded(file, self._step)
-        except DataError:
+        except DeploykitError:
             raise
         # Pillow raises OSError, SyntaxError, ValueError ... for what it cannot decode.
         except Exception as error:

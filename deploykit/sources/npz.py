@@ -1,13 +1,14 @@
 """Rows of an ``.npz`` archive: one array per input."""
 
+import contextlib
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from deploykit.errors import DataError
+from deploykit.errors import DataError, DeploykitError
 from deploykit.locations import DataFile, Found
 from deploykit.sources.arrays import ArraysSource, Rows, chosen_arrays
 from deploykit.sources.reading import Reading
@@ -33,22 +34,34 @@ class NpzSource(ArraysSource):
     def __init__(self, found: Found, inputs: Sequence[TensorSpec], reading: Reading) -> None:
         (file,) = found.files
         notes: list[str] = []
-        try:
-            with file.open() as opened, zipfile.ZipFile(opened) as archive:
+        with contextlib.ExitStack() as stack:
+            with _readable(file):
+                archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(file.open())))
                 members = {
                     i.filename.removesuffix(".npy"): i for i in archive.infolist() if i.filename.endswith(".npy")
                 }
-                names = chosen_arrays(file, list(members), inputs, reading, notes)
-                super().__init__(
-                    file, "npz", lambda name: _open_member(file, archive, members[name], notes), names, inputs, notes
-                )
-        except DataError:
-            raise
-        # zipfile believes what a damaged archive says of itself, so that nearly anything may be raised.
-        except Exception as error:
-            raise DataError(
-                f"data {file.name}: not a readable npz archive ({error}); write it again with np.savez"
-            ) from error
+            names = chosen_arrays(file, list(members), inputs, reading, notes)
+            super().__init__(
+                file, "npz", lambda name: _open_member(file, archive, members[name], notes), names, inputs, notes
+            )
+
+
+@contextlib.contextmanager
+def _readable(file: DataFile) -> Iterator[None]:
+    """What is raised while the archive itself is read says that it is damaged.
+
+    Raises:
+        DataError: something was raised.
+    """
+    try:
+        yield
+    except DeploykitError:
+        raise
+    # zipfile believes what a damaged archive says of itself, so that nearly anything may be raised.
+    except Exception as error:
+        raise DataError(
+            f"data {file.name}: not a readable npz archive ({error}); write it again with np.savez"
+        ) from error
 
 
 class _InMemory:
@@ -77,12 +90,13 @@ class _InMemory:
 
 
 def _open_member(file: DataFile, archive: zipfile.ZipFile, member: zipfile.ZipInfo, notes: list[str]) -> Rows:
-    with archive.open(member) as opened:
-        header = read_header(opened, f"{file.name}, array {member.filename!r}")
-        if member.compress_type == zipfile.ZIP_STORED:
-            return StoredArray(file, _data_offset(file, member) + opened.tell(), header)
-    notes.append(f"{member.filename} is compressed and is held in memory; np.savez writes it uncompressed")
-    return _InMemory(file.name, archive, member)
+    with _readable(file):
+        with archive.open(member) as opened:
+            header = read_header(opened, f"{file.name}, array {member.filename!r}")
+            if member.compress_type == zipfile.ZIP_STORED:
+                return StoredArray(file, _data_offset(file, member) + opened.tell(), header)
+        notes.append(f"{member.filename} is compressed and is held in memory; np.savez writes it uncompressed")
+        return _InMemory(file.name, archive, member)
 
 
 def _data_offset(file: DataFile, member: zipfile.ZipInfo) -> int:

@@ -38,6 +38,18 @@ class Reading:
         if "" in self.keep:
             raise UsageError("keep: a column without a name, which files of predictions need; give it one in the data")
 
+    def require_inputs(self, what: str, names: Sequence[str]) -> None:
+        """Refuse columns for an input that the model has not: the one that was meant would get others.
+
+        Raises:
+            UsageError: names it.
+        """
+        unknown = sorted(set(self.columns) - set(names))
+        if unknown:
+            raise UsageError(
+                f"data {what}: --map names {unknown}, but the inputs of the model are {list(names)}; name one"
+            )
+
 
 def split(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What ``Source.read`` gave: the inputs of the model, and the kept columns by their own names."""

@@ -67,6 +67,15 @@ def test_npz_keeps_arrays_and_text(tmp_path: Path) -> None:
         opened(tmp_path / "r.npy", keep=("id",))
 
 
+@pytest.mark.parametrize("name", ["rows.npz", "rows.safetensors"])
+def test_an_array_for_what_is_no_input_is_refused(tmp_path: Path, name: str) -> None:
+    """The input that was meant would get the array of its own name."""
+    arrays = {"x": VECTORS, "scaled": 2 * VECTORS}
+    save_file(arrays, tmp_path / name) if name.endswith("safetensors") else np.savez(tmp_path / name, **arrays)
+    with pytest.raises(UsageError, match=r"--map names \['X'\], but the inputs of the model are \['x'\]; name one"):
+        opened(tmp_path / name, columns={"X": ("scaled",)})
+
+
 def test_several_texts_in_a_row_of_npz_cannot_be_kept(tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", x=VECTORS, names=np.full((50, 2), "a"))
     with pytest.raises(DataError, match=r"'names' holds \[2\] texts in a row, and one can be kept; save each"):
