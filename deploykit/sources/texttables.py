@@ -10,7 +10,7 @@ from deploykit.errors import DataError
 from deploykit.locations import DataFile
 from deploykit.sources.tables import BadRow, require_pyarrow
 from deploykit.sources.textindex import OpenQuoteError, TextPiece, row_bounds, text_pieces
-from deploykit.wording import row_range, said
+from deploykit.wording import counted, row_range, said
 
 __all__ = ["SAMPLE_BYTES", "TextTables", "require_text", "widest"]
 
@@ -76,20 +76,47 @@ class TextTables(abc.ABC):
     def chunks(self, piece: int) -> Iterator[Any]:
         """The rows of one piece, at once; where some are bad, those between them."""
         data, name = self._bytes(piece), self.files[self._where[piece][0]].place
+        rows = self.rows[piece]
         while data:
             try:
-                yield self._parse(data)
+                yield self._parsed(data, rows)
                 return
             # The errors of pyarrow, which is not imported here, are ValueErrors.
             except ValueError:
-                found = self._problem(data)
+                found = self._problem(data) or self._refused(data, rows)
                 if found is None:
                     raise
             start, stop = row_bounds(data, found[0], delimiter=self.delimiter)
             if found[0]:
                 yield self._parse(data[:start])
             yield BadRow(name, found[1])
-            data = data[stop:]
+            data, rows = data[stop:], rows - found[0] - 1
+
+    def _parsed(self, data: bytes, rows: int) -> Any:
+        table = self._parse(data)
+        if table.num_rows != rows:
+            raise ValueError(f"{counted(table.num_rows, 'row')} where {rows} should be")
+        return table
+
+    def _refused(self, data: bytes, rows: int) -> tuple[int, str] | None:
+        """The same as ``_problem`` of what the parser alone finds fault with: halved until the row is alone."""
+        sound = 0  # So many rows from the first on are read well together, and ``rows`` are not.
+        while rows - sound > 1:
+            middle = (sound + rows) // 2
+            try:
+                self._parsed(data[: row_bounds(data, middle - 1, delimiter=self.delimiter)[1]], middle)
+                sound = middle
+            except ValueError:
+                rows = middle
+        start, stop = row_bounds(data, sound, delimiter=self.delimiter)
+        try:
+            self._parsed(data[start:stop], 1)
+        except ValueError as error:
+            return (
+                sound,
+                f"cannot be read ({str(error).splitlines()[0].removesuffix(' in row 0')[:300]}); mend the line",
+            )
+        return None
 
     def explain(self, piece: int, first_row: int, error: Exception) -> DataError:
         """The error, with the rows."""
