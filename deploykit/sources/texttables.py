@@ -112,10 +112,8 @@ class TextTables(abc.ABC):
         try:
             self._parsed(data[start:stop], 1)
         except ValueError as error:
-            return (
-                sound,
-                f"cannot be read ({str(error).splitlines()[0].removesuffix(' in row 0')[:300]}); mend the line",
-            )
+            text = str(error).splitlines()[0].removesuffix(" in row 0")
+            return sound, f"cannot be read ({text[:300]}); mend the line"
         return None
 
     def explain(self, piece: int, first_row: int, error: Exception) -> DataError:

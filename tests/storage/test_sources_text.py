@@ -314,6 +314,25 @@ def test_what_is_wrong_far_behind_the_sample_names_its_row(
         assert source.read(row, row + 1)["k"].tolist() == [row if row < LATE else 1]
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"v": 1, "v": 2, "k": "a"}', "specified twice"),
+        ('{"v": 1, "k": "\\ud800"}', "surrogate pair"),
+        ('{"v": 1e400, "k": "a"}', "too big"),
+        ('{"v": 1, "k": "a"} {"v": 2, "k": "b"}', "not valid JSON"),
+    ],
+)
+def test_what_the_parser_of_json_alone_refuses_is_an_error_of_its_row(tmp_path: Path, line: str, said: str) -> None:
+    lines = [json.dumps({"v": row, "k": f"id {row}"}) for row in range(40)]
+    path = put(tmp_path / "rows.jsonl", "\n".join([*lines[:17], line, *lines[17:]]) + "\n")
+    source = opened(path, [V], keep=("k",))
+    with pytest.raises(DataError, match=rf"row 17: .*{said}.*mend the line"):
+        source.read(0, 41)
+    assert source.read(0, 17)["v"].tolist() == list(range(17))
+    assert source.read(18, 41)[f"{KEPT}k"].tolist() == [f"id {row}" for row in range(17, 40)]
+
+
 def test_a_header_alone_is_no_row(tmp_path: Path) -> None:
     source = opened(put(tmp_path / "rows.csv", "x0,x1,x2,x3\n"))
     assert len(source) == 0
