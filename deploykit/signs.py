@@ -43,6 +43,7 @@ class RankSign:
         rows: rows that it has predicted in this call.
         rows_per_s: the same per second, of late.
         at: when this was so.
+        working_s: seconds since it began, by a clock that nobody sets; 0 where an older version does not say.
         error: what it failed with.
     """
 
@@ -55,6 +56,7 @@ class RankSign:
     rows_per_s: float
     began: float
     at: float
+    working_s: float = 0.0
     error: str | None = None
 
 

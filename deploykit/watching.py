@@ -175,7 +175,8 @@ def _condition(call: CallSign | None, signs: Sequence[RankSign], *, finished: bo
 
 def _rank(sign: RankSign, now: float, *, running: bool) -> RankStatus:
     over = sign.state in {"ended", "failed"}
-    mean = sign.rows / max(sign.at - sign.began, 1e-9)
+    seconds = sign.working_s or sign.at - sign.began  # The clock of the machine may have been set back meanwhile.
+    mean = sign.rows / seconds if seconds > 0 else 0.0
     return RankStatus(
         rank=sign.rank,
         device=sign.device,

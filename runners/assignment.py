@@ -13,12 +13,12 @@ from deploykit.job import Job
 from deploykit.rundir import RunDirectory
 from deploykit.sources import Reading, Source, open_source
 from deploykit.writers import make_writer
-from runners.base import Group
 from runners.dataindex import load_index
 from runners.loop import Task
 from runners.meeting import meet
 from runners.spooling import open_spool
 from runners.stop import StopRequest
+from runners.store import Group
 from runners.table import choose_runner
 
 __all__ = ["Assignment", "reading_of"]
@@ -84,7 +84,7 @@ class Assignment:
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
-        if self.group is not None and self.group.store is not None:
+        if self.group is not None:
             data["group"]["store"] = str(self.group.store)
         return data
 
@@ -93,7 +93,7 @@ class Assignment:
         group = data["group"]
         fields = {
             "device": Device(**data["device"]),
-            "group": None if group is None else Group(**{**group, "store": group["store"] and Path(group["store"])}),
+            "group": None if group is None else Group(**{**group, "store": Path(group["store"])}),
         }
         return cls(**{**data, **fields})
 

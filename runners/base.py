@@ -2,8 +2,6 @@
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -14,28 +12,13 @@ from deploykit.artifact import Artifact
 from deploykit.devices import Device, check_threads
 from deploykit.errors import ArtifactError, DataError, UsageError
 from deploykit.tensors import check_inputs
+from runners.store import Group
 
-__all__ = ["Arrays", "Group", "Runner", "check_controls", "checked_ids"]
+__all__ = ["Arrays", "Runner", "check_controls", "checked_ids"]
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 _INT64 = 2**63
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """The ranks of one run, and how they find each other.
-
-    Attributes:
-        store: a file, so that no port can clash; None for the address that a launcher has put into the environment.
-        here: whether all of them are on this machine.
-    """
-
-    rank: int
-    world_size: int
-    store: Path | None
-    here: bool = True
-    timeout_s: float = 120.0
 
 
 class Runner(abc.ABC):

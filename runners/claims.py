@@ -5,8 +5,7 @@ from collections.abc import Iterator
 
 from deploykit.plan import Shard
 from deploykit.rundir import RunDirectory
-from runners.base import Group
-from runners.store import met_store
+from runners.store import Group, LauncherStore
 
 __all__ = ["Claims", "counted", "share"]
 
@@ -78,7 +77,9 @@ def counted(group: Group, shards: int) -> Iterator[int]:
     Where the store is gone its host is gone: it ended because no number was left, or it died. What is left then is
     missing at the end, which is found there and said.
     """
+    if not isinstance(group.store, LauncherStore):
+        raise TypeError("only the ranks of a launcher count in a store")
     with contextlib.suppress(RuntimeError):
-        store = met_store(group)
-        while (number := store.add(KEY, 1) - 1) < shards:
+        store = group.store.met(group)
+        while not group.store.is_gone() and (number := store.add(KEY, 1) - 1) < shards:
             yield number

@@ -20,7 +20,7 @@ from deploykit.errors import DeviceError, IncompleteRunError, UsageError
 from deploykit.plan import Shard, describe_ranges
 from deploykit.rundir import RunDirectory
 from runners.assignment import Assignment
-from runners.base import Group, Runner
+from runners.base import Runner
 from runners.claims import Claims, counted, share
 from runners.engine import Engine
 from runners.engine_local import run_here
@@ -30,8 +30,10 @@ from runners.launch import Launch, array, slurm, torchrun
 from runners.lock import locked
 from runners.measured import Measured
 from runners.progress import Progress, make_progress
+from runners.report import spent
 from runners.spooling import require_same_spool
 from runners.stop import StopRequest, on_signals
+from runners.store import Group, LauncherStore
 from runners.timing import Meter
 
 __all__ = ["ArrayEngine", "LaunchedEngine", "SlurmEngine", "TorchrunEngine"]
@@ -118,6 +120,7 @@ class LaunchedEngine(Engine):
             draws_per_row=meter.draws_used / meter.rows if meter.draws_used else None,
             skipped_shards=len(directory.job.plan) - len(claims.taken) - len(missing),
             missing_shards=len(missing),
+            spent_s=spent([meter]),
         )
 
     def _assignment(self, setting: Setting, directory: RunDirectory) -> Assignment:
@@ -132,7 +135,9 @@ class LaunchedEngine(Engine):
             rank=launch.rank,
             device=setting.devices[0],
             threads=setting.threads or runner.default_threads(self.ranks_here(setting.devices)),
-            group=Group(rank=launch.rank, world_size=launch.world_size, store=None, here=here) if meets else None,
+            group=Group(rank=launch.rank, world_size=launch.world_size, store=LauncherStore(), here=here)
+            if meets
+            else None,
             origin_s=setting.began_s,
         )
 
@@ -157,7 +162,7 @@ class LaunchedEngine(Engine):
         progress = make_progress(self.shown(choice), plan.rows, directory.committed_rows())
         listener = _Listener(progress, directory, claims)
         try:
-            with on_signals(stop):
+            with on_signals(stop, tells=self.launch.rank == 0):
                 outcome = run_here(
                     assignment,
                     claims,

@@ -7,6 +7,7 @@ import tempfile
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -15,9 +16,9 @@ from deploykit.artifact import Artifact
 from deploykit.commit import Commit
 from deploykit.errors import DeploykitError, RunError
 from deploykit.plan import Shard
+from deploykit.rundir import RunDirectory
 from deploykit.sources import Source
 from runners.assignment import Assignment
-from runners.base import Group
 from runners.engine import Engine
 from runners.execute import Computed, ProgressChoice, Setting, drive
 from runners.loop import Pipeline, ShardFeed
@@ -27,7 +28,8 @@ from runners.process import RankProcess
 from runners.progress import Progress
 from runners.recorder import Recorder, Told
 from runners.shardqueue import ShardQueue
-from runners.stop import Stopped, StopRequest
+from runners.stop import Stopped, StopRequest, end_process
+from runners.store import Group
 from runners.timing import Meter
 from runners.work import Outcome, Work
 
@@ -103,6 +105,8 @@ def run_here(
     meter = Meter(origin_s=assignment.origin_s)
     with contextlib.ExitStack() as stack:
         recorder = stack.enter_context(Recorder(assignment, listener, meter))
+        to_resume = RunDirectory.open(assignment.directory).to_resume()
+        stop.listen(end=partial(end_process, stop, f"run directory {assignment.directory}", to_resume))
         try:
             task = assignment.open(stack, artifact=artifact, source=source, stop=stop)
         except Stopped:
@@ -211,6 +215,9 @@ class _Ranks(contextlib.AbstractContextManager["_Ranks"]):
             self._tell_all(1, {"finish": True})
         if self._stop.abandoning and self._told < 2:
             self._abandon()
+        if self._stop.ending:
+            for rank in self._ranks:
+                rank.kill()
 
     def _tell_all(self, level: int, message: dict[str, bool]) -> None:
         if self._told < level:
@@ -251,7 +258,7 @@ class _Ranks(contextlib.AbstractContextManager["_Ranks"]):
             try:
                 rank.process.wait(max(0.0, deadline - monotonic()))
             except subprocess.TimeoutExpired:
-                rank.process.kill()
+                rank.kill()
                 rank.process.wait()
 
 

@@ -68,7 +68,7 @@ class Computed:
         draws_per_row: their mean number of draws where a bound decided it.
         skipped_shards: shards that were there before, or that other calls computed.
         missing_shards: shards that other ranks of the same launch have still to compute.
-        spent_s: where the time of the ranks of this call went.
+        spent_s: where the time of the ranks of this call went; under a launcher that is one.
     """
 
     rows: int = 0
@@ -227,7 +227,7 @@ def _run(
         stop=stop,
     )
     try:
-        with on_signals(stop):
+        with on_signals(stop, tells=True):
             return place(work)
     finally:
         progress.close()

@@ -51,7 +51,8 @@ def _is_reported(directory: RunDirectory) -> bool:
 def _report(setting: Setting, directory: RunDirectory, launch: Launch, notes: Sequence[str]) -> None:
     found = load_measured(directory.path, launch)
     figures = Figures(
-        seconds=time.time() - min(each.began for each in found),
+        # A clock that was set back meanwhile must not give a negative time.
+        seconds=max(time.time() - min(each.began for each in found), time.monotonic() - setting.began_s),
         skipped_shards=len(directory.job.plan) - sum(each.shards for each in found),
         complete=True,
         failed_rows=list_failed(directory),

@@ -54,7 +54,8 @@ class RunResult:
         notes: what was ignored, assumed or chosen, for people to read.
         draws_per_row: mean draws of the computed rows; None where no bound decided, or nothing was left to do.
         failed_rows: rows of the job that failed and were left out, on request; ``failed.jsonl`` lists them.
-        spent_s: where the time of all ranks went: seconds of ``start``, ``read``, ``infer``, ``write`` and ``wait``.
+        spent_s: where the time of all ranks went: seconds of ``start``, ``read``, ``infer``, ``write`` and ``wait``;
+            under a launcher of this rank, as with ``computed_rows``.
         missing_shards: shards that other ranks of a launcher have still to compute; 0 with the engines local and ray.
     """
 

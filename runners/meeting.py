@@ -3,8 +3,9 @@
 import threading
 from concurrent.futures import Future
 
-from runners.base import Group, Runner
+from runners.base import Runner
 from runners.stop import Stopped, StopRequest
+from runners.store import Group
 
 __all__ = ["meet"]
 

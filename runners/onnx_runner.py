@@ -15,7 +15,7 @@ __all__ = ["SLOWER_FUSIONS", "OnnxRunner"]
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
-_ERRORS_ONLY = 3
+_ERRORS_ONLY, _FATAL_ONLY = 3, 4
 
 SLOWER_FUSIONS = {"cpu": ["SkipLayerNormFusion"]}
 """By device, optimizers of ONNX Runtime that are switched off. On a CPU this one's kernel takes longer than the sum and
@@ -29,6 +29,7 @@ class OnnxRunner(Runner):
     runtime = "onnxruntime"
 
     _session: Any = None
+    _quiet: Any = None
     _outputs: tuple[str, ...] = ()
     _optional: frozenset[str] = frozenset()
 
@@ -72,6 +73,9 @@ class OnnxRunner(Runner):
         session.disable_fallback()
         _verify_provider(ort, session, self.device)
         self._session = session
+        # A call that fails raises what it would print, and rows that fail may be skipped by the thousand.
+        self._quiet = ort.RunOptions()
+        self._quiet.log_severity_level = _FATAL_ONLY
         self._outputs = tuple(output.name for output in self.artifact.manifest.outputs)
         self._optional = frozenset(node.name for node in session.get_overridable_initializers())
         self._check_outputs()
@@ -86,7 +90,7 @@ class OnnxRunner(Runner):
             )
 
     def _stop(self) -> None:
-        self._session = None
+        self._session = self._quiet = None
 
     def _infer(self, inputs: Arrays, controls: Arrays) -> Arrays:
         unknown = sorted(set(controls) - self._optional)
@@ -99,7 +103,7 @@ class OnnxRunner(Runner):
         return dict(zip(self._outputs, run(inputs, controls), strict=True))
 
     def _run_plain(self, inputs: Arrays, controls: Arrays) -> list[np.ndarray[Any, Any]]:
-        found: list[np.ndarray[Any, Any]] = self._session.run(list(self._outputs), inputs | controls)
+        found: list[np.ndarray[Any, Any]] = self._session.run(list(self._outputs), inputs | controls, self._quiet)
         return found
 
     def _run_bound(self, inputs: Arrays, controls: Arrays) -> list[np.ndarray[Any, Any]]:
@@ -113,7 +117,7 @@ class OnnxRunner(Runner):
             binding.bind_cpu_input(name, array)
         for name in self._outputs:
             binding.bind_output(name, kind, index)
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, self._quiet)
         found: list[np.ndarray[Any, Any]] = binding.copy_outputs_to_cpu()
         return found
 

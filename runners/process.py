@@ -1,5 +1,6 @@
 """The run's view of one rank's process."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -126,6 +127,12 @@ class RankProcess:
             rate=pace.rows / pace.working_s if pace.working_s else 0.0,
             silent_s=pace.silent_s,
         )
+
+    def kill(self) -> None:
+        """End it at once, and what it has started in its process group: a rank that hangs hears nothing."""
+        with contextlib.suppress(ProcessLookupError):
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Close the pipes: a rank that still lives ends itself."""

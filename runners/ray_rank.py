@@ -51,7 +51,8 @@ class RayRank:
     """
 
     def __init__(self, assignment: Assignment, home: Home, packed: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
-        origin = time.monotonic() - (time.time() - home.began)
+        # Clocks of two machines differ, and one may be set back: nothing began later than now.
+        origin = time.monotonic() - max(0.0, time.time() - home.began)
         self._assignment = replace(assignment, origin_s=origin)
         self._home, self._packed = home, packed
         self._feed = ShardQueue()

@@ -53,6 +53,7 @@ class Recorder:
         self._log: int | None = None
         self._state: Literal["starting", "working"] = "starting"
         self._rows, self._began, self._signed = 0, time(), 0.0
+        self._origin = monotonic()
         self._rates: deque[tuple[float, int]] = deque([(monotonic(), 0)])
         self._shards: dict[int, float] = {}
 
@@ -80,7 +81,9 @@ class Recorder:
             meter = self._meter
             parts = ("read_s", "infer_s", "write_s", "wait_input_s", "wait_output_s")
             spent = {name: round(getattr(meter, name), 6) for name in parts}
-            self._line("end", rows=meter.rows, batches=meter.batches, seconds=round(time() - self._began, 6), **spent)
+            self._line(
+                "end", rows=meter.rows, batches=meter.batches, seconds=round(monotonic() - self._origin, 6), **spent
+            )
             self._sign("ended")
         if self._log is not None:
             os.close(self._log)
@@ -143,6 +146,7 @@ class Recorder:
             rows_per_s=(self._rows - before) / max(now - then, 1e-9),
             began=self._began,
             at=time(),
+            working_s=now - self._origin,
             error=error,
         )
         with self._lock:

@@ -14,7 +14,7 @@ from runners.assignment import Assignment
 from runners.report_page import page
 from runners.timing import RESOLUTION, Histogram, Meter
 
-__all__ = ["REPORT_SCHEMA_VERSION", "Figures", "halving_notes", "make_report", "write_report"]
+__all__ = ["REPORT_SCHEMA_VERSION", "Figures", "halving_notes", "make_report", "spent", "write_report"]
 
 REPORT_SCHEMA_VERSION = 1
 PERCENTILES = (50, 90, 95, 99, 100)
@@ -73,7 +73,7 @@ def make_report(
         "rows": rows,
         "skipped_shards": figures.skipped_shards,
         "end_to_end": {"seconds": figures.seconds, "rows_per_s": rows / figures.seconds if figures.seconds else None},
-        "spent_s": _spent(list(meters.values())),
+        "spent_s": spent(list(meters.values())),
         "steady_state": _steady(list(meters.values())),
         "batch_latency_ms": _latency(Histogram.total(meter.latency for meter in meters.values())),
         "ranks": [_rank(assignment, meters.get(assignment.rank)) for assignment in assignments],
@@ -92,7 +92,7 @@ def halving_notes(assignments: Sequence[Assignment], meters: Mapping[int, Meter]
     ]
 
 
-def _spent(meters: Sequence[Meter]) -> dict[str, float]:
+def spent(meters: Sequence[Meter]) -> dict[str, float]:
     """Where the time of all ranks went: until the model was loaded, then at once reading, inference and writing.
 
     ``wait`` is inference without rows or without room.

@@ -4,6 +4,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic, time
 from typing import Any
@@ -19,7 +20,7 @@ from deploykit.tensors import TensorSpec
 from runners.lightning_writer import LightningWriter
 from runners.lock import BusyError, locked
 from runners.progress import Progress
-from runners.stop import StopRequest, on_signals
+from runners.stop import StopRequest, end_process, on_signals
 
 __all__ = ["Drawing", "discard_spool", "draw", "find_spool", "open_spool", "refuse_to_draw", "require_same_spool"]
 
@@ -227,7 +228,7 @@ def _drawn(spool: Spool, stream: StreamSource) -> str:
 def _stoppable(out: Path, said: Callable[[], str]) -> Iterator[None]:
     """End at once when a signal comes, not at the next row: the user's code may take its time to give it."""
     stop = StopRequest()
-    stop.listen(finish=_interrupt, abandon=lambda: None)
+    stop.listen(finish=_interrupt, end=partial(end_process, stop, f"run directory {out}", _AGAIN))
     try:
         with on_signals(stop):
             yield

@@ -1,15 +1,33 @@
-"""Ctrl-C, SIGTERM and SIGHUP: the first finishes the shard in work, the second abandons it."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first finishes the shard in work, the second abandons it, and nothing outlives that.
+
+Whatever hangs, in the model, the data or a writer, has a few seconds after the second and is ended then; a third signal
+ends it at once.
+"""
 
 import contextlib
+import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from itertools import count
 from types import FrameType
+from typing import Any, NoReturn
 
-__all__ = ["GRACE_S", "StopRequest", "Stopped", "on_signals"]
+from runners.descriptors import forget, keep
+
+__all__ = ["GRACE_S", "KILL_S", "StopRequest", "Stopped", "end_process", "on_signals"]
 
 GRACE_S = 10.0
 """Who sends SIGTERM, or closes the terminal, counts seconds: a shard that is not finished by then is abandoned."""
+
+KILL_S = 2.0
+"""What is abandoned and still there after so long hangs, or is in a call that nobody wants to wait for."""
+
+_SAID = (
+    "stopping: the shards in work are finished first; a second Ctrl-C ends everything at once, and the same command "
+    "resumes after either\n"
+)
 
 
 class Stopped(Exception):  # noqa: N818 - it tells no fault
@@ -26,8 +44,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._level = 0
-        self._finish: list[Callable[[], None]] = []
-        self._abandon: list[Callable[[], None]] = []
+        self._called: dict[int, list[Callable[[], None]]] = {1: [], 2: [], 3: []}
 
     @property
     def finishing(self) -> bool:
@@ -39,53 +56,163 @@ class StopRequest:
         """The shards in work are to be given up."""
         return self._level >= 2
 
-    def listen(self, *, finish: Callable[[], None], abandon: Callable[[], None]) -> None:
-        """Call these, once each, when the request comes; both must be fast and safe inside a signal handler."""
-        self._finish.append(finish)
-        self._abandon.append(abandon)
+    @property
+    def ending(self) -> bool:
+        """Whatever is still there is to be killed."""
+        return self._level >= 3
 
-    def request(self, number: int = signal.SIGINT) -> None:
-        """One more request to stop."""
+    def listen(
+        self,
+        *,
+        finish: Callable[[], None] | None = None,
+        abandon: Callable[[], None] | None = None,
+        end: Callable[[], None] | None = None,
+    ) -> None:
+        """Call these, once each, when the request comes; they must be fast and safe inside a signal handler."""
+        for level, callback in enumerate((finish, abandon, end), 1):
+            if callback is not None:
+                self._called[level].append(callback)
+
+    def request(self, number: int = signal.SIGINT, nth: int | None = None) -> None:
+        """One more request to stop; or the ``nth``, which may be told twice."""
         self.signal = self.signal or number
-        if self.finishing:
+        nth = nth or self._level + 1
+        if nth == 1:
+            if self._rise(1) and number != signal.SIGINT:
+                _later(GRACE_S, self.abandon)
+        elif nth == 2:
             self.abandon()
-            return
-        self._level = 1
-        for callback in self._finish:
-            callback()
-        if number != signal.SIGINT:
-            timer = threading.Timer(GRACE_S, self.abandon)
-            timer.daemon = True
-            timer.start()
+        else:
+            self.end()
 
     def abandon(self) -> None:
-        """Give up the shards in work."""
-        if not self.abandoning:
-            self._level = 2
-            for callback in self._abandon:
-                callback()
+        """Give up the shards in work, and end what has not done so in a while."""
+        if self._rise(2):
+            _later(KILL_S, self.end)
+
+    def end(self) -> None:
+        """End what hangs."""
+        self._rise(3)
+
+    def over(self) -> None:
+        """There is nothing left to stop: who listened is not called any more."""
+        for called in self._called.values():
+            called.clear()
+
+    def _rise(self, level: int) -> bool:
+        if self._level >= level:
+            return False
+        self._level = level
+        for callback in self._called[level]:
+            callback()
+        return True
+
+
+def end_process(stop: StopRequest, what: str, to_resume: str) -> NoReturn:
+    """End this process as it stands, with a message: a thread that hangs cannot be ended alone."""
+    number = stop.signal or signal.SIGINT
+    _write(
+        f"Error: {what}: stopped by {signal.Signals(number).name}; what was in work did not end and was killed. "
+        f"What is committed counts; {to_resume}\n"
+    )
+    os._exit(128 + number)
+
+
+def _later(seconds: float, what: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, what)
+    timer.daemon = True
+    timer.start()
 
 
 @contextlib.contextmanager
-def on_signals(stop: StopRequest) -> Iterator[None]:
+def on_signals(stop: StopRequest, *, tells: bool = False) -> Iterator[None]:
     """Turn SIGINT, SIGTERM and SIGHUP into requests; the former handlers come back afterwards.
 
     SIGHUP stays ignored where it is: so ``nohup`` asks for it. Outside the main thread nothing can be handled, and
-    nothing is.
+    nothing is. Whoever presses Ctrl-C is told what a second one does, if this process ``tells``.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    numbers = count(1)
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        stop.request(number)
+        stop.request(number, next(numbers))
 
     taken = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         taken.append(signal.SIGHUP)
-    former = {number: signal.signal(number, handle) for number in taken}
+    former: dict[int, Any] = {number: signal.signal(number, handle) for number in taken}
+    _HANDLED.append(former)
+    try:
+        with _overheard(stop, taken, tells=tells):
+            yield
+    finally:
+        stop.over()
+        _HANDLED.remove(former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _overheard(stop: StopRequest, taken: Collection[int], *, tells: bool) -> Iterator[None]:
+    """Hear the signals in a thread, too: a handler has to wait for the main thread, which may hang in a runtime."""
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    keep(ours, theirs)
+    former = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+    listener = threading.Thread(target=_listen, args=(stop, ours, taken, former, tells), name="signals", daemon=True)
+    listener.start()
     try:
         yield
     finally:
+        signal.set_wakeup_fd(former)
+        forget(ours, theirs)
+        os.close(theirs)
+        listener.join()
+        os.close(ours)
+
+
+def _listen(stop: StopRequest, pipe: int, taken: Collection[int], former: int, tells: bool) -> None:
+    heard = 0
+    while numbers := os.read(pipe, 64):
+        for number in numbers:
+            if number not in taken:
+                if former >= 0:
+                    with contextlib.suppress(OSError):
+                        os.write(former, bytes([number]))
+                continue
+            heard += 1
+            if heard > 1:
+                stop.request(number, heard)
+                continue
+            # What is to be done first is the handler's, which may raise in the main thread.
+            stop.signal = stop.signal or number
+            if number != signal.SIGINT:
+                _later(GRACE_S, stop.abandon)
+            elif tells:
+                _write(_SAID)
+
+
+def _write(text: str) -> None:
+    # A terminal that is gone is no reason to stop otherwise; Python has no stderr where the process began without one.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"\n{text}" if sys.stderr.isatty() else text)  # Not on the line of the progress.
+        sys.stderr.flush()
+
+
+_HANDLED: list[dict[int, Any]] = []
+
+
+def _in_child() -> None:
+    """What a user's code forks is stopped by the run, not by the terminal, and must not speak for the run."""
+    if not _HANDLED:
+        return
+    signal.set_wakeup_fd(-1)
+    for former in _HANDLED:
         for number, handler in former.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if number == signal.SIGTERM else signal.SIG_IGN)
+    _HANDLED.clear()
+
+
+os.register_at_fork(after_in_child=_in_child)

@@ -1,53 +1,82 @@
-"""The store at the address that a launcher has put into the environment: where its ranks meet, and what they count in.
+"""The ranks of one run, and where they meet: a file, or the store at the address that a launcher gives them.
 
 The address outlives a meeting: a script may predict several times, and torchrun starts ranks again that have died.
 """
 
 import hashlib
+import os
 import secrets
+import socket
 import time
+from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
-from runners.base import Group
+__all__ = ["Group", "LauncherStore"]
 
-__all__ = ["close_store", "met_store", "open_store"]
-
-LOOK_S = 0.05
+LOOK_S, LISTEN_S = 0.05, 5.0
 
 
-class _Place:
-    store: Any = None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The ranks of one run, and how they find each other.
 
-
-def open_store(group: Group) -> Any:
-    """Connect, and wait for all ranks; what an earlier meeting has left at the address is not to be seen.
-
-    Raises:
-        RuntimeError: the ranks did not come in time.
+    Attributes:
+        store: a file, so that no port can clash; or what connects to the address that a launcher has put into the
+            environment.
+        here: whether all of them are on this machine.
     """
-    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    rank: int
+    world_size: int
+    store: "Path | LauncherStore"
+    here: bool = True
+    timeout_s: float = 120.0
+
+
+class LauncherStore:
+    """One rank's connection, made when it is first asked for. It belongs to one run."""
+
+    def __init__(self) -> None:
+        self._store: Any = None
+
+    def met(self, group: Group) -> Any:
+        """The store, in which all ranks are; what an earlier meeting has left at the address is not to be seen.
+
+        There is one connection: another would wait for a host that is gone by then.
+
+        Raises:
+            RuntimeError: the ranks did not come in time.
+        """
+        if self._store is None:
+            from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+            store = _connected(group)
+            self._store = PrefixStore(f"deploykit/{_agreed_name(store, group)}", store)
+        return self._store
+
+    def is_gone(self) -> bool:
+        """Whether nobody listens at the address any more: torch would print its own stack at the attempt to speak."""
+        try:
+            socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), LISTEN_S).close()
+        except ConnectionRefusedError:
+            return True
+        except (OSError, KeyError):
+            return False  # Whatever else it is, torch knows more of it.
+        return False
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._store = None
+
+
+def _connected(group: Group) -> Any:
     from torch.distributed.rendezvous import rendezvous
 
     timeout = timedelta(seconds=group.timeout_s)
     store, _, _ = next(rendezvous("env://", group.rank, group.world_size, timeout=timeout))
-    _Place.store = PrefixStore(f"deploykit/{_agreed_name(store, group)}", store)
-    return _Place.store
-
-
-def met_store(group: Group) -> Any:
-    """The store through which this rank has met the others, if it has: a new connection would wait for a host that is
-    gone.
-
-    Raises:
-        RuntimeError: the ranks did not come in time.
-    """
-    return open_store(group) if _Place.store is None else _Place.store
-
-
-def close_store() -> None:
-    """Let go of the connection."""
-    _Place.store = None
+    return store
 
 
 def _agreed_name(store: Any, group: Group) -> str:

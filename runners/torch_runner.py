@@ -15,8 +15,8 @@ import numpy as np
 from deploykit.artifact import Artifact
 from deploykit.devices import Device
 from deploykit.errors import ArtifactError, DeviceError, MissingExtraError, RunError
-from runners.base import Arrays, Group, Runner
-from runners.store import close_store, open_store
+from runners.base import Arrays, Runner
+from runners.store import Group, LauncherStore
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,7 @@ class TorchRunner(Runner):
     _module: Any = None
     _threads_before: int | None = None
     _joined = False
+    _address: LauncherStore | None = None
 
     def __init__(self, artifact: Artifact, device: Device | None = None, *, threads: int | None = None) -> None:
         super().__init__(artifact, device, threads=threads)
@@ -92,8 +93,10 @@ class TorchRunner(Runner):
             import torch.distributed as dist
 
             dist.destroy_process_group()
-            close_store()
             self._joined = False
+        if self._address is not None:
+            self._address.close()
+            self._address = None
 
     def release_memory(self) -> None:
         """Blocks that torch keeps are of the sizes of the batch that did not fit."""
@@ -140,10 +143,11 @@ class TorchRunner(Runner):
     def join(self, group: Group) -> None:
         """Join the process group (nccl on CUDA, gloo on a CPU) and compare the file's digest with the other ranks'.
 
-        There is no collective after this one, so a rank that dies later cannot make another wait.
+        A script that has made one of the same ranks before keeps it, and it is used. There is no collective after this
+        one, so a rank that dies later cannot make another wait.
 
         Raises:
-            RunError: the ranks did not meet in time, or hold different files.
+            RunError: the ranks did not meet in time, or hold different files; the script's group is of other ranks.
         """
         import torch
         import torch.distributed as dist
@@ -154,21 +158,34 @@ class TorchRunner(Runner):
         if self.device.kind == "cuda":
             torch.cuda.set_device(device)  # A thread begins with the first device.
         try:
-            dist.init_process_group(
-                backend="nccl" if self.device.kind == "cuda" else "gloo",
-                store=_store(group),
-                rank=group.rank,
-                world_size=group.world_size,
-                timeout=timedelta(seconds=group.timeout_s),
-                device_id=device if self.device.kind == "cuda" else None,
-            )
-            self._joined = True
+            store = self._store(group)
+            if dist.is_initialized():
+                device = _device_of_theirs(device, group)
+            else:
+                dist.init_process_group(
+                    backend="nccl" if self.device.kind == "cuda" else "gloo",
+                    store=store,
+                    rank=group.rank,
+                    world_size=group.world_size,
+                    timeout=timedelta(seconds=group.timeout_s),
+                    device_id=device if self.device.kind == "cuda" else None,
+                )
+                self._joined = True
             self._compare_digests(device, group)
         except (RuntimeError, ValueError) as error:
             raise RunError(
                 f"rank {group.rank}: the {group.world_size} ranks did not meet within {group.timeout_s:g} s: "
                 f"{_first_line(error)}; see the other ranks' logs"
             ) from error
+
+    def _store(self, group: Group) -> Any:
+        """Where the ranks meet: a file of the run, or the address of the launcher."""
+        import torch.distributed as dist
+
+        if isinstance(group.store, LauncherStore):
+            self._address = group.store
+            return group.store.met(group)
+        return dist.FileStore(str(group.store), group.world_size)  # type: ignore[attr-defined]
 
     def _compare_digests(self, device: "torch.device", group: Group) -> None:
         import torch
@@ -194,13 +211,25 @@ def _torch() -> Any:
     return torch
 
 
-def _store(group: Group) -> Any:
-    """Where the ranks meet: a file of the run, or the address that the launcher has put into the environment."""
+def _device_of_theirs(device: "torch.device", group: Group) -> "torch.device":
+    """Where tensors must be for the process group that the script has made.
+
+    Raises:
+        RunError: it is not of the ranks that the launcher has started.
+    """
+    import torch
     import torch.distributed as dist
 
-    if group.store is not None:
-        return dist.FileStore(str(group.store), group.world_size)  # type: ignore[attr-defined]
-    return open_store(group)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    if (rank, size) != (group.rank, group.world_size):
+        raise RunError(
+            f"rank {group.rank} of {group.world_size}: this script has a torch.distributed process group, in which it "
+            f"is rank {rank} of {size}; make the group of all ranks of the launcher, as init_process_group() does by "
+            "itself, or end it before deploykit runs (destroy_process_group())"
+        )
+    if "nccl" not in dist.get_backend():
+        return torch.device("cpu")
+    return device if device.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
 
 
 def _take_device(torch: Any, device: Device) -> None:

@@ -13,10 +13,19 @@ import torch
 
 from deploykit.artifact import Artifact
 from deploykit.devices import Device
-from deploykit.errors import ArtifactError, DataError, DeviceError, MissingExtraError, UnknownNameError, UsageError
+from deploykit.errors import (
+    ArtifactError,
+    DataError,
+    DeviceError,
+    MissingExtraError,
+    RunError,
+    UnknownNameError,
+    UsageError,
+)
 from runners import onnx_runner
-from runners.base import Group, Runner
+from runners.base import Runner
 from runners.onnx_runner import OnnxRunner
+from runners.store import Group
 from runners.table import choose_runner
 from runners.torch_runner import TorchRunner
 from tests import handmade
@@ -206,6 +215,28 @@ def test_choice_of_runner(artifacts: dict[str, Artifact], tmp_path: Path, monkey
     assert choose_runner(artifacts["plain"]) is TorchRunner
     with pytest.raises(MissingExtraError, match=r"deploykit\[cpu\]"):
         choose_runner(artifacts["plain"], "onnx")
+
+
+def test_a_call_that_fails_raises_and_prints_nothing(
+    artifacts: dict[str, Artifact], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Rows that fail are looked for by halves, each of which would print a line."""
+    with OnnxRunner(artifacts["pair"]) as runner, pytest.raises(Exception, match="running Mul node"):
+        runner._infer({"x": np.ones((2, 3), np.float32), "k": np.ones(3, np.int64)}, {})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_group_of_the_script_is_used_and_left(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "theirs"), 1)  # type: ignore[attr-defined]
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        with TorchRunner(artifacts["plain"]) as runner:
+            runner.join(Group(rank=0, world_size=1, store=tmp_path / "store"))
+            with pytest.raises(RunError, match=r"rank 1 of 2: this script has a .* it is rank 0 of 1; make"):
+                runner.join(Group(rank=1, world_size=2, store=tmp_path / "store"))
+        assert torch.distributed.is_initialized()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_group_of_one_meets_itself(artifacts: dict[str, Artifact], tmp_path: Path) -> None:

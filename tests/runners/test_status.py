@@ -231,6 +231,14 @@ def test_a_call_on_another_host_lives_as_long_as_its_ranks_give_signs(
         assert [rank.rank for rank in run_status(out).ranks] == [1], "what cannot be read says nothing"
 
 
+def test_a_clock_that_was_set_back_gives_no_absurd_rate(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    out, now = tmp_path / "r", time.time()
+    run(artifact_paths["mc"], SLOW, out, devices="cpu", **OPTIONS)  # type: ignore[arg-type]
+    for working_s, rate in ((2.0, 10.0), (0.0, 0.0)):
+        leave_sign(out, sign(state="ended", rows=20, began=now + 3600, at=now, working_s=working_s))
+        assert run_status(out).ranks[0].rows_per_s == rate
+
+
 def test_a_dead_process_is_not_alive() -> None:
     import subprocess
 

@@ -5,14 +5,15 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runners import store
-from runners.base import Group
 from runners.claims import counted
+from runners.store import Group, LauncherStore
 from tests.runners.test_launched import free_port
 
 TWICE = """
@@ -26,7 +27,7 @@ if __name__ == "__main__":
 
 
 def group(rank: int, timeout_s: float = 20.0) -> Group:
-    return Group(rank=rank, world_size=2, store=None, timeout_s=timeout_s)
+    return Group(rank=rank, world_size=2, store=LauncherStore(), timeout_s=timeout_s)
 
 
 def names(place: "Place", late_s: float = 0.0) -> list[str]:
@@ -87,12 +88,14 @@ def test_shards_are_counted_in_the_store_that_the_ranks_have_met_in(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new connection to a host that has ended by now would be tried for minutes."""
-    monkeypatch.setattr(store, "open_store", lambda _group: pytest.fail("a new connection"))
-    monkeypatch.setattr(store._Place, "store", place)
-    assert list(counted(group(0), 3)) == [0, 1, 2]
-    assert not list(counted(group(1), 3))
-    store.close_store()
-    assert store._Place.store is None
+    monkeypatch.setattr(store, "_connected", lambda _group: pytest.fail("a new connection"))
+    shared = LauncherStore()
+    monkeypatch.setattr(shared, "_store", place)
+    assert list(counted(replace(group(0), store=shared), 3)) == [0, 1, 2]
+    assert not list(counted(replace(group(1), store=shared), 3))
+    shared.close()
+    with pytest.raises(pytest.fail.Exception, match="a new connection"):
+        shared.met(group(0))
 
 
 @pytest.mark.slow
