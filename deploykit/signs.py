@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeVar
 from deploykit.files import TEMPORARY_PREFIX
 
 __all__ = [
-    "DRAWING_NAME", "STATUS_NAME", "CallSign", "DrawingSign", "RankSign", "leave_drawing", "leave_sign",
+    "DRAWING_NAME", "STATUS_NAME", "CallSign", "DrawingSign", "RankSign", "forget_call", "leave_drawing", "leave_sign",
     "read_drawing", "read_signs", "signing",
 ]  # fmt: skip
 
@@ -59,6 +59,10 @@ class RankSign:
     working_s: float = 0.0
     error: str | None = None
 
+    def is_alive(self) -> bool | None:
+        """Whether its process is there; None where that cannot be told, because it is on another host."""
+        return _is_there(self.pid, self.host)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallSign:
@@ -82,15 +86,8 @@ class CallSign:
         """Whether its process works on; None where that cannot be told, because it is on another host."""
         if self.ended is not None:
             return False
-        if self.host != socket.gethostname():
-            return None
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
-        return _birth(self.pid) == self.birth
+        there = _is_there(self.pid, self.host)
+        return there and _birth(self.pid) == self.birth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +120,12 @@ def signing(directory: Path) -> Iterator[None]:
     _replace(folder, _CALL, asdict(replace(call, ended=time())))
 
 
+def forget_call(directory: Path) -> None:
+    """Remove what an earlier call said of itself: ranks that a launcher starts speak for themselves alone."""
+    with contextlib.suppress(OSError):
+        (directory / STATUS_NAME / _CALL).unlink()
+
+
 def leave_sign(directory: Path, sign: RankSign) -> None:
     """Replace the rank's sign of life."""
     _replace(directory / STATUS_NAME, f"rank-{sign.rank}.json", asdict(sign))
@@ -151,6 +154,18 @@ def _read(path: Path, kind: type[T]) -> T | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
         return kind(**json.loads(path.read_text(encoding="utf-8")))
     return None
+
+
+def _is_there(pid: int, host: str) -> bool | None:
+    if host != socket.gethostname():
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return _birth(pid) != "dead"
 
 
 def _process() -> dict[str, Any]:

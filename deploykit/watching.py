@@ -165,7 +165,8 @@ def _pending(directory: RunDirectory, state: State) -> bool:
 def _condition(call: CallSign | None, signs: Sequence[RankSign], *, finished: bool, now: float) -> Condition:
     alive = None if call is None else call.is_alive()
     if alive is None:
-        alive = any(sign.state in {"starting", "working"} and now - sign.at < SILENT_S for sign in signs)
+        working = [sign for sign in signs if sign.state in {"starting", "working"} and now - sign.at < SILENT_S]
+        alive = any(sign.is_alive() is not False for sign in working)
     if alive:
         return "running"
     if finished:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deploykit.feed import writing
 from deploykit.files import write_json
 from deploykit.sources import Source
 
@@ -14,9 +15,15 @@ NAME = "data-index.json"
 
 
 def save_index(directory: Path, source: Source) -> None:
-    """Keep the index of a source that has one, with the fingerprint of the data that it is of."""
+    """Keep the index of a source that has one, with the fingerprint of the data that it is of.
+
+    Raises:
+        RunError: the disk is full or not writable.
+    """
     index = getattr(source, "index", lambda: None)()
-    if index is not None:
+    if index is None:
+        return
+    with writing(directory / NAME):
         write_json(directory / NAME, {"data": source.fingerprint(), "index": index})
 
 

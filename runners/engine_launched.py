@@ -19,6 +19,7 @@ from deploykit.devices import Device, available_cores, parse_devices
 from deploykit.errors import DeviceError, IncompleteRunError, UsageError
 from deploykit.plan import Shard, describe_ranges
 from deploykit.rundir import RunDirectory
+from deploykit.signs import forget_call
 from runners.assignment import Assignment
 from runners.base import Runner
 from runners.claims import Claims, counted, share
@@ -97,6 +98,7 @@ class LaunchedEngine(Engine):
             if (size := directory.job.plan.batch_size) != setting.job.plan.batch_size:
                 notes.append(f"batch size {size} all the same, as another rank found it first")
             require_same_spool(setting.source, directory)
+            forget_call(out)
             assignment = self._assignment(setting, directory)
             claims = Claims(self._numbers(assignment, len(directory.job.plan)), directory)
             meter = self._compute(setting, directory, assignment, claims, stop, progress)

@@ -15,6 +15,7 @@ from deploykit import errors
 from deploykit.artifact import Artifact
 from deploykit.commit import Commit
 from deploykit.errors import DeploykitError, RunError
+from deploykit.feed import writing
 from deploykit.plan import Shard
 from deploykit.rundir import RunDirectory
 from deploykit.sources import Source
@@ -141,7 +142,8 @@ def run_ranks(
     Raises:
         DeploykitError: the error that a rank reported.
     """
-    logs.mkdir(exist_ok=True)
+    with writing(logs):
+        logs.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
         if joins_group:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deploykit-"))

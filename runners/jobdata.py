@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.artifact import Artifact
-from deploykit.errors import UsageError
+from deploykit.errors import DataError, UsageError
 from deploykit.sources import Reading, Source, open_source
 from deploykit.sources.spool import asked_for
 from deploykit.sources.stream import StreamSource
@@ -46,6 +46,7 @@ def open_data(
         DataError: the data cannot be opened, or does not fit the model.
     """
     _refuse_clash(options["keep"], [spec.name for spec in predicted])
+    here = Path.cwd()
     # Opening the data may take long; a writer that cannot be used at all is refused first.
     writing = choose_writing(options, predicted, ranks)
     reading = _reading(artifact, options)
@@ -60,6 +61,7 @@ def open_data(
     if source is None:
         source = open_source(data, artifact.manifest.inputs, reading=reading)
     stack.callback(source.close)
+    _refuse_to_move(here, data, [place for place in (artifact.path, out) if isinstance(place, Path)])
     if isinstance(source, StreamSource):
         if writing.lightning is not None:
             refuse_to_draw(source, writing.lightning)
@@ -77,6 +79,17 @@ def _reading(artifact: Artifact, options: Mapping[str, Any]) -> Reading:
         allow_nan=options["nan"] == "allow",
         preprocessing=artifact.manifest.preprocessing,
     )
+
+
+def _refuse_to_move(here: Path, data: str, others: Sequence[Path]) -> None:
+    """Refuse a data factory that left the working directory ``here``, where a name of the run is relative to it."""
+    names = [*others, Path(data)] if ".py:" in data else others
+    relative = [str(name) for name in names if not name.is_absolute()]
+    if relative and Path.cwd() != here:
+        raise DataError(
+            f"data {data}: its code changed the working directory from {here} to {Path.cwd()}, and {relative[-1]} is "
+            "relative to the former; leave os.chdir out of it, or name everything with absolute paths"
+        )
 
 
 def _refuse_clash(keep: Sequence[str], outputs: Sequence[str]) -> None:

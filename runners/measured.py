@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from deploykit.feed import writing
 from deploykit.files import write_json
 from runners.assignment import Assignment
 from runners.launch import Launch
@@ -35,9 +36,12 @@ class Measured:
     began: float
 
     def save(self, directory: Path) -> None:
-        """Write it beside the logs, in the place of what this rank left in an earlier launch."""
+        """Write it beside the logs, in the place of what this rank left in an earlier launch.
+
+        Raises:
+            RunError: the disk is full or not writable.
+        """
         logs = directory / "logs"
-        logs.mkdir(exist_ok=True)
         data = {
             "run": self.run,
             "world_size": self.world_size,
@@ -46,7 +50,9 @@ class Measured:
             "shards": self.shards,
             "began": self.began,
         }
-        write_json(logs / f"rank-{self.assignment.rank}.measured.json", data)
+        with writing(logs):
+            logs.mkdir(exist_ok=True)
+            write_json(logs / f"rank-{self.assignment.rank}.measured.json", data)
 
     @classmethod
     def load(cls, path: Path) -> "Measured | None":

@@ -10,6 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from deploykit.feed import writing
 from deploykit.plan import Shard
 from runners.assignment import Assignment
 from runners.descriptors import forget, keep
@@ -151,7 +152,9 @@ def log_ending(log: Path) -> str:
 def _start(
     assignment: Assignment, log: Path, child_in: int, child_out: int, inherit: Sequence[int]
 ) -> "subprocess.Popen[bytes]":
-    with log.open("wb") as file:
+    with writing(log):
+        file = log.open("wb")
+    with file:
         return subprocess.Popen(  # noqa: S603 - our own interpreter and module
             # -P: a file of the working directory must not stand in for a module of ours.
             [sys.executable, "-P", "-m", "runners.rank", *map(str, (child_in, child_out, *inherit))],

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from statistics import median, quantiles
 from typing import Any
 
+from deploykit.feed import writing
 from deploykit.files import appears_whole, write_json
 from deploykit.job import Job
 from deploykit.rundir import RunDirectory
@@ -116,11 +117,17 @@ def _draws_used(job: Job, meters: Sequence[Meter]) -> dict[str, Any] | None:
 
 
 def write_report(directory: RunDirectory, report: Mapping[str, Any]) -> None:
-    """Write both files, each whole or not at all."""
-    write_json(directory.path / "report.json", report)
-    with appears_whole(directory.path / "report.html") as temporary:
+    """Write both files, each whole or not at all; ``report.json``, which says that there is nothing left to do, last.
+
+    Raises:
+        RunError: the disk is full or not writable.
+    """
+    html = directory.path / "report.html"
+    with writing(html), appears_whole(html) as temporary:
         # The name of a file may be no text.
         temporary.write_text(page(report), encoding="utf-8", errors="backslashreplace")
+    with writing(directory.path / "report.json"):
+        write_json(directory.path / "report.json", report)
 
 
 def _steady(meters: Sequence[Meter]) -> dict[str, Any]:

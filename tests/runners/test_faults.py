@@ -208,3 +208,35 @@ def test_a_part_that_is_damaged_afterwards_is_made_again_alone(
     result = run(artifact_paths["mc"], data, out, devices="cpu", **OPTIONS)
     assert (result.computed_rows, result.skipped_shards) == (256, ROWS // 256 - 1)
     assert parts(out) == whole
+
+
+def test_a_report_that_cannot_be_written_is_said_and_written_later(
+    artifact_paths: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "r"
+    run(artifact_paths["mc"], data, out, devices="cpu", **OPTIONS)
+    for name in ("report.json", "report.html"):
+        (out / name).unlink()
+    (out / "report.html").mkdir()
+    with pytest.raises(RunError, match=r"cannot write .*report\.html: .*give the same command again"):
+        run(artifact_paths["mc"], data, out, devices="cpu", **OPTIONS)
+    (out / "report.html").rmdir()
+    run(artifact_paths["mc"], data, out, devices="cpu", **OPTIONS)
+    assert (out / "report.html").is_file()
+    assert (out / "report.json").is_file()
+
+
+def test_a_factory_that_leaves_the_working_directory(
+    artifact_paths: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative run directory would come into being somewhere else."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    source = tmp_path / "moves.py"
+    there = str(tmp_path / "there")
+    source.write_text(f"import os, numpy\ndef make():\n    os.chdir({there!r})\n    return numpy.load({str(data)!r})\n")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(DataError, match=r"changed the working directory from .*here to .*there, and r is relative"):
+        run(artifact_paths["mc"], f"{source}:make", "r", devices="cpu", **OPTIONS)
+    assert not list((tmp_path / "here").iterdir()) + list((tmp_path / "there").iterdir())
+    run(artifact_paths["mc"], f"{source}:make", tmp_path / "r", devices="cpu", **OPTIONS)

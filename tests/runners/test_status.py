@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import subprocess
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -231,6 +232,35 @@ def test_a_call_on_another_host_lives_as_long_as_its_ranks_give_signs(
         assert [rank.rank for rank in run_status(out).ranks] == [1], "what cannot be read says nothing"
 
 
+def test_ranks_of_a_launcher_speak_for_themselves(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a call before them has left says nothing of them; those on this machine that are dead do not work."""
+    out = tmp_path / "r"
+    monkeypatch.setenv("DEADLY_ROWS", "27")
+    with pytest.raises(IncompleteRunError):
+        run(artifact_paths["mc"], SLOW, out, devices="cpu:2", **OPTIONS)  # type: ignore[arg-type]
+    monkeypatch.setenv("DEADLY_ROWS", "")
+    seen: list[str] = []
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    run(
+        artifact_paths["mc"],
+        SLOW,
+        out,
+        engine="array",
+        progress=lambda *_: seen.append(run_status(out).state),
+        **OPTIONS,
+    )  # type: ignore[arg-type]
+    assert seen[0] == "running"
+    here, process = socket.gethostname(), subprocess.Popen(["sleep", "60"])
+    leave_sign(out, sign(host=here, pid=process.pid))
+    assert run_status(out).state == "running"
+    process.kill()
+    wait_for(lambda: run_status(out).state == "interrupted")
+    process.wait()
+
+
 def test_a_clock_that_was_set_back_gives_no_absurd_rate(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
     out, now = tmp_path / "r", time.time()
     run(artifact_paths["mc"], SLOW, out, devices="cpu", **OPTIONS)  # type: ignore[arg-type]
@@ -240,7 +270,6 @@ def test_a_clock_that_was_set_back_gives_no_absurd_rate(artifact_paths: dict[str
 
 
 def test_a_dead_process_is_not_alive() -> None:
-    import subprocess
 
     process = subprocess.Popen(["sleep", "60"])
     call = CallSign(host=socket.gethostname(), pid=process.pid, birth=signs._birth(process.pid), began=0.0)
