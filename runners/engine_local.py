@@ -107,7 +107,7 @@ def run_here(
     with contextlib.ExitStack() as stack:
         recorder = stack.enter_context(Recorder(assignment, listener, meter))
         to_resume = RunDirectory.open(assignment.directory).to_resume()
-        stop.listen(end=partial(end_process, stop, f"run directory {assignment.directory}", to_resume))
+        stop.listen(end=partial(end_process, stop, Path(assignment.directory), to_resume))
         try:
             task = assignment.open(stack, artifact=artifact, source=source, stop=stop)
         except Stopped:

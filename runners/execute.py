@@ -24,7 +24,7 @@ from runners.lock import locked
 from runners.progress import ProgressMode, make_progress
 from runners.report import Figures, halving_notes, make_report, write_report
 from runners.spooling import discard_spool, require_same_spool
-from runners.stop import StopRequest, on_signals
+from runners.stop import StopRequest, on_signals, stoppable
 from runners.work import Outcome, Work
 from runners.writing import Writing
 
@@ -151,11 +151,17 @@ def finish_files(setting: Setting, directory: RunDirectory, *, inherit: Sequence
     """What a job that has every part still lacks: the files of the ranks, and the calls of a Lightning writer.
 
     ``inherit`` are descriptors for the processes of the latter; they hold the run directory as long as these live.
+
+    Raises:
+        IncompleteRunError: a signal came.
     """
     if directory.job.has_epoch_files:
-        finish_epoch(directory, setting.writing.writer)
+        with stoppable(directory.path, lambda: f"while the parts were joined; {directory.to_resume()}"):
+            finish_epoch(directory, setting.writing.writer)
     if not directory.is_delivered():
-        notes.append(_deliver(setting, directory, inherit))
+        text = "while the writer was called; every row is there, and its calls are made again from the first"
+        with stoppable(directory.path, lambda: f"{text}; {directory.to_resume()}"):
+            notes.append(_deliver(setting, directory, inherit))
 
 
 def list_failed(directory: RunDirectory) -> int:

@@ -1,16 +1,14 @@
 """Data that comes but once: drawn into the run directory before the plan is made, and read from there by every rank."""
 
 import contextlib
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from time import monotonic, time
 from typing import Any
 
 from deploykit.artifact import Artifact
-from deploykit.errors import IncompleteRunError, RunError, UsageError
+from deploykit.errors import RunError, UsageError
 from deploykit.rundir import RUN_NAME, SPOOL_NAME, RunDirectory, refuse_foreign
 from deploykit.signs import leave_drawing, read_drawing
 from deploykit.sources import Source
@@ -20,7 +18,7 @@ from deploykit.tensors import TensorSpec
 from runners.lightning_writer import LightningWriter
 from runners.lock import BusyError, locked
 from runners.progress import Progress
-from runners.stop import StopRequest, end_process, on_signals
+from runners.stop import stoppable
 
 __all__ = ["Drawing", "discard_spool", "draw", "find_spool", "open_spool", "refuse_to_draw", "require_same_spool"]
 
@@ -172,7 +170,7 @@ def _wait(stack: contextlib.ExitStack, drawing: Drawing) -> Facts | None:
     """Wait until the rows are there, or none draws them any more: then this rank holds the directory."""
     progress: Progress | None = None
     try:
-        with _stoppable(drawing.out, lambda: "while another rank draws the rows; start this rank again"):
+        with stoppable(drawing.out, lambda: "while another rank draws the rows; start this rank again"):
             while True:
                 try:
                     stack.enter_context(locked(drawing.out))
@@ -199,7 +197,7 @@ def _rows_by_now(folder: Path) -> int:
 def _fill(spool: Spool, stream: StreamSource, drawing: Drawing) -> Facts:
     progress = drawing.drawn()
     try:
-        with _stoppable(drawing.out, lambda: _drawn(spool, stream)), spool:
+        with stoppable(drawing.out, lambda: _drawn(spool, stream)), spool:
             say = _Saying(drawing.folder)
             for arrays in stream.batches():
                 if not spool.rows:
@@ -224,21 +222,6 @@ def _drawn(spool: Spool, stream: StreamSource) -> str:
     return f"after {spool.rows:,} rows of {stream.target} were drawn, which are removed; {_AGAIN}"
 
 
-@contextlib.contextmanager
-def _stoppable(out: Path, said: Callable[[], str]) -> Iterator[None]:
-    """End at once when a signal comes, not at the next row: the user's code may take its time to give it."""
-    stop = StopRequest()
-    stop.listen(finish=_interrupt, end=partial(end_process, stop, f"run directory {out}", _AGAIN))
-    try:
-        with on_signals(stop):
-            yield
-    except KeyboardInterrupt:
-        number = stop.signal or signal.SIGINT
-        stopped = IncompleteRunError(f"run directory {out}: stopped by {signal.Signals(number).name} {said()}")
-        stopped.exit_code = 128 + number
-        raise stopped from None
-
-
 class _Saying:
     """Tells ``deploykit status`` how many rows there are, now and then."""
 
@@ -250,10 +233,6 @@ class _Saying:
         if monotonic() >= self._due:
             self._due = monotonic() + SIGN_S
             leave_drawing(self._spool, rows, began=self._began)
-
-
-def _interrupt() -> None:
-    raise KeyboardInterrupt
 
 
 def _refuse_other_job(drawing: Drawing) -> None:

@@ -11,12 +11,14 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from itertools import count
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from deploykit.errors import IncompleteRunError
 from runners.descriptors import forget, keep
 
-__all__ = ["GRACE_S", "KILL_S", "StopRequest", "Stopped", "end_process", "on_signals"]
+__all__ = ["GRACE_S", "KILL_S", "StopRequest", "Stopped", "end_process", "on_signals", "stoppable"]
 
 GRACE_S = 10.0
 """Who sends SIGTERM, or closes the terminal, counts seconds: a shard that is not finished by then is abandoned."""
@@ -108,14 +110,15 @@ class StopRequest:
         return True
 
 
-def end_process(stop: StopRequest, what: str, to_resume: str) -> NoReturn:
+def end_process(stop: StopRequest, path: Path, to_resume: str) -> NoReturn:
     """End this process as it stands, with a message: a thread that hangs cannot be ended alone."""
-    number = stop.signal or signal.SIGINT
-    _write(
-        f"Error: {what}: stopped by {signal.Signals(number).name}; what was in work did not end and was killed. "
-        f"What is committed counts; {to_resume}\n"
-    )
-    os._exit(128 + number)
+    text = "what was in work did not end and was killed. What is committed counts"
+    _end_process(stop, f"{_stopped_text(path, stop)}; {text}; {to_resume}")
+
+
+def _end_process(stop: StopRequest, text: str) -> NoReturn:
+    _write(f"Error: {text}\n")
+    os._exit(128 + (stop.signal or signal.SIGINT))
 
 
 def _later(seconds: float, what: Callable[[], None]) -> None:
@@ -152,6 +155,34 @@ def on_signals(stop: StopRequest, *, tells: bool = False) -> Iterator[None]:
         _HANDLED.remove(former)
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def stoppable(path: Path, said: Callable[[], str]) -> Iterator[None]:
+    """End at once when a signal comes, where there is no shard to finish: the user's code may take its time.
+
+    ``said`` goes on with ``run directory r: stopped by SIGINT``, and says how to take the work up again.
+
+    Raises:
+        IncompleteRunError: a signal came.
+    """
+    stop = StopRequest()
+    stop.listen(finish=_interrupt, end=lambda: _end_process(stop, f"{_stopped_text(path, stop)} {said()}"))
+    try:
+        with on_signals(stop):
+            yield
+    except KeyboardInterrupt:
+        stopped = IncompleteRunError(f"{_stopped_text(path, stop)} {said()}")
+        stopped.exit_code = 128 + (stop.signal or signal.SIGINT)
+        raise stopped from None
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def _stopped_text(path: Path, stop: StopRequest) -> str:
+    return f"run directory {path}: stopped by {signal.Signals(stop.signal or signal.SIGINT).name}"
 
 
 @contextlib.contextmanager

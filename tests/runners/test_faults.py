@@ -5,7 +5,9 @@ import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.errors import DataError, RunError
+from deploykit.errors import DataError, IncompleteRunError, RunError
 from deploykit.verify_run import check_run, verify_run
 from deploykit.watching import run_status
-from runners import loop
+from runners import execute, loop
 from runners.job import run
 from tests import faults, handmade
 
@@ -240,3 +242,29 @@ def test_a_factory_that_leaves_the_working_directory(
         run(artifact_paths["mc"], f"{source}:make", "r", devices="cpu", **OPTIONS)
     assert not list((tmp_path / "here").iterdir()) + list((tmp_path / "there").iterdir())
     run(artifact_paths["mc"], f"{source}:make", tmp_path / "r", devices="cpu", **OPTIONS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_the_last_step_says_how_to_go_on(
+    artifact_paths: dict[str, Path],
+    data: Path,
+    tmp_path: Path,
+    whole: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    def slow(*_: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    options = {**OPTIONS, "devices": "cpu", "write_interval": "batch_and_epoch"}
+    with monkeypatch.context() as patched:
+        patched.setattr(execute, "finish_epoch", slow)
+        text = rf"stopped by {signal.Signals(number).name} while the parts were joined; to resume it: deploykit run"
+        with pytest.raises(IncompleteRunError, match=text) as caught:
+            run(artifact_paths["mc"], data, tmp_path / "r", **options)
+    assert caught.value.exit_code == 128 + number
+    assert run_status(tmp_path / "r").state == "interrupted"
+    run(artifact_paths["mc"], data, tmp_path / "r", **options)
+    assert verify_run(tmp_path / "r").ok
+    assert parts(tmp_path / "r") == whole
