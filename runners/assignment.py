@@ -21,7 +21,7 @@ from runners.stop import StopRequest
 from runners.store import Group
 from runners.table import choose_runner
 
-__all__ = ["Assignment", "reading_of"]
+__all__ = ["Assignment", "opened_source"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class Assignment:
             artifact = stack.enter_context(Artifact.open(self.artifact))
         directory = RunDirectory.open(self.directory)
         if source is None:
-            source = self._source(directory, artifact)
+            source = opened_source(directory, artifact, self.data)
             stack.callback(source.close)
             _refuse_other_data(source, directory.job)
         writer = make_writer(directory.job.writer, directory.job.outputs, write_interval=directory.job.write_interval)
@@ -75,12 +75,6 @@ class Assignment:
         if self.group is not None:
             meet(runner, self.group, stop)
         return Task(runner=runner, source=source, directory=directory, writer=writer, rank=self.rank)
-
-    def _source(self, directory: RunDirectory, artifact: Artifact) -> Source:
-        if directory.job.data.get("kind") == "spool":
-            return open_spool(directory, artifact)
-        reading = reading_of(directory, artifact)
-        return open_source(self.data, artifact.manifest.inputs, prepare=False, reading=reading)
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
@@ -117,13 +111,16 @@ def _refuse_other_data(source: Source, job: Job) -> None:
         )
 
 
-def reading_of(directory: RunDirectory, artifact: Artifact) -> Reading:
-    """How the job reads its data, with what the process that prepared it found on the way."""
+def opened_source(directory: RunDirectory, artifact: Artifact, data: str) -> Source:
+    """The data of the job, named ``data``, with what the process that prepared it found on the way."""
     job = directory.job
-    return Reading(
+    if job.data.get("kind") == "spool":
+        return open_spool(directory, artifact)
+    reading = Reading(
         columns=job.columns,
         keep=job.keep,
         allow_nan=job.nan == "allow",
         preprocessing=artifact.manifest.preprocessing,
         index=load_index(directory.path, job.data),
     )
+    return open_source(data, artifact.manifest.inputs, prepare=False, reading=reading)

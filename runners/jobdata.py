@@ -40,8 +40,8 @@ def open_data(
     ranks, else by the rank that comes first.
 
     Raises:
-        UsageError: an unknown writer, a kept column that has the name of an output, or a Lightning writer with data
-            that comes but once.
+        UsageError: an unknown writer, a kept column that has the name of an output, or a Lightning writer that is to
+            see the batches of data that comes but once.
         RunError: data cannot be drawn into this directory.
         DataError: the data cannot be opened, or does not fit the model.
     """
@@ -64,7 +64,10 @@ def open_data(
     _refuse_to_move(here, data, [place for place in (artifact.path, out) if isinstance(place, Path)])
     if isinstance(source, StreamSource):
         if writing.lightning is not None:
-            refuse_to_draw(source, writing.lightning)
+            from runners.lightning_calls import looks_at_batches  # only for those who have such a writer
+
+            if looks_at_batches(writing.made):
+                refuse_to_draw(source, writing.lightning)
         source = draw(source, drawing)
         stack.callback(source.close)
     kept = tuple(getattr(source, "kept", ()))

@@ -17,9 +17,8 @@ from deploykit.artifact import Artifact
 from deploykit.errors import DeploykitError
 from deploykit.layout import parse_layout
 from deploykit.rundir import RunDirectory
-from deploykit.sources import open_source
 from deploykit.writers import make_writer
-from runners.assignment import reading_of
+from runners.assignment import opened_source
 from runners.lightning_calls import Calls
 from runners.lightning_writer import find_lightning_writer
 
@@ -55,8 +54,7 @@ class RankCalls:
         layout = parse_layout(job.layout, 1)
         with contextlib.ExitStack() as stack:
             artifact = stack.enter_context(Artifact.open(self.artifact))
-            manifest, reading = artifact.manifest, reading_of(directory, artifact)
-            source = open_source(self.data, manifest.inputs, prepare=False, reading=reading)
+            manifest, source = artifact.manifest, opened_source(directory, artifact, self.data)
             stack.callback(source.close)
             store = dist.FileStore(self.store, layout.ranks)  # type: ignore[attr-defined]
             dist.init_process_group(

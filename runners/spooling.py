@@ -265,6 +265,6 @@ def refuse_to_draw(stream: StreamSource, lightning: LightningWriter) -> None:
     """
     raise UsageError(
         f"data {stream.target}: {stream.why}, so its rows are drawn once and in order, and the writer "
-        f"{lightning.target} is to see the batches when all rows are predicted; use a writer of deploykit, or return a "
-        "map-style dataset"
+        f"{lightning.target} is to see the batches when all rows are predicted; where it needs none, add "
+        "--write-interval epoch, else use a writer of deploykit, or return a map-style dataset"
     )

@@ -64,6 +64,13 @@ class Gather(BasePredictionWriter):
             torch.save(everything, "gathered.pt")
 
 
+class Late(BasePredictionWriter):
+    def write_on_epoch_end(self, trainer, pl_module, predictions, batch_indices):
+        if os.environ.get("FAIL_AT") == "end":
+            raise KeyError("a field that is not there")
+        torch.save((predictions, batch_indices), f"late.{trainer.global_rank}")
+
+
 class Curious(BasePredictionWriter):
     def write_on_batch_end(self, trainer, *rest):
         trainer.optimizers
@@ -276,3 +283,24 @@ def test_arguments_from_the_command_line() -> None:
     for wrong in (["output_dir"], ["=3"], ["a-b=3"], ["a=1", "a=2"]):
         with pytest.raises(UsageError, match="expected NAME=VALUE, each name once"):
             parse_writer_arguments(wrong)
+
+
+@pytest.mark.parametrize("devices", ["cpu", pytest.param("cpu:2", marks=pytest.mark.slow)])
+def test_data_that_comes_but_once(artifact: Path, place: Path, monkeypatch: pytest.MonkeyPatch, devices: str) -> None:
+    """A writer that sees no batch can be called when these are gone; so it can after an interruption."""
+    (place / "once.py").write_text("import numpy\ndef make():\n    return iter(numpy.load('x.npy'))\n")
+    options = {"devices": devices, "batch_size": 4, "writer": "mine.py:Late", "write_interval": "epoch"}
+    monkeypatch.setenv("FAIL_AT", "end")
+    with pytest.raises(RunError, match="raised KeyError"):
+        run(artifact, "once.py:make", "run", **options)  # type: ignore[arg-type]
+    monkeypatch.delenv("FAIL_AT")
+    run(artifact, "once.py:make", "run", **options)  # type: ignore[arg-type]
+    ranks = [torch.load(path, weights_only=True) for path in sorted(place.glob("late.*"))]
+    assert [row for _, indices in ranks for batch in indices[0] for row in batch] == list(range(11))
+    expected = handmade.expected("plain", {"x": np.load("x.npy")})["logits"]
+    got = torch.cat([batch["logits"] for predictions, _ in ranks for batch in predictions])
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-5, atol=1e-5)
+    assert verify_run("run").ok
+    assert not list(Path("run/spool").glob("*.bin"))
+    with pytest.raises(UsageError, match=r"Whole is to see the batches .* where it needs none, add --write-interval"):
+        run(artifact, "once.py:make", "other", writer="mine.py:Whole", writer_arg={"file": "seen"}, devices="cpu")
