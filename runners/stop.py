@@ -5,6 +5,7 @@ ends it at once.
 """
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -45,23 +46,23 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._level = 0
+        self._risen: set[int] = set()
         self._called: dict[int, list[Callable[[], None]]] = {1: [], 2: [], 3: []}
 
     @property
     def finishing(self) -> bool:
         """No new shard is to be begun."""
-        return self._level >= 1
+        return bool(self._risen)
 
     @property
     def abandoning(self) -> bool:
         """The shards in work are to be given up."""
-        return self._level >= 2
+        return max(self._risen, default=0) >= 2
 
     @property
     def ending(self) -> bool:
         """Whatever is still there is to be killed."""
-        return self._level >= 3
+        return 3 in self._risen
 
     def listen(
         self,
@@ -78,7 +79,7 @@ class StopRequest:
     def request(self, number: int = signal.SIGINT, nth: int | None = None) -> None:
         """One more request to stop; or the ``nth``, which may be told twice."""
         self.signal = self.signal or number
-        nth = nth or self._level + 1
+        nth = nth or max(self._risen, default=0) + 1
         if nth == 1:
             if self._rise(1) and number != signal.SIGINT:
                 _later(GRACE_S, self.abandon)
@@ -102,9 +103,10 @@ class StopRequest:
             called.clear()
 
     def _rise(self, level: int) -> bool:
-        if self._level >= level:
+        if level in self._risen:
             return False
-        self._level = level
+        # A second signal may be heard before the handler of the first had its turn.
+        self._risen.add(level)
         for callback in self._called[level]:
             callback()
         return True
@@ -118,6 +120,9 @@ def end_process(stop: StopRequest, path: Path, to_resume: str) -> NoReturn:
 
 def _end_process(stop: StopRequest, text: str) -> NoReturn:
     _write(f"Error: {text}\n")
+    # The workers of a DataLoader see by themselves that this process is gone, unless they are stopped or hang, too.
+    for child in multiprocessing.active_children():
+        child.kill()
     os._exit(128 + (stop.signal or signal.SIGINT))
 
 

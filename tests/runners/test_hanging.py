@@ -77,6 +77,15 @@ def test_the_third_request_ends_at_once_and_none_after_the_run(monkeypatch: pyte
     wait_for(lambda: heard[-1] == "late")
 
 
+def test_a_second_signal_that_is_heard_first_does_not_hide_the_first() -> None:
+    request, heard = stop.StopRequest(), list[str]()
+    request.listen(finish=lambda: heard.append("finish"), abandon=lambda: heard.append("abandon"))
+    for nth in (2, 1, 2):
+        request.request(signal.SIGINT, nth)
+    assert heard == ["abandon", "finish"]
+    request.over()
+
+
 def test_what_the_user_forks_during_a_run_can_be_terminated() -> None:
     """A pool ends its processes with SIGTERM; they do not speak for the run, nor is the terminal's Ctrl-C theirs."""
     request = stop.StopRequest()
