@@ -219,7 +219,7 @@ def _fill(spool: Spool, stream: StreamSource, drawing: Drawing) -> Facts:
 
 
 def _drawn(spool: Spool, stream: StreamSource) -> str:
-    return f"after {spool.rows:,} rows of {stream.target} were drawn, which are removed; {_AGAIN}"
+    return f"after {spool.rows:,} rows of {stream.target} were drawn, which do not count; {_AGAIN}"
 
 
 class _Saying:

@@ -27,6 +27,8 @@ GRACE_S = 10.0
 KILL_S = 2.0
 """What is abandoned and still there after so long hangs, or is in a call that nobody wants to wait for."""
 
+SAYING_S = 1.0
+
 _SAID = (
     "stopping: the shards in work are finished first; a second Ctrl-C ends everything at once, and the same command "
     "resumes after either\n"
@@ -119,7 +121,10 @@ def end_process(stop: StopRequest, path: Path, to_resume: str) -> NoReturn:
 
 
 def _end_process(stop: StopRequest, text: str) -> NoReturn:
-    _write(f"Error: {text}\n")
+    # A terminal that takes nothing (Ctrl-S) must not keep it, nor a thread that hangs in writing to it.
+    said = threading.Thread(target=_write, args=(f"Error: {text}\n",), daemon=True)
+    said.start()
+    said.join(SAYING_S)
     # The workers of a DataLoader see by themselves that this process is gone, unless they are stopped or hang, too.
     for child in multiprocessing.active_children():
         child.kill()
@@ -150,7 +155,8 @@ def on_signals(stop: StopRequest, *, tells: bool = False) -> Iterator[None]:
     taken = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         taken.append(signal.SIGHUP)
-    former: dict[int, Any] = {number: signal.signal(number, handle) for number in taken}
+    # A handler that is not Python's own cannot be put back.
+    former: dict[int, Any] = {number: signal.signal(number, handle) or signal.SIG_DFL for number in taken}
     _HANDLED.append(former)
     try:
         with _overheard(stop, taken, tells=tells):
