@@ -17,6 +17,9 @@ __all__ = ["Group", "LauncherStore"]
 
 LOOK_S, LISTEN_S = 0.05, 5.0
 
+OFTEN_S = 0.1
+"""Small shards must not cost a connection each."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
@@ -40,6 +43,7 @@ class LauncherStore:
 
     def __init__(self) -> None:
         self._store: Any = None
+        self._looked = -OFTEN_S
 
     def met(self, group: Group) -> Any:
         """The store, in which all ranks are; what an earlier meeting has left at the address is not to be seen.
@@ -58,6 +62,10 @@ class LauncherStore:
 
     def is_gone(self) -> bool:
         """Whether nobody listens at the address any more: torch would print its own stack at the attempt to speak."""
+        now = time.monotonic()
+        if now - self._looked < OFTEN_S:
+            return False
+        self._looked = now
         try:
             socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), LISTEN_S).close()
         except ConnectionRefusedError:

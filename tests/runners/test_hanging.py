@@ -57,7 +57,7 @@ def test_a_second_ctrl_c_ends_what_hangs(
 
 
 def test_the_third_request_ends_at_once_and_none_after_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stop, "KILL_S", 0.05)
+    monkeypatch.setattr(stop, "KILL_S", 0.5)
     heard: list[str] = []
     for requests in (2, 3):
         request = stop.StopRequest()
@@ -66,9 +66,8 @@ def test_the_third_request_ends_at_once_and_none_after_the_run(monkeypatch: pyte
             request.request(signal.SIGINT)
         assert heard == ["end"] * (requests - 2), "the second leaves it a moment"
         request.over()
-        time.sleep(0.1)
+        wait_for(lambda request=request: request.ending)  # type: ignore[misc]
         assert heard == ["end"] * (requests - 2), "nothing is left to end"
-        assert request.ending
     request = stop.StopRequest()
     request.listen(end=lambda: heard.append("late"))
     request.request(signal.SIGTERM)

@@ -18,11 +18,16 @@ from tests.runners.test_launched import free_port
 
 TWICE = """
 import os, sys, time
+import torch.distributed
 from runners.job import run
 if __name__ == "__main__":
-    for number in range(2):
+    for number in range(3):
+        if number == 2:  # A group of the script's own is used, and left to it.
+            torch.distributed.init_process_group("gloo")
         time.sleep(number * int(os.environ["RANK"]))  # One comes late, and the other must wait for it.
         run(sys.argv[1], sys.argv[2], f"{sys.argv[3]}-{number}", runner="torch", batch_size=2, shard_rows=8)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 """
 
 
@@ -99,7 +104,7 @@ def test_shards_are_counted_in_the_store_that_the_ranks_have_met_in(
 
 
 @pytest.mark.slow
-def test_a_script_under_torchrun_may_predict_twice(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+def test_a_script_under_torchrun_may_predict_several_times(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "twice.py").write_text(TWICE)
     slow = f"{Path(__file__).parent / 'slowdata.py'}:make"
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
@@ -108,5 +113,5 @@ def test_a_script_under_torchrun_may_predict_twice(artifact_paths: dict[str, Pat
         capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for number in range(2):
+    for number in range(3):
         assert len(list((tmp_path / f"r-{number}" / "parts").iterdir())) == 8
