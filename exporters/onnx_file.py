@@ -6,6 +6,7 @@ are computed in a few nodes in front of it from what a client may or may not giv
 
 import importlib.util
 import logging
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from exporters.capture import Captured, own_name, quiet
 from exporters.mask_ops import SHIFT_RIGHT
 from exporters.onnx_activations import gelu, mean_slope
 from exporters.onnx_attention import attention
+from exporters.onnx_exact import exact_constants
+from exporters.onnx_order import distances, stable_sort
 from exporters.onnx_recurrence import recurrent_translations
 from exporters.onnx_repeat import repeat_interleave
 from exporters.recurrence import dynamic_steps
@@ -49,7 +52,7 @@ def write_onnx(
     _refuse_projections(captured)
     names = [*inputs, *(("sample_ids", "draw_ids", "seed") if controls else ())]
     try:
-        with quiet(), _silent_logs(), dynamic_steps(), torch.no_grad():
+        with quiet(), _silent_logs(), dynamic_steps(), exact_constants(), torch.no_grad():
             program: Any = torch.onnx.export(
                 captured.program,
                 dynamo=True,
@@ -60,7 +63,7 @@ def write_onnx(
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(f"ONNX cannot express the captured graph: {_reason(error)}") from error
+        raise ExportError(_refusal(error)) from error
     model: ir.Model = program.model
     if controls is not None:
         _add_controls(model, controls)
@@ -108,6 +111,8 @@ def _translations() -> dict[Any, Any]:
         plain_attention: attention,
         torch.ops.aten.gelu.default: gelu,
         torch.ops.aten.repeat_interleave.self_int: repeat_interleave,
+        torch.ops.aten.sort.stable: stable_sort,
+        torch.ops.aten.cdist.default: distances,
         torch.ops.aten.rrelu_with_noise_functional.default: mean_slope,
         **recurrent_translations(),
     }
@@ -122,11 +127,30 @@ def _shift_right() -> Any:
     return shift_right
 
 
-def _reason(error: BaseException) -> str:
-    """The innermost cause says which operation failed; the outer text lists steps of the exporter."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _refusal(error: BaseException) -> str:
+    """Which module asks for what ONNX does not have, as far as torch's exporter had come, and what to do."""
+    found, causes = None, [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    for cause in causes:
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            node = frame.f_locals.get("node")
+            found = node if hasattr(node, "meta") and hasattr(node, "target") else found
+    # The innermost cause says what failed; the outer texts list steps of the exporter.
+    reason = (str(causes[-1]).strip().splitlines() or [type(causes[-1]).__name__])[0]
+    owner, parametrized, _ = (module_of(found) if found else "").partition(".parametrizations.")
+    advice = "export with --format torchscript, or " + (
+        f"keep the weight itself, with torch.nn.utils.parametrize.remove_parametrizations of {owner}"
+        if parametrized
+        else "write it with other operations"
+    )
+    if found is None:
+        return f"ONNX cannot express the captured graph: {reason}; {advice}"
+    if "No ONNX function found" in reason:
+        return f"{module_of(found)}: {found.target} has no ONNX form; {advice}"
+    if "SymbolicTensor" in reason:
+        reason = "a number in them is computed from the size of the inputs"
+    return f"{module_of(found)}: {found.target} has no ONNX form with the arguments that it has: {reason}; {advice}"
 
 
 @contextmanager

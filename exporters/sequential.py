@@ -16,7 +16,7 @@ from exporters.kinds import KINDS, mask_shape, perform
 from exporters.mask_ops import Keys, unit_keys, unit_numbers
 from exporters.noise_ops import key_sites, sample
 from exporters.reach import owner_of
-from exporters.sites import arguments
+from exporters.sites import arguments, made_for
 from exporters.tiling import call_node, constant_of, shape_of
 
 __all__ = ["SequentialRun"]
@@ -50,7 +50,8 @@ class SequentialRun:
             elif node.op == "get_attr":
                 self.once[node] = constant_of(node, body)
             elif node.op == "call_function" and node not in plan.reached:
-                self.once[node] = call_node(node, self.once.__getitem__)
+                with made_for(node):
+                    self.once[node] = call_node(node, self.once.__getitem__)
         self._wanted = tuple(dict.fromkeys(node for node in wanted if node in plan.reached))
         self._given = [node for node in self.once if self._comes_from_outside(node)]
         self._units = dict(self._fixed_units(inputs[0].device))
@@ -105,7 +106,8 @@ class SequentialRun:
                 # A draw is written into it.
                 values[node] = values[node].clone()
             elif node.op == "call_function" and self._in_loop(node):
-                values[node] = self._value(node, values.__getitem__, masks)
+                with made_for(node):
+                    values[node] = self._value(node, values.__getitem__, masks)
         return [values[node].clone(memory_format=torch.contiguous_format) for node in self._wanted]
 
     def _value(self, node: fx.Node, value_of: Callable[[fx.Node], Any], masks: "_Masks") -> Any:

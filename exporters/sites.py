@@ -5,17 +5,19 @@ is a site when its arguments make it draw.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import traceback as node_meta
 
 from exporters.kinds import KINDS, probability, site_count
 
 __all__ = [
-    "SWITCHED", "Draw", "arguments", "call_with", "draws_random", "find_draws", "masks_asked", "module_of",
-    "operation_of",
+    "SWITCHED", "Draw", "arguments", "call_with", "draws_random", "find_draws", "made_for", "masks_asked",
+    "module_of", "operation_of",
 ]  # fmt: skip
 
 SWITCHED = {
@@ -29,6 +31,10 @@ _OPENED_BY = {
     "wrap_with_set_grad_enabled": " of torch.enable_grad",
     "cond": " of torch.cond",
 }
+
+_ROOT = "(root)"
+
+_MADE_FOR = "deploykit.module"
 
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 
@@ -47,26 +53,26 @@ class Draw:
 def find_draws(graph: fx.Graph) -> list[Draw]:
     """Every node that really draws, in the order of execution; then those in blocks such as autocast's, of no kind."""
     found = [_describe(node) for node in graph.nodes if draws_random(node)]
-    for block, opened_by in _blocks(graph):
-        hidden = [_describe(node) for node in block.nodes if draws_random(node)]
-        found += [
-            replace(draw, operation=f"{draw.operation} in a block{opened_by}", kind=None, p=None) for draw in hidden
-        ]
+    for block, opener in _blocks(graph):
+        opened_by = _OPENED_BY.get(str(opener.target), "") if opener else ""
+        for draw in (_describe(node) for node in block.nodes if draws_random(node)):
+            # In the branches of a condition the modules are lost, so that it is the one with the condition.
+            module = module_of(opener) if opener and draw.module == _ROOT else draw.module
+            operation = f"{draw.operation} in a block{opened_by}"
+            found.append(replace(draw, module=module, operation=operation, kind=None, p=None))
     return found
 
 
-def _blocks(graph: fx.Graph) -> list[tuple[fx.Graph, str]]:
-    """The graphs inside that of a module, each with what opened it, such as `` of torch.autocast``."""
+def _blocks(graph: fx.Graph) -> list[tuple[fx.Graph, fx.Node | None]]:
+    """The graphs inside that of a module, each with the node that runs it."""
     parts = [part for part in (graph.owning_module or nn.Module()).modules() if isinstance(part, fx.GraphModule)]
-    opened = {
-        getattr(part, node.target, None): _OPENED_BY[str(user.target)]
-        for part in parts
-        for node in part.graph.nodes
-        if node.op == "get_attr"
-        for user in node.users
-        if str(user.target) in _OPENED_BY
-    }
-    return [(part.graph, opened.get(part, "")) for part in parts if part.graph is not graph]
+    opened: dict[Any, fx.Node] = {}
+    for part in parts:
+        for node in part.graph.nodes:
+            block = getattr(part, str(node.target), None) if node.op == "get_attr" else None
+            for user in node.users if isinstance(block, fx.GraphModule) else ():
+                opened[block] = opened.get(part, user) if module_of(user) == _ROOT else user
+    return [(part.graph, opened.get(part)) for part in parts if part.graph is not graph]
 
 
 def masks_asked(graph: fx.Graph) -> Iterator[tuple[fx.Node, str, float | None]]:
@@ -132,13 +138,23 @@ def _schema(operation: Any) -> Any:
 
 def module_of(node: fx.Node) -> str:
     """The qualified name of the innermost module whose code made this node; the root is ``(root)``."""
+    made_for = (node.meta.get("custom") or {}).get(_MADE_FOR)
+    if made_for:
+        return str(made_for)
     stack = node.meta.get("nn_module_stack") or {}
     names = [str(path) for path, _ in stack.values() if not str(path).startswith("_empty_nn_module_stack")]
     name = names[-1] if names else ""
     # The user's module is a child of the entry wrapper, which in a block has one around it too.
     for wrapper in ("_export_root", "module"):
         name = name.removeprefix(wrapper).removeprefix(".")
-    return name or "(root)"
+    return name or _ROOT
+
+
+@contextmanager
+def made_for(node: fx.Node) -> Iterator[None]:
+    """What is captured meanwhile is the work of the module that made ``node``, whoever calls the operations now."""
+    with node_meta.preserve_node_meta(), node_meta.annotate({_MADE_FOR: module_of(node)}):
+        yield
 
 
 def operation_of(node: fx.Node) -> str:

@@ -23,7 +23,7 @@ from exporters.mask_ops import Keys, unit_numbers
 from exporters.noise_ops import sample
 from exporters.perdraw import NotBatchedError, call_per_draw
 from exporters.reach import written
-from exporters.sites import arguments, module_of
+from exporters.sites import arguments, made_for, module_of
 from exporters.wide import find_wide, linear_of_dropped
 
 __all__ = ["TiledRun", "call_node", "constant_of", "shape_of"]
@@ -63,7 +63,8 @@ class TiledRun:
             elif node.op == "get_attr":
                 self.once[node] = constant_of(node, body)
             elif node.op == "call_function":
-                self._step(node)
+                with made_for(node):
+                    self._step(node)
 
     def drawn(self, node: fx.Node) -> Tensor:
         """The value of ``node``, whose first dimension is the batch, in every draw: (T, B, ...)."""
