@@ -1,6 +1,5 @@
 """Capture a module in the modes in which its dropouts draw and all else is as in evaluation."""
 
-import contextlib
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +14,14 @@ from exporters.capture import Captured, capture
 from exporters.drawplan import refuse_state, refuse_unsupported
 from exporters.eager import without_dropout
 from exporters.entry import Entry
-from exporters.generators import fingerprints, is_generator, surrounding_generators
+from exporters.generators import fingerprints, is_generator, set_back, state_of, surrounding_generators
 from exporters.modes import borrowed, set_modes, tracks_statistics
 from exporters.probe import SitesOff
 from exporters.reach import kept_state
 from exporters.rows import blaming_the_module
 from exporters.simplify import simplify
 from exporters.sites import Draw, find_draws
+from exporters.steady import refuse_unsteady
 from exporters.trainmodes import (
     Training,
     close,
@@ -57,7 +57,9 @@ class ModalCapture:
         self.entry, self.specs, self.example = entry, specs, example
         held = reached([entry, *surrounding_generators(entry)])
         # An operation with a generator of torch's is seen in the graph.
-        self._generators = [each for each in held if is_generator(each) and not isinstance(each, torch.Generator)]
+        generators = [each for each in held if is_generator(each)]
+        self._generators = [each for each in generators if not isinstance(each, torch.Generator)]
+        self._of_torch = [(each, state_of(each)) for each in generators if isinstance(each, torch.Generator)]
 
     @staticmethod
     def evaluation(_name: str, _module: nn.Module) -> bool:
@@ -84,9 +86,15 @@ class ModalCapture:
     def _fill_caches(self, training: Training) -> None:
         """Let the module make what it keeps from its first call, such as a table of positions, of real tensors."""
         set_modes(self.entry, training)
-        # What fails is told by the capture or the oracle, with more to say about it.
-        with contextlib.suppress(Exception):
-            without_dropout(lambda: self.entry(*self._copies()))
+        refuse_unsteady(self.entry.module, self._with_the_same_noise)
+
+    def _with_the_same_noise(self) -> tuple[Tensor, ...]:
+        """One eager call; noise of torch's that no rewrite knows is told by the graph, with a name."""
+        torch.manual_seed(0)
+        for generator, state in self._of_torch:
+            set_back(generator, state)
+        found: tuple[Tensor, ...] = without_dropout(lambda: self.entry(*self._copies()))
+        return found
 
     def with_dropout(self, patterns: Sequence[str]) -> Seen:
         """Capture in modes in which exactly the dropouts of the chosen modules differ from evaluation.

@@ -19,6 +19,7 @@ from exporters.inputs import ModelInputs
 from exporters.layout import symbolic_shape, symbols_of
 from exporters.probe import SitesOff
 from exporters.reference import Reference
+from exporters.rowplaces import VALUELESS, where_values_say
 from exporters.sites import arguments, module_of, operation_of
 from exporters.trainmodes import close
 
@@ -29,9 +30,6 @@ Arrays = dict[str, NDArray[Any]]
 _ROWS = 6
 _PARTS = (slice(0, 3), slice(3, 6))
 """The batch in two: a value made of all rows, were it their maximum, is another one in at least one of the parts."""
-
-_VALUELESS = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like"}
-"""Names of operations that take of a tensor what it is, and not its values."""
 
 _RUNNING = {"cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort", "argsort", "flip", "roll"}
 """Names of operations that give each place along their dimensions what is made of the others."""
@@ -91,9 +89,16 @@ def _refuse_values_of_all_rows(plan: MonteCarloPlan, outputs: Sequence[fx.Node])
         node = waiting.pop()
         if node not in seen:
             seen.add(node)
-            waiting += () if operation_of(node) in _VALUELESS else node.all_input_nodes
-    for node in plan.captured.graph.nodes:
-        does = _done_with_all_rows(plan, node) if node in seen else None
+            waiting += () if operation_of(node) in VALUELESS else node.all_input_nodes
+    nodes = [node for node in plan.captured.graph.nodes if node in seen]
+    found = where_values_say(plan, nodes)
+    if found is not None:
+        raise ExportError(
+            f"{_name(found[0])}: {found[1]}, and what belongs to which row cannot be followed. Compute for all rows "
+            "and choose by a mask, as in torch.where(mask, special(x), x), or export without --mc-draws"
+        )
+    for node in nodes:
+        does = _done_with_all_rows(plan, node)
         if does:
             raise ExportError(
                 f"{_name(node)}: rows of a batch would influence each other: it {does}, on which outputs depend. "
@@ -122,7 +127,7 @@ def _runs_along_the_batch(plan: MonteCarloPlan, node: fx.Node) -> bool:
 def _changes_their_number(plan: MonteCarloPlan, node: fx.Node) -> bool:
     """Whether there is a size such as ``batch + 1``, as where rows are shifted."""
     value = node.meta.get("val")
-    if not isinstance(value, Tensor) or operation_of(node) in _VALUELESS:
+    if not isinstance(value, Tensor) or operation_of(node) in VALUELESS:
         return False
     if not (value.dtype.is_floating_point or value.dtype == torch.bool):
         return False  # Integers of such a size say where rows begin and end.
@@ -138,7 +143,7 @@ def _is_of_all_rows(plan: MonteCarloPlan, node: fx.Node) -> bool:
     if (
         not isinstance(node.meta.get("val"), Tensor)
         or plan.symbol in symbols_of(node)
-        or operation_of(node) in _VALUELESS
+        or operation_of(node) in VALUELESS
     ):
         return False
     return any(plan.symbol in symbols_of(source) for source in node.all_input_nodes)

@@ -1,0 +1,81 @@
+"""Rows that are read or written at places which values decide: no check with a few random rows need show it.
+
+``hidden[torch.arange(batch), last]`` reads each row at its own place. ``hidden[nearest]`` reads other rows, and a mask
+such as ``hidden[hidden[:, 0] > 0]`` some of them.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+from exporters.drawplan import MonteCarloPlan
+from exporters.layout import symbolic_shape, symbols_of
+from exporters.sites import arguments, operation_of
+
+__all__ = ["VALUELESS", "where_values_say"]
+
+VALUELESS = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like"}
+"""Names of operations that take of a tensor what it is, and not its values."""
+
+_ALONG = {
+    "index_select", "gather", "index_add", "index_copy", "index_fill", "index_reduce", "scatter", "scatter_add",
+    "scatter_reduce",
+}  # fmt: skip
+"""Names of operations with a ``dim`` and an ``index`` of places along it."""
+
+
+def where_values_say(plan: MonteCarloPlan, nodes: Sequence[fx.Node]) -> tuple[fx.Node, str] | None:
+    """The first of the nodes that finds rows by values, and what it does with them."""
+    told: set[fx.Node] = set()
+    for node in nodes:
+        sources = [source for source in node.all_input_nodes if source in told]
+        if node.op == "placeholder" or node in plan.sites_of or (sources and operation_of(node) not in VALUELESS):
+            # A size holds nothing of the values.
+            told |= {node} if isinstance(node.meta.get("val"), (Tensor, list, tuple)) else set()
+        if sources and _picks(plan, node):
+            return node, "picks some of the rows of a batch by their values"
+        if any(index in told for index in _indices_of_rows(plan, node)):
+            return node, "finds rows of a batch at places that values decide"
+    return None
+
+
+def _picks(plan: MonteCarloPlan, node: fx.Node) -> bool:
+    """Whether there are as many results as the values say, as of ``nonzero`` or an index that is a mask."""
+    value = node.meta.get("val")
+    return (
+        isinstance(value, Tensor)
+        and bool(free_unbacked_symbols(value))
+        and any(plan.symbol in symbols_of(source) for source in node.all_input_nodes)
+    )
+
+
+def _indices_of_rows(plan: MonteCarloPlan, node: fx.Node) -> Iterator[fx.Node]:
+    """What tells an operation which rows it finds, or, of ``masked_scatter``, how many each row takes."""
+    name = operation_of(node).removesuffix("_")
+    if name not in _ALONG | {"index", "index_put", "embedding", "take", "put", "masked_scatter"}:
+        return
+    given = arguments(node)
+    if name == "embedding":
+        given = {"input": given["weight"], "index": given["indices"], "dim": 0}
+    elif name in ("index", "index_put"):
+        at = _dimension_of_rows(plan, given["input"])
+        given = {
+            "input": given["input"],
+            "index": None if at is None else dict(enumerate(given["indices"])).get(at),
+            "dim": at,
+        }
+    elif name in ("take", "put", "masked_scatter"):
+        yield from (
+            given[key] for key in ("index", "mask") if plan.symbol in symbols_of(given["input"]) and key in given
+        )
+        return
+    at = _dimension_of_rows(plan, given["input"])
+    if at is not None and isinstance(given["index"], fx.Node) and given["dim"] % given["input"].meta["val"].ndim == at:
+        yield given["index"]
+
+
+def _dimension_of_rows(plan: MonteCarloPlan, node: fx.Node) -> int | None:
+    """The dimension that holds the batch and nothing else: places in a folded one may be those of a row's own parts."""
+    sizes = symbolic_shape(node)
+    return sizes.index(plan.symbol) if plan.symbol in sizes else None

@@ -1,0 +1,92 @@
+"""Modules whose results differ from call to call by themselves are refused, also where it hardly ever shows."""
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deploykit.errors import ExportError
+from exporters.export import export_module
+
+
+class Body(nn.Module):
+    """Around a function, in a larger model."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.first, self.drop = nn.Linear(8, 8), nn.Dropout(0.3)
+        self.function = function
+        self.kept: Any = 0.0
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def exported(function: Any, path: Path, draws: int | None) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Body(function), nn.Linear(8, 3)).eval()
+    state = torch.get_rng_state(), random.getstate()
+    try:
+        export_module(model, path / "a", inputs=["x:float32[batch,8]"], mc_draws=draws, formats=["torchscript"])
+    finally:
+        assert torch.equal(torch.get_rng_state(), state[0])
+        assert random.getstate() == state[1]
+        assert model[1].kept == 0.0
+
+
+def by_numpy(owner: Body, x: Tensor) -> Tensor:
+    return x if np.random.default_rng().random() < 1e-4 else owner.drop(owner.first(x))
+
+
+def by_python(owner: Body, x: Tensor) -> Tensor:
+    return x if random.Random().random() < 1e-4 else owner.drop(owner.first(x))
+
+
+def by_system(owner: Body, x: Tensor) -> Tensor:
+    return x if random.SystemRandom().random() < 1e-4 else owner.drop(owner.first(x))
+
+
+def by_bytes(owner: Body, x: Tensor) -> Tensor:
+    return x if os.urandom(2) == b"ab" else owner.drop(owner.first(x))
+
+
+@pytest.mark.parametrize("function", [by_numpy, by_python, by_system, by_bytes])
+@pytest.mark.parametrize("draws", [None, 3])
+def test_generators_made_in_every_call_are_refused(tmp_path: Path, function: Any, draws: int | None) -> None:
+    with pytest.raises(ExportError, match=r"^1: makes a random generator of its own in every call"):
+        exported(function, tmp_path, draws)
+
+
+def seeded(owner: Body, x: Tensor) -> Tensor:
+    """The same numbers in every call, which a file can hold."""
+    scale = np.random.default_rng(3).normal(size=8) + random.Random(3).random()
+    return owner.drop(owner.first(x)) * torch.from_numpy(scale.astype("float32"))
+
+
+def test_a_generator_with_a_seed_of_its_own_is_a_constant(tmp_path: Path) -> None:
+    exported(seeded, tmp_path, 3)
+
+
+def remember(owner: Body, x: Tensor) -> Tensor:
+    """As a recurrent network does that goes on where the last batch ended."""
+    hidden: Tensor = owner.drop(owner.first(x)) + owner.kept
+    owner.kept = hidden.detach().mean(0)
+    return hidden
+
+
+def count(owner: Body, x: Tensor) -> Tensor:
+    owner.kept += 0.1
+    return owner.drop(owner.first(x)) * owner.kept  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("function", [remember, count])
+@pytest.mark.parametrize("draws", [None, 3])
+def test_what_is_kept_from_call_to_call_is_refused_by_its_module(
+    tmp_path: Path, function: Any, draws: int | None
+) -> None:
+    with pytest.raises(ExportError, match=r"^1: gives another result in a second call .* keeps something"):
+        exported(function, tmp_path, draws)
