@@ -9,18 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
-from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
-from torch.distributions.utils import lazy_property
 from torch.fx.experimental import _config as symbolic_config
-from torch.nn.modules import transformer
 
 from deploykit.compare import default_tolerance
 from deploykit.errors import DeploykitError, ExportError
 from deploykit.tensors import TensorSpec
 from exporters.explain import NO_FUNCTORCH, explain
+from exporters.plainly import plainly
 from exporters.reach import drop_unseen_writes
 from exporters.recurrence import dynamic_steps
 from exporters.sites import masks_asked, module_of
@@ -128,7 +126,7 @@ def _export(
         {axis: dimensions[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in specs
     )
     ones = cast(Any, symbolic_config).patch(backed_size_oblivious=not look_at_ones)
-    with quiet(), _silent(), dynamic_steps(), _masks_as_given(), _plain_distributions(), ones, torch.no_grad():
+    with quiet(), _silent(), dynamic_steps(), plainly(), ones, torch.no_grad():
         return torch.export.export(module, tuple(example), dynamic_shapes={"tensors": shapes}, strict=False)
 
 
@@ -176,36 +174,6 @@ def _symbols(graph: fx.Graph, specs: Sequence[TensorSpec]) -> dict[str, Any]:
             if isinstance(name, str):
                 found[name] = node.meta["val"].shape[axis].node.expr
     return found
-
-
-@contextmanager
-def _masks_as_given() -> Iterator[None]:
-    """Transformer layers look at the values of a mask to find out whether it is the causal one, only to be faster."""
-
-    def told(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: ARG001
-        return is_causal is True
-
-    with mock.patch.object(transformer, "_detect_is_causal_mask", told):
-        yield
-
-
-@contextmanager
-def _plain_distributions() -> Iterator[None]:
-    """Distributions look at the values of their parameters, only to warn of wrong ones; the oracle still lets them.
-
-    And they switch gradients on for what they compute late, which would be a block of its own in the graph.
-    """
-
-    def computed(self: Any, instance: Any, _type: Any = None) -> Any:
-        value = self.wrapped(instance)
-        setattr(instance, self.wrapped.__name__, value)
-        return value
-
-    with (
-        mock.patch.object(torch.distributions.Distribution, "_validate_args", False),
-        mock.patch.object(lazy_property, "__get__", computed),
-    ):
-        yield
 
 
 @contextmanager

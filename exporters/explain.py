@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+import torch
 from torch import nn
 
 from deploykit.tensors import TensorSpec
@@ -17,6 +18,9 @@ __all__ = ["NO_FUNCTORCH", "explain"]
 NO_FUNCTORCH = (
     "torch.vmap and torch.func cannot be exported; write the operations with the batch dimension in the tensors"
 )
+
+_BY_NAME = re.compile(r"invalid data type 'str'|'(?:Fake)?Tensor' object has no attribute '(?:items|keys|get)'")
+"""What torch and Python say of a tensor that is used as a dict."""
 
 _FUNCTORCH = ("_functorch/vmap.py", "_functorch/eager_transforms.py")
 """Files of torch whose code runs around a function of the user's that it transforms."""
@@ -50,6 +54,18 @@ def explain(error: Exception, module: nn.Module, specs: Sequence[TensorSpec]) ->
             f"{where}the module uses self.trainer, which does not exist at export: {head}; "
             "export a --method that does without it"
         )
+    if "UnsupportedOperator" in kind and (unknown := re.search(r"aten\.(\w+)", head)):
+        return f"{where}{_without_form(unknown[1])}"
+    if "SymIntArrayRef" in text and _reads(error, "generator="):
+        return (
+            f"{where}draws with a generator of its own, whose state is no part of a file; leave generator= out, and "
+            "the file's seed decides"
+        )
+    if _BY_NAME.search(text):
+        return (
+            f"{where}the method takes its inputs by their names out of one dict: {head}; give --batch dict "
+            "(batch='dict'), with an --input for each name"
+        )
     given = ", ".join(map(str, specs))
     if isinstance(error, SyntaxError) and (called := re.search(r"\baten\.(\w+)\.from\b", error.text or "")):
         # torch writes a graph as code, in which the name of this form is a word of Python's.
@@ -63,6 +79,17 @@ def explain(error: Exception, module: nn.Module, specs: Sequence[TensorSpec]) ->
             "with --input, labels as well, or export --method forward"
         )
     return f"{where}the module could not be captured: {kind}: {head.removesuffix('.')}; its inputs were {given}"
+
+
+def _without_form(operation: str) -> str:
+    """What is said of an operation that no capture knows."""
+    packet = getattr(torch.ops.aten, operation)
+    if any(torch.Tag.nondeterministic_seeded in getattr(packet, form).tags for form in packet.overloads()):
+        return (
+            f"{operation}: draws random numbers that cannot be exported, as the distributions Beta and Dirichlet do; "
+            "use the mean of the distribution, or one made of normal, uniform or exponential noise"
+        )
+    return f"{operation}: torch.export has no form of this operation; write it with others"
 
 
 def _way_out(line: str) -> str:
@@ -91,6 +118,9 @@ def _condition(text: str) -> str:
     guard = re.search(r"the generated guard (.*?)\.?$", text, re.MULTILINE)
     if guard is not None:
         return f"its code works only where {guard[1]}"
+    constant = re.search(r"specialized it to be a constant \((\d+)\)", text)
+    if constant is not None:
+        return f"its code makes the constant {constant[1]} of it, as len(x) does and x.shape[0] does not"
     return next((line.strip(" -") for line in text.splitlines() if "specialized" in line), text.splitlines()[0])
 
 
@@ -107,6 +137,11 @@ def _place(error: BaseException, module: nn.Module) -> str:
         own = name.removeprefix("module").removeprefix(".") or "(root)"
         found = f"{own} ({Path(code.co_filename).name}:{line}: {source}): "
     return found
+
+
+def _reads(error: BaseException, code: str) -> bool:
+    """Whether a line of the user's on the way to the error holds this code."""
+    return any(code in linecache.getline(frame.f_code.co_filename, line) for frame, line in _frames(error))
 
 
 def _owner(frame: FrameType) -> object:

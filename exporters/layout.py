@@ -116,11 +116,16 @@ def find_axis(node: fx.Node, symbol: Any, moved: Mapping[fx.Node, Tensor]) -> Ba
     if not carrying:
         return None
     if len(carrying) > 1:
-        raise ExportError(f"{node.name}: {list(map(str, shape))} carries the batch twice, so that its rows mix")
+        sizes = [named_size(size, {"batch": symbol}) for size in shape]
+        raise ExportError(f"{node.name}: {sizes} carries the batch twice, so that its rows mix")
     (axis,) = carrying
     factor = sympy.simplify(shape[axis] / symbol)
     if symbol in factor.free_symbols:
-        raise ExportError(f"{node.name}: dimension {axis} is {shape[axis]}, which is not a multiple of the batch")
+        size = named_size(shape[axis], {"batch": symbol})
+        raise ExportError(
+            f"{node.name}: dimension {axis} is {size}, which is not a multiple of the batch. Where other rows stand "
+            "beside it, such as examples to compare with, call the layers once for the batch and once for these"
+        )
     if factor == 1:
         return BatchAxis(dimension=axis)
     order = _is_outer(moved.get(node), axis, int(node.meta["probe_batch"]))

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from deploykit.errors import ExportError
 from exporters.capture import Captured
 from exporters.kinds import KINDS, switched_off
-from exporters.layout import FIRST, LAST, symbolic_shape
+from exporters.layout import FIRST, LAST, named_size, symbolic_shape
 from exporters.noise_ops import NOISE, in_place, noise_value
 from exporters.reach import reached_by
 from exporters.sites import Draw, arguments, call_with, module_of
@@ -31,7 +31,7 @@ class Movement(Mapping[fx.Node, Tensor]):
     def __getitem__(self, node: fx.Node) -> Tensor:
         if self._changed is None:
             self._changed = self._probe()
-        return self._met(node, self._changed) if node.target in NOISE else self._changed[node]
+        return self._met(node, self._changed, self._captured.symbols) if node.target in NOISE else self._changed[node]
 
     def __iter__(self) -> Iterator[fx.Node]:
         return iter(self._changed or {})
@@ -40,7 +40,7 @@ class Movement(Mapping[fx.Node, Tensor]):
         return len(self._changed or {})
 
     @staticmethod
-    def _met(node: fx.Node, changed: Mapping[fx.Node, Tensor]) -> Tensor:
+    def _met(node: fx.Node, changed: Mapping[fx.Node, Tensor], symbols: Mapping[str, Any]) -> Tensor:
         """Noise holds nothing of the inputs; where its rows lie is told by the first tensor it is combined with."""
         alike = {node}
         for each in node.graph.nodes:
@@ -51,8 +51,9 @@ class Movement(Mapping[fx.Node, Tensor]):
                 return narrowed
             if changed[each].shape == changed[node].shape:
                 alike.add(each)
+        shape = [named_size(size, symbols) for size in symbolic_shape(node)]
         raise ExportError(
-            f"{module_of(node)}: {node.name} has the shape {list(map(str, symbolic_shape(node)))}, in which the batch "
+            f"{module_of(node)}: {node.name} has the shape {shape}, in which the batch "
             "is folded with another dimension, and meets no tensor that tells in which order; draw it unfolded"
         )
 

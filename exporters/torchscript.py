@@ -23,6 +23,7 @@ from torch import Tensor, fx
 from deploykit.errors import ExportError
 from exporters.capture import Captured, own_name, quiet
 from exporters.mask_ops import SHIFT_RIGHT
+from exporters.sites import module_of
 
 __all__ = ["Controls", "write_torchscript"]
 
@@ -160,7 +161,9 @@ class _Source:
             return f"{_CALLS[target]}({', '.join(map(_plain, args))})"
         if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
             return self._operation(target, node)
-        raise ExportError(f"TorchScript: the captured graph holds {target}, which has no TorchScript form")
+        raise ExportError(
+            f"{module_of(node)}: {target} has no TorchScript form; write it with operations of torch's own"
+        )
 
     def _operation(self, target: Any, node: fx.Node) -> str:
         types = {argument.name: argument.type for argument in target._schema.arguments}

@@ -1,0 +1,226 @@
+"""What cannot be exported says which module, what it does, and what to do instead; and what only seemed impossible."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, distributions, nn
+
+from deploykit.errors import ExportError
+from exporters.export import ExportResult, export_module
+
+SPEC = "x:float32[batch,8]"
+
+
+class Body(nn.Module):
+    """Two layers and a dropout around a function, and other rows to compare with."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.first, self.last, self.drop = nn.Linear(8, 8), nn.Linear(8, 3), nn.Dropout(0.3)
+        self.examples: Tensor
+        self.register_buffer("examples", torch.linspace(-1, 1, 240).view(30, 8))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def exported(function: Any, path: Path, formats: tuple[str, ...] = ("torchscript",), **options: Any) -> ExportResult:
+    """As a part of a larger model, so that its name is to be seen."""
+    model = nn.Sequential(nn.Identity(), function if isinstance(function, nn.Module) else Body(function)).eval()
+    return export_module(model, path / "a", inputs=[SPEC], mc_draws=3, formats=formats, **options)
+
+
+def by_nonzero(owner: Body, x: Tensor) -> Tensor:
+    hidden = owner.drop(owner.first(x))
+    rows = (x[:, 0] > 0).nonzero().flatten()
+    return torch.zeros_like(hidden).index_add(0, rows, hidden[rows])
+
+
+def by_mask(owner: Body, x: Tensor) -> Tensor:
+    hidden, chosen = owner.drop(owner.first(x)), x[:, 0] > 0
+    out = hidden.clone()
+    out[chosen] = owner.first(hidden[chosen])
+    return out
+
+
+def by_where(owner: Body, x: Tensor) -> Tensor:
+    """As experts are mostly written."""
+    hidden = owner.drop(owner.first(x))
+    (rows,) = torch.where(owner.last(hidden).argmax(-1) == 1)
+    return hidden.index_copy(0, rows, hidden[rows] * 2)
+
+
+@pytest.mark.parametrize("function", [by_nonzero, by_mask, by_where])
+def test_rows_picked_by_their_values_are_refused_in_these_words(tmp_path: Path, function: Any) -> None:
+    with pytest.raises(ExportError, match=r"^1 \(aten\.\w+\.\w+\): picks some of the rows .*torch\.where"):
+        exported(function, tmp_path)
+
+
+def neighbour(owner: Body, x: Tensor) -> Tensor:
+    """The place of the row beside, where values are larger than any in a check."""
+    return (torch.arange(x.shape[0]) + (x[:, 0] > 1e4).long()).clamp(max=x.shape[0] - 1)
+
+
+def by_index(owner: Body, x: Tensor) -> Tensor:
+    return owner.drop(owner.first(x))[neighbour(owner, x)]
+
+
+def by_gather(owner: Body, x: Tensor) -> Tensor:
+    return owner.drop(owner.first(x)).gather(0, neighbour(owner, x)[:, None].expand(-1, 8))
+
+
+def by_sum(owner: Body, x: Tensor) -> Tensor:
+    return torch.zeros_like(x).index_add(0, neighbour(owner, x), owner.drop(owner.first(x)))
+
+
+def by_writing(owner: Body, x: Tensor) -> Tensor:
+    hidden = owner.drop(owner.first(x))
+    hidden[neighbour(owner, x)] = x
+    return hidden
+
+
+def by_table(owner: Body, x: Tensor) -> Tensor:
+    return F.embedding(neighbour(owner, x), owner.drop(owner.first(x)))
+
+
+def by_turns(owner: Body, x: Tensor) -> Tensor:
+    """Each row takes as many values as it has places for them, beginning where the row before it ended."""
+    return owner.drop(owner.first(x)).masked_scatter(x > 1e4, owner.first(x))
+
+
+@pytest.mark.parametrize("function", [by_index, by_gather, by_sum, by_writing, by_table, by_turns])
+def test_rows_at_places_that_values_decide_are_refused(tmp_path: Path, function: Any) -> None:
+    with pytest.raises(ExportError, match=r"^1 \(aten\.\w+\.\w+\): finds rows of a batch at places"):
+        exported(function, tmp_path)
+
+
+def own_places(owner: Body, x: Tensor) -> Tensor:
+    """Each row at its own place, also where it is one of several lines, and a table that is not the batch's."""
+    hidden, best = owner.drop(owner.first(x)), x.argmax(1)
+    lines = hidden.view(-1, 2)[torch.arange(x.shape[0]) * 4 + best // 2]
+    return torch.cat(
+        [lines, hidden[torch.arange(x.shape[0]), best, None], owner.examples[best], x.gather(1, best[:, None])], 1
+    )
+
+
+def in_parts(owner: Body, x: Tensor) -> Tensor:
+    """Several views of each row in one pass."""
+    first, second, third = owner.last(owner.drop(owner.first(torch.cat([x, x.flip(1), -x])))).chunk(3)
+    return torch.stack([first, *torch.chunk(torch.cat([second, third]), 2)], 1)
+
+
+@pytest.mark.parametrize("function", [own_places, in_parts])
+def test_rows_at_their_own_places_are_exported(tmp_path: Path, function: Any) -> None:
+    assert exported(function, tmp_path).max_error < 1e-5
+
+
+def running_maximum(owner: Body, x: Tensor) -> Tensor:
+    return torch.cummax(owner.drop(owner.first(x)), dim=1)[0]
+
+
+def filter_per_row(owner: Body, x: Tensor) -> Tensor:
+    batch, hidden = x.shape[0], owner.drop(owner.first(x))
+    filters = owner.first(x)[:, :2].reshape(batch, 1, 1, 2)
+    return F.conv2d(hidden.view(1, batch, 2, 4), filters, groups=batch).view(batch, -1)
+
+
+def orthogonal() -> Body:
+    body = Body(lambda owner, x: owner.last(owner.drop(owner.first(x))))
+    nn.utils.parametrizations.orthogonal(body.first)
+    return body
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (running_maximum, r"^1: aten\.cummax\.default has no ONNX form; export with --format torchscript"),
+        (filter_per_row, r"^1: aten\.conv2d\.default has no ONNX form with .* computed from the size of the inputs"),
+        (orthogonal(), r"^1\.first\.parametrizations\.weight\.0: .*remove_parametrizations of 1\.first"),
+    ],
+)
+def test_what_onnx_lacks_is_refused_by_its_module(tmp_path: Path, function: Any, words: str) -> None:
+    with pytest.raises(ExportError, match=words):
+        exported(function, tmp_path, ("onnx",))
+
+
+def test_what_onnx_lacks_in_a_loop_over_draws_is_refused_by_its_module(tmp_path: Path) -> None:
+    def function(owner: Body, x: Tensor) -> Tensor:
+        filters = owner.drop(owner.examples[:2].view(2, 1, 8))
+        return torch.cummax(F.conv1d(x[:, None], filters, padding=3), dim=2)[0]
+
+    with pytest.raises(ExportError, match=r"^1: aten\.cummax\.default has no ONNX form"):
+        exported(function, tmp_path, ("onnx",))
+
+
+@pytest.mark.parametrize("kind", [distributions.Beta, distributions.Gamma])
+def test_distributions_without_a_form_are_refused_by_their_module(tmp_path: Path, kind: Any) -> None:
+    def function(owner: Body, x: Tensor) -> Tensor:
+        level = F.softplus(owner.first(x)) + 0.1
+        noise: Tensor = kind(level, level + 1).rsample()
+        return noise
+
+    with pytest.raises(ExportError, match=r"\b1\b.*: _(sample_dirichlet|standard_gamma)\b.*(draws|random)"):
+        exported(function, tmp_path)
+
+
+def test_a_generator_of_its_own_is_refused_by_its_module(tmp_path: Path) -> None:
+    def function(owner: Body, x: Tensor) -> Tensor:
+        return owner.drop(x) * torch.rand(x.shape, generator=torch.Generator().manual_seed(3))
+
+    with pytest.raises(ExportError, match=r"^1 .*: draws with a generator of its own.*leave generator= out"):
+        exported(function, tmp_path)
+
+
+def test_a_dropout_in_a_condition_is_refused_by_its_module(tmp_path: Path) -> None:
+    def function(owner: Body, x: Tensor) -> Any:
+        return torch.cond(x.sum() > 0, lambda y: F.dropout(y, 0.3, owner.training), lambda y: y * 1, (x,))
+
+    with pytest.raises(ExportError, match=r": 1: dropout in a block of torch\.cond"):
+        exported(function, tmp_path)
+
+
+@pytest.mark.parametrize("read", [lambda batch: batch["x"], lambda batch: sum(value for _, value in batch.items())])
+def test_a_module_that_takes_one_dict_is_told_of_its_option(tmp_path: Path, read: Any) -> None:
+    class Net(nn.Module):
+        def forward(self, batch: Any) -> Any:
+            return F.dropout(read(batch), 0.5, self.training)
+
+    with pytest.raises(ExportError, match=r"^\(root\) .*out of one dict: .*give --batch dict"):
+        export_module(Net().eval(), tmp_path / "a", inputs=[SPEC], mc_draws=3)
+    assert export_module(Net().eval(), tmp_path / "a", inputs=[SPEC], mc_draws=3, batch="dict", formats=["torchscript"])
+
+
+def test_other_rows_beside_the_batch_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    def beside(owner: Body, x: Tensor) -> Tensor:
+        both = owner.drop(owner.first(torch.cat([x, owner.examples])))
+        return torch.cdist(both[: x.shape[0]], both[x.shape[0] :])
+
+    with pytest.raises(ExportError, match=r"^1\.drop: .* is batch \+ 30, which is not .*once for the batch and once"):
+        exported(beside, tmp_path)
+
+
+def distances(owner: Body, x: Tensor) -> Tensor:
+    """To prototypes that pass through the same layers."""
+    return -torch.cdist(owner.drop(owner.first(x)), owner.drop(owner.first(owner.examples)))
+
+
+def other_distances(owner: Body, x: Tensor) -> Tensor:
+    hidden, others = owner.drop(owner.first(x)).view(-1, 2, 4), owner.examples.view(-1, 4)
+    each = [torch.cdist(hidden, others, p=p) for p in (0.0, 1.0, 3.0, float("inf"))]
+    return torch.stack(each, 1)
+
+
+def ranked(owner: Body, x: Tensor) -> Tensor:
+    order = torch.argsort(owner.drop(owner.first(x)).round(), dim=1, stable=True)
+    return torch.cat([x.gather(1, order), torch.sort(x.round(), dim=1, stable=True, descending=True)[0]], 1)
+
+
+@pytest.mark.parametrize("function", [distances, other_distances, ranked])
+def test_distances_and_stable_sorts_have_an_onnx_form(tmp_path: Path, function: Any) -> None:
+    result = exported(function, tmp_path, ("onnx",))
+    assert result.max_error < 1e-5
+    assert result.notes == ()
