@@ -18,7 +18,7 @@ __all__ = ["plainly"]
 def plainly() -> Iterator[None]:
     """For the time of a capture: what is computed stays the same."""
     with ExitStack() as stack:
-        for each in (_masks_as_given, _plain_distributions, _plain_distances, _even_chunks):
+        for each in (_masks_as_given, _plain_distributions, _plain_distances, _even_parts):
             stack.enter_context(each())
         yield
 
@@ -66,16 +66,30 @@ def _plain_distances() -> Iterator[None]:
 
 
 @contextmanager
-def _even_chunks() -> Iterator[None]:
-    """``chunk`` rounds the size of a part up, which a capture cannot follow even where nothing is to be rounded."""
-    original = Tensor.chunk
+def _even_parts() -> Iterator[None]:
+    """``chunk`` and ``split`` round up, which a capture cannot follow even where nothing is to be rounded."""
+    chunk: Any = Tensor.chunk
+    split: Any = Tensor.split
 
-    def even(input: Tensor, chunks: int, dim: int = 0) -> Any:  # noqa: A002 - torch's own names
+    def even_chunk(input: Tensor, chunks: int, dim: int = 0) -> Any:  # noqa: A002 - torch's own names
         size: Any = input.shape[dim]
-        if not isinstance(size, torch.SymInt) or not statically_known_true(size % chunks == 0):
-            return original(input, chunks, dim)
-        part = size // chunks
-        return tuple(input.narrow(dim, index * part, part) for index in range(chunks))
+        even = isinstance(size, torch.SymInt) and statically_known_true(size % chunks == 0)
+        return _parts(input, size // chunks, chunks, dim) if even else chunk(input, chunks, dim)
 
-    with mock.patch.object(Tensor, "chunk", even), mock.patch.object(torch, "chunk", even):
+    def even_split(self: Tensor, split_size: Any, dim: int = 0) -> Any:
+        size: Any = self.shape[dim]
+        even = isinstance(split_size, torch.SymInt) and statically_known_true(size % split_size == 0)
+        count: Any = size // split_size if even else None
+        known = isinstance(count, torch.SymInt) and count.node.expr.is_Integer
+        return _parts(self, split_size, int(count), dim) if known else split(self, split_size, dim)
+
+    with (
+        mock.patch.object(Tensor, "chunk", even_chunk),
+        mock.patch.object(torch, "chunk", even_chunk),
+        mock.patch.object(Tensor, "split", even_split),
+    ):
         yield
+
+
+def _parts(tensor: Tensor, size: Any, count: int, dim: int) -> tuple[Tensor, ...]:
+    return tuple(tensor.narrow(dim, part * size, size) for part in range(count))

@@ -4,7 +4,7 @@
 such as ``hidden[hidden[:, 0] > 0]`` some of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
@@ -13,7 +13,7 @@ from exporters.drawplan import MonteCarloPlan
 from exporters.layout import symbolic_shape, symbols_of
 from exporters.sites import arguments, operation_of
 
-__all__ = ["VALUELESS", "where_values_say"]
+__all__ = ["VALUELESS", "counting_rows", "where_values_say"]
 
 VALUELESS = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like"}
 """Names of operations that take of a tensor what it is, and not its values."""
@@ -38,6 +38,32 @@ def where_values_say(plan: MonteCarloPlan, nodes: Sequence[fx.Node]) -> tuple[fx
         if any(index in told for index in _indices_of_rows(plan, node)):
             return node, "finds rows of a batch at places that values decide"
     return None
+
+
+def counting_rows(plan: MonteCarloPlan, nodes: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> fx.Node | None:
+    """The first of the nodes that counts the rows for something else than to find each at its own place.
+
+    With the draws along the batch it would count those of all draws, which need not show with three of them.
+    """
+    counts: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        if operation_of(node) == "arange" and plan.symbol in symbols_of(node):
+            counts[node] = node
+        elif operation_of(node) not in VALUELESS:
+            places = _indices(plan, node)
+            found = next((counts[each] for each in node.all_input_nodes if each in counts and each not in places), None)
+            counts |= {node: found} if found is not None else {}
+    return next((counts[node] for node in outputs if node in counts), None)
+
+
+def _indices(plan: MonteCarloPlan, node: fx.Node) -> Collection[fx.Node]:
+    """The places in a tensor that holds the rows."""
+    if operation_of(node).removesuffix("_") not in _ALONG | {"index", "index_put"}:
+        return ()
+    given = arguments(node)
+    index = given["index"] if "index" in given else given["indices"]
+    listed = index if isinstance(index, (tuple, list)) else [index]
+    return listed if plan.symbol in symbols_of(given["input"]) else ()
 
 
 def _picks(plan: MonteCarloPlan, node: fx.Node) -> bool:

@@ -19,7 +19,7 @@ from exporters.inputs import ModelInputs
 from exporters.layout import symbolic_shape, symbols_of
 from exporters.probe import SitesOff
 from exporters.reference import Reference
-from exporters.rowplaces import VALUELESS, where_values_say
+from exporters.rowplaces import VALUELESS, counting_rows, where_values_say
 from exporters.sites import arguments, module_of, operation_of
 from exporters.trainmodes import close
 
@@ -96,6 +96,11 @@ def _refuse_values_of_all_rows(plan: MonteCarloPlan, outputs: Sequence[fx.Node])
         raise ExportError(
             f"{_name(found[0])}: {found[1]}, and what belongs to which row cannot be followed. Compute for all rows "
             "and choose by a mask, as in torch.where(mask, special(x), x), or export without --mc-draws"
+        )
+    counted = counting_rows(plan, nodes, outputs)
+    if counted is not None:
+        raise ExportError(
+            f"{_name(counted)}: counts the rows of the batch, and an output depends on the place of its row. {_ADVICE}"
         )
     for node in nodes:
         does = _done_with_all_rows(plan, node)

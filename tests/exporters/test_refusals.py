@@ -98,6 +98,21 @@ def test_rows_at_places_that_values_decide_are_refused(tmp_path: Path, function:
         exported(function, tmp_path)
 
 
+def first_thousand(owner: Body, x: Tensor) -> Tensor:
+    """With fifty draws together, a batch of 21 would have more rows."""
+    return owner.drop(owner.first(x)) * (torch.arange(x.shape[0]) < 1000).unsqueeze(1)
+
+
+def table_of_places(owner: Body, x: Tensor) -> Tensor:
+    return owner.drop(owner.first(x)) + owner.examples[(torch.arange(x.shape[0]) - 1000).clamp(min=0)]
+
+
+@pytest.mark.parametrize("function", [first_thousand, table_of_places])
+def test_the_place_of_a_row_in_its_batch_is_refused_also_where_no_check_shows_it(tmp_path: Path, function: Any) -> None:
+    with pytest.raises(ExportError, match=r"^1 \(aten\.arange\.\w+\): counts the rows of the batch"):
+        exported(function, tmp_path)
+
+
 def own_places(owner: Body, x: Tensor) -> Tensor:
     """Each row at its own place, also where it is one of several lines, and a table that is not the batch's."""
     hidden, best = owner.drop(owner.first(x)), x.argmax(1)
@@ -110,7 +125,7 @@ def own_places(owner: Body, x: Tensor) -> Tensor:
 def in_parts(owner: Body, x: Tensor) -> Tensor:
     """Several views of each row in one pass."""
     first, second, third = owner.last(owner.drop(owner.first(torch.cat([x, x.flip(1), -x])))).chunk(3)
-    return torch.stack([first, *torch.chunk(torch.cat([second, third]), 2)], 1)
+    return torch.stack([*torch.chunk(torch.cat([first, second]), 2), *torch.cat([third, first]).split(x.shape[0])], 1)
 
 
 @pytest.mark.parametrize("function", [own_places, in_parts])
