@@ -6,7 +6,7 @@ For the ``custom_translation_table`` of ``torch.onnx.export``.
 import math
 from typing import Any
 
-__all__ = ["gelu", "mean_slope"]
+__all__ = ["gelu", "log_sigmoid", "log_sigmoid_parts", "mean_slope"]
 
 
 def gelu(value: Any, approximate: str = "none") -> Any:
@@ -29,6 +29,19 @@ def gelu(value: Any, approximate: str = "none") -> Any:
     cubic = op.Add(value, op.Mul(op.Pow(value, number(3.0)), number(0.044715)))
     bend = op.Tanh(op.Mul(cubic, number(math.sqrt(2 / math.pi))))
     return op.Mul(op.Mul(value, number(0.5)), op.Add(bend, number(1.0)))
+
+
+def log_sigmoid(value: Any) -> Any:
+    """Finite where the sigmoid is too small for a number; torch's exporter takes its logarithm, which is -inf there."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    return op.Neg(op.Softplus(op.Neg(value)))
+
+
+def log_sigmoid_parts(value: Any) -> Any:
+    """The same where a loss was taken apart; the second result is for gradients."""
+    return log_sigmoid(value), value
 
 
 def mean_slope(value: Any, noise: Any, lower: float = 1 / 8, upper: float = 1 / 3, **_: Any) -> Any:

@@ -17,9 +17,11 @@ import numpy as np
 from deploykit.errors import ExportError, MissingExtraError
 from exporters.capture import Captured, own_name, quiet
 from exporters.mask_ops import SHIFT_RIGHT
-from exporters.onnx_activations import gelu, mean_slope
+from exporters.onnx_activations import gelu, log_sigmoid, log_sigmoid_parts, mean_slope
+from exporters.onnx_addition import log_add, log_add_base_two, refuse_running_log
 from exporters.onnx_attention import attention
 from exporters.onnx_exact import exact_constants
+from exporters.onnx_names import free_output_names
 from exporters.onnx_order import distances, stable_sort
 from exporters.onnx_recurrence import recurrent_translations
 from exporters.onnx_repeat import repeat_interleave
@@ -68,6 +70,7 @@ def write_onnx(
     if controls is not None:
         _add_controls(model, controls)
     _forget_origin(model)
+    free_output_names(model.graph)
     _save(model, path)
 
 
@@ -110,6 +113,11 @@ def _translations() -> dict[Any, Any]:
         SHIFT_RIGHT: _shift_right(),
         plain_attention: attention,
         torch.ops.aten.gelu.default: gelu,
+        torch.ops.aten.log_sigmoid.default: log_sigmoid,
+        torch.ops.aten.log_sigmoid_forward.default: log_sigmoid_parts,
+        torch.ops.aten.logaddexp.default: log_add,
+        torch.ops.aten.logaddexp2.default: log_add_base_two,
+        torch.ops.aten.logcumsumexp.default: refuse_running_log,
         torch.ops.aten.repeat_interleave.self_int: repeat_interleave,
         torch.ops.aten.sort.stable: stable_sort,
         torch.ops.aten.cdist.default: distances,

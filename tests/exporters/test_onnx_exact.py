@@ -5,12 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from deploykit.errors import ExportError
 from exporters.export import export_module
 
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+
+
+def ran(module: nn.Module, path: Path, x: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Tensor]]:  # type: ignore[type-arg]
+    """What the exported file gives for ``x``, and what the module gives."""
+    export_module(module.eval(), path / "a", inputs=["x:float32[batch,4]"], formats=["onnx"])
+    session = ort.InferenceSession(str(path / "a" / "model.onnx"), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"x": x}), strict=True)), module(torch.from_numpy(x))
 
 
 class Careful(nn.Module):
@@ -27,11 +37,59 @@ class Careful(nn.Module):
 
 def test_a_number_that_keeps_a_logarithm_finite_is_not_dropped(tmp_path: Path) -> None:
     """Random inputs never come near it, so that the comparison at export does not see it."""
-    export_module(Careful().eval(), tmp_path / "a", inputs=["x:float32[batch,4]"], formats=["onnx"])
-    x = np.array([[0, 0, 0, 0], [400, 0, -400, 1]], np.float32)
-    session = ort.InferenceSession(str(tmp_path / "a" / "model.onnx"), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    got = dict(zip(names, session.run(names, {"x": x}), strict=True))
-    for name, wanted in Careful()(torch.from_numpy(x)).items():
+    got, wanted = ran(Careful(), tmp_path, np.array([[0, 0, 0, 0], [400, 0, -400, 1]], np.float32))
+    for name, value in wanted.items():
         assert np.isfinite(got[name]).all()
-        np.testing.assert_allclose(got[name], wanted.numpy(), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(got[name], value.numpy(), rtol=1e-4, atol=1e-6)
+
+
+class Sure(nn.Module):
+    """Logarithms of probabilities of a model that is sure of itself."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        low = x.masked_fill(x < -500, -torch.inf)
+        return {
+            "log": F.logsigmoid(x),
+            "loss": F.binary_cross_entropy_with_logits(x, (x > 0.2).float(), reduction="none"),
+            "sum": torch.logaddexp(low, low.flip(1)),
+            "sum2": torch.logaddexp2(x, x.flip(1)),
+        }
+
+
+def test_logarithms_of_small_probabilities_are_finite(tmp_path: Path) -> None:
+    x = np.array([[-1000, -100, -30, -1], [-600, 30, 100, -600], [0, 0, 1000, 0.1]], np.float32)
+    got, wanted = ran(Sure(), tmp_path, x)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(got[name], value.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_running_sum_of_powers_is_refused_by_its_module(tmp_path: Path) -> None:
+    class Running(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.logcumsumexp(x, 1)
+
+    with pytest.raises(ExportError, match=r"^0: aten\.logcumsumexp\.default .*beyond 88; export with --format torch"):
+        ran(nn.Sequential(Running()), tmp_path, np.zeros((1, 4), np.float32))
+
+
+class NamedLikeOperations(nn.Module):
+    """As torch calls its own values, and as a weight is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.scale = nn.Linear(4, 4), nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {
+            "linear": self.linear(x).relu(),
+            "mean": x.mean(1) + 1,
+            "scale": self.scale * x,
+            "mean_inner_1": x.mean(1),
+        }
+
+
+def test_outputs_may_be_called_as_torch_calls_its_own_values(tmp_path: Path) -> None:
+    got, wanted = ran(NamedLikeOperations(), tmp_path, np.ones((3, 4), np.float32))
+    assert list(got) == list(wanted)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(got[name], value.detach().numpy(), rtol=1e-5)
