@@ -6,6 +6,7 @@ such as ``hidden[hidden[:, 0] > 0]`` some of them.
 
 from collections.abc import Collection, Iterator, Sequence
 
+import torch
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
@@ -17,6 +18,8 @@ __all__ = ["VALUELESS", "counting_rows", "where_values_say"]
 
 VALUELESS = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like"}
 """Names of operations that take of a tensor what it is, and not its values."""
+
+_NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 _ALONG = {
     "index_select", "gather", "index_add", "index_copy", "index_fill", "index_reduce", "scatter", "scatter_add",
@@ -47,13 +50,27 @@ def counting_rows(plan: MonteCarloPlan, nodes: Sequence[fx.Node], outputs: Seque
     """
     counts: dict[fx.Node, fx.Node] = {}
     for node in nodes:
-        if operation_of(node) == "arange" and plan.symbol in symbols_of(node):
+        if _counts(plan, node):
             counts[node] = node
-        elif operation_of(node) not in VALUELESS:
+        elif operation_of(node) not in VALUELESS and isinstance(node.meta.get("val"), (Tensor, list, tuple)):
             places = _indices(plan, node)
             found = next((counts[each] for each in node.all_input_nodes if each in counts and each not in places), None)
             counts |= {node: found} if found is not None else {}
     return next((counts[node] for node in outputs if node in counts), None)
+
+
+def _counts(plan: MonteCarloPlan, node: fx.Node) -> bool:
+    """Whether the values are numbers of rows, or made of the number of all rows."""
+    name = operation_of(node)
+    if name in ("arange", "linspace", "logspace"):
+        return plan.symbol in symbols_of(node)
+    if name not in ("scalar_tensor", "full", "new_full", "full_like") and torch.Tag.pointwise not in getattr(
+        node.target, "tags", ()
+    ):
+        return False
+    # Sizes of the result stand in lists.
+    numbers = (each.meta.get("val") for each in (*node.args, *node.kwargs.values()) if isinstance(each, fx.Node))
+    return any(plan.symbol in each.node.expr.free_symbols for each in numbers if isinstance(each, _NUMBERS))
 
 
 def _indices(plan: MonteCarloPlan, node: fx.Node) -> Collection[fx.Node]:

@@ -100,7 +100,8 @@ def _refuse_values_of_all_rows(plan: MonteCarloPlan, outputs: Sequence[fx.Node])
     counted = counting_rows(plan, nodes, outputs)
     if counted is not None:
         raise ExportError(
-            f"{_name(counted)}: counts the rows of the batch, and an output depends on the place of its row. {_ADVICE}"
+            f"{_name(counted)}: counts the rows of the batch, and an output depends on their number or on the "
+            f"place of its row. {_ADVICE}"
         )
     for node in nodes:
         does = _done_with_all_rows(plan, node)
