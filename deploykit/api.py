@@ -139,7 +139,7 @@ def verify(path: str | Path, *, format: str | None = None, device: str = "cpu") 
     require_path(
         "verify", path, expected="the path of an artifact or a run", advice="give the path, such as result.path"
     )
-    with at_hand(path, "verify", RunError) as here:
+    with at_hand(path, "verify", RunError, needs=[MANIFEST_NAME, "run.json"]) as here:
         found = _verify(here, format, device)
     if isinstance(found, RunCheck) and is_url(path):
         return replace(found, to_resume=found.to_resume.replace(str(here), str(path)))

@@ -64,7 +64,7 @@ class Artifact:
         """
         require_place("artifact", path)
         with contextlib.ExitStack() as stack:
-            here = stack.enter_context(at_hand(path, "artifact", ArtifactError))
+            here = stack.enter_context(at_hand(path, "artifact", ArtifactError, needs=[MANIFEST_NAME]))
             named = path if is_url(path) else here
             directory = _directory(named, here, stack)
             require_utf8("artifact", directory)

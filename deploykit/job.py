@@ -10,7 +10,6 @@ from deploykit.errors import RunError, UnknownNameError, UsageError
 from deploykit.layout import CONTIGUOUS
 from deploykit.passes import Passes
 from deploykit.plan import Plan
-from deploykit.stores import is_url
 from deploykit.tensors import TensorSpec
 
 __all__ = [
@@ -122,8 +121,7 @@ class Job:
         except ValueError:  # written by hand
             return f"to resume it: {self.command}"
         place = words.index("-o") + 1 if "-o" in words[:-1] else None
-        # A run at a URL works in a copy, which nobody is to name.
-        if place is not None and not is_url(words[place]) and Path(words[place]).resolve() != here.resolve():
+        if place is not None and Path(words[place]).resolve() != here.resolve():
             words[place] = str(here)
         return f"to resume it: {shlex.join(words)}"
 

@@ -8,7 +8,7 @@ from deploykit.feed import writing
 from deploykit.files import appears_whole
 from deploykit.paths import require_path, require_place
 from deploykit.plan import Shard, describe_ranges
-from deploykit.rundir import RunDirectory
+from deploykit.rundir import RUN_NAME, RunDirectory
 from deploykit.runrows import RunRows
 from deploykit.runstate import State
 from deploykit.stores import at_hand, delivered, is_url
@@ -47,10 +47,12 @@ def merge_run(
     require_place("run directory", path)
     with (
         delivered(destination, "merge", RunError, overwrite=overwrite) as made,
-        at_hand(path, "run directory", RunError) as here,
+        at_hand(path, "run directory", RunError, needs=[RUN_NAME]) as here,
     ):
         if not is_url(destination):
             _refuse_place(made, overwrite)
+        elif str(destination).startswith((f"{path}/parts/", f"{path}/commits/")):
+            raise _among_parts(destination, f"{path}/parts")
         left_out = _merge(here, made, allow_partial)
     if told is not None:
         for text in left_out:
@@ -98,10 +100,14 @@ def _refuse_place(destination: Path, overwrite: bool) -> None:
 
 def _refuse_among_parts(destination: Path, directory: RunDirectory) -> None:
     if destination.parent.resolve() in (directory.parts.resolve(), directory.commits.resolve()):
-        raise UsageError(
-            f"merge: {destination} would lie among the files of the run, where whoever reads {directory.parts} as one "
-            "data set finds each row twice; name a file elsewhere"
-        )
+        raise _among_parts(destination, directory.parts)
+
+
+def _among_parts(destination: Path | str, parts: Path | str) -> UsageError:
+    return UsageError(
+        f"merge: {destination} would lie among the files of the run, where whoever reads {parts} as one data set finds "
+        "each row twice; name a file elsewhere"
+    )
 
 
 def _refuse_unreadable(directory: RunDirectory, writer: Writer) -> None:

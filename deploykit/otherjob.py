@@ -22,7 +22,7 @@ _CONTENT = {*_TIMES, "files", "kind", "rows", "sha256", "sha256_first_last", "sh
 _MOST_NAMED = 3
 
 
-def refuse_other_job(directory: Path, held: Job, asked: Job) -> None:
+def refuse_other_job(directory: Path | str, held: Job, asked: Job) -> None:
     """Refuse a job that is not the one of the directory.
 
     Raises:

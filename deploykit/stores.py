@@ -8,7 +8,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -113,14 +113,25 @@ class Store:
                 found = self._filesystem.find(self._root, detail=True)
             except FileNotFoundError:
                 return {}
-        return {path.removeprefix(self._root).removeprefix("/"): int(info["size"]) for path, info in found.items()}
+            return {
+                self._name(path): self._size(path, info) for path, info in found.items() if not _is_folder(path, info)
+            }
+
+    def _name(self, path: str) -> str:
+        name = path.removeprefix(self._root).removeprefix("/")
+        if name and not is_plain_name(name):
+            raise self._kind(f"{self._subject}: holds a file named {name!r}, which would lie elsewhere; remove it")
+        return name
+
+    def _size(self, path: str, info: Mapping[str, Any]) -> int:
+        size = info.get("size")
+        size = self._filesystem.size(path) if size is None else size
+        if size is None:
+            raise self._kind(f"{self._subject}: does not tell the size of {path}, so it is no file to copy; name one")
+        return int(size)
 
     def fetch(self, names: Iterable[str], folder: Path) -> None:
         """Copy the files below ``folder``, or to it the one of a URL of one file."""
-        names = list(names)
-        for name in filter(None, names):
-            if not is_plain_name(name):
-                raise self._kind(f"{self._subject}: holds a file named {name!r}, which would lie elsewhere; remove it")
         pairs = [(self._path(name), folder / name if name else folder) for name in names]
         for _, local in pairs:
             local.parent.mkdir(parents=True, exist_ok=True)
@@ -137,11 +148,20 @@ class Store:
                 self._filesystem.put([str(files[name]) for name in some], [self._path(name) for name in some])
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files, in this order; one that is not there is no error."""
+        """Remove files; one that is not there is no error."""
+        paths = [self._path(name) for name in names]
         with self._asking("written"):
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):
-                    self._filesystem.rm_file(self._path(name))
+            try:
+                if paths:
+                    self._filesystem.rm(paths)
+            except FileNotFoundError:  # Of many at a time, a store may ask for all of them.
+                for path in paths:
+                    with contextlib.suppress(FileNotFoundError):
+                        self._filesystem.rm_file(path)
+
+    def refused(self, why: str) -> DeploykitError:
+        """The error for what is there."""
+        return self._kind(f"{self._subject}: {why}")
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
@@ -181,26 +201,28 @@ def at_hand(
     subject: str,
     kind: type[DeploykitError],
     *,
+    needs: Collection[str] = (),
     whole: Callable[[str], bool] = lambda _: True,
 ) -> Iterator[Path]:
     """A path of this machine with what is at ``place``: that itself, or a copy that goes when the block ends.
 
     Of files whose name is not ``whole`` the copy has the size alone. Where nothing is at the URL, nothing is at the
-    path.
+    path. A directory is copied only if one of the files that it ``needs`` is there, if any are named.
 
     Raises:
-        DeploykitError: of the given ``kind``, about ``subject``: the store cannot be read.
+        DeploykitError: of the given ``kind``, about ``subject``: the store cannot be read, or holds something else.
     """
     if not is_url(place):
         yield local_path(place)
         return
     store = Store(str(place), subject, kind)
     with _temporary(store) as copy, naming(store.url, copy):
-        sizes = store.files()
-        store.fetch([name for name in sizes if whole(name)], copy)
-        for name in sizes:
-            if not whole(name):
-                _stand_in(copy / name, sizes[name])
+        try:
+            _copy(store, copy, needs, whole)
+        except kind as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            _copy(store, copy, needs, whole)  # One was removed since they were listed, as a run does at its end.
         yield copy
 
 
@@ -220,8 +242,8 @@ def delivered(
         subject: what it is, for messages.
         kind: the error to raise.
         overwrite: whether what is at the URL may be replaced.
-        marker: the file without which a directory is none of its kind: what lacks it is not replaced, and it is removed
-            first and sent last.
+        marker: of a directory, the file without which it is none of its kind: what lacks it is not replaced, and it is
+            removed first and sent last. Of what else is there, the files beside it go. None where one file is made.
 
     Raises:
         UsageError: something is at the URL that may not be replaced.
@@ -234,8 +256,9 @@ def delivered(
     there = store.files()
     if there and not overwrite:
         raise UsageError(f"{store.url} exists; choose another name, or replace it with --overwrite (overwrite=True)")
-    if there and marker is not None and marker not in there:
-        raise UsageError(f"{store.url} exists and is no {subject}, so it is not replaced; choose another name")
+    if there and (marker or "") not in there:
+        what = "single file" if marker is None else subject
+        raise UsageError(f"{store.url} exists and is no {what}, so it is not replaced; choose another name")
     with _temporary(store) as made, naming(store.url, made):
         yield made
         files = {path.relative_to(made).as_posix(): path for path in made.rglob("*") if path.is_file()}
@@ -243,13 +266,28 @@ def delivered(
         store.remove(last if there else [])
         store.put({name: path for name, path in (files or {"": made}).items() if name != marker})
         store.put({name: files[name] for name in last})
-        store.remove(sorted(there.keys() - files.keys() - {""}))
+        store.remove(name for name in there.keys() - files.keys() if marker is not None and name and "/" not in name)
 
 
 @contextlib.contextmanager
 def _temporary(store: Store) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
         yield Path(folder).resolve() / store.name
+
+
+def _copy(store: Store, copy: Path, needs: Collection[str], whole: Callable[[str], bool]) -> None:
+    sizes = store.files()
+    if needs and sizes and not sizes.keys() & {"", *needs}:
+        raise store.refused(f"holds no {' and no '.join(needs)}; name another place")
+    store.fetch([name for name in sizes if whole(name)], copy)
+    for name in sizes:
+        if not whole(name):
+            _stand_in(copy / name, sizes[name])
+
+
+def _is_folder(path: str, info: Mapping[str, Any]) -> bool:
+    """Stores without folders have empty files that stand for them."""
+    return info.get("type") == "directory" or path.endswith("/")
 
 
 def _stand_in(path: Path, size: int) -> None:

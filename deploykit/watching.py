@@ -91,7 +91,7 @@ def run_status(path: str | Path) -> RunStatus:
         UsageError: not the path of anything.
     """
     require_place("run directory", path)
-    with at_hand(path, "run directory", RunError, whole=_is_small) as here:
+    with at_hand(path, "run directory", RunError, needs=[RUN_NAME], whole=_is_small) as here:
         found = _status(here)
     if not is_url(path):
         return found

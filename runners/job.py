@@ -3,7 +3,7 @@
 import contextlib
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -154,33 +154,29 @@ def run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(as_one_rank())
         engine_here = stack.enter_context(chosen.engine)
+        opened = stack.enter_context(Artifact.open(artifact))
         here = stack.enter_context(mirrored(out, engine_here))
-        command = _command(artifact, str(data), out, options, engine_here)
-        setting = _checked(stack, artifact, str(data), here, options, began, engine_here, progress, command)
+        command = _command(artifact, data, out, options, engine_here)
+        setting = _checked(stack, opened, str(data), here, options, began, engine_here, progress, command)
         notes = [*chosen.notes, *setting.source.notes, *setting.notes]
         computed = engine_here.run(setting, here, progress=progress, notes=notes)
-        result = _result(setting, here, computed, notes)
-    return result if not is_url(out) else _at_url(result, here, str(out))
+        return _result(setting, here, str(out) if is_url(out) else here, computed, notes)
 
 
-def _at_url(result: RunResult, here: Path, url: str) -> RunResult:
-    """The result of a run that worked in the copy ``here``."""
-    return replace(result, path=url, notes=tuple(note.replace(str(here), url) for note in result.notes))
-
-
-def _result(setting: Setting, out: Path, computed: Computed, notes: Sequence[str]) -> RunResult:
+def _result(setting: Setting, here: Path, named: Path | str, computed: Computed, notes: Sequence[str]) -> RunResult:
+    """The result of a run in the directory ``here``, which may be the copy of a URL."""
     seconds = monotonic() - setting.began_s
     return RunResult(
-        path=out,
+        path=named,
         rows=setting.job.plan.rows,
         computed_rows=computed.rows,
         seconds=seconds,
         rows_per_s=computed.rows / seconds,
         skipped_shards=computed.skipped_shards,
-        notes=tuple(notes),
+        notes=tuple(note.replace(str(here), str(named)) if named != here else note for note in notes),
         draws_per_row=computed.draws_per_row,
         missing_shards=computed.missing_shards,
-        failed_rows=_failed_rows(out, setting.job),
+        failed_rows=_failed_rows(here, setting.job),
         spent_s=computed.spent_s,
     )
 
@@ -191,7 +187,7 @@ def _failed_rows(out: Path, job: Job) -> int:
 
 def _checked(
     stack: contextlib.ExitStack,
-    artifact_path: str | Path,
+    artifact: Artifact,
     data: str,
     out: Path,
     options: Mapping[str, Any],
@@ -201,7 +197,6 @@ def _checked(
     command: str,
 ) -> Setting:
     """Everything that can be refused is refused here, before anything is written."""
-    artifact = stack.enter_context(Artifact.open(artifact_path))
     runner = choose_runner(artifact, options["runner"])
     devices = engine.devices(options["devices"], runner)
     seed, draws = _controls(artifact, options["seed"], options["draws"])
@@ -220,7 +215,7 @@ def _checked(
     batch_size, notes = _batch_size(options["batch-size"], out, probe)
     cut = _cut(source, artifact.manifest, options["shard-rows"])
     job = Job(
-        artifact=artifact.digest, artifact_path=str(artifact_path), format=runner.format,
+        artifact=artifact.digest, artifact_path=str(artifact.path), format=runner.format,
         data=source.fingerprint(), data_source=data, columns=options["map"], keep=options["keep"],
         seed=seed, draws=draws, passes=passes, plan=cut(batch_size), outputs=writing.writer.outputs,
         nan=cast("NanPolicy", options["nan"]), on_error=cast("ErrorPolicy", options["on-error"]),
@@ -273,7 +268,9 @@ def _passes(artifact: Artifact, draws: int | None, options: Mapping[str, Any]) -
     )
 
 
-def _command(artifact: str | Path, data: str, out: str | Path, options: Mapping[str, Any], engine: Engine) -> str:
+def _command(
+    artifact: str | Path, data: str | Path, out: str | Path, options: Mapping[str, Any], engine: Engine
+) -> str:
     """The command of one process; ranks that a launcher starts find out by themselves that it has."""
     defaults = {
         "runner": "auto",
@@ -285,7 +282,7 @@ def _command(artifact: str | Path, data: str, out: str | Path, options: Mapping[
         "on-error": "fail",
         "engine": "auto",
     }
-    words = ["deploykit", "run", str(artifact), "--data", data, "-o", str(out)]
+    words = ["deploykit", "run", str(artifact), "--data", str(data), "-o", str(out)]
     for name, value in options.items():
         if name == "map":
             words += [word for key, names in value.items() for word in ("--map", f"{key}={','.join(names)}")]

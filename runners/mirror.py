@@ -1,29 +1,42 @@
 """A run directory at a URL: the run works in a copy on this machine, and what is committed there is sent as it goes on.
 
-A part is sent before its commit, as it is written before it, so what is at the URL can be resumed at any moment: by
-whoever gives the command again, on any machine.
+A part is sent before its commit, as it is written before it, and nothing is removed before the end: so what is at the
+URL can be resumed at any moment, by whoever gives the command again, on any machine.
 """
 
 import contextlib
+import errno
+import json
+import os
 import shutil
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from deploykit.commit import rank_of_file
+from deploykit.epoch import is_finished
 from deploykit.errors import DeploykitError, RunError, UsageError
 from deploykit.files import TEMPORARY_PREFIX
-from deploykit.rundir import LOCK_NAME, RUN_NAME, SPOOL_NAME
+from deploykit.job import Job
+from deploykit.otherjob import refuse_other_job
+from deploykit.rundir import LOCK_NAME, RUN_NAME, SPOOL_NAME, RunDirectory
 from deploykit.signs import STATUS_NAME
 from deploykit.stores import AT_ONCE, Store, is_url, local_path, naming
 from runners.engine import Engine
+from runners.stop import stoppable
 
 __all__ = ["Mirror", "mirrored"]
 
 PERIOD_S = 5.0
 """So often it is looked for what is new."""
 
-_COMMITS, _LOGS, _STATUS = "commits/", "logs/", f"{STATUS_NAME}/"
+TRIES, PAUSE_S = 3, 2.0
+"""How often the last files are sent, should the store refuse them."""
+
+_COMMITS, _PARTS, _STATUS = "commits/", "parts/", f"{STATUS_NAME}/"
 _PROBE = ".writable"
 
 Stamp = tuple[int, int]
@@ -37,7 +50,8 @@ def mirrored(out: str | Path, engine: Engine) -> Iterator[Path]:
 
     Raises:
         UsageError: the ranks of the engine are not all children of this process, so that none can send for all.
-        RunError: the store cannot be read or written, or something else than a run is there.
+        IncompleteRunError: a signal came while files were copied.
+        RunError: the store cannot be read or written, or something else than this run is there.
     """
     if not is_url(out):
         yield local_path(out)
@@ -51,22 +65,37 @@ def mirrored(out: str | Path, engine: Engine) -> Iterator[Path]:
     copy = Path(tempfile.mkdtemp(prefix="deploykit-")).resolve() / store.name
     mirror = Mirror(store, copy)
     try:
-        mirror.fetch()
-        mirror.probe()
+        with stoppable(store.url, lambda: "before it began"):
+            mirror.fetch()
+            mirror.probe()
     except BaseException:
         shutil.rmtree(copy.parent, ignore_errors=True)
         raise
+    mirror.start()
     try:
-        with naming(store.url, copy), mirror.kept_up():
+        with naming(store.url, copy):
             yield copy
     except BaseException as error:
-        problem = _send_all(mirror, copy)
-        if problem is not None and isinstance(error, DeploykitError):
-            error.args = (f"{error}\n{problem}",)
+        _add(error, [*_full_disk(error), *map(str, filter(None, [mirror.finish()]))])
         raise
-    problem = _send_all(mirror, copy)
+    problem = mirror.finish()
     if problem is not None:
-        raise RunError(problem)
+        raise problem
+
+
+def _add(error: BaseException, texts: Iterable[str]) -> None:
+    """Say more with an error, which stays what it is."""
+    for text in texts:
+        if isinstance(error, DeploykitError):
+            error.args = (f"{error}\n{text}",)
+        else:
+            error.add_note(text)
+
+
+def _full_disk(error: BaseException) -> list[str]:
+    if not (isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENOSPC):
+        return []
+    return [f"The run works in a copy in {tempfile.gettempdir()}; set TMPDIR to a disk with room for all predictions"]
 
 
 class Mirror:
@@ -75,6 +104,8 @@ class Mirror:
     def __init__(self, store: Store, copy: Path) -> None:
         self._store, self._copy = store, copy
         self._sent: dict[str, Stamp] = {}
+        self._over = threading.Event()
+        self._sender = threading.Thread(target=self._keep_up, name="mirror", daemon=True)
 
     def fetch(self) -> None:
         """Copy what is there.
@@ -84,12 +115,11 @@ class Mirror:
         """
         names = [name for name in self._store.files() if not name.startswith((".", f"{SPOOL_NAME}/"))]
         if names and RUN_NAME not in names:
-            raise RunError(
-                f"run directory {self._store.url}: is not empty and holds no {RUN_NAME}; name a new or empty place, "
-                "or one that deploykit run made"
+            raise self._store.refused(
+                f"is not empty and holds no {RUN_NAME}; name a new or empty place, or one that deploykit run made"
             )
         self._store.fetch(names, self._copy)
-        self._sent = {**self._listed(), **self._listed(_COMMITS)}
+        self._sent = self._listed()
 
     def probe(self) -> None:
         """Find out before the work whether the store can be written.
@@ -102,73 +132,131 @@ class Mirror:
         self._store.put({_PROBE: empty})
         self._store.remove([_PROBE])
 
-    @contextlib.contextmanager
-    def kept_up(self) -> Iterator[None]:
-        """Send what is new as long as the block runs."""
-        over = threading.Event()
-        sender = threading.Thread(target=self._keep_up, args=[over], name="mirror", daemon=True)
-        sender.start()
+    def start(self) -> None:
+        """Begin to send what is new, as often as ``PERIOD_S`` says."""
+        self._sender.start()
+
+    def finish(self) -> RunError | None:
+        """Send the last files and remove the copy; or what went wrong, and then the copy stays."""
+        advice = f"All of the run is in {self._copy}: copy it there, or give the same command again"
         try:
-            yield
-        finally:
-            over.set()
-            sender.join()
+            with stoppable(self._store.url, lambda: f"before all was sent. {advice}"):
+                self._over.set()
+                self._sender.join()
+                self._send_last()
+        except (RunError, OSError) as error:
+            if isinstance(error, RunError) and advice in str(error):
+                return error
+            return RunError(f"{error}. {advice}")
+        shutil.rmtree(self._copy.parent, ignore_errors=True)
+        return None
 
     def send(self) -> None:
-        """Send what is new or changed, and remove what is gone.
+        """Send what is new or changed: the job, then signs of life, and with a few parts at a time their commits.
 
         Raises:
-            RunError: the store cannot be written.
+            RunError: the store cannot be written, or another job has begun there.
         """
-        # Commits are listed first and sent last: whatever they name is there when they are.
+        # Commits are listed first: whatever they name is there when the others are listed.
         commits = self._listed(_COMMITS)
-        others = self._listed()
-        job = {name: stamp for name, stamp in others.items() if name == RUN_NAME}
-        for group in (job, others, commits):
-            self._put({name: stamp for name, stamp in group.items() if self._sent.get(name) != stamp})
-        gone = self._sent.keys() - others.keys() - commits.keys()
-        # A commit without its part would be taken for damage.
-        ordered = sorted(gone, key=lambda name: not name.startswith(_COMMITS))
-        self._store.remove(ordered)
-        for name in ordered:
-            del self._sent[name]
+        others = {name: stamp for name, stamp in self._listed().items() if not name.startswith(_COMMITS)}
+        if RUN_NAME in others:
+            self._require_same_job()
+        new = self._new(others)
+        self._put([name for name in new if name.startswith(_STATUS)], others)
+        rest = [name for name in new if not name.startswith(_STATUS)]
+        for first in range(0, len(rest), AT_ONCE):
+            self._put(rest[first : first + AT_ONCE], others)
+            signs = self._listed(_STATUS)
+            self._put(self._new(signs), signs)
+            self._put([name for name in self._new(commits) if self._has_part(name)], commits)
+        self._put(self._new(commits), commits)
 
-    def _keep_up(self, over: threading.Event) -> None:
-        while not over.wait(PERIOD_S):
-            # What fails now is sent the next time; at the end it counts.
-            with contextlib.suppress(RunError):
+    def _send_last(self) -> None:
+        for left in reversed(range(TRIES)):
+            try:
                 self.send()
+                self._remove()
+                return
+            except RunError:
+                if not left:
+                    raise
+                time.sleep(PAUSE_S)
 
-    def _put(self, new: dict[str, Stamp]) -> None:
-        names = list(new)
+    def _remove(self) -> None:
+        """Remove what the run has removed, and, when it is finished, whatever of its kind another machine has left."""
+        here, there = self._listed(), self._store.files()
+        gone = self._sent.keys() & there.keys() - here.keys()
+        if RUN_NAME in here and _has_files_of_ranks(RunDirectory.open(self._copy)):
+            gone |= {name for name in there.keys() - here.keys() if _is_result(name)}
+        # A commit without its part would be taken for damage.
+        self._store.remove(sorted(name for name in gone if name.startswith(_COMMITS)))
+        self._store.remove(sorted(name for name in gone if not name.startswith(_COMMITS)))
+
+    def _require_same_job(self) -> None:
+        """Two machines may have begun at the same time; the first job that is there is the one that counts."""
+        copy, ours = self._copy.with_name(RUN_NAME), self._listed()
+        try:
+            self._store.fetch([RUN_NAME], copy.parent)
+        except RunError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            self._put([RUN_NAME], ours)
+            return
+        there = Job.from_json(json.loads(copy.read_text(encoding="utf-8")))
+        refuse_other_job(self._store.url, there, RunDirectory.open(self._copy).job)
+        self._sent[RUN_NAME] = ours[RUN_NAME]
+
+    def _keep_up(self) -> None:
+        told = False
+        while not self._over.wait(PERIOD_S):
+            try:
+                self.send()
+            except (RunError, OSError) as error:
+                if not told:
+                    _tell(f"note: {error}. The run goes on in {self._copy}, and it is tried again")
+                told = True
+
+    def _has_part(self, commit: str) -> bool:
+        stem = commit.removeprefix(_COMMITS).removesuffix(".json")
+        return any(name.startswith(f"{_PARTS}{stem}.") for name in self._sent)
+
+    def _new(self, listed: dict[str, Stamp]) -> list[str]:
+        return [name for name, stamp in listed.items() if self._sent.get(name) != stamp]
+
+    def _put(self, names: list[str], stamps: dict[str, Stamp]) -> None:
         for some in (names[first : first + AT_ONCE] for first in range(0, len(names), AT_ONCE)):
             self._store.put({name: self._copy / name for name in some})
-            self._sent |= {name: new[name] for name in some}
+            self._sent |= {name: stamps[name] for name in some}
 
     def _listed(self, folder: str = "") -> dict[str, Stamp]:
-        """Files and what changes when they do: the commits, or everything else that belongs to the run."""
+        """Files that belong to the run, sorted by name, and what changes when they do."""
         found = {}
-        for path in sorted((self._copy / folder).rglob("*")):
-            name = path.relative_to(self._copy).as_posix()
-            if name.startswith(_COMMITS) != bool(folder) or not _belongs(name):
-                continue
-            with contextlib.suppress(FileNotFoundError):  # replaced or removed meanwhile
-                status = path.stat()
-                if path.is_file():
-                    found[name] = (status.st_size, status.st_mtime_ns)
-        return found
+        for place, _, files in os.walk(self._copy / folder):
+            for file in files:
+                path = Path(place, file)
+                name = path.relative_to(self._copy).as_posix()
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    if _belongs(name):
+                        status = path.stat()
+                        found[name] = (status.st_size, status.st_mtime_ns)
+        return dict(sorted(found.items()))
 
 
 def _belongs(name: str) -> bool:
-    last = name.rpartition("/")[2]
-    return not last.startswith((TEMPORARY_PREFIX, LOCK_NAME)) and not name.startswith(f"{SPOOL_NAME}/")
+    parts = name.split("/")
+    return parts[0] not in (SPOOL_NAME, LOCK_NAME) and not any(part.startswith(TEMPORARY_PREFIX) for part in parts)
 
 
-def _send_all(mirror: Mirror, copy: Path) -> str | None:
-    """Send the last files and remove the copy; or what to tell a person."""
-    try:
-        mirror.send()
-    except RunError as error:
-        return f"{error}. All of the run is in {copy}: copy that there, or give the same command again"
-    shutil.rmtree(copy.parent, ignore_errors=True)
-    return None
+def _is_result(name: str) -> bool:
+    return name.startswith((_COMMITS, _PARTS)) or rank_of_file(name) is not None
+
+
+def _has_files_of_ranks(directory: RunDirectory) -> bool:
+    """Whether it is finished with such; of those of another machine, which had other ranks, some would be left."""
+    return directory.job.has_epoch_files and is_finished(directory)
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # Python may have no stderr.
+        sys.stderr.write(f"{text}\n")

@@ -169,7 +169,7 @@ def on_signals(stop: StopRequest, *, tells: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stoppable(path: Path, said: Callable[[], str]) -> Iterator[None]:
+def stoppable(path: Path | str, said: Callable[[], str]) -> Iterator[None]:
     """End at once when a signal comes, where there is no shard to finish: the user's code may take its time.
 
     ``said`` goes on with ``run directory r: stopped by SIGINT``, and says how to take the work up again.
@@ -192,7 +192,7 @@ def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def _stopped_text(path: Path, stop: StopRequest) -> str:
+def _stopped_text(path: Path | str, stop: StopRequest) -> str:
     return f"run directory {path}: stopped by {signal.Signals(stop.signal or signal.SIGINT).name}"
 
 

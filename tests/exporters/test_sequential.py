@@ -205,7 +205,7 @@ def three_folded(owner: nn.Module, x: Tensor) -> Tensor:
     ("function", "message"),
     [
         (over_the_batch, r"inner \(aten.*\): rows of a batch would influence each other: in output output"),
-        (by_place, r"rows of a batch would influence each other: .*in another place"),
+        (by_place, r"inner \(aten\.arange\.default\): counts the rows of the batch, and an output depends on"),
         (three_folded, r"inner: dropout: .*is folded between two other dimensions"),
     ],
 )

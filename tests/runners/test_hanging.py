@@ -16,6 +16,7 @@ from runners.job import run
 from tests.runners.hanging import AT
 from tests.runners.test_ranks import SCRIPT, rank_pids, wait_for
 
+ROOT = Path(__file__).parents[2]
 DATA = "tests.runners.hanging:make"
 OPTIONS = {
     "batch_size": 2, "shard_rows": 8, "runner": "tests.runners.hanging:Model", "writer": "tests.runners.hanging:Writer",
@@ -87,14 +88,22 @@ def test_a_second_signal_that_is_heard_first_does_not_hide_the_first() -> None:
 
 def test_what_the_user_forks_during_a_run_can_be_terminated() -> None:
     """A pool ends its processes with SIGTERM; they do not speak for the run, nor is the terminal's Ctrl-C theirs."""
-    request = stop.StopRequest()
-    with stop.on_signals(request):
-        child = os.fork()
-        if not child:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGTERM)
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
-        time.sleep(0.05)
-        assert not request.finishing
-        assert request.signal is None
+    # In a process of its own, where nobody else has set a handler.
+    found = subprocess.run([sys.executable, "-c", FORKING], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout == f"{-signal.SIGTERM} False None\n"
+
+
+FORKING = """
+import os, signal, time
+from runners import stop
+request = stop.StopRequest()
+with stop.on_signals(request):
+    child = os.fork()
+    if not child:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    time.sleep(0.05)
+print(ended, request.finishing, request.signal)
+"""

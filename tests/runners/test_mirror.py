@@ -182,6 +182,86 @@ def test_a_commit_never_comes_before_its_part(
         }
 
 
+def finished(artifact: Path, rows: Path, out: Path, **options: Any) -> Path:
+    deploykit.run(artifact, rows, out, **{**SIZE, **options})
+    return out
+
+
+def sent(url: str, copy: Path) -> mirror.Mirror:
+    """What a machine does that works in ``copy`` and began before anything was at the URL."""
+    made = mirror.Mirror(Store(url, "run directory", RunError), copy)
+    made.start()
+    return made
+
+
+def test_of_two_jobs_that_begin_at_the_same_time_one_counts(
+    artifact: Path, rows: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "PAUSE_S", 0)
+    first = sent(bucket, finished(artifact, rows, tmp_path / "a" / "first"))
+    np.save(tmp_path / "other.npy", handmade.random_inputs("plain", ROWS)["x"] + 1)
+    second = sent(bucket, finished(artifact, tmp_path / "other.npy", tmp_path / "b" / "second"))
+    first.send()
+    whole = results(bucket)
+    with pytest.raises(RunError, match=rf"^run directory {bucket}: holds another job: .*data"):
+        second.send()
+    problem = second.finish()
+    assert problem is not None
+    assert re.search(rf"holds another job: .* All of the run is in {tmp_path}/b/second: copy it there", str(problem))
+    assert results(bucket) == whole
+    assert first.finish() is None
+
+
+def test_of_two_machines_at_the_same_job_the_last_leaves_its_files_alone(
+    artifact: Path, rows: Path, bucket: str, tmp_path: Path
+) -> None:
+    interval = {"write_interval": "epoch"}
+    two = sent(bucket, finished(artifact, rows, tmp_path / "a" / "two", devices="cpu:2", **interval))
+    one = sent(bucket, finished(artifact, rows, tmp_path / "b" / "one", devices="cpu", **interval))
+    assert two.finish() is None
+    assert one.finish() is None
+    assert sorted(results(bucket)) == ["predictions_0.npy"]
+    assert deploykit.verify(bucket).committed_rows == ROWS
+
+
+def test_what_is_half_written_stays_here_and_folders_that_vanish_stop_nothing(
+    artifact: Path, rows: Path, bucket: str, tmp_path: Path
+) -> None:
+    copy = finished(artifact, rows, tmp_path / "a" / "run")
+    (copy / ".tmp-1-rank-0").mkdir()
+    (copy / ".tmp-1-rank-0" / "predictions_0.npy").touch()
+    made = mirror.Mirror(Store(bucket, "run directory", RunError), copy)
+    made.send()
+    assert not [name for name in names(bucket) if "tmp" in name]
+    assert "parts/part-000000.npy" in names(bucket)
+
+
+def test_a_store_that_fails_meanwhile_is_told_once_and_tried_again(
+    artifact: Path, rows: Path, bucket: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(mirror, "PERIOD_S", 0.01)
+    made = mirror.Mirror(Store(bucket, "run directory", RunError), finished(artifact, rows, tmp_path / "a" / "run"))
+    send, tries = made.send, []
+
+    def flaky() -> None:
+        tries.append(None)
+        if len(tries) < 4:
+            raise RunError("the store is tired") if len(tries) % 2 else OSError("a folder vanished")
+        send()
+
+    monkeypatch.setattr(made, "send", flaky)
+    made.start()
+    until = time.monotonic() + 30
+    while len(tries) < 5 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert made.finish() is None
+    told = capsys.readouterr().err
+    assert told.count("note: the store is tired. The run goes on in /") == 1
+    assert "vanished" not in told
+    assert len(results(bucket)) == ROWS // 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_is_stopped_goes_on_elsewhere(

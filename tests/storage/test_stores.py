@@ -1,5 +1,8 @@
 """Places at a URL: looked at, copied here, and made here and sent there."""
 
+import functools
+import http.server
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +76,63 @@ def test_one_file_and_none(url: str) -> None:
         assert not here.exists()
 
 
-def test_no_file_lies_outside_of_the_copy(url: str, tmp_path: Path) -> None:
-    store = Store(url, "artifact", ArtifactError)
-    with pytest.raises(ArtifactError, match=r"artifact memory://.*: holds a file named '\.\./\.\./etc', which would"):
-        store.fetch(["../../etc"], tmp_path)
+@pytest.mark.parametrize("name", ["../../victim", "a/../../../victim", "/victim"])
+def test_no_file_lies_outside_of_the_copy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {f"/x/{name}": {"size": 2, "type": "file"}}
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "find", lambda *_, **__: found)
+    with pytest.raises(RunError, match=r"^run memory://x: holds a file named .*victim', which would lie elsewhere"):
+        at_hand("memory://x", "run", RunError, whole=lambda _: False).__enter__()
+
+
+def test_what_stands_for_a_folder_is_no_file(bucket: str) -> None:
+    """The consoles of stores make such."""
+    filesystem, root = fsspec.core.url_to_fs(bucket)
+    for folder in ("", "parts/"):
+        filesystem.call_s3("put_object", Bucket="bucket", Key=f"{root.removeprefix('bucket/')}/{folder}", Body=b"")
+    assert Store(bucket, "run", RunError).files() == {}
+    fill(bucket, parts__x=b"1")
+    assert Store(bucket, "run", RunError).files() == {"parts/x": 1}
+
+
+def test_a_directory_of_something_else_is_not_copied(url: str) -> None:
+    fill(url, huge=b"1")
+    with pytest.raises(RunError, match=f"^run {url}: holds no run.json; name another place"):
+        at_hand(url, "run", RunError, needs=["run.json"]).__enter__()
+
+
+def test_a_file_that_goes_while_it_is_listed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(url, stays=b"1", goes=b"2")
+    files = Store.files
+    listings = []
+
+    def listed(store: Store) -> dict[str, int]:
+        found = files(store)
+        if not listings:
+            store.remove(["goes"])
+        listings.append(found)
+        return found
+
+    monkeypatch.setattr(Store, "files", listed)
+    with at_hand(url, "run", RunError) as here:
+        assert [path.name for path in here.iterdir() if path.stat().st_size] == ["stays"]
+    assert len(listings) == 2
+
+
+def test_files_of_a_web_server(tmp_path: Path) -> None:
+    """It lists no sizes."""
+    pytest.importorskip("aiohttp")
+    (tmp_path / "model.dk").write_bytes(b"packed")
+    handler = functools.partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with at_hand(f"http://127.0.0.1:{server.server_port}/model.dk", "artifact", ArtifactError) as here:
+            assert here.read_bytes() == b"packed"
+        server.shutdown()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 def test_errors_speak_of_what_the_user_named(tmp_path: Path) -> None:
@@ -149,9 +205,16 @@ class TestWhatIsMadeHereAndSentThere:
             made.mkdir()
             (made / "m").write_text("new")
         assert content(url) == {"m": b"new"}
-        fill(f"{url}2", other=b"")
+        fill(f"{url}2", other=b"", sub__own=b"")
         with pytest.raises(UsageError, match="exists and is no artifact, so it is not replaced"):
             delivered(f"{url}2", "artifact", ArtifactError, overwrite=True, marker="m").__enter__()
+        with pytest.raises(UsageError, match="exists and is no single file, so it is not replaced"):
+            delivered(f"{url}2", "merge", RunError, overwrite=True).__enter__()
+        fill(f"{url}2", m=b"")
+        with delivered(f"{url}2", "artifact", ArtifactError, overwrite=True, marker="m") as made:
+            made.mkdir()
+            (made / "m").write_text("new")
+        assert content(f"{url}2") == {"m": b"new", "sub/own": b""}, "another artifact below it is none of its files"
 
     def test_a_replaced_artifact_is_whole_or_none_at_every_moment(
         self, url: str, monkeypatch: pytest.MonkeyPatch
