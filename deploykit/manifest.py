@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
+from deploykit.bounds import Bounds
 from deploykit.errors import ArtifactError
 from deploykit.schema import load_schema, violations
 from deploykit.tensors import TensorSpec
@@ -147,6 +148,7 @@ class Manifest:
     checkpoint: Mapping[str, Any] | None
     versions: Mapping[str, str]
     preprocessing: Mapping[str, Any] | None = None
+    bounds: Bounds = field(default_factory=dict)
     user: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
 

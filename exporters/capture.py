@@ -5,7 +5,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental import _config as symbolic_config
 
+from deploykit.bounds import Bounds
 from deploykit.compare import default_tolerance
 from deploykit.errors import DeploykitError, ExportError
 from deploykit.tensors import TensorSpec
@@ -23,10 +24,7 @@ from exporters.reach import drop_unseen_writes
 from exporters.recurrence import dynamic_steps
 from exporters.sites import masks_asked, module_of
 
-__all__ = ["Bounds", "Captured", "capture", "own_name", "quiet"]
-
-Bounds = Mapping[str, Mapping[str, int]]
-"""``min`` and ``max`` of dynamic dimensions by name."""
+__all__ = ["Captured", "capture", "own_name", "quiet"]
 
 # Nodes that only check what was true of the example; they compute nothing.
 _CHECKS = (

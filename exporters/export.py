@@ -137,7 +137,7 @@ def export_module(
             inputs=given.specs, outputs=subject.outputs, tested=tested_sizes(given, subject),
             monte_carlo=subject.monte_carlo, formats=records, files=_digests(workshop.path), golden=GOLDEN_NAME,
             tolerance=limit, parity=tuple(_worst_per_output(parity)), checkpoint=checkpoint, versions=_versions(),
-            preprocessing=preprocessing, user=dict(user or {}),
+            preprocessing=preprocessing, bounds=subject.captured.bounds, user=dict(user or {}),
         )  # fmt: skip
         write_json(workshop.path / MANIFEST_NAME, manifest.to_json())
         workshop.publish()

@@ -11,10 +11,11 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deploykit.bounds import Bounds
 from deploykit.compare import worst_of
 from deploykit.errors import ExportError
 from deploykit.tensors import TensorSpec
-from exporters.capture import Bounds, Captured, capture
+from exporters.capture import Captured, capture
 from exporters.montecarlo import MonteCarloModule
 from exporters.outputs import Report
 from exporters.perdraw import NotBatchedError

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deploykit.bounds import Bounds
 from deploykit.compare import worst_of
 from deploykit.errors import ParityError
 from deploykit.manifest import ParityRecord
-from exporters.capture import Bounds
 from exporters.formats import Client
 from exporters.inputs import ModelInputs
 from exporters.rows import blaming_the_module

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from deploykit.artifact import Artifact
+from deploykit.bounds import beyond
 from deploykit.devices import Device, check_threads
 from deploykit.errors import ArtifactError, DataError, UsageError
 from deploykit.tensors import check_inputs
@@ -135,6 +136,7 @@ class Runner(abc.ABC):
         first_row = 0 if ids is None or not _are_integers(ids) else int(ids.flat[0])
         sizes = check_inputs(self.artifact.manifest.inputs, inputs, first_row=first_row)
         rows = sizes[self.artifact.manifest.batch_dimension]
+        self._require_allowed(sizes)
         controls = self._controls(None if ids is None else checked_ids(ids, rows), seed, first_draw, draws)
         if not rows:
             return self._of_no_rows(inputs, controls)
@@ -146,6 +148,13 @@ class Runner(abc.ABC):
                     "its first dimension must be the batch; export the model again"
                 )
         return outputs
+
+    def _require_allowed(self, sizes: Mapping[str, int]) -> None:
+        batch = self.artifact.manifest.batch_dimension
+        found = beyond(self.artifact.manifest.bounds, sizes if sizes[batch] else {})
+        if found is not None:
+            advice = "give rows in other batches" if f" {batch} is" in found else "cut or pad the inputs"
+            raise DataError(f"artifact {self.artifact.path}: {found}; {advice}, or export a module without that limit")
 
     def _of_no_rows(self, inputs: Mapping[str, np.ndarray[Any, Any]], controls: Arrays) -> Arrays:
         """What one row gives, without it: many graphs cannot take none, and a recurrent one ends the process."""

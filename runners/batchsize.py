@@ -1,4 +1,4 @@
-"""``--batch-size auto``: the smallest batch at which the device gives its full rate, found on real rows."""
+"""The batch size of a run; for ``auto`` the smallest at which the device gives its full rate, found on real rows."""
 
 import statistics
 from collections.abc import Callable, Mapping
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploykit.artifact import Artifact
+from deploykit.bounds import beyond
 from deploykit.devices import Device
 from deploykit.errors import UsageError
+from deploykit.manifest import Manifest
 from deploykit.passes import Passes
 from deploykit.rundir import RUN_NAME, RunDirectory
 from deploykit.sources.reading import uncut
@@ -24,7 +26,7 @@ from runners.isolate import read_rows
 if TYPE_CHECKING:
     from deploykit.sources import Source
 
-__all__ = ["Probe", "find_plateau", "probe_batch_size", "settle_batch_size"]
+__all__ = ["Probe", "check_batch_size", "find_plateau", "probe_batch_size", "settle_batch_size"]
 
 MOST_ROWS, MOST_BYTES = 4096, 64 * 2**20
 GOOD_SHARE = 0.95
@@ -106,6 +108,17 @@ def settle_batch_size(out: str | Path, probe: Callable[[], Probe]) -> tuple[int,
         return size, f"batch size {size}, as {RUN_NAME} records it"
     found = probe()
     return found.size, str(found)
+
+
+def check_batch_size(manifest: Manifest, size: int) -> None:
+    """Refuse batches of which the module's code makes something else.
+
+    Raises:
+        UsageError: says which sizes are allowed.
+    """
+    found = beyond(manifest.bounds, {manifest.batch_dimension: size})
+    if found is not None:
+        raise UsageError(f"batch size {size}: {found}; give another --batch-size")
 
 
 def find_plateau(

@@ -25,7 +25,7 @@ from deploykit.stores import is_url
 from deploykit.texts import several
 from deploykit.version import __version__
 from runners.base import check_controls
-from runners.batchsize import Probe, probe_batch_size, settle_batch_size
+from runners.batchsize import Probe, check_batch_size, probe_batch_size, settle_batch_size
 from runners.engine import Engine
 from runners.engines import choose_engine
 from runners.execute import Computed, ProgressChoice, Setting
@@ -213,6 +213,7 @@ def _checked(
         threads=threads, passes=passes, seed=seed, draws=draws, shard_rows=options["shard-rows"],
     )  # fmt: skip
     batch_size, notes = _batch_size(options["batch-size"], out, probe)
+    check_batch_size(artifact.manifest, batch_size)
     cut = _cut(source, artifact.manifest, options["shard-rows"])
     job = Job(
         artifact=artifact.digest, artifact_path=str(artifact.path), format=runner.format,

@@ -72,6 +72,10 @@ def _describe(artifact: Artifact) -> str:
         ),
         f"  allowed {manifest.tolerance:g} of an output's scale; tested "
         + "; ".join(f"{name} {', '.join(map(str, sizes))}" for name, sizes in manifest.tested.items()),
+        *(
+            f"  the module's code allows {name} only with {' and '.join(f'{end} {size}' for end, size in ends.items())}"
+            for name, ends in manifest.bounds.items()
+        ),
     ]
     return "\n".join(lines)
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from deploykit.errors import ExportError, UsageError
+import deploykit
+from deploykit.errors import DataError, ExportError, UsageError
 from exporters.export import export_module
 from tests.exporters.models import Wrapped
 
@@ -34,12 +35,40 @@ def test_bounds_of_the_code_bound_the_dimension_and_rows_may_attend_to_nothing(t
     result = export_module(Positions(), tmp_path / "a", inputs=inputs, mc_draws=4)
     assert result.manifest.tested["steps"] == (9, 12, 14)
     assert result.notes == ("dimension steps: the module's code allows only sizes with max 14",)
+    assert result.manifest.bounds == {"steps": {"max": 14}}
     session = onnxruntime.InferenceSession(result.path / "model.onnx", providers=["CPUExecutionProvider"])
     x, real = np.ones((3, 5, 6), np.float32), np.ones((3, 5), bool)
     real[1] = False
     mean, std = session.run(["output.mean", "output.std"], {"x": x, "real": real})
     np.testing.assert_array_equal(mean[1], 0)
     assert (std[[0, 2]].max((1, 2)) > 0).all()
+
+
+class BranchOfSizes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) * (0.1 if x.shape[0] < 100 else 0.5)
+
+
+@pytest.mark.parametrize("runner", ["onnx", "torch"])
+def test_a_size_of_which_the_code_makes_something_else_is_refused(tmp_path: Path, runner: str) -> None:
+    """The file holds the branch that was taken at export."""
+    module, x = BranchOfSizes().eval(), np.ones((128, 6), np.float32)
+    export_module(module, tmp_path / "a", inputs=["x:float32[batch,6]"])
+    with deploykit.load(tmp_path / "a", runner=runner) as model:
+        assert model.artifact.manifest.bounds == {"batch": {"max": 99}}
+        wanted = module(torch.from_numpy(x[:99])).detach().numpy()
+        np.testing.assert_allclose(model.predict(x[:99])["output"], wanted, rtol=1e-5)
+        with pytest.raises(DataError, match="batch is 128, and the code of the model allows at most 99; give"):
+            model.predict(x)
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(UsageError, match=r"batch size 256: .* allows at most 99; give another --batch-size"):
+        deploykit.run(tmp_path / "a", tmp_path / "x.npy", tmp_path / "run", runner=runner)
+    assert not (tmp_path / "run").exists()
+    deploykit.run(tmp_path / "a", tmp_path / "x.npy", tmp_path / "run", runner=runner, batch_size=64)
 
 
 class PlainAttention(nn.Module):
