@@ -11,7 +11,7 @@ from deploykit.artifact import pack as pack_artifact
 from deploykit.errors import ArtifactError, CheckpointError, ExportError, RunError, UsageError
 from deploykit.merging import merge_run
 from deploykit.paths import require_path, require_utf8
-from deploykit.stores import at_hand, delivered, is_url
+from deploykit.stores import at_hand, delivered, is_url, renamed
 from deploykit.verify_run import RunCheck, verify_run
 from deploykit.watching import run_status
 from runners.job import RunResult
@@ -141,9 +141,7 @@ def verify(path: str | Path, *, format: str | None = None, device: str = "cpu") 
     )
     with at_hand(path, "verify", RunError, needs=[MANIFEST_NAME, "run.json"]) as here:
         found = _verify(here, format, device)
-    if isinstance(found, RunCheck) and is_url(path):
-        return replace(found, to_resume=found.to_resume.replace(str(here), str(path)))
-    return found
+    return replace(found, to_resume=renamed(found.to_resume, path, here)) if isinstance(found, RunCheck) else found
 
 
 def _verify(path: Path, format: str | None, device: str) -> RunCheck | list[Verified]:  # noqa: A002

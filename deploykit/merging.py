@@ -11,7 +11,7 @@ from deploykit.plan import Shard, describe_ranges
 from deploykit.rundir import RUN_NAME, RunDirectory
 from deploykit.runrows import RunRows
 from deploykit.runstate import State
-from deploykit.stores import at_hand, delivered, is_url
+from deploykit.stores import at_hand, delivered, is_url, renamed
 from deploykit.wording import counted
 from deploykit.writers import Writer, make_writer, writer_for_file
 
@@ -56,7 +56,7 @@ def merge_run(
         left_out = _merge(here, made, allow_partial)
     if told is not None:
         for text in left_out:
-            told(text.replace(str(here), str(path)) if is_url(path) else text)
+            told(renamed(text, path, here))
     return destination if is_url(destination) else made
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "local_path",
     "naming",
     "open_filesystem",
+    "renamed",
 ]
 
 LOCAL_URLS = ("file://", "local://")
@@ -172,17 +173,19 @@ class Store:
 
 @contextlib.contextmanager
 def asking(subject: str, what: str, kind: type[DeploykitError]) -> Iterator[None]:
-    """Turn what a store raises in the block into errors of the ``kind``: the ``subject`` cannot be ``what``.
-
-    Each store has errors of its own, and many are no OSError: no credentials, no answer, no permission.
-    """
+    """Turn whatever a store raises in the block into errors of the ``kind``: the ``subject`` cannot be ``what``."""
     try:
         yield
     except DeploykitError:
         raise
-    except Exception as error:
+    except Exception as error:  # Many are no OSError: no credentials, no answer.
         why = f"{type(error).__name__}: {error}"
         raise kind(f"{subject}: cannot be {what} ({why}); check the URL and the credentials") from error
+
+
+def renamed(text: str, place: str | os.PathLike[str], here: Path) -> str:
+    """A text that speaks of the ``place`` that the user named, and not of the copy ``here`` that a URL has."""
+    return text.replace(str(here), str(place)) if is_url(place) else text
 
 
 @contextlib.contextmanager
@@ -191,7 +194,7 @@ def naming(url: str, copy: Path) -> Iterator[None]:
     try:
         yield
     except DeploykitError as error:
-        error.args = tuple(arg.replace(str(copy), url) if isinstance(arg, str) else arg for arg in error.args)
+        error.args = tuple(renamed(arg, url, copy) if isinstance(arg, str) else arg for arg in error.args)
         raise
 
 

@@ -11,7 +11,7 @@ from deploykit.paths import require_place
 from deploykit.rundir import LOCK_NAME, RUN_NAME, SPOOL_NAME, RunDirectory
 from deploykit.runstate import State
 from deploykit.signs import STATUS_NAME, CallSign, RankSign, read_drawing, read_signs
-from deploykit.stores import at_hand, is_url
+from deploykit.stores import at_hand, renamed
 from deploykit.strided import strided_problems
 
 __all__ = ["RankStatus", "RunStatus", "run_status"]
@@ -93,10 +93,12 @@ def run_status(path: str | Path) -> RunStatus:
     require_place("run directory", path)
     with at_hand(path, "run directory", RunError, needs=[RUN_NAME], whole=_is_small) as here:
         found = _status(here)
-    if not is_url(path):
-        return found
-    resumed, error = (text and text.replace(str(here), str(path)) for text in (found.to_resume, found.error))
-    return replace(found, path=str(path), to_resume=resumed or "", error=error)
+    return replace(
+        found,
+        path=renamed(found.path, path, here),
+        to_resume=renamed(found.to_resume, path, here),
+        error=found.error and renamed(found.error, path, here),
+    )
 
 
 def _is_small(name: str) -> bool:

@@ -54,31 +54,41 @@ def explain(error: Exception, module: nn.Module, specs: Sequence[TensorSpec]) ->
             f"{where}the module uses self.trainer, which does not exist at export: {head}; "
             "export a --method that does without it"
         )
-    if "UnsupportedOperator" in kind and (unknown := re.search(r"aten\.(\w+)", head)):
-        return f"{where}{_without_form(unknown[1])}"
-    if "SymIntArrayRef" in text and _reads(error, "generator="):
-        return (
-            f"{where}draws with a generator of its own, whose state is no part of a file; leave generator= out, and "
-            "the file's seed decides"
-        )
+    missing = _missing_operation(error, text)
+    if missing is not None:
+        return f"{where}{missing}"
     if _BY_NAME.search(text):
         return (
             f"{where}the method takes its inputs by their names out of one dict: {head}; give --batch dict "
             "(batch='dict'), with an --input for each name"
         )
     given = ", ".join(map(str, specs))
-    if isinstance(error, SyntaxError) and (called := re.search(r"\baten\.(\w+)\.from\b", error.text or "")):
-        # torch writes a graph as code, in which the name of this form is a word of Python's.
-        return (
-            f"{called[1]}(from, to): cannot be exported; draw with torch.rand_like or bernoulli_, and scale what they "
-            "give"
-        )
     if "values to unpack" in text:
         return (
             f"{where}the method takes its batch apart into other parts than the inputs {given}: {head}; name each part "
             "with --input, labels as well, or export --method forward"
         )
     return f"{where}the module could not be captured: {kind}: {head.removesuffix('.')}; its inputs were {given}"
+
+
+def _missing_operation(error: Exception, text: str) -> str | None:
+    """What is said where torch cannot capture an operation at all."""
+    if "UnsupportedOperator" in type(error).__name__ and (
+        unknown := re.search(r"aten\.(\w+)", text.partition("\n")[0])
+    ):
+        return _without_form(unknown[1])
+    if "SymIntArrayRef" in text and _reads(error, "generator="):
+        return (
+            "draws with a generator of its own, whose state is no part of a file; leave generator= out, and the file's "
+            "seed decides"
+        )
+    if isinstance(error, SyntaxError) and (called := re.search(r"\baten\.(\w+)\.from\b", error.text or "")):
+        # torch writes a graph as code, in which the name of this form is a word of Python's.
+        return (
+            f"{called[1]}(from, to): cannot be exported; draw with torch.rand_like or bernoulli_, and scale what they "
+            "give"
+        )
+    return None
 
 
 def _without_form(operation: str) -> str:

@@ -21,7 +21,7 @@ from deploykit.paths import require_place
 from deploykit.plan import Plan, make_plan, row_bytes
 from deploykit.rundir import RunDirectory
 from deploykit.sources.base import Source
-from deploykit.stores import is_url
+from deploykit.stores import is_url, renamed
 from deploykit.texts import several
 from deploykit.version import __version__
 from runners.base import check_controls
@@ -160,20 +160,20 @@ def run(
         setting = _checked(stack, opened, str(data), here, options, began, engine_here, progress, command)
         notes = [*chosen.notes, *setting.source.notes, *setting.notes]
         computed = engine_here.run(setting, here, progress=progress, notes=notes)
-        return _result(setting, here, str(out) if is_url(out) else here, computed, notes)
+        return _result(setting, here, out, computed, notes)
 
 
-def _result(setting: Setting, here: Path, named: Path | str, computed: Computed, notes: Sequence[str]) -> RunResult:
+def _result(setting: Setting, here: Path, out: str | Path, computed: Computed, notes: Sequence[str]) -> RunResult:
     """The result of a run in the directory ``here``, which may be the copy of a URL."""
     seconds = monotonic() - setting.began_s
     return RunResult(
-        path=named,
+        path=str(out) if is_url(out) else here,
         rows=setting.job.plan.rows,
         computed_rows=computed.rows,
         seconds=seconds,
         rows_per_s=computed.rows / seconds,
         skipped_shards=computed.skipped_shards,
-        notes=tuple(note.replace(str(here), str(named)) if named != here else note for note in notes),
+        notes=tuple(renamed(note, out, here) for note in notes),
         draws_per_row=computed.draws_per_row,
         missing_shards=computed.missing_shards,
         failed_rows=_failed_rows(here, setting.job),

@@ -165,12 +165,16 @@ class Mirror:
         new = self._new(others)
         self._put([name for name in new if name.startswith(_STATUS)], others)
         rest = [name for name in new if not name.startswith(_STATUS)]
+        waiting = {_stem(name): name for name in self._new(commits)}
         for first in range(0, len(rest), AT_ONCE):
-            self._put(rest[first : first + AT_ONCE], others)
+            some = rest[first : first + AT_ONCE]
+            self._put(some, others)
             signs = self._listed(_STATUS)
             self._put(self._new(signs), signs)
-            self._put([name for name in self._new(commits) if self._has_part(name)], commits)
-        self._put(self._new(commits), commits)
+            # A part is the one file of its name.
+            parts = [_stem(name) for name in some if name.startswith(_PARTS)]
+            self._put([waiting.pop(stem) for stem in parts if stem in waiting], commits)
+        self._put(list(waiting.values()), commits)
 
     def _send_last(self) -> None:
         for left in reversed(range(TRIES)):
@@ -217,10 +221,6 @@ class Mirror:
                     _tell(f"note: {error}. The run goes on in {self._copy}, and it is tried again")
                 told = True
 
-    def _has_part(self, commit: str) -> bool:
-        stem = commit.removeprefix(_COMMITS).removesuffix(".json")
-        return any(name.startswith(f"{_PARTS}{stem}.") for name in self._sent)
-
     def _new(self, listed: dict[str, Stamp]) -> list[str]:
         return [name for name, stamp in listed.items() if self._sent.get(name) != stamp]
 
@@ -246,6 +246,11 @@ class Mirror:
 def _belongs(name: str) -> bool:
     parts = name.split("/")
     return parts[0] not in (SPOOL_NAME, LOCK_NAME) and not any(part.startswith(TEMPORARY_PREFIX) for part in parts)
+
+
+def _stem(name: str) -> str:
+    """``part-000012`` of that part and of its commit."""
+    return name.rpartition("/")[2].partition(".")[0]
 
 
 def _is_result(name: str) -> bool:
