@@ -19,6 +19,7 @@ from deploykit.compare import default_tolerance
 from deploykit.errors import DeploykitError, ExportError
 from deploykit.tensors import TensorSpec
 from exporters.explain import NO_FUNCTORCH, explain
+from exporters.packing import padded_sequences
 from exporters.plainly import plainly
 from exporters.reach import drop_unseen_writes
 from exporters.recurrence import dynamic_steps
@@ -124,7 +125,7 @@ def _export(
         {axis: dimensions[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in specs
     )
     ones = cast(Any, symbolic_config).patch(backed_size_oblivious=not look_at_ones)
-    with quiet(), _silent(), dynamic_steps(), plainly(), ones, torch.no_grad():
+    with quiet(), _silent(), dynamic_steps(), padded_sequences(), plainly(), ones, torch.no_grad():
         return torch.export.export(module, tuple(example), dynamic_shapes={"tensors": shapes}, strict=False)
 
 

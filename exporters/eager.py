@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from exporters.eager_noise import AnsweredNoise
+from exporters.eager_packed import Packing, noted_packings, packing_of
 
 __all__ = ["Keep", "answered_dropouts", "without_dropout"]
 
@@ -22,7 +23,7 @@ Keep = Callable[[str, Sequence[int], float | None], Tensor | None]
 noise of ``deploykit.noise.sample``; None leaves the values alone and turns noise into its mean."""
 
 _DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
-_RECURRENT = ("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input")
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 aten = torch.ops.aten
 
@@ -37,12 +38,14 @@ def answered_dropouts(keep: Keep) -> Iterator[None]:
     """
     rules = {f"{kind}{end}": make(keep, kind) for kind in _DROPOUTS for end, make in (("", _dropout), ("_", _in_place))}
     rules["scaled_dot_product_attention"] = _attention(keep)
-    rules |= {name: _recurrent(keep, getattr(aten, name.partition(".")[0]).input) for name in _RECURRENT}
+    rules |= {f"{name}.input": _recurrent(keep, getattr(aten, name).input) for name in _RECURRENT}
     library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     try:
         for name, rule in rules.items():
             library.impl(name, rule, "CPU")
-        with AnsweredNoise(keep):
+        with AnsweredNoise(keep), noted_packings() as noted:
+            for name in _RECURRENT:
+                library.impl(f"{name}.data", _packed_recurrent(keep, getattr(aten, name).data, noted), "CPU")
             yield
     finally:
         library._destroy()
@@ -125,20 +128,57 @@ def _recurrent(keep: Keep, operation: Any) -> Callable[..., Any]:
         if not given[6] or not given[5]:
             return original(*given)
         values, states, weights, biases, layers, p, _, both, batch_first = given
-        several = isinstance(states, (tuple, list))
-        ways, each = 1 + both, len(weights) // layers
-        ends = []
-        for layer in range(layers):
-            place = slice(layer * ways, (layer + 1) * ways)
-            own = tuple(state[place] for state in states) if several else states[place]
-            result = original(
-                values, own, weights[layer * each : (layer + 1) * each], biases, 1, 0.0, False, both, batch_first
-            )
-            values, end = result[0], result[1:]
-            ends.append(end)
-            kept = keep("recurrent_dropout", list(values.shape), p) if layer + 1 < layers else None
-            if kept is not None:
-                values = torch.zeros_like(values) if math.isclose(p, 1) else torch.where(kept, values / (1 - p), 0.0)
-        return (values, *(torch.cat(parts) for parts in zip(*ends, strict=True)))
+
+        def run(values: Tensor, own: Any, weights: Any) -> Any:
+            return original(values, own, weights, biases, 1, 0.0, False, both, batch_first)
+
+        def dropped(values: Tensor) -> Tensor:
+            return _with_kept(values, keep("recurrent_dropout", list(values.shape), p), p)
+
+        return _layer_by_layer(run, dropped, values, states, weights, layers, 1 + both)
 
     return function
+
+
+def _packed_recurrent(keep: Keep, operation: Any, noted: list[Packing]) -> Callable[..., Any]:
+    """The same over packed data (total, features): masks are asked for the padded batch, as the capture asks for it."""
+    original = operation.decompose
+
+    def function(*given: Any) -> Any:
+        if not given[7] or not given[6]:
+            return original(*given)
+        values, batch_sizes, states, weights, biases, layers, p, _, both = given
+        packing = packing_of(batch_sizes, noted)
+
+        def run(values: Tensor, own: Any, weights: Any) -> Any:
+            return original(values, batch_sizes, own, weights, biases, 1, 0.0, False, both)
+
+        def dropped(values: Tensor) -> Tensor:
+            kept = keep("dropout", [len(packing.order), packing.steps, values.shape[-1]], p)
+            return _with_kept(values, None if kept is None else packing.packed(kept), p)
+
+        return _layer_by_layer(run, dropped, values, states, weights, layers, 1 + both)
+
+    return function
+
+
+def _layer_by_layer(
+    run: Callable[[Tensor, Any, Any], Any], dropped: Callable[[Tensor], Tensor],
+    values: Tensor, states: Any, weights: Any, layers: int, ways: int,
+) -> Any:  # fmt: skip
+    several, each = isinstance(states, (tuple, list)), len(weights) // layers
+    ends = []
+    for layer in range(layers):
+        place = slice(layer * ways, (layer + 1) * ways)
+        own = tuple(state[place] for state in states) if several else states[place]
+        result = run(values, own, weights[layer * each : (layer + 1) * each])
+        values, end = result[0], result[1:]
+        ends.append(end)
+        values = dropped(values) if layer + 1 < layers else values
+    return (values, *(torch.cat(parts) for parts in zip(*ends, strict=True)))
+
+
+def _with_kept(values: Tensor, kept: Tensor | None, p: float) -> Tensor:
+    if kept is None:
+        return values
+    return torch.zeros_like(values) if math.isclose(p, 1) else torch.where(kept, values / (1 - p), 0.0)

@@ -22,6 +22,8 @@ NO_FUNCTORCH = (
 _BY_NAME = re.compile(r"invalid data type 'str'|'(?:Fake)?Tensor' object has no attribute '(?:items|keys|get)'")
 """What torch and Python say of a tensor that is used as a dict."""
 
+_LENGTHS = "give pack_padded_sequence the padded rows and their lengths, each as a tensor and not as a list"
+
 _FUNCTORCH = ("_functorch/vmap.py", "_functorch/eager_transforms.py")
 """Files of torch whose code runs around a function of the user's that it transforms."""
 
@@ -37,17 +39,17 @@ def explain(error: Exception, module: nn.Module, specs: Sequence[TensorSpec]) ->
     where = _place(error, module)
     if any(Path(frame.f_code.co_filename).as_posix().endswith(_FUNCTORCH) for frame, _ in _frames(error)):
         return f"{where}{NO_FUNCTORCH}"
+    if "DataDependent" in kind or "data-dependent" in text:
+        return (
+            f"{where}the module's path depends on the values of its tensors, which an exported graph cannot follow: "
+            f"{head}; {_LENGTHS if _reads(error, '_sequence(') else _way_out(where)}"
+        )
     if "specialized" in text or "ConstraintViolation" in kind or "Constraints violated" in text:
         dynamic = dict.fromkeys(size for spec in specs for size in spec.shape if isinstance(size, str))
         return (
             f"{where}the module fixes a dimension that was declared dynamic ({', '.join(dynamic)}): "
             f"{_condition(text)}; "
             "write it without that size, or declare the dimension as a number and bring the inputs to it"
-        )
-    if "DataDependent" in kind or "data-dependent" in text:
-        return (
-            f"{where}the module's path depends on the values of its tensors, which an exported graph cannot follow: "
-            f"{head}; {_way_out(where)}"
         )
     if "not attached to a" in text and "Trainer" in text:
         return (

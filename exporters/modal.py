@@ -15,6 +15,7 @@ from exporters.drawplan import refuse_state, refuse_unsupported
 from exporters.eager import without_dropout
 from exporters.entry import Entry
 from exporters.generators import fingerprints, is_generator, set_back, state_of, surrounding_generators
+from exporters.longest import refuse_longest
 from exporters.modes import borrowed, set_modes, tracks_statistics
 from exporters.probe import SitesOff
 from exporters.reach import kept_state
@@ -87,13 +88,14 @@ class ModalCapture:
         """Let the module make what it keeps from its first call, such as a table of positions, of real tensors."""
         set_modes(self.entry, training)
         refuse_unsteady(self.entry.module, self._with_the_same_noise)
+        refuse_longest(self.entry.module, self._with_the_same_noise)
 
-    def _with_the_same_noise(self) -> tuple[Tensor, ...]:
+    def _with_the_same_noise(self, rows: slice = slice(None)) -> tuple[Tensor, ...]:
         """One eager call; noise of torch's that no rewrite knows is told by the graph, with a name."""
         torch.manual_seed(0)
         for generator, state in self._of_torch:
             set_back(generator, state)
-        found: tuple[Tensor, ...] = without_dropout(lambda: self.entry(*self._copies()))
+        found: tuple[Tensor, ...] = without_dropout(lambda: self.entry(*(each[rows] for each in self._copies())))
         return found
 
     def with_dropout(self, patterns: Sequence[str]) -> Seen:

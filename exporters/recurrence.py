@@ -24,27 +24,16 @@ _KEYS = (DispatchKey.CompositeImplicitAutograd, DispatchKey.Autograd)
 
 @contextmanager
 def dynamic_steps() -> Iterator[None]:
-    """Answer for the shapes of LSTM, GRU and RNN in fake tensors; real tensors are computed as always.
-
-    Packed sequences are refused: their shapes are values of the batch.
-    """
+    """Answer for the shapes of LSTM, GRU and RNN in fake tensors; real tensors are computed as always."""
     several: dict[Any, Callable[..., Any]] = {aten.lstm.input: _lstm}
     single = dict.fromkeys((aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input), _one_state)
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torch._VF, "_pack_padded_sequence", _refuse_packing, create=True))
         for operation, shapes in {**several, **single}.items():
             stack.callback(operation._dispatch_cache.clear)
             stack.enter_context(mock.patch.dict(operation.py_kernels, dict.fromkeys(_KEYS, shapes)))
             stack.enter_context(mock.patch.dict(decomposition_table, {operation: shapes}))
             operation._dispatch_cache.clear()
         yield
-
-
-def _refuse_packing(*_given: Any) -> None:
-    raise RuntimeError(
-        "pack_padded_sequence makes shapes out of the values of its lengths, which an exported graph cannot follow; "
-        "export a --method that runs over the padded steps and leaves the padding out of the result"
-    )
 
 
 def _lstm(values: Tensor, states: Sequence[Tensor], *given: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -79,7 +79,14 @@ class Reference:
                     f"p={p}, as where p follows a schedule or a mask is kept for later calls. An exported file keeps "
                     "no state; draw the same in every call"
                 )
-            return self._kept(expected.placed, shape, sample_ids, seed, draw) if expected.placed else None
+            if expected.placed is None:
+                return None
+            if len(shape) != len(expected.placed.sizes):
+                raise ExportError(
+                    f"{places[-1]}: draws {kind} in another shape than when it was captured ({list(shape)}), as for "
+                    "the data of a packed sequence; draw before pack_padded_sequence"
+                )
+            return self._kept(expected.placed, shape, sample_ids, seed, draw)
 
         tensors = [torch.from_numpy(inputs[name].copy()) for name in self.entry.names]
         with borrowed(self.entry), places_of(self.entry.module) as places, answered_dropouts(kept):

@@ -181,6 +181,11 @@ def _recurrent() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
             f"nn.{kind}(dropout, bidirectional)",
             lambda kind=kind: models.Recurrent(kind, bidirectional=True),  # type: ignore[misc]
         )
+    yield "nn.LSTM(dropout), over a packed sequence", lambda: models.PackedRecurrent("LSTM")
+    yield (
+        "nn.GRU(dropout), both directions of a packed sequence",
+        lambda: models.PackedRecurrent("GRU", bidirectional=True),
+    )
 
 
 def _all() -> Iterator[Construct]:

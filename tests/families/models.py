@@ -1,4 +1,4 @@
-"""Families of models as people write them: recurrent, segmentation, residual, graphs; and three that are refused."""
+"""Families of models as people write them: recurrent, segmentation, residual, graphs; and some that are refused."""
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -22,16 +22,23 @@ class LstmClassifier(nn.Module):
 
 
 class PackedLstm(nn.Module):
-    """The padding is packed away, so that the graph's shapes depend on the values of ``lengths``."""
+    """Embedded tokens, of which the padding is packed away; attention over what the LSTM gives for the others."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder, self.head = nn.LSTM(6, 10, num_layers=2, dropout=0.3, batch_first=True), nn.Linear(10, 3)
+        self.embedding, self.drop = nn.Embedding(50, 12, padding_idx=0), nn.Dropout(0.2)
+        self.encoder = nn.LSTM(12, 10, num_layers=2, dropout=0.3, bidirectional=True, batch_first=True)
+        self.score, self.head = nn.Linear(20, 1), nn.Linear(40, 3)
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        steps, _ = pad_packed_sequence(self.encoder(packed)[0], batch_first=True)
-        return self.head(steps.mean(1))
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        values = self.drop(self.embedding(ids))
+        packed = pack_padded_sequence(values, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        packed, (last, _) = self.encoder(packed)
+        steps, _ = pad_packed_sequence(packed, batch_first=True)
+        real = torch.arange(steps.shape[1], device=ids.device) < lengths.unsqueeze(1)
+        weights = self.score(steps).squeeze(-1).masked_fill(~real, -torch.inf).softmax(1)
+        both = torch.cat([(weights.unsqueeze(-1) * steps).sum(1), last[-2], last[-1]], 1)
+        return self.head(self.drop(both))
 
 
 def _double(inputs: int, outputs: int, p: float) -> nn.Sequential:
