@@ -27,6 +27,7 @@ from exporters.exportable import check_exportable
 from exporters.formats import FORMATS, Format
 from exporters.inputs import ModelInputs, find_inputs
 from exporters.parity import check_parity, tested_sizes
+from exporters.ranges import Range
 from exporters.request import check_values
 from exporters.subject import DrawOptions, Subject, prepare
 from exporters.tasks import TaskRequest, parse_tasks
@@ -59,7 +60,7 @@ def export_module(
     *,
     inputs: Sequence[str | TensorSpec] = (),
     example: Mapping[str, NDArray[Any]] | None = None,
-    ranges: Mapping[str, tuple[int, int]] | None = None,
+    ranges: Mapping[str, Range] | None = None,
     method: str = "forward",
     batch: Literal["auto", "list", "dict"] = "auto",
     formats: Sequence[str] = DEFAULT_FORMATS,
@@ -87,7 +88,8 @@ def export_module(
         destination: the directory to create.
         inputs: specs such as ``"x:float32[batch,64]"``; the first dimension is the batch.
         example: arrays by input name, instead of or beside ``inputs``.
-        ranges: half-open ranges of integer inputs.
+        ranges: half-open ranges of integer inputs, ``{"ids": (0, 30522)}``; the end may be a dynamic dimension,
+            ``{"lengths": (1, "steps+1")}``.
         method: the method to export; ``predict_step`` gets ``(batch, 0)``.
         batch: how a step method gets several inputs; any other gets all of them as one list or dict, if it says so.
         formats: names from ``exporters.formats.FORMATS``.

@@ -15,8 +15,9 @@ from torch import nn
 from deploykit.errors import UsageError
 from deploykit.tensors import DTYPES, TensorSpec, check_inputs, parse_spec
 from deploykit.texts import several
+from exporters.ranges import Range, check_ranges, values_of
 
-__all__ = ["BATCH", "CONTROLS", "ModelInputs", "control_specs", "find_inputs", "parse_range", "read_example"]
+__all__ = ["BATCH", "CONTROLS", "ModelInputs", "control_specs", "find_inputs", "read_example"]
 
 BATCH = "batch"
 DEFAULT_SIZE = 12
@@ -30,12 +31,12 @@ class ModelInputs:
     """What a model takes.
 
     ``example`` holds the user's own rows, if any; random inputs take their mean, spread and range from it. ``ranges``
-    holds the half-open range of integer inputs.
+    holds the range of integer inputs.
     """
 
     specs: tuple[TensorSpec, ...]
     example: Arrays | None = None
-    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    ranges: Mapping[str, Range] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -54,21 +55,22 @@ class ModelInputs:
     def random(self, sizes: Mapping[str, int], seed: int) -> Arrays:
         """Fresh random inputs with these sizes of the dynamic dimensions."""
         generator = np.random.default_rng(seed)
-        return {spec.name: self._random(spec, spec.with_sizes(sizes), generator) for spec in self.specs}
+        return {spec.name: self._random(spec, sizes, generator) for spec in self.specs}
 
-    def _random(self, spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[Any]:
+    def _random(self, spec: TensorSpec, sizes: Mapping[str, int], generator: np.random.Generator) -> NDArray[Any]:
+        shape = spec.with_sizes(sizes)
         shown = None if self.example is None else self.example[spec.name]
         if spec.dtype == "bool":
             return generator.random(shape) < 0.5
         if not spec.dtype.startswith("float"):
-            low, high = self._range(spec, shown)
+            low, high = self._range(spec, shown, sizes)
             return generator.integers(low, high, shape).astype(spec.dtype)
         mean, spread = _moments(shown)
         return (mean + spread * generator.standard_normal(shape)).astype(spec.dtype)
 
-    def _range(self, spec: TensorSpec, shown: NDArray[Any] | None) -> tuple[int, int]:
+    def _range(self, spec: TensorSpec, shown: NDArray[Any] | None, sizes: Mapping[str, int]) -> tuple[int, int]:
         if spec.name in self.ranges:
-            return self.ranges[spec.name]
+            return values_of(spec.name, self.ranges[spec.name], sizes)
         if shown is not None and shown.size:
             return int(shown.min()), int(shown.max()) + 1
         return 0, 2
@@ -96,7 +98,7 @@ def find_inputs(
     *,
     specs: Sequence[str | TensorSpec] = (),
     example: Mapping[str, NDArray[Any]] | None = None,
-    ranges: Mapping[str, tuple[int, int]] | None = None,
+    ranges: Mapping[str, Range] | None = None,
 ) -> ModelInputs:
     """The inputs from ``specs``, from ``example``, or from the module's ``example_input_array``, in this order.
 
@@ -113,31 +115,10 @@ def find_inputs(
     if not parsed and arrays is not None:
         parsed = tuple(_spec_of(name, array) for name, array in arrays.items())
     _check_specs(parsed)
-    _check_ranges(ranges or {}, parsed)
+    check_ranges(ranges or {}, parsed)
     found = ModelInputs(specs=parsed, example=arrays, ranges=dict(ranges or {}))
     found.default_sizes()  # Checks the example against the specs.
     return found
-
-
-def _check_ranges(ranges: Mapping[str, tuple[int, int]], specs: Sequence[TensorSpec]) -> None:
-    unknown = sorted(set(ranges) - {spec.name for spec in specs})
-    if unknown:
-        raise UsageError(
-            f"--range {', '.join(unknown)}: no such input; the inputs are {', '.join(s.name for s in specs)}"
-        )
-    for spec in (spec for spec in specs if spec.name in ranges):
-        low, high = ranges[spec.name]
-        if "int" not in spec.dtype:
-            raise UsageError(
-                f"--range {spec.name}={low}:{high}: the input is {spec.dtype}, and a range is for integers; leave it "
-                "out, and give realistic values with --example"
-            )
-        held = np.iinfo(spec.dtype)
-        if not held.min <= low < high <= held.max + 1:
-            raise UsageError(
-                f"--range {spec.name}={low}:{high}: the input is {spec.dtype}, which holds "
-                f"{held.min}:{held.max + 1}; give a range within it, HIGH larger than LOW, or another dtype"
-            )
 
 
 def _own_example(module: nn.Module) -> Arrays:
@@ -236,23 +217,6 @@ def read_example(path: Path) -> Arrays:
             return {name: data[name] for name in data.files}
     except (OSError, ValueError) as error:
         raise UsageError(f"example {path}: cannot be read as an .npz of plain arrays: {error}") from error
-
-
-def parse_range(text: str) -> tuple[str, tuple[int, int]]:
-    """Read ``ids=0:30522`` (the end is not included).
-
-    Raises:
-        UsageError: another form, or an empty range.
-    """
-    name, _, bounds = text.partition("=")
-    low, _, high = bounds.partition(":")
-    try:
-        found = int(low), int(high)
-    except ValueError:
-        raise UsageError(f"--range {text!r}: expected NAME=LOW:HIGH, for example ids=0:30522") from None
-    if found[0] >= found[1]:
-        raise UsageError(f"--range {text!r}: is empty; HIGH is not included and must be larger than LOW")
-    return name, found
 
 
 def control_specs(batch_name: str) -> list[TensorSpec]:

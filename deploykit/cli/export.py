@@ -33,7 +33,13 @@ Examples:
     "--input", "inputs", multiple=True, metavar="NAME:DTYPE[DIMS]", help="An input; a named dimension is dynamic."
 )
 @click.option("--example", type=NamedPath(), help="An .npz with example rows by input name.")
-@click.option("--range", "ranges", multiple=True, metavar="NAME=LOW:HIGH", help="Values of an integer input.")
+@click.option(
+    "--range",
+    "ranges",
+    multiple=True,
+    metavar="NAME=LOW:HIGH",
+    help="Values of an integer input, HIGH not included; HIGH may be a dimension: lengths=1:steps+1.",
+)
 @click.option("--method", default="forward", show_default=True, help="The method to export, such as predict_step.")
 @click.option(
     "--batch", type=click.Choice(["auto", "list", "dict"]), default="auto", show_default=True,
@@ -93,7 +99,8 @@ def export(
 
 
 def _library_options(options: dict[str, Any]) -> dict[str, Any]:
-    from exporters.inputs import parse_range, read_example
+    from exporters.inputs import read_example
+    from exporters.ranges import parse_range
 
     example = options.pop("example")
     return {

@@ -16,7 +16,7 @@ from torch import nn
 from deploykit.artifact import Artifact
 from deploykit.errors import ExportError, ParityError, UnknownNameError, UsageError
 from exporters.export import check_request, export_module
-from exporters.inputs import parse_range, read_example
+from exporters.inputs import read_example
 from tests.exporters import models
 
 SPEC = "x:float32[batch,6]"
@@ -274,13 +274,6 @@ def test_modules_that_cannot_be_captured_are_explained(tmp_path: Path) -> None:
     ):
         with pytest.raises(ExportError, match=message):
             export_module(module, tmp_path / "a", inputs=[SPEC])
-
-
-def test_ranges_are_read_as_they_are_written() -> None:
-    assert parse_range("ids=0:30522") == ("ids", (0, 30522))
-    for text in ("ids", "ids=5", "ids=a:b", "ids=3:3"):
-        with pytest.raises(UsageError, match="--range"):
-            parse_range(text)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1, 2}, b"bytes", {"deep": [float("nan")]}])

@@ -17,7 +17,7 @@ from exporters.export import ExportResult, export_module
 
 pytestmark = pytest.mark.slow
 
-INPUTS, RANGES = ("x:float32[batch,steps,6]", "lengths:int64[batch]"), {"lengths": (1, 7)}
+INPUTS, RANGES = ("x:float32[batch,steps,6]", "lengths:int64[batch]"), {"lengths": (1, "steps+1")}
 
 Use = Callable[["Packed", Tensor, Tensor], Tensor]
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from exporters.export import ExportResult, export_module
+from exporters.ranges import Range
 
 Arrays = dict[str, np.ndarray]
 Client = Callable[..., Arrays]
@@ -27,7 +28,7 @@ class Family:
     inputs: tuple[str, ...]
     sites: tuple[tuple[str, str], ...]
     feeds: Callable[[int, np.random.Generator], Arrays]
-    ranges: Mapping[str, tuple[int, int]] | None = None
+    ranges: Mapping[str, Range] | None = None
 
 
 def clients(result: ExportResult) -> dict[str, Client]:

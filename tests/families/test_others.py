@@ -59,7 +59,7 @@ FAMILIES = {
     "LSTM classifier over packed sequences": Family(
         build=models.PackedLstm, inputs=(*TOKENS, "lengths:int64[batch]"),
         sites=(("drop", "dropout"), ("encoder", "dropout"), ("drop", "dropout")), feeds=packed_rows,
-        ranges={"ids": (0, 50), "lengths": (1, 10)},
+        ranges={"ids": (0, 50), "lengths": (1, "steps+1")},
     ),
     "U-Net with transposed convolutions": Family(
         build=lambda: models.UNet(transposed=True), inputs=IMAGE, sites=CHANNELS, feeds=images
@@ -80,8 +80,8 @@ FAMILIES = {
     ),
     "graph network on edge lists": Family(
         build=models.EdgeList,
-        inputs=("x:float32[batch,9,5]", "edges:int64[batch,2,edges]", "real:float32[batch,edges]"),
-        sites=(("(root)", "dropout"),) * 2, feeds=edge_lists, ranges={"edges": (0, 9)},
+        inputs=("x:float32[batch,nodes,5]", "edges:int64[batch,2,edges]", "real:float32[batch,edges]"),
+        sites=(("(root)", "dropout"),) * 2, feeds=edge_lists, ranges={"edges": (0, "nodes")},
     ),
 }  # fmt: skip
 
