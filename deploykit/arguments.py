@@ -45,6 +45,12 @@ def _require(name: str, value: object) -> None:
         or (isinstance(value, Mapping) and _are_names(list(value)) and all(map(_are_names, value.values())))
     ):
         raise _of_type(name, value, "the columns of each input by its name, such as {'x': ['f*']}")
+    if name == "pad" and not (value is None or (isinstance(value, Mapping) and all(map(_is_filled, value.items())))):
+        raise _of_type(name, value, "what rows of an input are filled with by its name, such as {'input_ids': 0}")
+
+
+def _is_filled(item: tuple[object, object]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], int | float)
 
 
 def _are_names(value: object) -> bool:

@@ -64,6 +64,7 @@ class Job:
         lightning: the ``BasePredictionWriter`` that is called when all rows are there: ``writer`` and ``arguments``.
         keep: columns of the data that go with the predictions, behind the outputs of the model.
         columns: which columns give an input, as the user said it; what that means is in ``data``.
+        pad: by input what rows are filled with that are shorter than others of their batch.
         command: the command line of the run, for one process, for people.
     """
 
@@ -87,6 +88,7 @@ class Job:
     lightning: Mapping[str, Any] | None = None
     keep: tuple[str, ...] = ()
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    pad: Mapping[str, float] = field(default_factory=dict)
     command: str = ""
 
     def __post_init__(self) -> None:

@@ -119,6 +119,7 @@ def opened_source(directory: RunDirectory, artifact: Artifact, data: str) -> Sou
     reading = Reading(
         columns=job.columns,
         keep=job.keep,
+        pad=job.pad,
         allow_nan=job.nan == "allow",
         preprocessing=artifact.manifest.preprocessing,
         index=load_index(directory.path, job.data),

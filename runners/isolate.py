@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from deploykit.errors import ArtifactError, DeviceError, MissingExtraError, RunError, UsageError
 from deploykit.plan import Shard, remaining
 from deploykit.sources.finite import nan_rows
+from deploykit.sources.ragged import padded_together
 from deploykit.sources.reading import split
 from runners.base import Arrays
 from runners.fitting import is_out_of_memory
@@ -68,7 +69,13 @@ def _read_runs(source: "Source", ids: NDArray[np.int64]) -> Arrays:
     """Rows with gaps between them, read run by run; nothing at all for no rows."""
     runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1) if len(ids) else []
     found = [source.read(int(run[0]), int(run[-1]) + 1) for run in runs]
-    return {name: np.concatenate([part[name] for part in found]) for name in found[0]} if found else {}
+    pads = getattr(source, "pads", {})
+    return {
+        name: padded_together([part[name] for part in found], pads[name])
+        if name in pads
+        else np.concatenate([part[name] for part in found])
+        for name in (found[0] if found else ())
+    }
 
 
 class Predictable:

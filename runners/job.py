@@ -1,7 +1,6 @@
 """``run``: an artifact, data and devices in; a run directory with every row's prediction out."""
 
 import contextlib
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from deploykit.texts import several
 from deploykit.version import __version__
 from runners.base import check_controls
 from runners.batchsize import Probe, check_batch_size, probe_batch_size, settle_batch_size
+from runners.command import DEFAULT_BATCH_SIZE, command_of
 from runners.engine import Engine
 from runners.engines import choose_engine
 from runners.execute import Computed, ProgressChoice, Setting
@@ -36,8 +36,6 @@ from runners.progress import check_kind
 from runners.table import choose_runner
 
 __all__ = ["RunResult", "run"]
-
-DEFAULT_BATCH_SIZE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +94,7 @@ def run(
     engine: str = "auto",
     columns: Mapping[str, str | Sequence[str]] | None = None,
     keep: str | Sequence[str] = (),
+    pad: Mapping[str, float] | None = None,
     progress: ProgressChoice = "none",
 ) -> RunResult:
     """Predict every row of ``data`` into the run directory ``out``, or take up the same job where it stopped.
@@ -128,6 +127,7 @@ def run(
             or ``auto``: the launcher that has started this process as one of several ranks, else ``local``.
         columns: by input the columns, or patterns of them, that give it; those of the inputs' names if not given.
         keep: columns of the data that go with the predictions.
+        pad: by input what the lists of rows are filled with that are shorter than others of their batch.
         progress: ``auto``, ``bar``, ``lines`` or ``none``, or a function of the rows that are done and all rows.
 
     Raises:
@@ -146,7 +146,7 @@ def run(
         "draws": draws, "draws-per-pass": draws_per_pass, "draws-until": draws_until, "min-draws": min_draws,
         "writer": writer, "writer-arg": writer_arg, "write-interval": write_interval, "layout": layout,
         "shard-rows": shard_rows, "nan": nan, "on-error": on_error, "threads": threads, "engine": engine,
-        "map": {name: several(names) for name, names in (columns or {}).items()}, "keep": several(keep),
+        "map": _each_several(columns or {}), "keep": several(keep), "pad": dict(pad or {}),
     }  # fmt: skip
     chosen = choose_engine(engine)
     if threads is not None:
@@ -156,11 +156,14 @@ def run(
         engine_here = stack.enter_context(chosen.engine)
         opened = stack.enter_context(Artifact.open(artifact))
         here = stack.enter_context(mirrored(out, engine_here))
-        command = _command(artifact, data, out, options, engine_here)
+        command = command_of(artifact, data, out, options, engine_here)
         setting = _checked(stack, opened, str(data), here, options, began, engine_here, progress, command)
         notes = [*chosen.notes, *setting.source.notes, *setting.notes]
-        computed = engine_here.run(setting, here, progress=progress, notes=notes)
-        return _result(setting, here, out, computed, notes)
+        return _result(setting, here, out, engine_here.run(setting, here, progress=progress, notes=notes), notes)
+
+
+def _each_several(columns: Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    return {name: several(names) for name, names in columns.items()}
 
 
 def _result(setting: Setting, here: Path, out: str | Path, computed: Computed, notes: Sequence[str]) -> RunResult:
@@ -217,7 +220,7 @@ def _checked(
     cut = _cut(source, artifact.manifest, options["shard-rows"])
     job = Job(
         artifact=artifact.digest, artifact_path=str(artifact.path), format=runner.format,
-        data=source.fingerprint(), data_source=data, columns=options["map"], keep=options["keep"],
+        data=source.fingerprint(), data_source=data, columns=options["map"], keep=options["keep"], pad=options["pad"],
         seed=seed, draws=draws, passes=passes, plan=cut(batch_size), outputs=writing.writer.outputs,
         nan=cast("NanPolicy", options["nan"]), on_error=cast("ErrorPolicy", options["on-error"]),
         version=__version__, created=datetime.now(UTC).isoformat(timespec="seconds"), **writing.job_fields(),
@@ -225,8 +228,7 @@ def _checked(
     )  # fmt: skip
     return Setting(
         artifact=artifact, source=source, writing=writing, runner=runner, runner_name=options["runner"],
-        devices=devices, threads=options["threads"], job=job, began_s=began,
-        cut=cut if notes else None, notes=notes,
+        devices=devices, threads=options["threads"], job=job, began_s=began, cut=cut if notes else None, notes=notes,
     )  # fmt: skip
 
 
@@ -267,32 +269,3 @@ def _passes(artifact: Artifact, draws: int | None, options: Mapping[str, Any]) -
         draws_until=options["draws-until"],
         min_draws=options["min-draws"],
     )
-
-
-def _command(
-    artifact: str | Path, data: str | Path, out: str | Path, options: Mapping[str, Any], engine: Engine
-) -> str:
-    """The command of one process; ranks that a launcher starts find out by themselves that it has."""
-    defaults = {
-        "runner": "auto",
-        "devices": "auto",
-        "batch-size": DEFAULT_BATCH_SIZE,
-        "writer": "npy",
-        "layout": CONTIGUOUS,
-        "nan": "error",
-        "on-error": "fail",
-        "engine": "auto",
-    }
-    words = ["deploykit", "run", str(artifact), "--data", str(data), "-o", str(out)]
-    for name, value in options.items():
-        if name == "map":
-            words += [word for key, names in value.items() for word in ("--map", f"{key}={','.join(names)}")]
-        elif name == "keep":
-            words += ["--keep", ",".join(value)] if value else []
-        elif isinstance(value, Mapping):
-            words += [word for key, one in value.items() for word in (f"--{name}", f"{key}={one}")]
-        elif name == "engine" and not engine.prepares_alone:
-            continue
-        elif value is not None and value != defaults.get(name):
-            words += [f"--{name}", str(value)]
-    return shlex.join(words)

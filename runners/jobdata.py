@@ -79,6 +79,7 @@ def _reading(artifact: Artifact, options: Mapping[str, Any]) -> Reading:
     return Reading(
         columns=options["map"],
         keep=options["keep"],
+        pad=options["pad"],
         allow_nan=options["nan"] == "allow",
         preprocessing=artifact.manifest.preprocessing,
     )

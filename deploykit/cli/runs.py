@@ -58,6 +58,10 @@ Examples:
     "--map", "mapping", multiple=True, metavar="INPUT=COLUMNS",
     help="The columns of an input, x=f0,f1,f2 or x='f*', of a factory's dicts the key; by default what has its name.",
 )  # fmt: skip
+@click.option(
+    "--pad", multiple=True, metavar="INPUT[=NUMBER]",
+    help="Fill the lists of an input that are shorter than others of their batch, with 0 if no number is given.",
+)  # fmt: skip
 @click.option("--keep", metavar="COLUMNS", help="Columns (keys) of the data that go with the predictions, with commas.")
 @click.option("-o", "--output", required=True, type=NamedPath(urls=True), help="The run directory, or its URL.")
 @click.option("--runner", default="auto", show_default=True, help="onnx, torch, or auto: ONNX where there is a choice.")
@@ -114,16 +118,17 @@ def run(
     quiet: bool,
     mapping: tuple[str, ...],
     keep: str | None,
+    pad: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Predict every row of a data set with ARTIFACT.
 
     The same command again resumes a run that was stopped; it computes only what is missing.
     """
-    from deploykit.sources import parse_map
+    from deploykit.sources import parse_map, parse_pad
     from runners.job import run as run_job
 
-    options |= {"columns": parse_map(mapping), "keep": _names(keep)}
+    options |= {"columns": parse_map(mapping), "keep": _names(keep), "pad": parse_pad(pad)}
     result = run_job(artifact, at_home(data), output, **options, progress="none" if quiet else "auto")
     if quiet:
         return

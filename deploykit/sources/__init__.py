@@ -2,6 +2,7 @@
 
 from deploykit.sources.base import Arrays, Source
 from deploykit.sources.finite import check_finite, count_nan_rows
+from deploykit.sources.ragged import parse_pad
 from deploykit.sources.reading import KEPT, Reading, parse_map
 from deploykit.sources.table import SOURCES, open_source
 
@@ -15,4 +16,5 @@ __all__ = [
     "count_nan_rows",
     "open_source",
     "parse_map",
+    "parse_pad",
 ]

@@ -14,7 +14,9 @@ from deploykit.sources.columns import Column
 from deploykit.sources.unsigned import KEPT_AS, not_held
 from deploykit.tensors import TEXT, TensorSpec
 
-__all__ = ["NOT_UTF8", "Place", "described_columns", "input_array", "kept_array", "stacked"]
+__all__ = [
+    "NOT_UTF8", "Place", "described_columns", "input_array", "kept_array", "logical", "refuse_null", "stacked",
+]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
 
@@ -158,25 +160,25 @@ def _flattened(column: Any, name: str, place: Place) -> tuple[Any, list[int]]:
     while True:
         kind = column.type
         if isinstance(kind, pa.BaseExtensionType):
-            column = _logical(column, name, place)
+            column = logical(column, name, place)
         elif pa.types.is_dictionary(kind):
             column = column.dictionary_decode()
         elif pa.types.is_nested(kind):
-            _refuse_null(column, name, place, max(1, math.prod(sizes)))
+            refuse_null(column, name, place, max(1, math.prod(sizes)))
             sizes.append(_list_size(column, name, place, max(1, math.prod(sizes))))
             column = column.flatten()
         else:
             return column, sizes
 
 
-def _logical(column: Any, name: str, place: Place) -> Any:
+def logical(column: Any, name: str, place: Place) -> Any:
     """The values of an extension type; those of a tensor in the order of its dimensions, whatever that in memory is."""
     import pyarrow as pa
 
     order = getattr(column.type, "permutation", None)
     if order is None or list(order) == sorted(order):
         return column.storage
-    _refuse_null(column.storage, name, place, 1)
+    refuse_null(column.storage, name, place, 1)
     places = np.arange(math.prod(column.type.shape)).reshape(column.type.shape).transpose(order).reshape(-1)
     rows = np.arange(len(column))[:, None] * len(places)
     values = column.storage.flatten().take(pa.array((rows + places).reshape(-1)))
@@ -195,7 +197,10 @@ def _list_size(column: Any, name: str, place: Place, per_row: int) -> int:
     if len(other):
         row = int(other[0]) // per_row
         raise place.error(
-            name, row, f"{lengths[other[0]]} values, row {place.first_row} has {lengths[0]}; pad the rows to one size"
+            name,
+            row,
+            f"{lengths[other[0]]} values, row {place.first_row} has {lengths[0]}; pad the rows to one size, or let "
+            f"--pad do it",
         )
     return int(lengths[0])
 
@@ -210,7 +215,10 @@ def _check_sizes(sizes: list[int], wanted: tuple[int | str, ...], name: str, pla
         raise place.error(name, 0, f"a list of {sizes} values, the model takes {list(wanted)} per row; mend the data")
 
 
-def _refuse_null(column: Any, name: str, place: Place, per_row: int) -> None:
+def refuse_null(column: Any, name: str, place: Place, per_row: int) -> None:
+    """Raises:
+    DataError: a value is null; names its row, of which there are ``per_row`` values.
+    """
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]) // per_row
         raise place.error(name, row, "no value (null); fill it in the data, or leave the row out")

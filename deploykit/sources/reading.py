@@ -20,6 +20,8 @@ class Reading:
     Attributes:
         columns: columns or patterns by input, as in ``--map``; inputs that are not named are found by their names.
         keep: columns that go with the predictions.
+        pad: by input what rows are filled with that are shorter than others of their batch; the rows of other inputs
+            must be of one length.
         allow_nan: an empty value becomes NaN where floats are read.
         preprocessing: how raw data becomes an input, by input, from the artifact's manifest.
         index: what the same source found at an earlier opening (``Source.index``), to be taken over.
@@ -27,6 +29,7 @@ class Reading:
 
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
+    pad: Mapping[str, float] = field(default_factory=dict)
     allow_nan: bool = False
     preprocessing: Mapping[str, Any] | None = None
     index: Any = None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from deploykit.errors import DataError
+from deploykit.errors import DataError, UsageError
 from deploykit.locations import Found, find
 from deploykit.registry import Registry
 from deploykit.sources.base import Source
@@ -58,10 +58,21 @@ def open_source(
 
     Raises:
         DataError: nothing there, an unknown extension, damaged, or data that does not fit the model.
-        UsageError: the factory cannot be imported.
+        UsageError: the factory cannot be imported, or there is nothing to pad.
         MissingExtraError: the format or the URL needs a package that is not installed.
     """
     reading = reading or Reading()
+    source = _opened(text, inputs, prepare, reading)
+    if reading.pad and not hasattr(source, "pads"):
+        source.close()
+        raise UsageError(
+            f"data {text}: --pad is for tables whose values are lists (Parquet, Arrow, JSON Lines, a saved data set); "
+            "leave it out, and let a data set in Python pad in its collate_fn"
+        )
+    return source
+
+
+def _opened(text: str, inputs: Sequence[TensorSpec], prepare: bool, reading: Reading) -> Source:
     name, place = _named(text)
     if name is None and ":" in text and "://" not in text and not _is_known_file(text):
         return open_factory(text, inputs, prepare=prepare, reading=reading)

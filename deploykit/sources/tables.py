@@ -10,11 +10,13 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from deploykit.errors import DataError, DeploykitError, MissingExtraError
+from deploykit.errors import DataError, DeploykitError, MissingExtraError, UsageError
 from deploykit.locations import DataFile
+from deploykit.sources.arrowlists import is_list, ragged_array
 from deploykit.sources.arrowvalues import Place, described_columns, input_array, kept_array, stacked
 from deploykit.sources.base import Arrays, file_fingerprint
 from deploykit.sources.columns import match_columns
+from deploykit.sources.ragged import fills_of, padded_together
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.tensors import TensorSpec, check_inputs
 from deploykit.wording import row_range
@@ -89,8 +91,11 @@ class TableSource:
 
     Of a directory every file is part of the table, so all must have an extension of the format (``only_own``).
 
+    ``pads`` are the inputs whose rows may differ in length, with what they are filled with.
+
     Raises:
         DataError: the columns do not give the model's inputs.
+        UsageError: an input is to be padded that cannot be.
     """
 
     only_own: ClassVar[bool] = True
@@ -101,6 +106,8 @@ class TableSource:
         columns = described_columns(pieces.schema, pieces.hints)
         self._match = match_columns(pieces.what, columns, inputs, reading, self.notes, text=pieces.is_text)
         self.kept = self._match.kept
+        self.pads = fills_of(reading.pad, inputs)
+        self._refuse_single_values()
         dtypes = {name: spec.dtype for spec in inputs for name in self._match.inputs[spec.name]}
         pieces.select(self._match.columns, dtypes, {spec.name: spec.dtype for spec in self.kept})
         self.rows_together = max(pieces.rows, default=1)
@@ -123,7 +130,7 @@ class TableSource:
             parts.append(self._rows(chunk, row, end))
             row = end
         try:
-            arrays = {key: _joined([part[key] for part in parts]) for key in parts[0]}
+            arrays = {key: self._joined(key, [part[key] for part in parts]) for key in parts[0]}
             check_inputs(self._inputs, {spec.name: arrays[spec.name] for spec in self._inputs}, first_row=start)
         except (DataError, ValueError) as error:
             raise DataError(f"data {self._pieces.what}, {row_range(start, stop)}: {error}") from None
@@ -190,9 +197,14 @@ class TableSource:
             raise DataError(f"data {chunk.name}, row {first_row}: {chunk.problem}")
         place = Place(self._pieces.what, first_row)
         columns = {name: _one(chunk.column(name)) for name in chunk.schema.names}
-        arrays: Arrays = {}
+        arrays: dict[str, Any] = {}
         for spec in self._inputs:
             names = self._match.inputs[spec.name]
+            if spec.name in self.pads:
+                arrays[spec.name] = ragged_array(
+                    columns[names[0]], spec, names[0], place, self.pads[spec.name], allow_nan=self._allow_nan
+                )
+                continue
             if len(names) == 1 and not _is_scalar_of_vector(columns[names[0]], spec):
                 arrays[spec.name] = input_array(columns[names[0]], spec, names[0], place, allow_nan=self._allow_nan)
                 continue
@@ -203,6 +215,23 @@ class TableSource:
             key = f"{KEPT}{spec.name}"
             arrays[key] = kept_array(columns[key if key in columns else spec.name], spec, place)
         return arrays
+
+    def _joined(self, key: str, parts: list[Any]) -> np.ndarray[Any, Any]:
+        """A fresh array; ValueError where a dynamic dimension differs."""
+        if key in self.pads:
+            return padded_together([part.padded() for part in parts], self.pads[key])
+        return np.concatenate(parts) if len(parts) > 1 else parts[0].copy(order="C")
+
+    def _refuse_single_values(self) -> None:
+        """Refuse to pad what is no list."""
+        schema = self._pieces.schema
+        for name in self.pads:
+            columns = self._match.inputs[name]
+            if len(columns) > 1 or not is_list(schema.field(columns[0]).type):
+                raise UsageError(
+                    f"data {self._pieces.what}: --pad {name}: {', '.join(columns[:4])} holds single values and no "
+                    "lists, which alone have a length; leave it out"
+                )
 
     def _empty(self) -> Arrays:
         specs = {**{spec.name: spec for spec in self._inputs}, **{f"{KEPT}{s.name}": s for s in self.kept}}
@@ -250,8 +279,3 @@ def _is_scalar_of_vector(column: Any, spec: TensorSpec) -> bool:
     import pyarrow as pa
 
     return len(spec.row_shape) == 1 and not pa.types.is_nested(column.type) and not hasattr(column, "storage")
-
-
-def _joined(parts: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-    """A fresh array; ValueError where a dynamic dimension differs."""
-    return np.concatenate(parts) if len(parts) > 1 else parts[0].copy(order="C")

@@ -1,0 +1,226 @@
+"""Lists of different lengths, filled up to the longest row of a batch: against numpy, row by row."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import deploykit
+from deploykit.errors import DataError, RunError, UsageError
+from deploykit.sources import Reading, open_source, parse_pad
+from deploykit.tensors import TensorSpec
+
+IDS = TensorSpec(name="ids", dtype="int64", shape=("batch", "steps"))
+MASK = TensorSpec(name="mask", dtype="float32", shape=("batch", "steps"))
+FIXED = TensorSpec(name="ids", dtype="int32", shape=("batch", 5))
+VECTORS = TensorSpec(name="x", dtype="float32", shape=("batch", "steps", 2))
+
+Rows = list[list[Any]]
+
+
+def write(path: Path, columns: dict[str, Any], kind: str) -> Path:
+    table = pa.table(columns)
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    elif kind == "arrow":
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=3)
+    else:
+        pq.write_table(table, path, row_group_size=4)
+    return path
+
+
+def padded(rows: Rows, fill: float, dtype: str, size: int | None = None) -> np.ndarray:
+    """What must come, by a loop over the rows."""
+    inner = np.asarray(next((row for row in rows if row), [0]), dtype).shape[1:]
+    steps = size or max(1, *(len(row) for row in rows))
+    found = np.full((len(rows), steps, *inner), fill, dtype)
+    for number, row in enumerate(rows):
+        if row:
+            found[number, : len(row)] = np.asarray(row, dtype)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "jsonl"])
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_rows_are_filled_up_to_the_longest_that_is_read(
+    kind: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    lengths = data.draw(st.lists(st.integers(0, 7), min_size=1, max_size=14))
+    ids = [[10 * row + step for step in range(length)] for row, length in enumerate(lengths)]
+    if not any(lengths):
+        ids[0] = [1]  # A column of empty lists alone has no type.
+    path = write(tmp_path_factory.mktemp("rows") / f"rows.{kind}", {"ids": ids}, kind)
+    source = open_source(str(path), [IDS], reading=Reading(pad={"ids": -1}))
+    for _ in range(4):
+        start = data.draw(st.integers(0, len(ids) - 1))
+        stop = data.draw(st.integers(start + 1, len(ids)))
+        np.testing.assert_array_equal(source.read(start, stop)["ids"], padded(ids[start:stop], -1, "int64"))
+    source.close()
+
+
+def test_lists_of_vectors_and_lists_of_a_fixed_size(tmp_path: Path) -> None:
+    rows = [[[1.0, 2.0], [3.0, 4.0]], [], [[5.0, 6.0]]]
+    path = write(tmp_path / "rows.parquet", {"x": pa.array(rows, pa.list_(pa.list_(pa.float32())))}, "parquet")
+    source = open_source(str(path), [VECTORS], reading=Reading(pad={"x": 0.5}))
+    np.testing.assert_array_equal(source.read(0, 3)["x"], padded(rows, 0.5, "float32"))
+    ids = [[1, 2], [], [3, 4, 5, 6, 7]]
+    path = write(tmp_path / "ids.parquet", {"ids": pa.array(ids, pa.list_(pa.int16()))}, "parquet")
+    source = open_source(str(path), [FIXED], reading=Reading(pad={"ids": 0}))
+    np.testing.assert_array_equal(source.read(0, 2)["ids"], padded(ids[:2], 0, "int32", 5))
+    assert source.joins
+    short = pa.FixedSizeListArray.from_arrays(pa.array(range(6)), 2)
+    path = write(tmp_path / "short.parquet", {"ids": short}, "parquet")
+    source = open_source(str(path), [IDS], reading=Reading(pad={"ids": 9}))
+    np.testing.assert_array_equal(source.read(1, 3)["ids"], [[2, 3], [4, 5]])
+
+
+@pytest.mark.parametrize(
+    ("columns", "inputs", "pad", "error", "message"),
+    [
+        ({"ids": [[1], [1, 2, 3, 4, 5, 6]]}, [FIXED], {"ids": 0}, DataError, "row 1, .*6 values, the model takes 5"),
+        ({"ids": [[1], None]}, [IDS], {"ids": 0}, DataError, "row 1, .*no value"),
+        ({"ids": [[1], [2, 3], [4, None]]}, [IDS], {"ids": 0}, DataError, "row 2, .*no value"),
+        (
+            {"ids": [[1], [2, 2**40]]},
+            [FIXED],
+            {"ids": 0},
+            DataError,
+            "row 1, .*1099511627776, which int32",
+        ),
+        ({"ids": [[1], [2, 3]]}, [IDS], {}, DataError, "row 1, .*2 values, row 0 has 1; pad the rows.*--pad"),
+        ({"ids": [[1, 2], [3]], "mask": [[1.0], [1.0]]}, [IDS, MASK], {"ids": 0, "mask": 0}, DataError, "'steps' is 1"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_named(
+    columns: dict[str, Any], inputs: list[TensorSpec], pad: dict[str, float], error: type, message: str, tmp_path: Path
+) -> None:
+    if "mask" in columns:
+        columns = columns | {"mask": pa.array(columns["mask"], pa.list_(pa.float32()))}
+    path = write(tmp_path / "rows.parquet", columns, "parquet")
+    source = open_source(str(path), inputs, reading=Reading(pad=pad))
+    with pytest.raises(error, match=message):
+        source.read(0, len(source))
+
+
+@pytest.mark.parametrize(
+    ("pad", "message"),
+    [
+        ({"other": 0}, r"--pad other: the inputs of the model are \['ids'\]"),
+        ({"ids": 0.5}, "--pad ids=0.5: int64 does not hold it"),
+        ({"ids": float("nan")}, "--pad ids=nan: int64 does not hold it"),
+    ],
+)
+def test_what_cannot_be_filled_is_refused(pad: dict[str, float], message: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.parquet", {"ids": [[1], [2, 3]]}, "parquet")
+    with pytest.raises(UsageError, match=message):
+        open_source(str(path), [IDS], reading=Reading(pad=pad))
+
+
+def test_padding_is_for_lists(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.parquet", {f"f{number}": [1, 2] for number in range(5)}, "parquet")
+    with pytest.raises(UsageError, match="--pad ids: f0, f1, f2, f3 holds single values"):
+        open_source(str(path), [FIXED], reading=Reading(pad={"ids": 0}))
+    np.save(tmp_path / "rows.npy", np.zeros((2, 5), np.int32))
+    with pytest.raises(UsageError, match=r"--pad is for tables whose values are lists .*collate_fn"):
+        open_source(str(tmp_path / "rows.npy"), [FIXED], reading=Reading(pad={"ids": 0}))
+
+
+@pytest.mark.parametrize("text", ["=3", "ids=a", "ids="])
+def test_what_is_no_padding_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--pad .*expected"):
+        parse_pad([text])
+
+
+class Tokens(nn.Module):
+    """The mean of what the tokens of a row stand for, and how many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(100, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        real = mask.unsqueeze(-1)
+        return {"mean": (self.table(ids) * real).sum(1) / real.sum(1).clamp(min=1), "count": mask.sum(1)}
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tokens]:
+    torch.manual_seed(0)
+    module = Tokens().eval()
+    path = tmp_path_factory.mktemp("tokens") / "model"
+    inputs = ["ids:int64[batch,steps]", "mask:float32[batch,steps]"]
+    deploykit.export(module, path, inputs=inputs, ranges={"ids": (0, 100)}, formats=["onnx"])
+    onnx.checker.check_model(path / "model.onnx")
+    return path, module
+
+
+def sentences(rows: int) -> Rows:
+    generator = np.random.default_rng(5)
+    return [generator.integers(1, 100, generator.integers(1, 30)).tolist() for _ in range(rows)]
+
+
+def data_of(rows: Rows, path: Path) -> Path:
+    ones = pa.array([[1.0] * len(row) for row in rows], pa.list_(pa.float32()))
+    return write(path, {"ids": pa.array(rows, pa.list_(pa.int64())), "mask": ones}, "parquet")
+
+
+def merged_of(run: Path) -> dict[str, np.ndarray]:
+    with np.load(deploykit.merge(run, run.with_suffix(".npz"))) as found:
+        return dict(found)
+
+
+def test_a_run_over_tokens_gives_each_row_its_own_on_any_number_of_ranks(
+    tokens: tuple[Path, Tokens], tmp_path: Path
+) -> None:
+    rows = sentences(101)
+    data, options = data_of(rows, tmp_path / "rows.parquet"), {"batch_size": 8, "pad": {"ids": 0, "mask": 0}}
+    for name, devices in (("one", "cpu"), ("two", "cpu:2")):
+        deploykit.run(tokens[0], data, tmp_path / name, **options, devices=devices, threads=1, shard_rows=16)
+    merged = merged_of(tmp_path / "one")
+    table = tokens[1].table.weight.detach().numpy()
+    np.testing.assert_array_equal(merged["count"], [len(row) for row in rows])
+    np.testing.assert_allclose(merged["mean"], [table[row].mean(0) for row in rows], atol=1e-6)
+    for part in (tmp_path / "one" / "parts").iterdir():
+        assert part.read_bytes() == (tmp_path / "two" / "parts" / part.name).read_bytes()
+    command = json.loads((tmp_path / "one" / "run.json").read_text())["command"]
+    assert "--pad ids=0 --pad mask=0" in command
+    with pytest.raises(RunError, match=r"pad\.ids: 0, asked for 1"):
+        deploykit.run(tokens[0], data, tmp_path / "one", **options | {"pad": {"ids": 1, "mask": 0}}, shard_rows=16)
+
+
+def test_a_row_that_fails_leaves_the_others_of_its_batch(tokens: tuple[Path, Tokens], tmp_path: Path) -> None:
+    rows = sentences(40)
+    rows[13] = [5, 1000]  # No such token: the model fails.
+    rows[21] = [3, None]
+    data, options = data_of(rows, tmp_path / "rows.parquet"), {"batch_size": 8, "pad": {"ids": 0, "mask": 0}}
+    result = deploykit.run(tokens[0], data, tmp_path / "run", **options, on_error="skip", devices="cpu")
+    assert result.failed_rows == 2
+    merged = merged_of(tmp_path / "run")
+    sound = [number for number in range(40) if number not in (13, 21)]
+    np.testing.assert_array_equal(merged["sample_id"], sound)
+    np.testing.assert_array_equal(merged["count"], [len(rows[number]) for number in sound])
+
+
+def test_the_batch_size_may_be_found_by_trying(tokens: tuple[Path, Tokens], tmp_path: Path) -> None:
+    data = data_of(sentences(64), tmp_path / "rows.parquet")
+    result = deploykit.run(
+        tokens[0], data, tmp_path / "run", batch_size="auto", pad={"ids": 0, "mask": 0}, devices="cpu"
+    )
+    assert result.rows == result.computed_rows == 64
+
+
+def test_what_pads_is_said_in_words(tokens: tuple[Path, Tokens], tmp_path: Path) -> None:
+    data = data_of(sentences(4), tmp_path / "rows.parquet")
+    with pytest.raises(UsageError, match="pad 'ids': of type str, expected what rows of an input are filled with"):
+        deploykit.run(tokens[0], data, tmp_path / "run", pad="ids")  # type: ignore[arg-type]
