@@ -18,7 +18,7 @@ from deploykit.errors import ArtifactError
 from deploykit.files import sha256_of
 from deploykit.manifest import Manifest
 from deploykit.packed import is_plain_name, pack_files, unpack
-from deploykit.paths import require_place, require_utf8
+from deploykit.paths import is_utf8, require_place, require_utf8
 from deploykit.stores import at_hand, is_url
 
 __all__ = ["MANIFEST_NAME", "Artifact", "Golden", "pack"]
@@ -26,6 +26,8 @@ __all__ = ["MANIFEST_NAME", "Artifact", "Golden", "pack"]
 MANIFEST_NAME = "manifest.json"
 
 Arrays = dict[str, np.ndarray[Any, Any]]
+Marks = dict[str, tuple[int, ...]]
+"""What tells by name, without reading it, that a file is still the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,15 +45,17 @@ class Artifact:
 
     Attributes:
         path: what the user named; a text where it is a URL.
-        directory: where the files are.
+        directory: where the files are; of a link, where it led when the artifact was opened.
         manifest: the manifest.
         digest: the manifest's own digest, which covers those of all other files and leaves out the date.
     """
 
-    def __init__(self, path: Path | str, directory: Path, manifest: Manifest, cleanup: contextlib.ExitStack) -> None:
+    def __init__(
+        self, path: Path | str, directory: Path, manifest: Manifest, marks: Marks, cleanup: contextlib.ExitStack
+    ) -> None:
         self.path, self.directory, self.manifest = path, directory, manifest
         self.digest = manifest.digest
-        self._cleanup = cleanup
+        self._marks, self._cleanup = marks, cleanup
 
     @classmethod
     def open(cls, path: str | Path) -> "Artifact":
@@ -69,8 +73,8 @@ class Artifact:
             directory = _directory(named, here, stack)
             require_utf8("artifact", directory)
             manifest = _read_manifest(named, directory)
-            _check_files(named, directory, manifest)
-            return cls(named, directory, manifest, stack.pop_all())
+            marks = _check_files(named, directory, manifest)
+            return cls(named, directory, manifest, marks, stack.pop_all())
 
     def close(self) -> None:
         """Remove the temporary folder of a packed artifact; harmless otherwise."""
@@ -96,6 +100,25 @@ class Artifact:
                 f"export it again with --format {format_name}"
             )
         return self.directory / self.manifest.formats[format_name].file
+
+    def require_unchanged(self) -> None:
+        """Refuse what is not what was checked any more; called by whoever has loaded a file.
+
+        Raises:
+            ArtifactError: a file was replaced, changed or removed since the artifact was opened.
+        """
+        for name, record in self.manifest.files.items():
+            file, advice = self.directory / name, "leave an artifact as it is while it is being opened, and try again"
+            try:
+                same = _mark(file) == self._marks[name] or sha256_of(file) == record.sha256
+            except FileNotFoundError:
+                raise ArtifactError(
+                    f"artifact {self.path}: {name} was removed since it was checked; {advice}"
+                ) from None
+            if not same:
+                raise ArtifactError(
+                    f"artifact {self.path}: {name} was replaced or changed since it was checked; {advice}"
+                )
 
     def golden(self) -> Golden:
         """The golden inputs and outputs that travel with the artifact.
@@ -125,7 +148,9 @@ def _golden(named: Arrays) -> Golden:
 def _directory(path: Path | str, here: Path, stack: contextlib.ExitStack) -> Path:
     """The directory of the artifact that lies at ``here`` and that the user named ``path``."""
     if here.is_dir():
-        return here
+        # A link that a deployment switches to the next artifact must not lead elsewhere half way.
+        target = here.resolve()
+        return target if is_utf8(target) else here
     if not here.exists():
         raise ArtifactError(f"artifact {path}: no such file or directory; create one with deploykit export")
     if here.is_file() and not zipfile.is_zipfile(here) and _begins_as_packed(here):
@@ -168,7 +193,8 @@ def _read_manifest(path: Path | str, directory: Path) -> Manifest:
         raise ArtifactError(f"artifact {path}: {error}") from error
 
 
-def _check_files(path: Path | str, directory: Path, manifest: Manifest) -> None:
+def _check_files(path: Path | str, directory: Path, manifest: Manifest) -> Marks:
+    marks: Marks = {}
     for name, record in manifest.files.items():
         if not is_plain_name(name):
             raise ArtifactError(
@@ -178,6 +204,7 @@ def _check_files(path: Path | str, directory: Path, manifest: Manifest) -> None:
         file = directory / name
         if not file.is_file():
             raise ArtifactError(f"artifact {path}: the file {name} is missing; copy the artifact again")
+        marks[name] = _mark(file)
         size = file.stat().st_size
         if size != record.size_bytes:
             raise ArtifactError(
@@ -189,6 +216,12 @@ def _check_files(path: Path | str, directory: Path, manifest: Manifest) -> None:
                 f"artifact {path}: {name} is damaged: SHA-256 {digest[:12]}..., "
                 f"the manifest says {record.sha256[:12]}...; copy the artifact again"
             )
+    return marks
+
+
+def _mark(file: Path) -> tuple[int, ...]:
+    found = file.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def pack(artifact: Artifact, destination: Path, *, overwrite: bool = False) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 from deploykit.artifact import Artifact
 from deploykit.devices import Device
-from deploykit.errors import DataError
+from deploykit.errors import ArtifactError, DataError
 from deploykit.job import Job
 from deploykit.rundir import RunDirectory
 from deploykit.sources import Reading, Source, open_source
@@ -65,6 +65,11 @@ class Assignment:
         if artifact is None:
             artifact = stack.enter_context(Artifact.open(self.artifact))
         directory = RunDirectory.open(self.directory)
+        if artifact.digest != directory.job.artifact:
+            raise ArtifactError(
+                f"artifact {self.artifact}: was replaced while the run began; leave it as it is while a run goes on, "
+                "and predict with the other one into a new directory"
+            )
         if source is None:
             source = opened_source(directory, artifact, self.data)
             stack.callback(source.close)

@@ -91,6 +91,7 @@ class Runner(abc.ABC):
     def __enter__(self) -> Self:
         try:
             self._start()
+            self.artifact.require_unchanged()
         except BaseException:  # Freed and raised again, whatever it is.
             self._stop()
             raise
