@@ -3,11 +3,13 @@
 Nothing here loads a runtime: how many CUDA devices there are is asked of the runtime that will use them.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from deploykit.cgroup import cpu_quota
 from deploykit.counts import require_whole
 from deploykit.errors import DeviceError, UsageError
 
@@ -33,40 +35,54 @@ class Device:
 
 
 def available_cores() -> int:
-    """How many CPU cores this process may use; fewer than the machine has when it is pinned."""
-    if hasattr(os, "sched_getaffinity"):
+    """How many CPU cores this process may use, at least one.
+
+    Fewer than the machine has where the process is pinned (``taskset``, Slurm), in a container with a quota of CPU time
+    (a part of a core counts as one), and where Python 3.13 or later is told so (``PYTHON_CPU_COUNT``).
+    """
+    quota = cpu_quota()
+    return _cores() if quota is None else max(1, min(_cores(), math.ceil(quota)))
+
+
+def _cores() -> int:
+    told: Callable[[], int | None] | None = getattr(os, "process_cpu_count", None)
+    if told is None and hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return (told or os.cpu_count)() or 1
+
+
+def _cores_here() -> str:
+    cores, machine = available_cores(), os.cpu_count() or 1
+    return f"this machine has {cores} cores" if cores == machine else f"this process may use {cores} of {machine} cores"
 
 
 def check_threads(threads: int, *, here: bool = True) -> None:
     """Refuse a number of CPU threads of a rank that cannot be meant; ``here`` if the rank is on this machine.
 
     Raises:
-        UsageError: none, or many more than the machine has cores: thousands exhaust its memory.
+        UsageError: none, or many more than there are cores: thousands exhaust the memory.
     """
     require_whole("threads", threads)
     if threads < 1:
         raise UsageError(f"threads {threads}: at least one thread is needed")
-    cores = os.cpu_count() or 1
-    if here and threads > cores * _THREADS_PER_CORE:
+    most = available_cores() * _THREADS_PER_CORE
+    if here and threads > most:
         raise UsageError(
-            f"threads {threads}: this machine has {cores} cores; at most {cores * _THREADS_PER_CORE} threads of a rank "
-            "are allowed on it, and more than cores are slower: name fewer, or leave it out for a fair share"
+            f"threads {threads}: {_cores_here()}; at most {most} threads of a rank are allowed here, and more than "
+            "cores are slower: name fewer, or leave it out for a fair share"
         )
 
 
 def check_ranks(devices: Sequence[Device]) -> None:
-    """Refuse more CPU ranks than this machine can hold: each is a process.
+    """Refuse more CPU ranks than can be held here: each is a process.
 
     Raises:
-        UsageError: many more than it has cores.
+        UsageError: many more than there are cores.
     """
-    cores = os.cpu_count() or 1
-    most = cores * _RANKS_PER_CORE
+    most = available_cores() * _RANKS_PER_CORE
     if devices[0].kind == "cpu" and len(devices) > most:
         raise UsageError(
-            f"devices 'cpu:{len(devices)}': this machine has {cores} cores; at most {most} ranks are allowed on it, "
+            f"devices 'cpu:{len(devices)}': {_cores_here()}; at most {most} ranks are allowed here, "
             "and more than cores are slower: name fewer"
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from deploykit.devices import available_cores
 from deploykit.errors import ExportError, MissingExtraError
 from deploykit.manifest import FormatRecord
 from exporters.formats import Arrays, Client
@@ -34,6 +35,7 @@ class OnnxFormat:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
+        options.intra_op_num_threads = available_cores()  # By itself it counts cores that a container may not use.
         try:
             session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:

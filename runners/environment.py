@@ -10,6 +10,7 @@ import numpy as np
 
 from deploykit.devices import available_cores
 from deploykit.version import __version__
+from runners.memory import available_memory_bytes, machine_memory_bytes
 
 __all__ = ["environment"]
 
@@ -20,7 +21,8 @@ def environment(runtime: str, runtime_version: str) -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "cores_available": available_cores(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": machine_memory_bytes(),
+        "memory_available_bytes": available_memory_bytes(),
         "platform": platform.platform(),
         "versions": {
             "deploykit": __version__,
@@ -39,10 +41,3 @@ def _cpu_model() -> str:
         return platform.processor() or platform.machine()
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.machine())
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from deploykit.cgroup import cpu_quota
 from deploykit.cli.ending import EndedError, ends_tidily
 from deploykit.cli.output import outputs
 from deploykit.errors import CodeExitedError, DeploykitError, RunError
@@ -63,6 +64,7 @@ def _deploykit(ctx: click.Context, traceback: bool) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130, 143 or 129 stopped by a signal."""
     words = sys.argv[1:] if arguments is None else arguments
+    _tell_libraries_of_quota()
     with outputs() as out:
         code = _run(words)
         out.flush()
@@ -70,6 +72,17 @@ def main(arguments: list[str] | None = None) -> None:
             text = f"standard output: {out.failure.strerror}; the command did its work, but what it says is lost"
             code = _report(RunError(f"{text}: free the device, or print to another"), words, 1)
     sys.exit(code)
+
+
+def _tell_libraries_of_quota() -> None:
+    """Let torch, numpy and pyarrow start as many threads as a container's quota of CPU time is for.
+
+    They look at the cores that they may run on, which are all of the machine's, and then wait for each other.
+    """
+    if cpu_quota() is not None:
+        from deploykit.devices import available_cores
+
+        os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
 
 
 def _run(words: list[str]) -> int:

@@ -1,6 +1,7 @@
 """The commands as a person uses them: what they print, what they leave behind, their exit codes."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -238,3 +239,16 @@ def test_an_error_can_be_traced(place: Path) -> None:
 
     with pytest.raises(ArtifactError, match="no such file or directory"):
         main(["--traceback", "inspect", "nothing"])
+
+
+@pytest.mark.parametrize(("quota", "own", "expected"), [(None, None, None), (1.0, None, "1"), (1.0, "3", "3")])
+def test_libraries_start_no_more_threads_than_a_container_may_use(
+    quota: float | None, own: str | None, expected: str | None, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", own or "")
+    if own is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("deploykit.cli.cpu_quota", lambda: quota)
+    monkeypatch.setattr("deploykit.devices.cpu_quota", lambda: quota)
+    assert call("--version") == 0
+    assert os.environ.get("OMP_NUM_THREADS") == expected

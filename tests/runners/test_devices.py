@@ -6,6 +6,7 @@ from deploykit.devices import Device, check_ranks, check_threads, parse_devices
 from deploykit.errors import DeviceError, UsageError
 from runners.engine_local import LocalEngine
 from runners.engine_ray import RayEngine
+from runners.environment import environment
 from runners.onnx_runner import OnnxRunner
 
 
@@ -15,6 +16,14 @@ def none() -> int:
 
 def never() -> int:
     raise AssertionError("the runtime was asked although CPU ranks were named")
+
+
+def cores(monkeypatch: pytest.MonkeyPatch, *, available: int, machine: int) -> None:
+    """As in a container: a quota of so many of the machine's cores, all of which the process may run on."""
+    monkeypatch.setattr("deploykit.devices.cpu_quota", lambda: float(available))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(machine)))
+    monkeypatch.setattr("os.process_cpu_count", lambda: machine, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: machine)
 
 
 @given(st.integers(1, 300))
@@ -29,7 +38,7 @@ def test_named_cuda_devices_keep_their_order(indices: list[int]) -> None:
 
 
 def test_threads_are_bounded_by_the_cores_of_the_machine_that_the_rank_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    cores(monkeypatch, available=2, machine=2)
     check_threads(8)
     check_threads(9, here=False)
     for threads, here in ((0, True), (0, False), (9, True)):
@@ -39,7 +48,7 @@ def test_threads_are_bounded_by_the_cores_of_the_machine_that_the_rank_is_on(mon
 
 
 def test_ranks_are_bounded_by_the_cores_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    cores(monkeypatch, available=2, machine=2)
     check_ranks(parse_devices("cpu:32", never))
     check_ranks(parse_devices("cuda", lambda: 99))
     with pytest.raises(UsageError, match=r"devices 'cpu:33': this machine has 2 cores; at most 32 ranks are allowed"):
@@ -47,6 +56,28 @@ def test_ranks_are_bounded_by_the_cores_of_this_machine(monkeypatch: pytest.Monk
     for count in ("65537", "9" * 12, "9" * 5000):
         with pytest.raises(UsageError, match="is not a number of CPU ranks; at least 1 and at most 65536"):
             parse_devices(f"cpu:{count}", never)
+
+
+def test_in_a_container_its_share_of_the_cores_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores(monkeypatch, available=2, machine=64)
+    assert [OnnxRunner.default_threads(ranks) for ranks in (1, 2, 3)] == [2, 1, 1]
+    with pytest.raises(UsageError, match=r"threads 9: this process may use 2 of 64 cores; at most 8 threads"):
+        check_threads(9)
+    with pytest.raises(UsageError, match=r"'cpu:33': this process may use 2 of 64 cores; at most 32 ranks"):
+        check_ranks(parse_devices("cpu:33", never))
+    with pytest.raises(DeviceError, match=r"only cpu \(2 cores\)"):
+        parse_devices("cuda", none)
+
+
+def test_the_report_says_what_the_machine_has_and_what_a_container_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores(monkeypatch, available=2, machine=64)
+    monkeypatch.setattr("runners.memory.memory_limit", lambda: 2**30)
+    found = environment("onnxruntime", "1.0")
+    assert (found["cores"], found["cores_available"]) == (64, 2)
+    assert found["memory_available_bytes"] == 2**30 < found["memory_bytes"]
+    monkeypatch.setattr("runners.memory.memory_limit", lambda: 2**63 - 4096)
+    found = environment("onnxruntime", "1.0")
+    assert found["memory_available_bytes"] == found["memory_bytes"]
 
 
 def test_short_forms() -> None:
