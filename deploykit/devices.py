@@ -12,6 +12,7 @@ from typing import Literal
 from deploykit.cgroup import cpu_quota
 from deploykit.counts import require_whole
 from deploykit.errors import DeviceError, UsageError
+from deploykit.wording import counted
 
 __all__ = ["MOST_RANKS", "Device", "available_cores", "check_ranks", "check_threads", "parse_devices"]
 
@@ -53,7 +54,9 @@ def _cores() -> int:
 
 def _cores_here() -> str:
     cores, machine = available_cores(), os.cpu_count() or 1
-    return f"this machine has {cores} cores" if cores == machine else f"this process may use {cores} of {machine} cores"
+    if cores == machine:
+        return f"this machine has {counted(cores, 'core')}"
+    return f"this process may use {cores} of {machine} cores"
 
 
 def check_threads(threads: int, *, here: bool = True) -> None:
@@ -144,7 +147,7 @@ def _indices(text: str, rest: str) -> list[int]:
 
 def _not_there(text: str, wanted: list[int], there: int, runtime: str) -> str:
     names = ", ".join(f"cuda:{index}" for index in range(there))
-    cpu = f"cpu ({available_cores()} cores)"
+    cpu = f"cpu ({counted(available_cores(), 'core')})"
     if not there:
         return f"devices {text!r}: {runtime} sees no CUDA device here, only {cpu}; use --devices cpu"
     missing = ", ".join(f"cuda:{index}" for index in wanted if index >= there)

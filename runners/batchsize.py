@@ -22,6 +22,7 @@ from runners.base import Arrays, Runner
 from runners.drawing import predict_in_passes
 from runners.fitting import is_out_of_memory
 from runners.isolate import read_rows
+from runners.room import Room
 
 if TYPE_CHECKING:
     from deploykit.sources import Source
@@ -64,8 +65,9 @@ def probe_batch_size(
     seed: int | None,
     draws: int | None,
     shard_rows: int | None,
+    ranks: int = 1,
 ) -> Probe:
-    """Try powers of two on the first rows of the data, as a rank on the device would run them.
+    """Try powers of two on the first rows of the data, as one of the ``ranks`` on this machine would run them.
 
     Raises:
         UsageError: not even one row goes through.
@@ -77,11 +79,17 @@ def probe_batch_size(
     sizes = [1 << power for power in range(most.bit_length())]
     if shard_rows is not None:
         sizes = [size for size in sizes if shard_rows % size == 0]
+    # On a GPU, activations are in its own memory, which says by an error when it is full.
+    room = Room(ranks) if device.kind == "cpu" else None
     with runner_class(artifact, device, threads=threads) as runner:
 
         def call(rows: int) -> None:
+            if room is not None:
+                room.require(rows)
             batch = {name: array[:rows] for name, array in inputs.items()}
             predict_in_passes(runner, batch, passes, sample_ids=np.arange(rows), seed=seed, draws=draws)
+            if room is not None:
+                room.took(rows)
 
         return find_plateau(call, sizes, release=runner.release_memory)
 

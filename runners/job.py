@@ -210,10 +210,11 @@ def _checked(
         stack, artifact, data, predicted, options,
         ranks=len(devices), out=out, engine=engine, progress=progress,
     )  # fmt: skip
-    threads = options["threads"] or runner.default_threads(engine.ranks_here(devices))
+    ranks = engine.ranks_here(devices)
+    threads = options["threads"] or runner.default_threads(ranks)
     probe = partial(
         probe_batch_size, artifact, runner, devices[0], source,
-        threads=threads, passes=passes, seed=seed, draws=draws, shard_rows=options["shard-rows"],
+        threads=threads, passes=passes, seed=seed, draws=draws, shard_rows=options["shard-rows"], ranks=ranks,
     )  # fmt: skip
     batch_size, notes = _batch_size(options["batch-size"], out, probe)
     check_batch_size(artifact.manifest, batch_size)

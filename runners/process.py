@@ -14,6 +14,7 @@ from deploykit.feed import writing
 from deploykit.plan import Shard
 from runners.assignment import Assignment
 from runners.descriptors import forget, keep
+from runners.memory import available_memory_bytes
 from runners.pace import Load, Pace
 from runners.timing import Meter
 from runners.wire import Lines, send
@@ -109,7 +110,7 @@ class RankProcess:
     def how_it_died(self) -> str:
         """``killed by SIGKILL`` or ``exited with code 1``, and the last lines of its log."""
         code = self.process.wait()
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        how = f"killed by {signal.Signals(-code).name}{_hint(-code)}" if code < 0 else f"exited with code {code}"
         return f"rank {self.rank} on {self.assignment.device} died, {how}; {log_ending(self.log)}"
 
     def pace(self) -> Pace:
@@ -147,6 +148,15 @@ def log_ending(log: Path) -> str:
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     said = "".join(f"\n    {line}" for line in text.splitlines()[-TAIL_LINES:])
     return f"{log} ends with{said}" if said else f"{log} is empty"
+
+
+def _hint(number: int) -> str:
+    size = available_memory_bytes()
+    if number != signal.SIGKILL or size is None:
+        return ""
+    return (
+        f" (as the system does when memory runs out; here are {size / 1e9:.1f} GB: try a smaller batch or fewer ranks)"
+    )
 
 
 def _start(

@@ -1,5 +1,6 @@
 """The choice of a batch size, on devices of which the speed is known, and in a run."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from deploykit.errors import UsageError
 from deploykit.rundir import RunDirectory
 from runners.batchsize import GOOD_SHARE, find_plateau
 from runners.job import run
+from runners.room import Room
 from tests import handmade
 
 
@@ -123,3 +125,54 @@ def test_one_call_that_was_quick_by_chance_leaves_no_size_out(lucky: int, times:
     probe = find_plateau(call, SIZES, clock=device.clock)
     tried = {size: size / device.seconds(size) for size in probe.rows_per_s}
     assert probe.size == min(size for size, rate in tried.items() if rate >= GOOD_SHARE * max(tried.values()))
+
+
+@given(
+    st.integers(10**7, 10**9),
+    st.integers(0, 10**8),
+    st.integers(1, 10**7),
+    st.integers(1, 8),
+    st.integers(10**8, 10**11),
+)
+def test_no_size_is_tried_that_a_rank_has_no_memory_for(
+    before: int, once: int, row: int, ranks: int, available: int
+) -> None:
+    """In a container, nothing could be caught any more."""
+    peaks = [before]
+    room = Room(ranks, available=lambda: available, peak=lambda: peaks[-1])
+    device, tried = Device(0, 4e-4), set()
+
+    def needed(rows: int) -> int:
+        return before + once + rows * row
+
+    def call(rows: int) -> None:
+        room.require(rows)
+        tried.add(rows)
+        device.call(rows)
+        peaks.append(max(peaks[-1], needed(rows)))
+        room.took(rows)
+
+    probe = find_plateau(call, SIZES, clock=device.clock)
+    # Of one row and of two nothing is known before.
+    foreseen = [size for size in SIZES if size > 2 and needed(size) <= 0.8 * available / ranks * (1 + 1e-9)]
+    assert tried == {1, 2, *foreseen}
+    assert probe.too_large == next((size for size in SIZES if size not in tried), None)
+
+
+def test_where_nobody_knows_the_memory_every_size_is_tried() -> None:
+    room = Room(1, available=lambda: None, peak=lambda: 10**18)
+    for size in SIZES:
+        room.require(size)
+        room.took(size)
+
+
+def test_a_size_that_would_not_fit_is_told(
+    artifact_paths: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown = itertools.count(0, 10**9)
+    monkeypatch.setattr(
+        "runners.batchsize.Room",
+        lambda ranks: Room(ranks, available=lambda: 4 * 10**9 * ranks, peak=lambda: next(grown)),
+    )
+    found = run(artifact_paths["mc"], data, tmp_path / "r", batch_size="auto", devices="cpu")
+    assert any("rows did not fit into memory" in note for note in found.notes)
