@@ -198,6 +198,11 @@ def test_exporters_load_with_torch_alone() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_nothing_needs_pandas_by_way_of_pyarrow() -> None:
+    """Up to version 19, what pyarrow names after pandas imports it, and fails where there is none, as on a host."""
+    assert [name_of(file) for file in SOURCES if re.search(r"\.(to|from)_pandas", file.read_text("utf-8"))] == []
+
+
 def test_blocking_bites() -> None:
     assert "blocked" in run(BLOCK, "json", "json.decoder").stderr
 

@@ -80,8 +80,11 @@ def _dtype(leaf: Any) -> tuple[str | None, bool]:
     types = pa.types
     if types.is_boolean(leaf):
         return "bool", True
-    if types.is_integer(leaf) or types.is_floating(leaf):
-        return np.dtype(leaf.to_pandas_dtype()).name, True
+    # Not to_pandas_dtype(), which imports pandas in pyarrow up to 19 and fails where there is none.
+    if types.is_integer(leaf):
+        return str(leaf), True
+    if types.is_floating(leaf):
+        return f"float{leaf.bit_width}", True
     # A duration as text would be a bare number, without its unit.
     is_date = types.is_temporal(leaf) and not types.is_duration(leaf) and not types.is_interval(leaf)
     if _is_text(leaf) or is_date or types.is_decimal(leaf):
@@ -232,12 +235,14 @@ def _numbers(
     flat: Any, dtype: str, name: str, place: Place, per_row: int,
     *, allow_nan: bool, problem: Callable[[Any, str], str] = _not_taken,
 ) -> Array:  # fmt: skip
+    import pyarrow as pa
+
     if flat.null_count and not (allow_nan and np.dtype(dtype).kind == "f"):
         kept = ", give the column as floats or text, or leave it out of --keep" if problem is not_held else ""
         advice = ", or let it be NaN with --nan allow" if np.dtype(dtype).kind == "f" else kept
         row = int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0]) // per_row
         raise place.error(name, row, f"no value (null); fill it in the data{advice}")
-    if flat.null_count and np.dtype(flat.type.to_pandas_dtype()).kind != "f":
+    if flat.null_count and not pa.types.is_floating(flat.type):
         flat = flat.cast("float64")
     array: Array = flat.to_numpy(zero_copy_only=False)
     if array.dtype == np.dtype(dtype):
