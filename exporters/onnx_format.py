@@ -10,6 +10,7 @@ import numpy as np
 from deploykit.devices import available_cores
 from deploykit.errors import ExportError, MissingExtraError
 from deploykit.manifest import FormatRecord
+from deploykit.telemetry import decline_telemetry
 from exporters.formats import Arrays, Client
 from exporters.onnx_file import OPSET, require_packages, write_onnx
 from exporters.subject import Subject
@@ -31,6 +32,7 @@ class OnnxFormat:
         return FormatRecord(file="model.onnx", opset=OPSET, minimum_runtime="onnxruntime 1.15")
 
     def open_client(self, file: Path, outputs: Sequence[str]) -> Client:
+        decline_telemetry()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

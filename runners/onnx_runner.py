@@ -9,6 +9,7 @@ import numpy as np
 
 from deploykit.devices import Device, available_cores
 from deploykit.errors import ArtifactError, DeviceError, MissingExtraError
+from deploykit.telemetry import decline_telemetry
 from runners.base import Arrays, Runner
 
 __all__ = ["SLOWER_FUSIONS", "OnnxRunner"]
@@ -123,6 +124,7 @@ class OnnxRunner(Runner):
 
 
 def _onnxruntime() -> ModuleType:
+    decline_telemetry()
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:

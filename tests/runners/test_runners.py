@@ -1,5 +1,6 @@
 """Both runners through the same tests: the same interface must mean the same."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -198,6 +199,25 @@ with Artifact.open(sys.argv[1]) as artifact, choose_runner(artifact)(artifact) a
     )
     assert found.stdout == "(2, 3)\n", found.stderr
     assert found.stderr == ""
+
+
+@pytest.mark.parametrize("own", [None, "0"])
+def test_onnxruntime_reports_nothing_to_its_maker_unless_it_is_told_to(
+    own: str | None, artifact_paths: dict[str, Path], tmp_path: Path
+) -> None:
+    code = "import os, sys, deploykit; deploykit.load(sys.argv[1]).close(); print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    if own is not None:
+        environment["ORT_DISABLE_TELEMETRY"] = own
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(artifact_paths["mc"])],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.stdout == f"{own or 1}\n", found.stderr
+    if own is None:
+        assert found.stderr == ""
+        assert list(tmp_path.iterdir()) == [], "its database"
 
 
 def test_choice_of_runner(artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
