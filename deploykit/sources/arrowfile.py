@@ -79,11 +79,11 @@ class ArrowFiles(FileTables):
     def _schema_of(self, opened: _Opened) -> Any:
         return opened.schema
 
-    def _pieces_of(self, opened: _Opened) -> list[int]:
+    def _pieces_of(self, file: DataFile, opened: _Opened) -> list[int]:
         try:
             return [place.rows for place in opened.places()]
         except (ValueError, struct.error) as error:
-            raise DataError(f"data {opened.file.place}: {self.advice} ({error})") from error
+            raise DataError(f"data {file.place}: {self.advice} ({error})") from error
 
     def _chunks_of(self, opened: _Opened, inner: int, columns: Sequence[str]) -> Iterator[Any]:
         place = opened.places()[inner]

@@ -48,8 +48,8 @@ class FileTables(abc.ABC):
         """The Arrow schema of an open file."""
 
     @abc.abstractmethod
-    def _pieces_of(self, opened: Any) -> list[int]:
-        """The rows of each piece of an open file."""
+    def _pieces_of(self, file: DataFile, opened: Any) -> list[int]:
+        """The rows of each piece of a file, which is open; DataError where it holds more than what is found."""
 
     @abc.abstractmethod
     def _chunks_of(self, opened: Any, inner: int, columns: Sequence[str]) -> Iterator[Any]:
@@ -106,7 +106,7 @@ class FileTables(abc.ABC):
     def _rows_of(self, number: int) -> list[int]:
         opened = self._file(number)
         self._check_columns(number, self._schema_of(opened))
-        return self._pieces_of(opened)
+        return self._pieces_of(self.files[number], opened)
 
     def _check_columns(self, number: int, schema: Any) -> None:
         if schema.equals(self.schema):

@@ -13,6 +13,7 @@ from typing import IO
 __all__ = ["FILE_MAGIC", "BatchPlace", "batch_places"]
 
 FILE_MAGIC = b"ARROW1"
+_FILE_END = struct.Struct("<I6s")
 _MARKER = 0xFFFFFFFF
 _DICTIONARY, _RECORD_BATCH = 2, 3
 _HEADER_TYPE, _HEADER, _BODY_LENGTH = 1, 2, 3
@@ -51,10 +52,21 @@ def batch_places(file: IO[bytes]) -> tuple[list[BatchPlace], bool]:
             packed = batch.place(_COMPRESSION) is not None
             rows = batch.number(_LENGTH, "<q")
             places.append(BatchPlace(position=start, rows=rows, body_bytes=body, is_compressed=packed))
-    # A file has its footer there, and a stream nothing.
-    if is_stream and file.read(8).strip(b"\0"):
-        raise ValueError("more follows the mark of its end, such as a second stream, whose rows would be lost")
+    # Of a file, the footer is read first: with a second file behind, that would be the one of the second.
+    end = size if is_stream else _footer_start(file, size)
+    if end < file.tell() or file.read(min(end - file.tell(), 64)).strip(b"\0"):
+        second = "stream" if is_stream else "file"
+        raise ValueError(f"more follows the mark of its end, such as a second {second}, whose rows would be lost")
     return places, has_dictionaries
+
+
+def _footer_start(file: IO[bytes], size: int) -> int:
+    """Where the footer of a file begins; the position stays."""
+    here = file.tell()
+    file.seek(-_FILE_END.size, 2)
+    length, _ = _FILE_END.unpack(file.read(_FILE_END.size))
+    file.seek(here)
+    return size - _FILE_END.size - int(length)
 
 
 def _messages(file: IO[bytes], position: int, size: int) -> Iterator[tuple[int, bytes, int]]:

@@ -3,6 +3,7 @@
 import contextlib
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = ["NpzSource"]
 
 # Signature, versions and sizes, then the lengths of the name and of the extra field behind it.
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
+_LOCAL_MARK = b"PK\x03\x04"
 
 
 class NpzSource(ArraysSource):
@@ -37,6 +39,7 @@ class NpzSource(ArraysSource):
         with contextlib.ExitStack() as stack:
             with _readable(file):
                 archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(file.open())))
+                _refuse_hidden(file, archive)
                 members = {
                     i.filename.removesuffix(".npy"): i for i in archive.infolist() if i.filename.endswith(".npy")
                 }
@@ -44,6 +47,25 @@ class NpzSource(ArraysSource):
             super().__init__(
                 file, "npz", lambda name: _open_member(file, archive, members[name], notes), names, inputs, notes
             )
+
+
+def _refuse_hidden(file: DataFile, archive: zipfile.ZipFile) -> None:
+    """Refuse an archive behind another one, and two arrays of one name: of each the last would be read alone."""
+    members = archive.infolist()
+    if members and min(member.header_offset for member in members) > 0:
+        with file.open() as opened:
+            hides_another = opened.read(len(_LOCAL_MARK)) == _LOCAL_MARK
+        if hides_another:
+            raise DataError(
+                f"data {file.name}: an archive behind another one, whose rows would be lost; save all arrays with one "
+                "np.savez"
+            )
+    twice = [name for name, count in Counter(member.filename for member in members).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"data {file.name}: holds {twice[0]!r} more than once, of which one would be read; save each array once, "
+            "with np.savez"
+        )
 
 
 @contextlib.contextmanager
@@ -104,6 +126,6 @@ def _data_offset(file: DataFile, member: zipfile.ZipInfo) -> int:
     with file.open() as opened:
         opened.seek(member.header_offset)
         signature, name_length, extra_length = _LOCAL_HEADER.unpack(opened.read(_LOCAL_HEADER.size))
-    if signature != b"PK\x03\x04":
+    if signature != _LOCAL_MARK:
         raise zipfile.BadZipFile(f"no local header for {member.filename}")
     return member.header_offset + _LOCAL_HEADER.size + int(name_length) + int(extra_length)

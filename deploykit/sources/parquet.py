@@ -1,8 +1,10 @@
 """Rows of Parquet files, by row group."""
 
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
+from deploykit.errors import DataError
 from deploykit.locations import DataFile, Found
 from deploykit.sources.filetables import FileTables, arrow_file
 from deploykit.sources.reading import Reading
@@ -12,6 +14,9 @@ from deploykit.tensors import TensorSpec
 __all__ = ["ParquetSource"]
 
 _FEWEST_ROWS, _MOST_ROWS = 64, 65_536
+_MARK = b"PAR1"
+_BORDER = re.compile(_MARK + rb"(?=PAR1)")
+_SEARCHED_BYTES = 2**20
 
 
 class ParquetSource(TableSource):
@@ -31,13 +36,18 @@ class _ParquetFiles(FileTables):
         from pyarrow.parquet import ParquetFile
 
         # Buffering ahead would hold a whole row group, which may be as large as the file.
-        return ParquetFile(arrow_file(file), pre_buffer=False, buffer_size=2**17)
+        return ParquetFile(arrow_file(file), pre_buffer=False, buffer_size=2**17, page_checksum_verification=True)
 
     def _schema_of(self, opened: Any) -> Any:
         return opened.schema_arrow
 
-    def _pieces_of(self, opened: Any) -> list[int]:
+    def _pieces_of(self, file: DataFile, opened: Any) -> list[int]:
         metadata = opened.metadata
+        if _is_second(file, metadata):
+            raise DataError(
+                f"data {file.place}: several Parquet files, one behind the other, of which the last would be read "
+                "alone, and wrongly; give them as files of a directory, or join them with pyarrow.parquet"
+            )
         return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
     def _chunks_of(self, opened: Any, inner: int, columns: Sequence[str]) -> Iterator[Any]:
@@ -54,3 +64,51 @@ class _ParquetFiles(FileTables):
 
     def _close(self, opened: Any) -> None:
         opened.close(force=True)
+
+
+def _is_second(file: DataFile, metadata: Any) -> bool:
+    """Whether the file that the ``metadata`` at the end are of begins behind another one.
+
+    They count positions from the beginning of their own. Between the data that they tell of and them there may be
+    indexes, and there is the length of whatever comes before that file: so it begins no later than there is room.
+    """
+    footer = file.size_and_version()[0] - 2 * len(_MARK) - metadata.serialized_size
+    room = footer - _data_end(metadata)
+    if room < len(_MARK):
+        return False
+    with file.open() as opened:
+        for start in range(0, room, _SEARCHED_BYTES):
+            opened.seek(start)
+            block = opened.read(_SEARCHED_BYTES + 2 * len(_MARK))
+            if any(_ends_at(opened, start + match.end()) for match in _BORDER.finditer(block)):
+                return True
+    return False
+
+
+def _data_end(metadata: Any) -> int:
+    """The position behind the last column that there is, in the file of the ``metadata``."""
+    if not metadata.num_row_groups:
+        return len(_MARK)
+    last = metadata.row_group(metadata.num_row_groups - 1)
+    ends: list[int] = []
+    for column in map(last.column, range(last.num_columns)):
+        start = column.dictionary_page_offset or column.data_page_offset
+        ends.append(start + column.total_compressed_size)
+    return max(ends, default=len(_MARK))
+
+
+def _ends_at(opened: IO[bytes], end: int) -> bool:
+    """Whether a Parquet file ends there, and not just a text that says so: with metadata and their length."""
+    import pyarrow as pa
+    from pyarrow.parquet import read_metadata
+
+    opened.seek(end - 2 * len(_MARK))
+    start = end - 2 * len(_MARK) - int.from_bytes(opened.read(4), "little")
+    if start < len(_MARK):
+        return False
+    opened.seek(start)
+    try:
+        read_metadata(pa.BufferReader(_MARK + opened.read(end - start)))
+    except (pa.ArrowException, OSError):
+        return False
+    return True

@@ -51,7 +51,11 @@ def _header(file: DataFile) -> tuple[dict[str, Any], int]:
                 raise ValueError(f"its header would have {length} bytes")
             header = json.loads(opened.read(length))
         tensors = {name: value for name, value in header.items() if name != "__metadata__"}
-    except (ValueError, AttributeError, OSError) as error:
+        ends = [int(tensor["data_offsets"][1]) for tensor in tensors.values()]
+        size, end = file.size_and_version()[0], 8 + length + max(ends, default=0)
+        if size > end:
+            raise ValueError(f"{size - end} bytes follow the last tensor, such as a second file, which would be lost")
+    except (ValueError, AttributeError, OSError, LookupError, TypeError) as error:
         raise DataError(
             f"data {file.name}: not a readable safetensors file ({error}); write it with safetensors.numpy.save_file"
         ) from error

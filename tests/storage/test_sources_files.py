@@ -156,6 +156,20 @@ def test_what_follows_an_array_is_not_lost_in_silence(tmp_path: Path) -> None:
     assert "what follows the array" in source.notes[0]
 
 
+def test_a_second_archive_or_array_in_npz_is_not_lost_in_silence(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=rows_of())
+    (tmp_path / "two.npz").write_bytes((tmp_path / "x.npz").read_bytes() * 2)
+    with pytest.raises(DataError, match="an archive behind another one, whose rows would be lost"):
+        opened(tmp_path / "two.npz", [X])
+    with zipfile.ZipFile(tmp_path / "x.npz", "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("x.npy", archive.read("x.npy"))
+    with pytest.raises(DataError, match=r"holds 'x\.npy' more than once"):
+        opened(tmp_path / "x.npz", [X])
+    np.savez(tmp_path / "x.npz", x=rows_of())
+    (tmp_path / "led.npz").write_bytes(b"#!/bin/sh\n" + (tmp_path / "x.npz").read_bytes())
+    np.testing.assert_array_equal(opened(tmp_path / "led.npz", [X]).read(0, 10)["x"], rows_of())
+
+
 def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", rows_of())
     source = opened(tmp_path / "x.npy", [X])

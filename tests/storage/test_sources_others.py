@@ -55,6 +55,13 @@ def test_damaged_safetensors(tmp_path: Path) -> None:
         assert source.read(0, len(source))["x"].shape[1] == 4
 
 
+def test_what_follows_in_safetensors_is_not_lost_in_silence(tmp_path: Path) -> None:
+    save_file({"x": VECTORS}, tmp_path / "rows.safetensors")
+    (tmp_path / "two.safetensors").write_bytes((tmp_path / "rows.safetensors").read_bytes() * 2)
+    with pytest.raises(DataError, match="bytes follow the last tensor, such as a second file, which would be lost"):
+        opened(tmp_path / "two.safetensors")
+
+
 def test_npz_keeps_arrays_and_text(tmp_path: Path) -> None:
     np.savez(tmp_path / "r.npz", x=VECTORS, id=np.arange(50), name=np.array([f"n{i}" for i in range(50)]))
     source: Any = opened(tmp_path / "r.npz", keep=("id", "name"))

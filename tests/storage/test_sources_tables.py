@@ -498,6 +498,46 @@ def test_a_second_stream_in_one_file_is_not_lost_in_silence(tmp_path: Path) -> N
         opened(path, [K])
 
 
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow", "rows.feather"])
+@pytest.mark.parametrize(("first", "second"), [(50, 50), (50, 3), (3, 50), (0, 50), (50, 0)])
+def test_a_second_file_behind_the_first_is_not_lost_in_silence(
+    tmp_path: Path, name: str, first: int, second: int
+) -> None:
+    table = pa.table({"x": vectors(VECTORS)})
+    one, other, both = (tmp_path / f"{stem}.{name}" for stem in ("one", "other", "both"))
+    BINARY[name](one, table.slice(0, first))
+    BINARY[name](other, table.slice(0, second))
+    both.write_bytes(one.read_bytes() + other.read_bytes())
+    with pytest.raises(DataError, match=r"several Parquet files, one behind the other|such as a second file, whose"):
+        opened(both)
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_parquet_with_indexes_behind_its_data_is_one_file(tmp_path: Path, indexed: bool) -> None:
+    texts = [f"PAR1PAR1 {row}" for row in range(ROWS)]
+    table = pa.table({"x": vectors(VECTORS), "text": texts})
+    path = tmp_path / "rows.parquet"
+    pq.write_table(table, path, row_group_size=7, write_page_index=indexed, compression="none", use_dictionary=False)
+    source = opened(path, keep=("text",))
+    rows = source.read(0, ROWS)
+    np.testing.assert_array_equal(rows["x"], VECTORS)
+    assert rows[f"{KEPT}text"].tolist() == texts
+    path.with_name("two.parquet").write_bytes(path.read_bytes() * 2)
+    with pytest.raises(DataError, match="several Parquet files"):
+        opened(path.with_name("two.parquet"))
+
+
+def test_a_page_of_parquet_that_its_checksum_does_not_fit_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    table = pa.table({"x": vectors(VECTORS)})
+    pq.write_table(table, path, write_page_checksum=True, compression="none", use_dictionary=False)
+    whole = path.read_bytes()
+    place = whole.index(VECTORS[20].tobytes())
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(DataError, match=r"rows\.parquet, rows 0 to 49: cannot be read .*CRC"):
+        opened(path).read(0, ROWS)
+
+
 def test_a_column_without_a_name_is_not_kept() -> None:
     with pytest.raises(UsageError, match=r"a column without a name.*give it one in the data"):
         Reading(keep=("id", ""))
