@@ -17,6 +17,7 @@ from deploykit.plan import Plan, Shard
 __all__ = ["Commit", "Digests", "FileDigest", "RankCommit", "part_name", "rank_of_file"]
 
 _EPOCH_FILE = re.compile(r"(?:predictions|batch_indices)_(\d+)(?:\.\w+)+")
+_PART_FILE = re.compile(r"parts/(part-\d+)(?:\.\w+)+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +122,9 @@ class Commit:
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path.name}: a field is missing or of another type ({error!r})") from error
         said = (commit.shard, commit.start, commit.stop, rows)
-        named = re.fullmatch(rf"parts/{part_name(shard.index)}(\.\w+)+", commit.part.file)
-        if said != (shard.index, shard.start, shard.stop, commit.rows) or named is None:
+        named = _PART_FILE.fullmatch(commit.part.file)
+        ours = named is not None and named[1] == part_name(shard.index)
+        if said != (shard.index, shard.start, shard.stop, commit.rows) or not ours:
             raise RunError(f"{path.name}: speaks of other rows or of another file than the plan")
         if not all(shard.start <= row < shard.stop for row in commit.failed):
             raise RunError(f"{path.name}: names failed rows of another shard")
