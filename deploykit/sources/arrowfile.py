@@ -40,6 +40,7 @@ class _Opened:
         self.handle = arrow_file(file)
         self.schema = pa.ipc.open_stream(self.handle).schema if self.is_stream else pa.ipc.open_file(self.handle).schema
         self._places: list[BatchPlace] | None = None
+        self._reader: tuple[tuple[str, ...], Any] | None = None
 
     def places(self) -> list[BatchPlace]:
         if self._places is None:
@@ -59,12 +60,21 @@ class _Opened:
             handle.seek(self.places()[number].position)
             batch = pa.ipc.read_record_batch(pa.ipc.read_message(handle), self.schema)
             return batch.select(list(columns))
-        if isinstance(handle, pa.MemoryMappedFile) or len(columns) == len(self.schema):
+        if isinstance(handle, pa.MemoryMappedFile):
             # Given the fields to read, pyarrow would copy a batch instead of pointing into the mapping.
             return pa.ipc.open_file(handle).get_batch(number).select(list(columns))
-        fields = [self.schema.get_field_index(name) for name in columns]
-        options = pa.ipc.IpcReadOptions(included_fields=fields)
-        return pa.ipc.open_file(handle, options=options).get_batch(number)
+        return self._reading(tuple(columns)).get_batch(number).select(list(columns))
+
+    def _reading(self, columns: tuple[str, ...]) -> Any:
+        """A reader of these columns. It is kept: each looks through a footer that tells of every batch."""
+        import pyarrow as pa
+
+        if self._reader is None or self._reader[0] != columns:
+            every = len(columns) == len(self.schema)
+            fields = None if every else [self.schema.get_field_index(name) for name in columns]
+            options = pa.ipc.IpcReadOptions(included_fields=fields)
+            self._reader = columns, pa.ipc.open_file(self.handle, options=options)
+        return self._reader[1]
 
 
 class ArrowFiles(FileTables):
