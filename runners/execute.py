@@ -9,7 +9,7 @@ from time import monotonic
 from deploykit.artifact import Artifact
 from deploykit.devices import Device, available_cores
 from deploykit.epoch import finish_epoch, is_finished
-from deploykit.errors import IncompleteRunError, RunError
+from deploykit.errors import DataError, IncompleteRunError, RunError
 from deploykit.failed import write_failed
 from deploykit.job import Job
 from deploykit.plan import Plan, Shard, describe_ranges
@@ -28,7 +28,17 @@ from runners.stop import StopRequest, on_signals, stoppable
 from runners.work import Outcome, Work
 from runners.writing import Writing
 
-__all__ = ["Computed", "Placer", "ProgressChoice", "Setting", "drive", "execute", "finish_files", "list_failed"]
+__all__ = [
+    "Computed",
+    "Placer",
+    "ProgressChoice",
+    "Setting",
+    "drive",
+    "execute",
+    "finish_files",
+    "list_failed",
+    "note_changed",
+]
 
 ProgressChoice = ProgressMode | Callable[[int, int], None]
 Placer = Callable[[Work], Outcome]
@@ -115,6 +125,7 @@ def execute(
 
     Raises:
         IncompleteRunError: a rank died or a signal came before every row was there.
+        DataError: every row is there, but the data is not what it was at the beginning.
         DeploykitError: whatever else stopped it.
     """
     stop = StopRequest()
@@ -126,6 +137,7 @@ def execute(
     directory.clean()  # What a rank left that died; every rank has ended.
     if not missing:
         finish_files(setting, directory, inherit=[lock], notes=notes)
+    changed = note_changed(setting, notes)
     figures = Figures(
         seconds=monotonic() - setting.began_s,
         skipped_shards=len(directory.job.plan) - len(shards),
@@ -138,6 +150,8 @@ def execute(
     write_report(directory, report)
     if missing:
         raise _incomplete(setting, directory, missing, outcome, stop)
+    if changed:
+        raise DataError(changed)
     used = report["draws_used"]
     return Computed(
         rows=sum(shard.rows for shard in shards),
@@ -162,6 +176,20 @@ def finish_files(setting: Setting, directory: RunDirectory, *, inherit: Sequence
         text = "while the writer was called; every row is there, and its calls are made again from the first"
         with stoppable(directory.path, lambda: f"{text}; {directory.to_resume()}"):
             notes.append(_deliver(setting, directory, inherit))
+
+
+def note_changed(setting: Setting, notes: list[str]) -> str:
+    """What to say where the data was written to since the job began, which is noted, too; nothing where it was not."""
+    is_unchanged = getattr(setting.source, "is_unchanged", lambda: True)
+    if is_unchanged():
+        return ""
+    text = (
+        f"data {setting.job.data_source}: was written to, replaced or removed while it was read, so that predictions "
+        "may be those of other rows than it has now, or had at the beginning; leave it as it is during a run, and "
+        "predict it again into a new directory"
+    )
+    notes.append(text)
+    return text
 
 
 def list_failed(directory: RunDirectory) -> int:

@@ -5,9 +5,10 @@ import time
 from collections.abc import Sequence
 
 from deploykit.epoch import is_finished
+from deploykit.errors import DataError
 from deploykit.rundir import RunDirectory
 from runners.environment import environment
-from runners.execute import Setting, finish_files, list_failed
+from runners.execute import Setting, finish_files, list_failed, note_changed
 from runners.launch import Launch
 from runners.lock import finishing
 from runners.measured import Measured, load_measured
@@ -27,6 +28,7 @@ def finish_together(
 
     Raises:
         RunError: the disk is full or not writable.
+        DataError: every row is there, but the data is not what it was at the beginning.
     """
     with finishing(directory.path):
         if not worked and _is_reported(directory) and is_finished(directory):
@@ -35,8 +37,11 @@ def finish_together(
             return
         directory.clean()
         finish_files(setting, directory, inherit=(), notes=notes)
+        changed = note_changed(setting, notes)
         _report(setting, directory, launch, notes)
         discard_spool(setting.source)
+    if changed:
+        raise DataError(changed)
     notes.append(f"{launch} found every part there and finished the job: report.json, report.html")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from deploykit.errors import DataError
 from deploykit.locations import DataFile
-from deploykit.sources.base import Arrays, check_header, file_fingerprint
+from deploykit.sources.base import Arrays, FileIdentity, check_header
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.sources.unsigned import KEPT_AS, as_kept
 from deploykit.tensors import DTYPES, TEXT, TensorSpec
@@ -65,7 +65,8 @@ class ArraysSource:
             _check_rows(file, headers)
             check_header(file.name, inputs, {spec.name: headers[spec.name] for spec in inputs})
             described = {key: {"dtype": str(dtype), "shape": list(shape)} for key, (dtype, shape) in headers.items()}
-            self._fingerprint = file_fingerprint([file], kind, {"arrays": described})
+            self._identity = FileIdentity([file])
+            self._fingerprint = {"kind": kind, "arrays": described, **self._identity.values()}
             stack.pop_all()
 
     def __len__(self) -> int:
@@ -86,6 +87,10 @@ class ArraysSource:
     def fingerprint(self) -> dict[str, Any]:
         """As of the moment when the file was opened."""
         return self._fingerprint
+
+    def is_unchanged(self) -> bool:
+        """Whether the file was not written to, or replaced, since it was opened."""
+        return self._identity.holds()
 
     def close(self) -> None:
         """Close the file and let go of arrays in memory."""

@@ -1,7 +1,7 @@
 """What a source is, and what sources over files share."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ from deploykit.errors import DataError
 from deploykit.locations import DataFile
 from deploykit.tensors import TensorSpec, check_inputs
 
-__all__ = ["Arrays", "Source", "check_header", "file_fingerprint"]
+__all__ = ["Arrays", "FileIdentity", "Source", "check_header"]
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -26,7 +26,8 @@ class Source(Protocol):
     cannot be in one batch, because a dynamic dimension differs, has ``cuts(start, stop)``: where, between these rows.
     One that reads ahead has ``expect(ranges)``, the calls of ``read`` that come after those that it was told of before,
     and ``depth``, how many of them it reads at the same time. One that has to read many rows to give a few has
-    ``rows_together``: how many at most. One whose neighbouring rows can always be read in one call has ``joins``.
+    ``rows_together``: how many at most. One whose neighbouring rows can always be read in one call has ``joins``. One
+    over files has ``is_unchanged()``: whether none of them was written to since they were opened.
 
     Attributes:
         notes: what was ignored or assumed, for people to read.
@@ -71,26 +72,43 @@ def check_header(name: str, inputs: Sequence[TensorSpec], headers: dict[str, tup
         raise DataError(f"data {name}: {error}") from None
 
 
-def file_fingerprint(files: Sequence[DataFile], kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Fingerprint of files: what they hold, sizes, times of change, and a digest of at most 1 MiB of them.
+class FileIdentity:
+    """What tells files from others, and from what they were at the first look: sizes, times of change, and a sample.
 
     Only names inside a directory are in it: the data may move between a run and its resume.
-
-    Args:
-        files: in their order.
-        kind: the kind of source.
-        content: JSON values that say what is read of them.
     """
+
+    def __init__(self, files: Sequence[DataFile]) -> None:
+        self._files = tuple(files)
+        self._values: dict[str, Any] | None = None
+
+    def values(self) -> dict[str, Any]:
+        """JSON values, those of the first look; a digest of at most 1 MiB of the files is among them."""
+        if self._values is None:
+            self._values = {**_versions(self._files), "sha256_sample": _sample(self._files)}
+        return self._values
+
+    def holds(self) -> bool:
+        """Whether none was written to, or replaced, since the first look; a store that does not answer says nothing."""
+        known = self.values()
+        try:
+            now = _versions(self._files)
+        except OSError:
+            return False
+        except DataError:
+            return True
+        return all(known[name] == value for name, value in now.items())
+
+
+def _versions(files: Sequence[DataFile]) -> dict[str, Any]:
     versions = [file.size_and_version() for file in files]
-    known = {"kind": kind, **content, "size_bytes": sum(size for size, _ in versions)}
-    sample = {"sha256_sample": _sample(files, [size for size, _ in versions])}
+    known = {"size_bytes": sum(size for size, _ in versions)}
     if len(files) == 1:
-        ((_, version),) = versions
-        return {**known, "mtime_ns" if files[0].is_local else "version": version, **sample}
+        return {**known, "mtime_ns" if files[0].is_local else "version": versions[0][1]}
     named = hashlib.sha256()
     for name, (size, version) in zip(_short_names(files), versions, strict=True):
         named.update(f"{name}\0{size}\0{version}\n".encode(errors="surrogateescape"))
-    return {**known, "files": len(files), "sha256_files": named.hexdigest(), **sample}
+    return {**known, "files": len(files), "sha256_files": named.hexdigest()}
 
 
 def _short_names(files: Sequence[DataFile]) -> list[str]:
@@ -102,11 +120,11 @@ def _short_names(files: Sequence[DataFile]) -> list[str]:
     return ["/".join(part[shared:]) for part in parts]
 
 
-def _sample(files: Sequence[DataFile], sizes: Sequence[int]) -> str:
+def _sample(files: Sequence[DataFile]) -> str:
     """A digest of blocks spread over one file, or of the first block of files spread over many."""
     digest = hashlib.sha256()
     if len(files) == 1:
-        for position in _sample_positions(sizes[0]):
+        for position in _sample_positions(files[0].size_and_version()[0]):
             digest.update(_block(files[0], position))
     else:
         for index in sorted({(len(files) - 1) * number // (_BLOCKS - 1) for number in range(_BLOCKS)}):

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from deploykit.errors import DataError, DeploykitError
 from deploykit.locations import DataFile
+from deploykit.sources.base import FileIdentity
 from deploykit.sources.tables import require_pyarrow
 from deploykit.wording import row_range, said
 
@@ -29,12 +30,15 @@ class FileTables(abc.ABC):
     def __init__(self, what: str, files: Sequence[DataFile], index: Any) -> None:
         require_pyarrow(what)
         self.what, self.files, self.hints = what, tuple(files), {}
+        self.identity = FileIdentity(self.files)
         self.notes: list[str] = []
         self._opened: tuple[int, Any] | None = None
         self._columns: tuple[str, ...] | None = None
         self.schema = self._schema_of(self._file(0))
         # Where the caller knows the rows of all files, only those that are read are opened.
         known = index if _fits(index, len(self.files)) else None
+        if known is None:
+            self.identity.values()  # What is written from now on is not counted, or counted wrongly.
         self.index = known or [self._rows_of(number) for number in range(len(self.files))]
         self._where = [(number, inner) for number, rows in enumerate(self.index) for inner in range(len(rows))]
         self.rows = [rows for of_file in self.index for rows in of_file]

@@ -9,7 +9,7 @@ import numpy as np
 from deploykit.errors import DataError, DeploykitError, MissingExtraError
 from deploykit.locations import DataFile, Found
 from deploykit.preprocessing import ImagePreprocessing, read_preprocessing
-from deploykit.sources.base import Arrays, file_fingerprint
+from deploykit.sources.base import Arrays, FileIdentity
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.tensors import TEXT, TensorSpec, check_inputs
 from deploykit.wording import counted, said
@@ -47,7 +47,7 @@ class ImagesSource:
             self.notes.append(f"the artifact records no preprocessing: pixels as they are ({self._step.layout})")
         batch = str(self._spec.shape[0])
         self.kept = tuple(TensorSpec(name=name, dtype=TEXT, shape=(batch,)) for name in reading.keep)
-        self._fingerprint: dict[str, Any] | None = None
+        self._identity = FileIdentity(self._files)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -72,10 +72,12 @@ class ImagesSource:
 
     def fingerprint(self) -> dict[str, Any]:
         """The names, sizes and times of all files, a sample of their bytes, and the preprocessing."""
-        if self._fingerprint is None:
-            content = {"rows": len(self), "preprocessing": self._step.to_json()}
-            self._fingerprint = file_fingerprint(self._files, "images", content)
-        return self._fingerprint
+        content = {"rows": len(self), "preprocessing": self._step.to_json()}
+        return {"kind": "images", **content, **self._identity.values()}
+
+    def is_unchanged(self) -> bool:
+        """Whether no image was written to since the fingerprint was taken."""
+        return self._identity.holds()
 
     def close(self) -> None:
         """Nothing stays open."""

@@ -11,10 +11,9 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from deploykit.errors import DataError, DeploykitError, MissingExtraError, UsageError
-from deploykit.locations import DataFile
 from deploykit.sources.arrowlists import is_list, ragged_array
 from deploykit.sources.arrowvalues import Place, described_columns, input_array, kept_array, stacked
-from deploykit.sources.base import Arrays, file_fingerprint
+from deploykit.sources.base import Arrays, FileIdentity
 from deploykit.sources.columns import match_columns
 from deploykit.sources.ragged import fills_of, padded_together
 from deploykit.sources.reading import KEPT, Reading
@@ -42,7 +41,7 @@ class Pieces(Protocol):
     Attributes:
         kind: the kind of source.
         what: the data as the user named it.
-        files: all files, in the order of the rows.
+        identity: that of all files; looked at before their rows were counted, if they were.
         schema: an Arrow schema.
         rows: the rows of each piece.
         is_text: whether numbers are written as text.
@@ -54,7 +53,7 @@ class Pieces(Protocol):
 
     kind: str
     what: str
-    files: Sequence[DataFile]
+    identity: FileIdentity
     schema: Any
     rows: Sequence[int]
     is_text: bool
@@ -114,7 +113,6 @@ class TableSource:
         self.joins = all(isinstance(size, int) for spec in (*inputs, *self.kept) for size in spec.row_shape)
         self._ends = np.cumsum([0, *pieces.rows])
         self._cursor = _Cursor(-1, iter(()), 0)
-        self._fingerprint: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -138,11 +136,13 @@ class TableSource:
 
     def fingerprint(self) -> dict[str, Any]:
         """Rows, the columns that are read, and a sample of the files."""
-        if self._fingerprint is None:
-            read = {name: list(columns) for name, columns in self._match.inputs.items()}
-            content = {"rows": len(self), "columns": read}
-            self._fingerprint = file_fingerprint(self._pieces.files, self._pieces.kind, content)
-        return self._fingerprint
+        read = {name: list(columns) for name, columns in self._match.inputs.items()}
+        content = {"rows": len(self), "columns": read}
+        return {"kind": self._pieces.kind, **content, **self._pieces.identity.values()}
+
+    def is_unchanged(self) -> bool:
+        """Whether no file was written to since its rows were counted, or since the fingerprint was taken."""
+        return self._pieces.identity.holds()
 
     def index(self) -> Any:
         """What makes the next opening cheap; None where it is cheap anyway."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from deploykit.errors import DataError
 from deploykit.locations import DataFile
+from deploykit.sources.base import FileIdentity
 from deploykit.sources.tables import BadRow, require_pyarrow
 from deploykit.sources.textindex import OpenQuoteError, TextPiece, row_bounds, text_pieces
 from deploykit.wording import counted, row_range, said
@@ -46,11 +47,14 @@ class TextTables(abc.ABC):
     def __init__(self, what: str, files: Sequence[DataFile], index: Any) -> None:
         require_pyarrow(what)
         self.what, self.files, self.hints = what, tuple(files), {}
+        self.identity = FileIdentity(self.files)
         self.notes: list[str] = []
         self._dtypes: dict[str, str] = {}
         self._kept: dict[str, str] = {}
         self._columns: tuple[str, ...] = ()
-        known = isinstance(index, list) and len(index) == len(files)
+        self.is_known = known = isinstance(index, list) and len(index) == len(files)
+        if not known:
+            self.identity.values()  # What is written from now on is not counted, or counted wrongly.
         self.index = index if known else [self._scan(file) for file in files]
         self._where = [(number, piece) for number, pieces in enumerate(self.index) for piece in pieces]
         self.rows = [int(rows) for _, (_, _, rows) in self._where]

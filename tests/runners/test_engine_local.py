@@ -1,12 +1,13 @@
 """The local engine gives the next shard to whoever is free, and plug-ins extend the table of engines."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from deploykit.errors import DataError
+from deploykit.errors import DataError, RunError
 from deploykit.rundir import RunDirectory
 from deploykit.verify_run import verify_run
 from runners import engine_local
@@ -125,3 +126,34 @@ def test_a_file_that_is_replaced_before_the_ranks_open_it_is_refused(
     with pytest.raises(DataError, match=r"rows\.npy: were replaced while the run began"):
         run(artifact_paths["mc"], data, tmp_path / "r", devices="cpu:2", batch_size=8)
     assert not list((tmp_path / "r" / "commits").iterdir())
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "rows.csv", "folder"])
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+def test_data_that_is_written_to_during_the_run_is_no_success(
+    name: str, devices: str, artifact_paths: dict[str, Path], tmp_path: Path
+) -> None:
+    """Nobody knows which rows were read; what was predicted is there all the same."""
+    data = tmp_path / name
+    written = data / "b.csv" if name == "folder" else data
+    if name == "rows.npy":
+        np.save(data, np.zeros((64, 4), np.float32))
+    else:
+        written.parent.mkdir(exist_ok=True)
+        for path in {written, written.with_name("a.csv") if name == "folder" else written}:
+            path.write_text("a,b,c,d\n" + "0,0,0,0\n" * 32)
+
+    def append(done: int, total: int) -> None:
+        if done == total:
+            with written.open("ab") as file:
+                file.write(b"9,9,9,9\n")
+
+    out = tmp_path / "r"
+    with pytest.raises(DataError, match=f"{name}: was written to, replaced or removed while it was read"):
+        run(artifact_paths["mc"], data, out, devices=devices, batch_size=8, progress=append)
+    assert verify_run(out).ok
+    report = json.loads((out / "report.json").read_text())
+    assert report["complete"]
+    assert "was written to" in report["notes"][-1]
+    with pytest.raises(RunError, match="data"):
+        run(artifact_paths["mc"], data, out, devices=devices, batch_size=8)
