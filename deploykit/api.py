@@ -12,6 +12,7 @@ from deploykit.errors import ArtifactError, CheckpointError, ExportError, RunErr
 from deploykit.merging import merge_run
 from deploykit.paths import require_path, require_utf8
 from deploykit.stores import at_hand, delivered, is_url, renamed
+from deploykit.tally import Told
 from deploykit.verify_run import RunCheck, verify_run
 from deploykit.watching import run_status
 from runners.job import RunResult
@@ -126,10 +127,17 @@ def pack(path: str | Path, destination: str | Path, *, overwrite: bool = False) 
     return destination if is_url(destination) else packed
 
 
-def verify(path: str | Path, *, format: str | None = None, device: str = "cpu") -> RunCheck | list[Verified]:  # noqa: A002
+def verify(
+    path: str | Path,
+    *,
+    format: str | None = None,  # noqa: A002
+    device: str = "cpu",
+    progress: Told | None = None,
+) -> RunCheck | list[Verified]:
     """Verify a run directory (every row once, every digest) or an artifact (digests, golden inputs replayed).
 
-    What is at a URL is copied to a temporary folder first.
+    What is at a URL is copied to a temporary folder first. ``progress`` is called with the rows of a run that were
+    checked, and all rows.
 
     Raises:
         ArtifactError: a file differs from the manifest, or an output from the golden one.
@@ -140,18 +148,18 @@ def verify(path: str | Path, *, format: str | None = None, device: str = "cpu") 
         "verify", path, expected="the path of an artifact or a run", advice="give the path, such as result.path"
     )
     with at_hand(path, "verify", RunError, needs=[MANIFEST_NAME, "run.json"]) as here:
-        found = _verify(here, format, device)
+        found = _verify(here, format, device, progress)
     return replace(found, to_resume=renamed(found.to_resume, path, here)) if isinstance(found, RunCheck) else found
 
 
-def _verify(path: Path, format: str | None, device: str) -> RunCheck | list[Verified]:  # noqa: A002
+def _verify(path: Path, format: str | None, device: str, progress: Told | None) -> RunCheck | list[Verified]:  # noqa: A002
     if not path.exists():
         raise ArtifactError(
             f"verify {path}: no such file or directory; name an artifact, which deploykit export makes, or the "
             "directory of a run, which deploykit run makes"
         )
     if (path / "run.json").is_file():
-        return verify_run(path)
+        return verify_run(path, progress=progress)
     if path.is_dir() and not (path / MANIFEST_NAME).is_file():
         raise RunError(f"{path}: holds neither {MANIFEST_NAME} (an artifact) nor run.json (a run); name one of these")
     return verify_artifact(path, format=format, device=device)

@@ -5,7 +5,7 @@ A commit is written after the file that it speaks of; a file without a commit is
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -35,27 +35,29 @@ class Digests:
     def __init__(self) -> None:
         self._known: dict[tuple[int, int, int, int], str] = {}
 
-    def of(self, path: Path) -> str:
-        """The digest in hexadecimal; reads the file only if it is new or has changed."""
+    def of(self, path: Path, read: Callable[[int], object] | None = None) -> str:
+        """The digest in hexadecimal; reads the file only if it is new or has changed, and ``read`` is told."""
         status = path.stat()
         key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         if key not in self._known:
-            self._known[key] = sha256_of(path)
+            self._known[key] = sha256_of(path, read)
         return self._known[key]
 
     def record(self, path: Path, name: str) -> FileDigest:
         """What a commit says about the file at ``path``, which is, or will be, called ``name``."""
         return FileDigest(file=name, size_bytes=path.stat().st_size, sha256=self.of(path))
 
-    def damage(self, root: Path, record: FileDigest, *, check_digest: bool) -> str | None:
-        """What is wrong with a recorded file, or None."""
+    def damage(
+        self, root: Path, record: FileDigest, *, check_digest: bool, read: Callable[[int], object] | None = None
+    ) -> str | None:
+        """What is wrong with a recorded file, or None; ``read`` is told of the bytes that are read."""
         path = root / record.file
         if not path.is_file():
             return f"{record.file}: the file is missing"
         size = path.stat().st_size
         if size != record.size_bytes:
             return f"{record.file}: {size} bytes, its commit says {record.size_bytes}"
-        if check_digest and self.of(path) != record.sha256:
+        if check_digest and self.of(path, read) != record.sha256:
             return f"{record.file}: SHA-256 {self.of(path)[:12]}..., its commit says {record.sha256[:12]}..."
         return None
 

@@ -52,9 +52,12 @@ def finish_epoch(directory: RunDirectory, writer: Writer) -> list[RankCommit]:
     return kept
 
 
-def is_finished(directory: RunDirectory) -> bool:
-    """Whether nothing is left to do: every shard is there, and every rank file if the job has them."""
-    job, state = directory.job, directory.state()
+def is_finished(directory: RunDirectory, state: State | None = None) -> bool:
+    """Whether nothing is left to do: every shard is there, and every rank file if the job has them.
+
+    ``state`` is that of the directory, if the caller has it.
+    """
+    job, state = directory.job, state or directory.state()
     if not directory.is_delivered():
         return False
     if job.is_strided and job.has_epoch_files:

@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 TEMPORARY_PREFIX = ".tmp-"
+_BLOCK_BYTES = 2**20
 
 
 @contextmanager
@@ -87,7 +88,12 @@ def write_json_once(path: Path, data: Any) -> bool:
     return True
 
 
-def sha256_of(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(path: Path, read: Callable[[int], object] | None = None) -> str:
+    """The file's SHA-256 in hexadecimal; ``read`` is told how many bytes were read, again and again."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            if read is not None:
+                read(len(block))
+    return digest.hexdigest()

@@ -12,15 +12,16 @@ from deploykit.rundir import RUN_NAME, RunDirectory
 from deploykit.runrows import RunRows
 from deploykit.runstate import State
 from deploykit.stores import at_hand, delivered, is_url, renamed
+from deploykit.tally import Tally, Told
 from deploykit.wording import counted
-from deploykit.writers import Writer, make_writer, writer_for_file
+from deploykit.writers import Batch, Writer, make_writer, writer_for_file
 
 __all__ = ["merge_run"]
 
 
 def merge_run(
     path: str | Path, destination: str | Path, *, overwrite: bool = False, allow_partial: bool = False,
-    told: Callable[[str], object] | None = None,
+    told: Callable[[str], object] | None = None, progress: Told | None = None,
 ) -> Path | str:  # fmt: skip
     """Write every output and ``sample_id`` of a run into ``destination``, whole or not at all.
 
@@ -35,6 +36,7 @@ def merge_run(
         overwrite: replace an existing file.
         allow_partial: merge what is there; ``sample_id`` says which rows these are.
         told: called at the end with a text for people about each kind of row that is not in the file.
+        progress: called again and again with the rows that are done and all rows.
 
     Raises:
         UsageError: an extension that no writer has, a format that cannot hold the outputs, or the file exists, or its
@@ -53,14 +55,14 @@ def merge_run(
             _refuse_place(made, overwrite)
         elif str(destination).startswith((f"{path}/parts/", f"{path}/commits/")):
             raise _among_parts(destination, f"{path}/parts")
-        left_out = _merge(here, made, allow_partial)
+        left_out = _merge(here, made, allow_partial, progress)
     if told is not None:
         for text in left_out:
             told(renamed(text, path, here))
     return destination if is_url(destination) else made
 
 
-def _merge(path: Path, destination: Path, allow_partial: bool) -> list[str]:
+def _merge(path: Path, destination: Path, allow_partial: bool, progress: Told | None) -> list[str]:
     """Write the file; the texts about rows that are not in it."""
     directory = RunDirectory.open(path)
     _refuse_among_parts(destination, directory)
@@ -68,14 +70,23 @@ def _merge(path: Path, destination: Path, allow_partial: bool) -> list[str]:
     merged = writer_for_file(destination.name, job.outputs, own=job.writer)
     writer = make_writer(job.writer, job.outputs)
     _refuse_unreadable(directory, writer)
-    state = directory.state()
+    # Each file is read for its digest and for its rows; where there are parts, those of the ranks for the digest alone.
+    both = job.keeps_parts and job.has_epoch_files and not job.is_strided
+    tally = Tally(progress, job.plan.rows, passes=3 if both else 2)
+    state = directory.state(tally=tally)
     shards = _present(directory, state, allow_partial)
-    batches = RunRows(directory.path, state, writer).of(shards)
+    batches = _counted(RunRows(directory.path, state, writer).of(shards), tally)
     rows = sum(shard.rows - len(state.failed_in(shard)) for shard in shards)
     # A link stays one, so that the file goes to the disk that it was made for.
     with writing(destination), appears_whole(destination.resolve()) as temporary:
         merged.write(temporary, batches, rows)
     return list(_left_out(directory, state, shards))
+
+
+def _counted(batches: Iterator[Batch], tally: Tally) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        tally.add(len(batch))
 
 
 def _left_out(directory: RunDirectory, state: State, shards: Sequence[Shard]) -> Iterator[str]:

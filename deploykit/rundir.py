@@ -25,10 +25,11 @@ from deploykit.locations import RUN_NAME
 from deploykit.otherjob import refuse_other_job
 from deploykit.paths import require_place
 from deploykit.plan import Plan, Shard
-from deploykit.runstate import State, read_state
+from deploykit.runstate import Look, State, read_state
 from deploykit.signs import STATUS_NAME
 from deploykit.sources.spool import is_spool
 from deploykit.stores import local_path
+from deploykit.tally import Tally
 from deploykit.wording import row_range
 from deploykit.writers.base import Batch, Writer
 from deploykit.writers.calling import calling
@@ -118,9 +119,15 @@ class RunDirectory:
         """What a person does to take the job up again, in the place where the directory is now."""
         return self.job.to_resume(self.path)
 
-    def state(self, *, check_digests: bool = True) -> State:
-        """All commits, those that count and those that do not."""
-        return read_state(self.path, self.job.plan, self.digests, check_digests=check_digests)
+    def state(
+        self,
+        *,
+        check_digests: bool = True,
+        tally: Tally | None = None,
+        look: Look | None = None,
+    ) -> State:
+        """All commits, those that count and those that do not; ``tally`` and ``look`` as of ``read_state``."""
+        return read_state(self.path, self.job.plan, self.digests, check_digests=check_digests, tally=tally, look=look)
 
     def committed(self, *, check_digests: bool = True) -> dict[int, Commit]:
         """Shard number to the valid commit of its part; empty again once an epoch run is finished."""

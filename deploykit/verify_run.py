@@ -7,13 +7,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from deploykit.commit import Commit, RankCommit
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.plan import Shard, describe_ranges, merge_ranges, remaining
 from deploykit.rundir import RunDirectory
 from deploykit.runstate import State
 from deploykit.strided import strided_problems, strided_wrong_ids
-from deploykit.writers import Batch, Writer, make_writer
+from deploykit.tally import Tally, Told
+from deploykit.writers import Batch, make_writer
 from deploykit.writers.calling import reading
 
 __all__ = ["RunCheck", "check_run", "verify_run"]
@@ -60,14 +63,14 @@ class RunCheck:
         return [*texts, *(f"damaged: {text}" for text in self.damaged), *self.pending]
 
 
-def verify_run(path: str | Path) -> RunCheck:
-    """Check a run directory; return the proof.
+def verify_run(path: str | Path, *, progress: Told | None = None) -> RunCheck:
+    """Check a run directory; return the proof. ``progress`` is called with the rows that were checked, and all rows.
 
     Raises:
         IncompleteRunError: rows are missing, or the last step was not reached; running again completes it.
         RunError: no run directory, or rows that are there more than once, or files that hold other rows.
     """
-    check = check_run(path)
+    check = check_run(path, progress=progress)
     if not check.ok:
         kind = IncompleteRunError if check.missing or check.pending else RunError
         again = kind is IncompleteRunError or bool(check.duplicates)
@@ -79,16 +82,21 @@ def verify_run(path: str | Path) -> RunCheck:
     return check
 
 
-def check_run(path: str | Path) -> RunCheck:
+def check_run(path: str | Path, *, progress: Told | None = None) -> RunCheck:
     """The same check, without an error for what it finds.
 
     Raises:
         RunError: no run directory.
     """
     directory = RunDirectory.open(path)
-    job, state = directory.job, directory.state()
+    job = directory.job
+    # The digest of a file and its sample ids: two passes, and where there are parts and files of ranks, over both.
+    both = job.keeps_parts and job.has_epoch_files and not job.is_strided
+    tally = Tally(progress, job.plan.rows, passes=4 if both else 2)
+    contents = _Contents(directory, tally)
+    state = directory.state(tally=tally, look=contents.look)
     missing = state.missing(job.plan, from_parts=job.keeps_parts)
-    wrong, notes = _contents(directory, state)
+    wrong = contents.wrong
     failed = state.failed()
     if job.is_strided and job.has_epoch_files and not missing:
         wrong += strided_wrong_ids(directory, make_writer(job.writer, job.outputs))
@@ -99,7 +107,7 @@ def check_run(path: str | Path) -> RunCheck:
         duplicates=_ranges(_held_twice(directory, state)),
         damaged=(*state.damage, *wrong),
         pending=() if missing else tuple(_pending(directory, state)),
-        notes=tuple(notes),
+        notes=contents.notes,
         failed=failed,
         to_resume=directory.to_resume(),
     )
@@ -129,46 +137,66 @@ def _pending(directory: RunDirectory, state: State) -> Iterator[str]:
         yield "the parts are not removed yet"
 
 
-def _contents(directory: RunDirectory, state: State) -> tuple[list[str], list[str]]:
-    """Hold the sample ids in every file against its commit; what is wrong, and what could not be read."""
-    writer = make_writer(directory.job.writer, directory.job.outputs)
-    if not writer.can_read():
-        return [], [f"the writer {directory.job.writer!r} cannot read its files: their sample ids were not read"]
-    files = [*_part_files(directory, state, writer), *_rank_files(directory, state, writer)]
-    found = (_wrong_ids(name, shards, batches, state) for name, shards, batches in files)
-    return [text for text in found if text is not None], []
+class _Contents:
+    """Holds the sample ids in every file against its commit, right after its digest: it is at hand then.
+
+    Attributes:
+        wrong: what is wrong.
+        notes: what could not be read.
+    """
+
+    def __init__(self, directory: RunDirectory, tally: Tally) -> None:
+        self._directory, self._tally = directory, tally
+        self._writer = make_writer(directory.job.writer, directory.job.outputs)
+        self.wrong: list[str] = []
+        self.notes: tuple[str, ...] = ()
+        if not self._writer.can_read():
+            name = directory.job.writer
+            self.notes = (f"the writer {name!r} cannot read its files: their sample ids were not read",)
+
+    def look(self, commit: Commit | RankCommit) -> None:
+        """Read the file of the commit."""
+        if not self._writer.can_read():
+            self._tally.add(commit.rows)
+            return
+        path, plan = self._directory.path, self._directory.job.plan
+        if isinstance(commit, Commit):
+            shards, name = [plan.shard(commit.shard)], commit.part.file
+            read = partial(self._writer.read, path / name)
+        else:
+            shards, name = [plan.shard(index) for index in commit.shards], commit.files[0].file
+            read = partial(self._writer.read_epoch, path, commit.rank)
+        wrong = _wrong_ids(name, shards, self._counted(reading(self._writer, read, name)), commit)
+        self.wrong += [] if wrong is None else [wrong]
+
+    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            yield batch
+            self._tally.add(len(batch))
 
 
-_File = tuple[str, list[Shard], Iterator[Batch]]
-
-
-def _part_files(directory: RunDirectory, state: State, writer: Writer) -> Iterator[_File]:
-    for commit in state.parts.values():
-        shards = [directory.job.plan.shard(commit.shard)]
-        name = commit.part.file
-        yield name, shards, reading(writer, partial(writer.read, directory.path / name), name)
-
-
-def _rank_files(directory: RunDirectory, state: State, writer: Writer) -> Iterator[_File]:
-    for commit in state.ranks.values():
-        shards = [directory.job.plan.shard(index) for index in commit.shards]
-        name = commit.files[0].file
-        yield name, shards, reading(writer, partial(writer.read_epoch, directory.path, commit.rank), name)
-
-
-def _wrong_ids(name: str, shards: list[Shard], batches: Iterator[Batch], state: State) -> str | None:
+def _wrong_ids(name: str, shards: list[Shard], batches: Iterator[Batch], commit: Commit | RankCommit) -> str | None:
     """What is wrong with the sample ids of one file, or None."""
-    rows = sum(shard.rows - len(state.failed_in(shard)) for shard in shards)
-    expected = (remaining(shard.start, shard.stop, state.failed_in(shard)) for shard in shards)
+    failed = np.array(sorted(commit.failed), np.int64)
+    expected = (_ids_of(shard, failed) for shard in shards)
     ids = np.empty(0, np.int64)  # what comes next, of the shards that are begun
     read = 0
     for batch in batches:
-        if read + len(batch) > rows:
-            return f"{name}: more rows than the {rows} of its commit"
-        while len(ids) < len(batch):
-            ids = np.concatenate([ids, next(expected)])
+        if read + len(batch) > commit.rows:
+            return f"{name}: more rows than the {commit.rows} of its commit"
+        begun, have = [ids], len(ids)
+        while have < len(batch):
+            begun.append(next(expected))
+            have += len(begun[-1])
+        ids = np.concatenate(begun)
         wrong = np.flatnonzero(batch.sample_ids != ids[: len(batch)])
         if len(wrong):
             return f"{name}: place {read + wrong[0]} holds the sample id {batch.sample_ids[wrong[0]]}, not its own"
         read, ids = read + len(batch), ids[len(batch) :]
-    return None if read == rows else f"{name}: {read} rows, its commit says {rows}"
+    return None if read == commit.rows else f"{name}: {read} rows, its commit says {commit.rows}"
+
+
+def _ids_of(shard: Shard, failed: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The sample ids of a shard without those that failed, which are in order."""
+    first, last = np.searchsorted(failed, [shard.start, shard.stop])
+    return remaining(shard.start, shard.stop, failed[first:last].tolist())

@@ -14,10 +14,13 @@ from deploykit.failed import write_failed
 from deploykit.job import Job
 from deploykit.plan import Plan, Shard, describe_ranges
 from deploykit.rundir import RunDirectory
+from deploykit.runstate import State
 from deploykit.signs import signing
 from deploykit.sources import Source
+from deploykit.tally import Tally
 from runners.assignment import Assignment
 from runners.base import Runner
+from runners.changed import note_changed
 from runners.dataindex import save_index
 from runners.environment import environment
 from runners.lock import locked
@@ -37,7 +40,6 @@ __all__ = [
     "execute",
     "finish_files",
     "list_failed",
-    "note_changed",
 ]
 
 ProgressChoice = ProgressMode | Callable[[int, int], None]
@@ -99,9 +101,10 @@ def drive(setting: Setting, out: Path, place: Placer, *, progress: ProgressChoic
         directory = RunDirectory.prepare(out, setting.job)
         require_same_spool(setting.source, directory)
         save_index(directory.path, setting.source)
-        missing = directory.missing()
+        state = _looked_at(directory, progress)
+        missing = state.missing(directory.job.plan, from_parts=directory.job.keeps_parts)
         # An epoch job without rows has no rank and no file; its report says that it was done.
-        if not missing and is_finished(directory) and (directory.path / "report.json").exists():
+        if not missing and is_finished(directory, state) and (directory.path / "report.json").exists():
             notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
             discard_spool(setting.source)
             return Computed(skipped_shards=len(directory.job.plan))
@@ -109,6 +112,17 @@ def drive(setting: Setting, out: Path, place: Placer, *, progress: ProgressChoic
             done = execute(setting, directory, missing, lock=lock, progress=progress, notes=notes, place=place)
             discard_spool(setting.source)
             return done
+
+
+def _looked_at(directory: RunDirectory, choice: ProgressChoice) -> State:
+    """What is there of the job, every file read; that takes a while where much is."""
+    shown = make_progress(
+        "none" if callable(choice) else choice, directory.job.plan.rows, 0, doing="checked", after_s=1.0
+    )
+    try:
+        return directory.state(tally=Tally(lambda done, _: shown.update(done), directory.job.plan.rows))
+    finally:
+        shown.close()
 
 
 def execute(
@@ -137,7 +151,7 @@ def execute(
     directory.clean()  # What a rank left that died; every rank has ended.
     if not missing:
         finish_files(setting, directory, inherit=[lock], notes=notes)
-    changed = note_changed(setting, notes)
+    changed = note_changed(setting.source, setting.job.data_source, notes)
     figures = Figures(
         seconds=monotonic() - setting.began_s,
         skipped_shards=len(directory.job.plan) - len(shards),
@@ -176,20 +190,6 @@ def finish_files(setting: Setting, directory: RunDirectory, *, inherit: Sequence
         text = "while the writer was called; every row is there, and its calls are made again from the first"
         with stoppable(directory.path, lambda: f"{text}; {directory.to_resume()}"):
             notes.append(_deliver(setting, directory, inherit))
-
-
-def note_changed(setting: Setting, notes: list[str]) -> str:
-    """What to say where the data was written to since the job began, which is noted, too; nothing where it was not."""
-    is_unchanged = getattr(setting.source, "is_unchanged", lambda: True)
-    if is_unchanged():
-        return ""
-    text = (
-        f"data {setting.job.data_source}: was written to, replaced or removed while it was read, so that predictions "
-        "may be those of other rows than it has now, or had at the beginning; leave it as it is during a run, and "
-        "predict it again into a new directory"
-    )
-    notes.append(text)
-    return text
 
 
 def list_failed(directory: RunDirectory) -> int:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from deploykit.epoch import is_finished
 from deploykit.errors import DataError
 from deploykit.rundir import RunDirectory
+from runners.changed import note_changed
 from runners.environment import environment
-from runners.execute import Setting, finish_files, list_failed, note_changed
+from runners.execute import Setting, finish_files, list_failed
 from runners.launch import Launch
 from runners.lock import finishing
 from runners.measured import Measured, load_measured
@@ -37,7 +38,7 @@ def finish_together(
             return
         directory.clean()
         finish_files(setting, directory, inherit=(), notes=notes)
-        changed = note_changed(setting, notes)
+        changed = note_changed(setting.source, setting.job.data_source, notes)
         _report(setting, directory, launch, notes)
         discard_spool(setting.source)
     if changed:

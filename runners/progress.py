@@ -1,6 +1,7 @@
 """How far a run is: one updating line on a terminal, a plain line every few seconds elsewhere."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable
 from time import monotonic
@@ -41,22 +42,30 @@ class _Callback:
 
 
 class _Text:
-    """Writes the state at most every ``every_s`` seconds, and once at the end, as long as the stream takes it."""
+    """Writes the state at most every ``every_s`` seconds, and once at the end, as long as the stream takes it.
 
-    def __init__(self, total: int | None, first: int, stream: TextIO, *, bar: bool) -> None:
+    With ``after_s`` nothing is written before so many seconds are over, nor at an end that comes before.
+    """
+
+    def __init__(
+        self, total: int | None, first: int, stream: TextIO, *, bar: bool, doing: str = "", after_s: float = 0.0
+    ) -> None:
         self._total, self._first, self._done, self._stream, self._bar = total, first, first, stream, bar
-        self._every_s = BAR_S if bar else LINES_S
+        self._doing, self._every_s = doing, BAR_S if bar else LINES_S
         self._began = self._last = monotonic()
+        self._shown_from = self._began + after_s
         self._written, self._behind = -1, ""
 
     def update(self, done: int, behind: str = "") -> None:
         self._done, self._behind = done, behind
         now = monotonic()
-        if now - self._last >= self._every_s:
+        if now - self._last >= self._every_s and now >= self._shown_from:
             self._last = now
             self._write(now)
 
     def close(self) -> None:
+        if self._written < 0 and monotonic() < self._shown_from:
+            return
         if self._written != self._done:
             self._write(monotonic())
         if self._bar:
@@ -64,16 +73,23 @@ class _Text:
 
     def _write(self, now: float) -> None:
         self._written = self._done
-        text = describe(self._done, self._total, self._done - self._first, now - self._began)
+        text = describe(self._done, self._total, self._done - self._first, now - self._began, self._doing)
         if self._behind and self._done < (self._total or 0):
             text += f"; {self._behind}"
-        self._show(f"\r\x1b[2K{self._filled()}{text}" if self._bar else f"{text}\n")
+        self._show(f"\r\x1b[2K{self._fitting(text)}" if self._bar else f"{text}\n")
 
     def _show(self, text: str) -> None:
         # A terminal that is gone, or a full disk behind it, is no reason to stop the run.
         with contextlib.suppress(OSError):
             self._stream.write(text)
             self._stream.flush()
+
+    def _fitting(self, text: str) -> str:
+        """One line of the terminal: the rest of a longer one would stay, and the terminal would fill with them."""
+        # The last column is left free: some terminals go to the next line after it.
+        room = _columns(self._stream) - 1
+        whole = self._filled() + text
+        return (whole if len(whole) <= room else text)[:room]
 
     def _filled(self) -> str:
         if self._total is None:
@@ -82,16 +98,25 @@ class _Text:
         return f"[{'#' * int(share * WIDTH):<{WIDTH}}] "
 
 
-def describe(done: int, total: int | None, here: int, seconds: float) -> str:
+def _columns(stream: TextIO) -> int:
+    """How wide the terminal is; where nobody says so, as wide as need be."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or sys.maxsize
+    except (OSError, ValueError, AttributeError):
+        return sys.maxsize
+
+
+def describe(done: int, total: int | None, here: int, seconds: float, doing: str = "") -> str:
     """The state as text: ``here`` rows were computed in these ``seconds``; the rest were there before.
 
-    Without a ``total`` they are rows that are read, nobody knows how many.
+    Without a ``total`` they are rows that are read, nobody knows how many. ``doing`` says what else is done with them.
 
     >>> describe(500, 2000, 500, 2.0)
     ' 25% 500/2,000 rows, 250 rows/s, 0:00:06 left'
     """
     share = done / total if total else 1.0  # shown rounded down: all is done only when it is
     text = f"{done:,} rows read" if total is None else f"{int(share * 100):3}% {done:,}/{total:,} rows"
+    text += f" {doing}" if doing else ""
     if here and seconds > 0:
         rate = here / seconds
         text += f", {rate:,.0f} rows/s"
@@ -112,9 +137,17 @@ def check_kind(kind: object) -> None:
 
 
 def make_progress(
-    kind: ProgressMode | Callable[[int, int], None], total: int | None, first: int, *, stream: TextIO | None = None
+    kind: ProgressMode | Callable[[int, int], None],
+    total: int | None,
+    first: int,
+    *,
+    stream: TextIO | None = None,
+    doing: str = "",
+    after_s: float = 0.0,
 ) -> Progress:
     """The progress of a job of ``total`` rows, ``first`` of which are there already.
+
+    ``doing`` is what is done with the rows, if not predicting; with ``after_s`` it is only shown if it takes so long.
 
     ``auto`` is a bar if the stream (stderr) is a terminal, else lines. A function is called with the rows that are
     done and with ``total``; where nobody knows that, it is not called.
@@ -129,4 +162,5 @@ def make_progress(
     shown: TextIO | None = stream or sys.stderr
     if kind == "none" or shown is None:
         return _Silent()
-    return _Text(total, first, shown, bar=kind == "bar" or (kind == "auto" and shown.isatty()))
+    bar = kind == "bar" or (kind == "auto" and shown.isatty())
+    return _Text(total, first, shown, bar=bar, doing=doing, after_s=after_s)

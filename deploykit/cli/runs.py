@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from deploykit.cli.showing import shown
 from deploykit.cli.text import NamedPath, at_home, number
 from deploykit.wording import counted
 
@@ -171,7 +172,11 @@ def merge(run_directory: Path | str, output: Path | str, allow_partial: bool, ov
     from deploykit.merging import merge_run
 
     notes: list[str] = []
-    merged = merge_run(run_directory, output, overwrite=overwrite, allow_partial=allow_partial, told=notes.append)
+    with shown("merged", quiet=quiet) as progress:
+        merged = merge_run(
+            run_directory, output,
+            overwrite=overwrite, allow_partial=allow_partial, told=notes.append, progress=progress,
+        )  # fmt: skip
     if quiet:
         return
     click.echo(f"{merged}")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from deploykit.cli.showing import shown
 from deploykit.cli.text import NamedPath, number
 from deploykit.wording import counted
 
@@ -23,7 +24,8 @@ def verify(path: Path | str, format_name: str | None, device: str) -> None:
     from deploykit.api import RunCheck
     from deploykit.api import verify as verify_path
 
-    found = verify_path(path, format=format_name, device=device)
+    with shown("checked") as progress:
+        found = verify_path(path, format=format_name, device=device, progress=progress)
     if isinstance(found, RunCheck):
         click.echo(f"{path}: {_rows(found.committed_rows, found.rows)}; every digest holds")
         for note in found.notes:

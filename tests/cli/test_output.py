@@ -1,5 +1,6 @@
 """What is printed cannot stop a command: streams that are closed, full, or of another encoding."""
 
+import io
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from deploykit.cli import showing
 from deploykit.verify_run import verify_run
 from deploykit.writers.npz import NpzWriter
 
@@ -187,3 +189,21 @@ def test_a_signal_leaves_nothing_half_written(
         signal.signal(number, before)
     assert capsys.readouterr().err.endswith("Stopped.\n")
     assert not [path.name for path in place.iterdir() if "all.npz" in path.name]
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_look_through_a_run_shows_its_progress_on_a_terminal_alone(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(*RUN.split(), "-o", "out") == 0
+    monkeypatch.setattr(showing, "AFTER_S", 0.0)
+    for quiet, stream, seen in ((False, Screen(), True), (True, Screen(), False), (False, io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with showing.shown("checked", quiet=quiet) as tell:
+            verify_run("out", progress=tell)
+        assert ("100% 40/40 rows checked" in stream.getvalue()) == seen, stream.getvalue()
+        assert stream.getvalue().endswith("\n") == seen

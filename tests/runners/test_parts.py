@@ -2,13 +2,17 @@
 
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import math
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -128,6 +132,47 @@ def test_the_bar_updates_one_line_and_plain_lines_stay(monkeypatch: pytest.Monke
         assert text.endswith("\n")
         assert text.count("\n") == (1 if kind == "bar" else 2)
         assert ("\r" in text) is (kind == "bar")
+
+
+class Terminal(io.StringIO):
+    """Keeps what is written, and is as wide as it is told to be."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self._ends = pty.openpty()
+        fcntl.ioctl(self._ends[1], termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+
+    def fileno(self) -> int:
+        return self._ends[1]
+
+    def close(self) -> None:
+        super().close()
+        for end in self._ends:
+            os.close(end)
+
+
+@pytest.mark.parametrize("columns", [200, 90, 60, 20, 1])
+def test_the_bar_stays_within_one_line_of_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "BAR_S", 0.0)
+    with contextlib.closing(Terminal(columns)) as terminal:
+        shown = progress.make_progress("bar", 20_000_000, 0, stream=terminal)
+        shown.update(10_000_000, "rank 1 silent for 61 s; rank 2 silent for 61 s")
+        first, second = (line.removeprefix("\x1b[2K") for line in terminal.getvalue().split("\r"))
+    assert first == ""
+    assert len(second) < columns
+    assert second.startswith("[####") == (columns == 200)
+    assert columns < 60 or "50% 10,000,000/20,000,000 rows" in second
+
+
+def test_what_is_over_soon_shows_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "BAR_S", 0.0)
+    for after_s, text in ((3600.0, ""), (0.0, "50% 5/10 rows checked")):
+        stream = io.StringIO()
+        shown = progress.make_progress("bar", 10, 0, stream=stream, doing="checked", after_s=after_s)
+        shown.update(5)
+        shown.close()
+        assert text in stream.getvalue()
+        assert bool(stream.getvalue()) == bool(text)
 
 
 def pace(rank: int, rows: int, *, working_s: float = 20.0, silent_s: float = 0.1) -> Pace:

@@ -297,3 +297,18 @@ def test_a_merge_through_a_link_writes_where_it_leads(tmp_path: Path) -> None:
     assert link.is_symlink()
     assert len(np.load(tmp_path / "disk" / "merged.npy")) == 20
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["merged.npy"]
+
+
+@pytest.mark.parametrize("interval", ["batch", "epoch", "batch_and_epoch"])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_who_looks_on_is_told_of_every_row(tmp_path: Path, interval: str, ranks: int) -> None:
+    run_all(tmp_path / "run", make_job(write_interval=interval), ranks=ranks)
+    verified: list[tuple[int, int]] = []
+    merged: list[tuple[int, int]] = []
+    verify_run(tmp_path / "run", progress=lambda done, total: verified.append((done, total)))
+    merge_run(tmp_path / "run", tmp_path / "all.npz", progress=lambda done, total: merged.append((done, total)))
+    for calls in (verified, merged):
+        assert {total for _, total in calls} == {20}
+        assert calls == sorted(calls)
+        assert calls[-1] == (20, 20)
+        assert len(set(calls)) > 1

@@ -1,0 +1,41 @@
+"""The progress of commands that look through a whole run: one line on a terminal, nothing elsewhere."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runners.progress import Progress
+
+__all__ = ["shown"]
+
+AFTER_S = 1.0
+"""What is done sooner needs no progress."""
+
+
+@contextlib.contextmanager
+def shown(doing: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
+    """Something to tell the rows that are done and all rows; None where nobody looks.
+
+    Args:
+        doing: what is done with the rows: ``checked``.
+        quiet: whether nothing is to be shown.
+    """
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    from runners.progress import make_progress  # only for those who are shown something
+
+    made: list[Progress] = []
+
+    def tell(done: int, total: int) -> None:
+        if not made:
+            made.append(make_progress("bar", total, 0, doing=doing, after_s=AFTER_S))
+        made[0].update(done)
+
+    try:
+        yield tell
+    finally:
+        for progress in made:
+            progress.close()
