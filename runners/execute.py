@@ -17,6 +17,7 @@ from deploykit.rundir import RunDirectory
 from deploykit.runstate import State
 from deploykit.signs import signing
 from deploykit.sources import Source
+from deploykit.stores import naming, renamed
 from deploykit.tally import Tally
 from runners.assignment import Assignment
 from runners.base import Runner
@@ -56,6 +57,7 @@ class Setting:
         began_s: when the call came, on the monotonic clock.
         cut: the shards by the batch size, where that was found here; what another rank has found before counts.
         notes: what was chosen, for people to read.
+        place: the run directory as the user named it, where that is not the one that is worked in.
     """
 
     artifact: Artifact
@@ -69,6 +71,7 @@ class Setting:
     began_s: float
     cut: Callable[[int], Plan] | None = None
     notes: tuple[str, ...] = ()
+    place: str | Path = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +111,8 @@ def drive(setting: Setting, out: Path, place: Placer, *, progress: ProgressChoic
             notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
             discard_spool(setting.source)
             return Computed(skipped_shards=len(directory.job.plan))
-        with signing(directory.path):
+        # What is signed is read elsewhere, too.
+        with signing(directory.path), naming(str(setting.place), directory.path):
             done = execute(setting, directory, missing, lock=lock, progress=progress, notes=notes, place=place)
             discard_spool(setting.source)
             return done
@@ -157,7 +161,7 @@ def execute(
         skipped_shards=len(directory.job.plan) - len(shards),
         complete=not missing,
         failed_rows=list_failed(directory),
-        notes=notes,
+        notes=[renamed(note, setting.place, directory.path) for note in notes],
     )
     where = environment(setting.runner.runtime, setting.runner.check_installed())
     report = make_report(directory, assignments, outcome.meters, figures, where)

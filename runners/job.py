@@ -157,7 +157,7 @@ def run(
         opened = stack.enter_context(Artifact.open(artifact))
         here = stack.enter_context(mirrored(out, engine_here))
         command = command_of(artifact, data, out, options, engine_here)
-        setting = _checked(stack, opened, str(data), here, options, began, engine_here, progress, command)
+        setting = _checked(stack, opened, str(data), here, options, began, engine_here, progress, command, out)
         notes = [*chosen.notes, *setting.source.notes, *setting.notes]
         return _result(setting, here, out, engine_here.run(setting, here, progress=progress, notes=notes), notes)
 
@@ -198,6 +198,7 @@ def _checked(
     engine: Engine,
     progress: ProgressChoice,
     command: str,
+    place: str | Path,
 ) -> Setting:
     """Everything that can be refused is refused here, before anything is written."""
     runner = choose_runner(artifact, options["runner"])
@@ -229,7 +230,8 @@ def _checked(
     )  # fmt: skip
     return Setting(
         artifact=artifact, source=source, writing=writing, runner=runner, runner_name=options["runner"],
-        devices=devices, threads=options["threads"], job=job, began_s=began, cut=cut if notes else None, notes=notes,
+        devices=devices, threads=options["threads"], job=job, began_s=began,
+        cut=cut if notes else None, notes=notes, place=place,
     )  # fmt: skip
 
 

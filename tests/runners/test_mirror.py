@@ -153,6 +153,20 @@ def test_an_error_of_the_run_comes_first(
     assert deploykit.status(bucket).state == ("not started" if fails else "failed")
 
 
+def test_what_stopped_the_run_is_told_elsewhere_with_the_url(
+    artifact: Path, rows: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``status`` has a copy of its own, and knows nothing of the one in which the run worked."""
+
+    def fail(_setting: Any, directory: Any, **_: Any) -> None:
+        raise RunError(f"run directory {directory.path}: the disk is full")
+
+    monkeypatch.setattr("runners.execute.finish_files", fail)
+    with pytest.raises(RunError, match=f"^run directory {bucket}: the disk is full$"):
+        deploykit.run(artifact, rows, bucket, **SIZE, write_interval="epoch")
+    assert deploykit.status(bucket).error == f"run directory {bucket}: the disk is full"
+
+
 def refuse(_: mirror.Mirror) -> None:
     raise RunError("the store is gone")
 
