@@ -232,20 +232,24 @@ class Mirror:
     def _listed(self, folder: str = "") -> dict[str, Stamp]:
         """Files that belong to the run, sorted by name, and what changes when they do."""
         found = {}
-        for place, _, files in os.walk(self._copy / folder):
-            for file in files:
-                path = Path(place, file)
-                name = path.relative_to(self._copy).as_posix()
-                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                    if _belongs(name):
-                        status = path.stat()
-                        found[name] = (status.st_size, status.st_mtime_ns)
+        for name, entry in _entries(str(self._copy), folder):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                status = entry.stat()
+                found[name] = (status.st_size, status.st_mtime_ns)
         return dict(sorted(found.items()))
 
 
-def _belongs(name: str) -> bool:
-    parts = name.split("/")
-    return parts[0] not in (SPOOL_NAME, LOCK_NAME) and not any(part.startswith(TEMPORARY_PREFIX) for part in parts)
+def _entries(root: str, folder: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+    """The files below ``folder``, which is ``""`` or ends with a slash, that belong to the run, by their names."""
+    # Of very many parts all are looked at every few seconds, while the run needs the time.
+    with contextlib.suppress(FileNotFoundError), os.scandir(f"{root}/{folder}") as entries:
+        for entry in entries:
+            if entry.name.startswith(TEMPORARY_PREFIX) or (not folder and entry.name in (SPOOL_NAME, LOCK_NAME)):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _entries(root, f"{folder}{entry.name}/")
+            else:
+                yield folder + entry.name, entry
 
 
 def _stem(name: str) -> str:
