@@ -1,6 +1,8 @@
 """The table of file formats, by extension; entry points of the group ``deploykit.sources`` extend it."""
 
+import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,7 +10,7 @@ from deploykit.errors import DataError, UsageError
 from deploykit.locations import Found, find
 from deploykit.registry import Registry
 from deploykit.sources.base import Source
-from deploykit.sources.datasetdir import STATE, refuse_splits
+from deploykit.sources.datasetdir import STATE, DatasetSource, refuse_splits
 from deploykit.sources.factory import open_factory
 from deploykit.sources.reading import Reading
 from deploykit.tensors import TensorSpec
@@ -82,7 +84,25 @@ def _opened(text: str, inputs: Sequence[TensorSpec], prepare: bool, reading: Rea
         raise DataError(f"data {text}: a directory or several files, of which one is read at a time; name a file")
     source = cast("Source", opener(found, inputs, reading))
     source.notes = [*source.notes, *(f"ignored: {run}, a run directory: it holds predictions" for run in found.runs)]
+    if opener is not DatasetSource:  # That goes in an order of its own.
+        source.notes += _order_notes([file.name for file in found.files])
     return source
+
+
+def _order_notes(names: Sequence[str]) -> list[str]:
+    """What to say where numbers in the names go in another order than the files: of that follow the sample ids."""
+    for before, after in pairwise(names):
+        # A shorter name comes later only because of a smaller digit; of a million names few are looked at closer.
+        if len(before) > len(after) and _by_number(before) > _by_number(after):
+            return [
+                f"files go in the order of their names as text, {before} before {after}; leading zeros ('002') give "
+                "that of the numbers"
+            ]
+    return []
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _named(text: str) -> tuple[str | None, str]:
@@ -140,9 +160,11 @@ def _extension(found: Found) -> str:
     # A copy beside a table, rows.csv.bak, would be read as more of its rows.
     strict = found.directory is None or getattr(sources[ours[0]], "only_own", False)
     if len(set(map(str, sources.values()))) > 1 or (strict and ours != extensions):
+        # A pattern or a directory.
+        folder = found.text.rpartition("/")[0] or "." if found.directory is None else found.text.rstrip("/")
         raise DataError(
             f"data {found.text}: files of several kinds ({', '.join(map(_shown, extensions))}); name those of one with "
             "a pattern, "
-            f"such as '{found.text.rstrip('/')}/*.{ours[0]}'"
+            f"such as '{folder}/*.{ours[0]}'"
         )
     return ours[0]

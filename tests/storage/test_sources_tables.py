@@ -401,6 +401,28 @@ def test_directories_and_patterns_go_by_name(tmp_path: Path, name: str) -> None:
         opened(folder)
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("1", "2", "10"), "10.parquet before 2.parquet"),
+        (("part-9", "part-10"), "part-10.parquet before part-9.parquet"),
+        (("a/9", "a/10"), "a/10.parquet before a/9.parquet"),
+        (("01", "02", "10"), ""),
+        (("abcdef", "b", "c10"), ""),
+        (("a9", "b10"), ""),
+    ],
+)
+def test_numbers_in_names_that_go_as_text_are_told(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+    for name in names:
+        place = tmp_path / f"{name}.parquet"
+        place.parent.mkdir(exist_ok=True)
+        write_parquet(place, example().slice(0, 1))
+    for place in (str(tmp_path), f"{tmp_path}/**/*.parquet"):
+        notes = [note for note in opened(place).notes if "in the order of their names as text" in note]
+        assert len(notes) == bool(said)
+    assert not notes or said in opened(tmp_path).notes[-1]
+
+
 @pytest.mark.parametrize("name", BINARY)
 @settings(max_examples=25)
 @given(data=st.data())

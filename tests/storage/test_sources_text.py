@@ -369,6 +369,8 @@ def test_a_copy_beside_a_table_is_not_read_as_more_of_its_rows(tmp_path: Path, o
         put(tmp_path / "many" / name, "v\n1\n2\n")
     with pytest.raises(DataError, match=r"files of several kinds \(.*csv.*\); name those of one with a pattern"):
         opened(tmp_path / "many", [V])
+    with pytest.raises(DataError, match=r"such as '[^*']*many/\*\.csv'"):
+        opened(tmp_path / "many" / "*", [V])
     assert len(opened(tmp_path / "many" / "*.csv", [V])) == 2
     # Whoever names the source means all files.
     assert len(opened(f"csv:{tmp_path}/many", [V])) == 4
