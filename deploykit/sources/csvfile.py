@@ -23,7 +23,6 @@ from deploykit.sources.csvvalues import (
 )
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.sources.tables import TableSource
-from deploykit.sources.textindex import whole_rows
 from deploykit.sources.texttables import SAMPLE_BYTES, TextTables, require_text
 from deploykit.tensors import TensorSpec
 from deploykit.wording import counted
@@ -83,10 +82,7 @@ class _CsvFiles(TextTables):
         columns: list[list[str]] = [[] for _ in self._header]
         if not self._where:
             return columns
-        number, (start, stop, _) = self._where[0]
-        data = self._between(self.files[number], start, min(stop, start + SAMPLE_BYTES))
-        if start + SAMPLE_BYTES < stop:
-            data = whole_rows(data, delimiter=self.delimiter)
+        _, data = self._first_rows()
         for values in filter(None, self._rows(data)):
             if self._ragged(values) is None:
                 for column, value in zip(columns, values, strict=True):
@@ -172,9 +168,12 @@ class _CsvFiles(TextTables):
 
 
 def _beginning(file: DataFile) -> bytes:
+    """About ``SAMPLE_BYTES`` from the beginning, or more where the first row is longer."""
     with file.open() as opened:
         beginning = bytes(opened.read(SAMPLE_BYTES))
-    require_text(file, beginning)
+        require_text(file, beginning)
+        while b"\n" not in beginning and b"\r" not in beginning and (more := opened.read(len(beginning))):
+            beginning += more
     return beginning
 
 

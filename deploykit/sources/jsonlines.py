@@ -12,7 +12,7 @@ from deploykit.locations import Found
 from deploykit.sources.csvvalues import FEW
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.sources.tables import TableSource
-from deploykit.sources.texttables import SAMPLE_BYTES, TextTables
+from deploykit.sources.texttables import TextTables
 from deploykit.tensors import TensorSpec
 
 __all__ = ["JsonLinesSource"]
@@ -56,14 +56,11 @@ class _JsonFiles(TextTables):
         """The first records; a line that is none is an error for those who read it, unless all are."""
         if not self._where:
             return
-        number, (start, stop, _) = self._where[0]
-        data = self._between(self.files[number], start, min(stop, start + SAMPLE_BYTES))
+        file, data = self._first_rows()
         lines = [line for line in data.split(b"\n") if line.strip()]
-        if start + SAMPLE_BYTES < stop and len(lines) > 1:
-            del lines[-1]
         records = [_record(line) for line in lines[:_SAMPLE_ROWS]]
         if records and all(problem is not None for _, problem in records):
-            raise DataError(f"data {self.files[number].place}, row 0: {records[0][1]}")
+            raise DataError(f"data {file.place}, row 0: {records[0][1]}")
         yield from ((row, record) for row, (record, problem) in enumerate(records) if problem is None)
 
     def _parse(self, data: bytes) -> Any:

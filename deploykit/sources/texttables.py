@@ -10,7 +10,7 @@ from deploykit.errors import DataError
 from deploykit.locations import DataFile
 from deploykit.sources.base import FileIdentity
 from deploykit.sources.tables import BadRow, require_pyarrow
-from deploykit.sources.textindex import OpenQuoteError, TextPiece, row_bounds, text_pieces
+from deploykit.sources.textindex import OpenQuoteError, TextPiece, row_bounds, text_pieces, whole_rows
 from deploykit.wording import counted, row_range, said
 
 __all__ = ["SAMPLE_BYTES", "TextTables", "require_text", "widest"]
@@ -148,6 +148,18 @@ class TextTables(abc.ABC):
     def _bytes(self, piece: int) -> bytes:
         number, (start, stop, _) = self._where[piece]
         return self._between(self.files[number], start, stop)
+
+    def _first_rows(self) -> tuple[DataFile, bytes]:
+        """The first file with rows, and its first rows, whole: about ``SAMPLE_BYTES``, or one that is longer."""
+        number, (start, stop, _) = self._where[0]
+        size = SAMPLE_BYTES
+        while True:
+            data = self._between(self.files[number], start, min(stop, start + size))
+            if start + size >= stop:
+                return self.files[number], data
+            if whole := whole_rows(data, delimiter=self.delimiter):
+                return self.files[number], whole
+            size *= 4
 
     def _between(self, file: DataFile, start: int, stop: int) -> bytes:
         try:

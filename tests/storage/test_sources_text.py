@@ -376,6 +376,21 @@ def test_a_copy_beside_a_table_is_not_read_as_more_of_its_rows(tmp_path: Path, o
     assert len(opened(f"csv:{tmp_path}/many", [V])) == 4
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_rows_longer_than_what_decides_the_types(tmp_path: Path, name: str) -> None:
+    """The first row is read as a whole, whatever its length."""
+    wide = np.arange(3 * 2000, dtype=np.float32).reshape(3, -1)
+    texts = [",".join(f"{value}.{'0' * 600}" for value in row) for row in wide.astype(int).tolist()]
+    names = [f"{'f' * 600}{number}" for number in range(wide.shape[1])]
+    assert min(map(len, [*texts, ",".join(names)])) > 2**20
+    if name == "rows.csv":
+        put(tmp_path / name, "\n".join([",".join(names), *texts]))
+    else:
+        put(tmp_path / name, "".join(f'{{"id": "a", "x": [{text}]}}\n' for text in texts))
+    x = TensorSpec(name="x", dtype="float32", shape=("batch", wide.shape[1]))
+    np.testing.assert_array_equal(opened(tmp_path / name, [x]).read(0, 3)["x"], wide)
+
+
 def test_several_files_with_one_header(tmp_path: Path) -> None:
     for number in range(3):
         put(tmp_path / f"{number}.csv", f"a,b,c,d\n{number},1,2,3\n\n")
