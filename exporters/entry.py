@@ -14,13 +14,11 @@ from torch import Tensor, nn
 
 from deploykit.errors import ExportError, UsageError
 from deploykit.tensors import DTYPES
+from exporters.steps import STEP_METHODS, Step
 
-__all__ = ["BARE_OUTPUT", "STEP_METHODS", "Arrangement", "Entry", "arrangement_for", "flatten_outputs"]
+__all__ = ["BARE_OUTPUT", "Arrangement", "Entry", "arrangement_for", "flatten_outputs"]
 
 BARE_OUTPUT = "output"
-
-STEP_METHODS = ("predict_step", "test_step", "validation_step")
-"""LightningModule methods that take ``(batch, batch_idx)``."""
 
 Arrangement = Literal["keywords", "positional", "batch", "batch_list", "batch_dict", "one_list", "one_dict"]
 
@@ -28,7 +26,11 @@ Arrangement = Literal["keywords", "positional", "batch", "batch_list", "batch_di
 class Entry(nn.Module):
     """Wrap ``module`` so that ``forward(*tensors)`` gives a tuple of tensors, and ``named`` the same by name.
 
-    ``left_out`` names outputs, or structures of them, that nobody wants and that may be of any type.
+    ``left_out`` names outputs, or structures of them, that nobody wants and that may be of any type. ``step`` is what
+    is called where the method is a step of Lightning's.
+
+    Raises:
+        UsageError, ExportError: as for a ``Step``.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Entry(nn.Module):
         self.names = tuple(names)
         self.arrangement = arrangement
         self.left_out = frozenset(left_out)
+        self.step = Step(module, method) if method in STEP_METHODS else None
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.named(*tensors).values())
@@ -56,10 +59,8 @@ class Entry(nn.Module):
             ExportError: the method returned no tensor, something that is none, or one that no array can hold.
             UsageError: an output is to be left out that does not exist.
         """
-        # The method is called through the module itself where possible, so that hooks run.
-        call = self.module if self.method == "forward" else getattr(self.module, self.method)
         flat: dict[str, Tensor | None] = {}
-        for name, value in flatten_outputs(self._call(call, tensors), self.left_out):
+        for name, value in flatten_outputs(self._call(tensors), self.left_out):
             if name in flat:
                 raise ExportError(
                     f"output {name!r}: two keys have this name as text, such as 1 and '1'; give each a name of its own"
@@ -77,7 +78,9 @@ class Entry(nn.Module):
             )
         return {name: _storable(name, value) for name, value in found.items()}
 
-    def _call(self, call: Any, tensors: tuple[Tensor, ...]) -> Any:
+    def _call(self, tensors: tuple[Tensor, ...]) -> Any:
+        # The method is called through the module itself where possible, so that hooks run.
+        call: Any = self.step or (self.module if self.method == "forward" else getattr(self.module, self.method))
         named = dict(zip(self.names, tensors, strict=True))
         match self.arrangement:
             case "keywords":
@@ -85,14 +88,10 @@ class Entry(nn.Module):
             case "positional":
                 return call(*tensors)
             case "batch":
-                return call(tensors[0], 0)
-            case "batch_list":
-                return call(list(tensors), 0)
-            case "batch_dict":
-                return call(named, 0)
-            case "one_list":
+                return call(tensors[0])
+            case "batch_list" | "one_list":
                 return call(list(tensors))
-            case "one_dict":
+            case "batch_dict" | "one_dict":
                 return call(named)
 
 

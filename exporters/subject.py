@@ -23,6 +23,7 @@ from exporters.montecarlo import MonteCarloModule
 from exporters.outputs import Report, output_spec, refuse_clash
 from exporters.reference import Reference
 from exporters.rows import check_rows_apart
+from exporters.steps import beside_forward, check_numbers
 from exporters.tasks import OutputTask, TaskRequest
 from exporters.torchscript import Controls
 from exporters.trainmodes import Training
@@ -74,8 +75,16 @@ def prepare(entry: Entry, inputs: ModelInputs, options: DrawOptions) -> Subject:
     example = [torch.from_numpy(arrays[name]) for name in inputs.names]
     with borrowed(entry):
         subject = _prepared(ModalCapture(entry, inputs.specs, example), inputs, example, options)
+        notes = _of_the_trainer(entry, example)
     refuse_clash(subject.outputs, [*inputs.names, *(CONTROLS if subject.controls else ())])
-    return subject
+    return replace(subject, notes=(*subject.notes, *notes))
+
+
+def _of_the_trainer(entry: Entry, example: Sequence[Tensor]) -> tuple[str, ...]:
+    """What a Trainer does with the module beside calling the method, and the file does not."""
+    if entry.step is None:
+        return beside_forward(entry.module) if entry.method == "forward" else ()
+    return check_numbers(entry.step, lambda: entry(*[tensor.clone() for tensor in example]), entry.module)
 
 
 def _prepared(found: ModalCapture, inputs: ModelInputs, example: Sequence[Tensor], options: DrawOptions) -> Subject:

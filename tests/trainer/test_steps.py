@@ -1,0 +1,203 @@
+"""``--method predict_step``: what Lightning's own ``Trainer.predict`` gives, its hooks included, or a refusal."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import deploykit
+from deploykit.errors import ExportError, UsageError
+from tests.trainer.recording import predict
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+ROWS = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Net(lightning.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 3))
+        self.scale = 1.0
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(x) * self.scale
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Any:
+        return self(batch)
+
+
+class After(Net):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch * 3
+
+
+class Augmented(Net):
+    """As Lightning's documentation has it: what is done in training is not done in prediction."""
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch * 3 if self.trainer.training else batch + 1
+
+
+class Transferred(Net):
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return super().transfer_batch_to_device(batch, device, dataloader_idx) * 3
+
+
+class Started(Net):
+    def on_predict_start(self) -> None:
+        self.scale = 5.0
+
+
+class EpochStarted(Net):
+    def on_predict_epoch_start(self) -> None:
+        self.scale = 5.0
+
+
+class BatchStarted(Net):
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.scale = float(batch.ndim)
+
+
+class WithoutNumber(Net):
+    def predict_step(self, batch: Tensor) -> Any:  # type: ignore[override]
+        return self(batch).softmax(1)
+
+
+class Staged(Net):
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Any:
+        assert self.global_rank == 0
+        return self(batch) * (2 if self.trainer.predicting else 3)
+
+
+class Logging(Net):
+    def test_step(self, batch: Tensor, batch_idx: int) -> Any:
+        self.log("mean", self(batch).mean())
+        return self(batch) * (2 if self.trainer.testing else 3)
+
+
+class Quiet(Net):
+    """The number of the batch decides what is printed, not what is computed."""
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Any:
+        if batch_idx % 100 == 0:
+            print("batch", batch_idx)
+        return self(batch)
+
+
+def exported(module: nn.Module, path: Path, method: str = "predict_step", **options: Any) -> Any:
+    return deploykit.export(module, path, inputs=["x:float32[batch,4]"], method=method, formats=["onnx"], **options)
+
+
+def predicted(path: Path) -> Any:
+    with deploykit.load(path) as model:
+        return model.predict(ROWS.numpy())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [After, Augmented, Transferred, Started, EpochStarted, BatchStarted, WithoutNumber, Staged, Quiet],
+)  # fmt: skip
+def test_a_step_is_what_the_trainer_makes_of_it(tmp_path: Path, kind: type[Net]) -> None:
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, barebones=True)
+    want = torch.cat(trainer.predict(kind(), DataLoader(ROWS, batch_size=3)))  # type: ignore[arg-type]
+    module = kind()
+    result = exported(module, tmp_path / "a")
+    np.testing.assert_allclose(predicted(tmp_path / "a")["output"], want, rtol=1e-5, atol=1e-6)
+    assert not result.notes
+    assert module.scale == 1.0
+    assert module._trainer is None
+
+
+def test_a_test_step_logs_nothing_and_knows_its_stage(tmp_path: Path) -> None:
+    module = Logging()
+    exported(module, tmp_path / "a", method="test_step")
+    want = module.eval()(ROWS) * 2
+    np.testing.assert_allclose(predicted(tmp_path / "a")["output"], want.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_module_that_a_trainer_has_fitted_keeps_it(tmp_path: Path) -> None:
+    module = Staged()
+    predict([], DataLoader(ROWS, batch_size=4))
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, barebones=True)
+    trainer.predict(module, DataLoader(ROWS, batch_size=4))
+    exported(module, tmp_path / "a")
+    assert module._trainer is trainer
+    np.testing.assert_allclose(predicted(tmp_path / "a")["output"], (module.eval()(ROWS) * 2).detach(), rtol=1e-5)
+
+
+def test_dropouts_that_a_hook_switches_on_draw(tmp_path: Path) -> None:
+    """They came out deterministic, without a word."""
+
+    class Drawing(Net):
+        def on_predict_start(self) -> None:
+            self.body[2].train()
+
+    module = Drawing()
+    exported(module, tmp_path / "one")
+    with deploykit.load(tmp_path / "one") as model:
+        first, second = (model.predict(ROWS.numpy(), seed=seed)["output"] for seed in (1, 2))
+    assert not np.allclose(first, second)
+    exported(module, tmp_path / "many", mc_draws=5)
+    assert (predicted(tmp_path / "many")["output.std"] > 0).all()
+    assert module.body[2].training  # As it came: a new module is in training mode.
+
+
+@pytest.mark.parametrize("number", [0, 7])
+def test_the_number_of_a_batch_is_refused(tmp_path: Path, number: int) -> None:
+    class Numbered(Net):
+        def predict_step(self, batch: Tensor, batch_idx: int) -> Any:
+            return {"y": self(batch), "number": torch.full((batch.shape[0],), batch_idx + number)}
+
+    with pytest.raises(ExportError, match="predict_step of Numbered: gives other values with another batch_idx"):
+        exported(Numbered(), tmp_path / "a")
+
+    class Listed(Net):
+        def predict_step(self, batch: Tensor, batch_idx: int) -> Any:
+            return self(batch) * [1.0][batch_idx]
+
+    with pytest.raises(ExportError, match="another batch_idx"):
+        exported(Listed(), tmp_path / "a")
+
+
+def test_a_dataloaders_number_is_that_of_the_first(tmp_path: Path) -> None:
+    class Several(Net):
+        def predict_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            return self(batch) * (1 + dataloader_idx)
+
+    module = Several()
+    assert "dataloader_idx" in " ".join(exported(module, tmp_path / "a").notes)
+    np.testing.assert_allclose(predicted(tmp_path / "a")["output"], module.eval()(ROWS).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_what_no_export_can_know_is_refused(tmp_path: Path) -> None:
+    class Needs(Net):
+        def predict_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int) -> Any:  # type: ignore[override]
+            return self(batch)
+
+    class Modes(Net):
+        def on_predict_model_eval(self) -> None:
+            self.train()
+
+    class Asking(Net):
+        def on_predict_start(self) -> None:
+            self.scale = self.trainer.datamodule.scale  # type: ignore[attr-defined]
+
+    with pytest.raises(UsageError, match="give dataloader_idx the default 0"):
+        exported(Needs(), tmp_path / "a")
+    with pytest.raises(ExportError, match=r"Modes\.on_predict_model_eval: sets the modes"):
+        exported(Modes(), tmp_path / "a")
+    with pytest.raises(ExportError, match=r"self\.trainer\.datamodule: the module is not attached"):
+        exported(Asking(), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_forward_says_which_hooks_it_leaves_out(tmp_path: Path) -> None:
+    (note,) = exported(After(), tmp_path / "a", method="forward").notes
+    assert note.startswith("After.on_after_batch_transfer: is no part of forward")
