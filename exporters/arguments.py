@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from deploykit.errors import UsageError
+from deploykit.registry import FILE_MODULE
+from exporters.lightningcli import as_annotated
 
 __all__ = ["Arguments", "Hyperparameters", "bind_arguments", "parse_arguments", "signature_text"]
 
@@ -17,7 +20,15 @@ CONTAINERS = ("hparams", "config", "cfg", "conf", "args", "opt", "params")
 
 
 class Hyperparameters(dict[str, Any]):
-    """A dict whose items are attributes too, as classes trained with a Namespace expect; nested dicts likewise."""
+    """A dict whose items are attributes too, as classes trained with a Namespace expect; nested dicts likewise.
+
+    ``vars()`` of it are the items.
+    """
+
+    def __new__(cls, *_: Any) -> "Hyperparameters":
+        made = super().__new__(cls)
+        object.__setattr__(made, "__dict__", made)
+        return made
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__({key: Hyperparameters(v) if type(v) is dict else v for key, v in values.items()})
@@ -101,6 +112,7 @@ def bind_arguments(
         values = {**{key: value for key, value in file.items() if takes_all or key in names}, **extra}
         ignored = tuple(sorted(key for key in file if key not in values))
     _check_required(subject, function, parameters, values, file)
+    values = as_annotated(function, values)
     first = [name for name in names if parameters[name].kind is inspect.Parameter.POSITIONAL_ONLY and name in values]
     return Arguments(positional=tuple(values.pop(name) for name in first), named=values, ignored=ignored)
 
@@ -123,7 +135,7 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
 
 def signature_text(function: Callable[..., Any]) -> str:
     """The parameters as Python writes them, shortened."""
-    text = str(inspect.Signature(list(_parameters(function).values())))
+    text = re.sub(rf"{FILE_MODULE}\w+\.", "", str(inspect.Signature(list(_parameters(function).values()))))
     return text if len(text) < 400 else f"{text[:400]} ...)"
 
 

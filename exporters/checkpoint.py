@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from deploykit.files import sha256_of
 from exporters.archive import check_archive
 from exporters.content import Content, Kind, check_tensors, find_content
 from exporters.filecheck import FileFacts, check_file, refusal
+from exporters.homecoming import at_home
 from exporters.plainvalues import plain_values
 
 __all__ = ["Checkpoint", "read_checkpoint"]
@@ -39,6 +41,7 @@ class Checkpoint:
         state_dict: tensors on the CPU by name; they may be mapped from the file, so do not write to them.
         hyperparameters: constructor arguments by name, empty when the file has none.
         hyperparameters_name: the constructor's parameter that took them all as one object, as Lightning records it.
+        made_by: the function of LightningCLI that made the module of the hyperparameters, if one did.
         everything: the whole content, for a module's own ``on_load_checkpoint``.
         module: the module itself when ``kind`` is ``module``.
         sha256, size_bytes: of the file.
@@ -51,6 +54,7 @@ class Checkpoint:
     state_dict: Mapping[str, Any] = field(repr=False)
     hyperparameters: Mapping[str, Any]
     hyperparameters_name: str | None = None
+    made_by: str | None = None
     everything: Mapping[str, Any] = field(default_factory=dict, repr=False)
     module: nn.Module | None = field(default=None, repr=False)
     sha256: str
@@ -59,10 +63,11 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
 
-def read_checkpoint(path: str | Path, *, unsafe: bool = False) -> Checkpoint:
+def read_checkpoint(path: str | Path, *, unsafe: bool = False, home: ModuleType | None = None) -> Checkpoint:
     """Read a Lightning ``.ckpt``, a ``torch.save`` state_dict or a ``.safetensors`` file.
 
     By default no code in the file runs. ``unsafe=True`` unpickles anything: it **runs whatever code the file holds**.
+    Classes of the script that saved it are then taken from ``home``, which may have another name here.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another format, claims more than it holds, or needs code.
@@ -71,7 +76,7 @@ def read_checkpoint(path: str | Path, *, unsafe: bool = False) -> Checkpoint:
     file = Path(path)
     facts = check_file(file)
     try:
-        content, sha256 = _read(file, facts, unsafe=unsafe)
+        content, sha256 = _read(file, facts, unsafe=unsafe, home=home)
     except OSError as error:
         raise refusal(file, f"reading failed ({error})", DAMAGED_ADVICE) from error
     check_tensors(file, content.state_dict, facts.size_bytes)
@@ -84,6 +89,7 @@ def read_checkpoint(path: str | Path, *, unsafe: bool = False) -> Checkpoint:
         state_dict=content.state_dict,
         hyperparameters=content.hyperparameters,
         hyperparameters_name=content.hyperparameters_name,
+        made_by=content.made_by,
         everything=content.everything,
         module=content.module,
         sha256=sha256,
@@ -93,13 +99,13 @@ def read_checkpoint(path: str | Path, *, unsafe: bool = False) -> Checkpoint:
     )
 
 
-def _read(file: Path, facts: FileFacts, *, unsafe: bool) -> tuple[Content, str]:
+def _read(file: Path, facts: FileFacts, *, unsafe: bool, home: ModuleType | None) -> tuple[Content, str]:
     if facts.container == "safetensors":
         return _read_safetensors(file), sha256_of(file)
     notes = check_archive(file, facts.size_bytes) if facts.container == "zip" else [_LEGACY_NOTE]
     if file.suffix == ".safetensors":
         raise refusal(file, "is named .safetensors but torch.save wrote it", "rename it to .pt")
-    loaded = _unpickle(file, mapped=facts.container == "zip", unsafe=unsafe)
+    loaded = _unpickle(file, mapped=facts.container == "zip", unsafe=unsafe, home=home)
     content = find_content(file, loaded)
     if unsafe:
         notes.append("read with unsafe loading: code in the file was allowed to run")
@@ -128,12 +134,13 @@ def _read_safetensors(file: Path) -> Content:
     return Content(kind="safetensors", state_dict=tensors)
 
 
-def _unpickle(file: Path, *, mapped: bool, unsafe: bool) -> Any:
+def _unpickle(file: Path, *, mapped: bool, unsafe: bool, home: ModuleType | None) -> Any:
+    pickler = at_home(home) if unsafe and home is not None else None
     try:
         with warnings.catch_warnings(), plain_values():
             # torch warns about pickle protocols and its own internals, which no user can act on.
             warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=not unsafe, mmap=mapped)
+            return torch.load(file, map_location="cpu", weights_only=not unsafe, mmap=mapped, pickle_module=pickler)
     except Exception as error:  # noqa: BLE001 - a damaged pickle raises any type, and torch's texts advise the unsafe way
         raise _explain(file, error, unsafe=unsafe) from (error if unsafe else None)
 
@@ -141,7 +148,7 @@ def _unpickle(file: Path, *, mapped: bool, unsafe: bool) -> Any:
 def _explain(file: Path, error: Exception, *, unsafe: bool) -> CheckpointError:
     text = str(error)
     if unsafe:
-        return refusal(file, f"unsafe loading failed: {type(error).__name__}: {text}", "install what its code needs")
+        return refusal(file, f"unsafe loading failed: {type(error).__name__}: {text}", _code_advice(error))
     refused = _refused_globals(file, text)
     if refused:
         return refusal(
@@ -154,6 +161,14 @@ def _explain(file: Path, error: Exception, *, unsafe: bool) -> CheckpointError:
     if isinstance(error, pickle.UnpicklingError) and re.search(r"Unsupported operand (140|147|149)\b", text):
         return refusal(file, "was pickled with protocol 4 or newer", "save it again with torch.save's own protocol, 2")
     return refusal(file, f"is damaged: its content cannot be decoded ({type(error).__name__})", DAMAGED_ADVICE)
+
+
+def _code_advice(error: Exception) -> str:
+    if "__main__" in str(error):
+        return "its classes are those of the script that saved it: name that one, --module train.py:Class"
+    if isinstance(error, ModuleNotFoundError):
+        return f"install what its code needs, or run the command where {error.name} can be imported"
+    return "install what its code needs"
 
 
 def _refused_globals(file: Path, text: str) -> list[str]:

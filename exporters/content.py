@@ -19,6 +19,8 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "ne
 
 HYPERPARAMETERS = ("hyper_parameters", "hparams", "module_arguments", "config", "args")
 
+_INSTANTIATOR = "_instantiator"
+
 SAVE_ONE = "save the wanted weights alone: torch.save(model.state_dict(), 'model.pt')"
 
 VIEW_ALLOWANCE_BYTES = 16 << 20
@@ -27,12 +29,17 @@ VIEW_ALLOWANCE_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """What a file held: ``everything`` is the whole mapping, for hooks that keep more than weights in it."""
+    """What a file held.
+
+    ``everything`` is the whole mapping, for hooks that keep more than weights in it; ``made_by`` is the function of
+    LightningCLI that made the module.
+    """
 
     kind: Kind
     state_dict: Mapping[str, Any]
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     hyperparameters_name: str | None = None
+    made_by: str | None = None
     everything: Mapping[str, Any] = field(default_factory=dict)
     module: nn.Module | None = None
     notes: tuple[str, ...] = ()
@@ -69,9 +76,25 @@ def _lightning(path: Path, loaded: Mapping[str, Any]) -> Content:
         state_dict=loaded["state_dict"],
         hyperparameters=values,
         hyperparameters_name=loaded.get("hparams_name"),
+        made_by=_made_by(loaded),
         everything=loaded,
-        notes=(f"Lightning checkpoint (version {version})", *notes),
+        notes=(f"Lightning checkpoint (version {version})", *_other_weights(loaded), *notes),
     )
+
+
+def _made_by(loaded: Mapping[str, Any]) -> str | None:
+    found = loaded.get("hyper_parameters")
+    name = found.get(_INSTANTIATOR) if isinstance(found, Mapping) else None
+    return name if isinstance(name, str) else None
+
+
+def _other_weights(loaded: Mapping[str, Any]) -> list[str]:
+    """What callbacks keep beside the weights, such as the averaged ones."""
+    callbacks = loaded.get("callbacks")
+    states = callbacks.values() if isinstance(callbacks, Mapping) else ()
+    places = [loaded, *(state for state in states if isinstance(state, Mapping))]
+    found = [key for place in places for key, value in place.items() if key != "state_dict" and _is_state_dict(value)]
+    return [f"other weights in the file are not used: {_names(found)}"] if found else []
 
 
 def _plain(path: Path, loaded: Mapping[Any, Any]) -> Content:
@@ -122,9 +145,10 @@ def _hyperparameters(loaded: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
         return {}, []
     found = loaded[key]
     values = dict(vars(found) if isinstance(found, Namespace) else found)
+    by_the_cli = values.pop(_INSTANTIATOR, None) is not None
     notes = [f"hyperparameters in {key!r}: {_names(list(values)) or 'none'}"]
     # LightningCLI names its own instantiating function there; the class is the one that the user names.
-    if values.pop("_instantiator", None) is not None and "_class_path" in values:
+    if by_the_cli and "_class_path" in values:
         notes.append(f"LightningCLI made the module as {values.pop('_class_path')}")
         values = dict(values.get("init_args", values))
     return {str(name): value for name, value in values.items()}, notes

@@ -106,11 +106,24 @@ def _directory(path: Path) -> CheckpointError:
     except OSError:
         names = []
     if ".metadata" in names:
+        # Lightning keeps all but the weights in a file beside them.
+        by_lightning = "meta.pt" in names
+        way = (
+            f"python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
+            if by_lightning
+            else f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} FILE.pt"
+        )
         return refusal(
             path,
             "is a torch.distributed.checkpoint directory, whose .metadata is a pickle that can run code",
-            "if you trust whoever wrote it, convert it where it was trained: "
-            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIRECTORY FILE.pt",
+            f"if you trust whoever wrote it, make one file of it where it was trained: {way}",
+        )
+    if "zero_to_fp32.py" in names:
+        return refusal(
+            path,
+            "is a DeepSpeed directory, with the weights in pieces",
+            "make one file of it where it was trained: lightning.pytorch.utilities.deepspeed"
+            f".convert_zero_checkpoint_to_fp32_state_dict({str(path)!r}, 'model.ckpt')",
         )
     files = [name for name in names if name.endswith(SUFFIXES)]
     hint = f"name one of its files: {', '.join(files[:5])}" if files else "name a file; it holds no checkpoint file"
@@ -156,6 +169,8 @@ def _unknown(path: Path, head: bytes) -> CheckpointError:
         return refusal(path, "is a web page (HTML or XML)", "the download failed: look at it, log in, fetch it again")
     if text.startswith((b"{", b"[")):
         return refusal(path, "is JSON text, perhaps an index or an error", "name the file that holds the weights")
+    if path.suffix == ".onnx":
+        return refusal(path, "is an exported program (.onnx)", "give the checkpoint that it was made from")
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         return refusal(path, "is a damaged or cut short safetensors file", COPY_AGAIN)
     if not head.strip(b"\0"):

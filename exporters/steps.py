@@ -14,7 +14,7 @@ from exporters.eager import without_dropout
 from exporters.modes import set_modes
 from exporters.target import lightning_hook
 
-__all__ = ["STEP_METHODS", "Step", "beside_forward", "check_numbers"]
+__all__ = ["STEP_METHODS", "Step", "attached", "beside_forward", "check_numbers"]
 
 STAGES = {"predict_step": "predict", "test_step": "test", "validation_step": "validation"}
 
@@ -45,7 +45,7 @@ class Step:
             )
 
     def __call__(self, batch: Any) -> Any:
-        with _attached(self._module, self._stage):
+        with attached(self._module, self._stage):
             for place in ("start", "epoch_start"):
                 self._hook(f"on_{self._stage}_{place}")
             batch = self._transferred(batch)
@@ -176,7 +176,7 @@ class _Stage:
 
 
 @contextmanager
-def _attached(module: nn.Module, stage: str) -> Iterator[None]:
+def attached(module: nn.Module, stage: str) -> Iterator[None]:
     """Let ``self.trainer`` tell the stage meanwhile, in the module and its parts."""
     parts = [part for part in module.modules() if "_trainer" in vars(part)]
     before = [part._trainer for part in parts]

@@ -11,8 +11,9 @@ from deploykit.errors import CheckpointError, UsageError
 from deploykit.registry import import_target
 from exporters.arguments import Arguments, bind_arguments, signature_text
 from exporters.checkpoint import Checkpoint
+from exporters.lightningcli import made_by_cli
 
-__all__ = ["build_module", "lightning_hook", "resolve_target"]
+__all__ = ["build_module", "is_lightning", "lightning_hook", "resolve_target"]
 
 ALLOWED = "expected an nn.Module class, or a function that returns an nn.Module"
 
@@ -52,7 +53,7 @@ def build_module(
     """Call the class or function with the checkpoint's hyperparameters and the user's ``arguments``, which win.
 
     Hyperparameters that the constructor does not take are left out and reported in ``notes``. torch's global random
-    state is as before.
+    state is as before. Of a checkpoint that may run code, LightningCLI makes the module if it did before.
 
     Raises:
         UsageError: no such target, no nn.Module, an unknown argument, or a required one that nothing gives.
@@ -69,7 +70,7 @@ def build_module(
     )
     if notes is not None and bound.ignored:
         notes.append(f"hyperparameters that {name} does not take: {', '.join(bound.ignored)}")
-    return _call(name, function, bound)
+    return _call(name, function, bound, made_by_cli(checkpoint.made_by) if checkpoint.unsafe else None)
 
 
 def _existing(name: str, module: nn.Module, extra: Mapping[str, Any]) -> nn.Module:
@@ -80,10 +81,13 @@ def _existing(name: str, module: nn.Module, extra: Mapping[str, Any]) -> nn.Modu
     return module
 
 
-def _call(name: str, function: Callable[..., Any], bound: Arguments) -> nn.Module:
+def _call(name: str, function: Callable[..., Any], bound: Arguments, maker: Callable[..., Any] | None) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
-            module = function(*bound.positional, **bound.named)
+            if maker is not None and isinstance(function, type):
+                module = maker(function, bound.named)
+            else:
+                module = function(*bound.positional, **bound.named)
             configure = lightning_hook(module, "configure_model")
             if configure is not None:
                 configure()
@@ -91,7 +95,8 @@ def _call(name: str, function: Callable[..., Any], bound: Arguments) -> nn.Modul
         given = [*map(_short, bound.positional), *(f"{key}={_short(value)}" for key, value in bound.named.items())]
         raise CheckpointError(
             f"--module {name}: building it failed: {type(error).__name__}: {error}; it was called with "
-            f"({', '.join(given)}) and takes {signature_text(function)}; correct the arguments with --arg NAME=VALUE"
+            f"({', '.join(given)}) and takes {signature_text(function)}; correct the arguments with --arg NAME=VALUE, "
+            "or name a function that builds the module: FILE.py:FUNCTION"
         ) from error
     if not isinstance(module, nn.Module):
         raise UsageError(f"--module {name}: returned a {type(module).__name__}; {ALLOWED}; return the module")
@@ -105,9 +110,14 @@ def _short(value: Any) -> str:
 def lightning_hook(module: Any, name: str) -> Callable[..., Any] | None:
     """A LightningModule's own method of that name; None where the class did not write one, or is no LightningModule."""
     method = getattr(type(module), name, None)
-    if method is None or not any(map(_is_lightning, type(module).__mro__)) or _is_lightning(method):
+    if method is None or not is_lightning(module) or _is_lightning(method):
         return None
     return cast(Callable[..., Any], getattr(module, name))
+
+
+def is_lightning(module: Any) -> bool:
+    """Whether it is a LightningModule, or anything else of Lightning's."""
+    return any(map(_is_lightning, type(module).__mro__))
 
 
 def _is_lightning(thing: Any) -> bool:
