@@ -15,10 +15,11 @@ from deploykit.rankrows import rank_batches
 from deploykit.rundir import RunDirectory
 from deploykit.sources import Source
 from deploykit.sources.reading import split
+from deploykit.standin import StandIn
 from deploykit.writers import Writer
 from deploykit.writers.pt import as_returned
 from runners.isolate import read_rows
-from runners.lightning_trainer import StandIn, make_module, make_trainer
+from runners.lightning_trainer import make_module, make_trainer
 
 if TYPE_CHECKING:
     import torch

@@ -77,11 +77,15 @@ class FactorySource:
         return part.collated(rows)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The target, the number of rows, and a digest of the first and the last row."""
+        """The target, the number of rows, and a digest of the first and the last row.
+
+        Raises:
+            DataError: one of these two is not the same when it is read again.
+        """
         if self._fingerprint is None:
             digest = hashlib.sha256()
             for row in sorted({0, self._length - 1}) if self._length else []:
-                for name, array in split(self.read(row, row + 1))[0].items():
+                for name, array in self._steady(row).items():
                     digest.update(f"{name}:{array.dtype}{array.shape}".encode())
                     digest.update(array.tobytes())
             known = {"kind": "factory", "target": self._target, "rows": self._length}
@@ -89,6 +93,19 @@ class FactorySource:
             several = {"loaders": list(self.loader_rows)} if len(self._parts) > 1 else {}
             self._fingerprint = {**known, **keys, **several, "sha256_first_last": digest.hexdigest()}
         return self._fingerprint
+
+    def _steady(self, row: int) -> Arrays:
+        """A row, which has to be the same each time."""
+        arrays, again = (split(self.read(row, row + 1))[0] for _ in range(2))
+        for name, array in arrays.items():
+            if not np.array_equal(array, again[name], equal_nan=array.dtype.kind in "fc"):
+                raise DataError(
+                    f"{self._what}, row {row}: {name} has other values when it is read a second time, as a random "
+                    "transform makes them: other ranks, or a run that is resumed, would predict something else. Leave "
+                    "random transforms out, seed them with the index of the row, or yield the rows one by one: an "
+                    "iterable is gone through once"
+                )
+        return arrays
 
     def close(self) -> None:
         """End the reader processes, and let go of the datasets."""

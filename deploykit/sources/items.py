@@ -1,6 +1,7 @@
 """Turning what a dataset or a ``collate_fn`` returns into arrays, without importing torch and without silent casts."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ _PLAIN = (bool, int, float, list)
 class Items:
     """Splits items by the model's inputs.
 
-    An item is an array or tensor (one input), a mapping by input name, or a tuple or list in the order of the inputs.
+    An item is an array or tensor (one input), a mapping or dataclass by input name, or a tuple or list in the order of
+    the inputs; a named tuple that has their names goes by these.
     What it holds beyond the inputs, labels for example, is ignored and noted in ``notes``, unless it is to be kept.
     """
 
@@ -32,7 +34,7 @@ class Items:
         Raises:
             DataError: something is missing, of another dtype, or of another shape.
         """
-        where = f"{self._what}, row {row}"
+        where, item = f"{self._what}, row {row}", self._named(item)
         is_value = isinstance(item, list) and _depth(item) == len(self._inputs[0].row_shape)
         arrays = self._arrays(item, where, is_value=is_value)
         for spec in self._inputs:
@@ -45,7 +47,7 @@ class Items:
         Raises:
             DataError: as for a row, or another number of rows.
         """
-        where = f"{self._what}, {row_range(start, stop)}"
+        where, collated = f"{self._what}, {row_range(start, stop)}", self._named(collated)
         arrays = self._arrays(collated, where, is_value=False)
         for spec in self._inputs:
             array = arrays[spec.name]
@@ -64,7 +66,7 @@ class Items:
         Raises:
             DataError: as for a row and a batch.
         """
-        where = f"{self._what}, row {first}"
+        where, item = f"{self._what}, row {first}", self._named(item)
         is_value = isinstance(item, list) and _depth(item) == len(self._inputs[0].row_shape)
         arrays = self._arrays(item, where, is_value=is_value)
         if any(arrays[spec.name].ndim != len(spec.shape) for spec in self._inputs):
@@ -81,6 +83,19 @@ class Items:
                 _require_row(spec, arrays[spec.name][0], where)
         arrays |= self._keeping.batch(item, len(next(iter(arrays.values()))), where)
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+    def _named(self, item: Any) -> Any:
+        """A dataclass, or a named tuple with the names of the inputs or of what is kept, as a mapping."""
+        if is_dataclass(item) and not isinstance(item, type | Mapping):
+            return {field.name: getattr(item, field.name) for field in fields(item)}
+        names = getattr(item, "_fields", None)
+        if (
+            isinstance(item, tuple)
+            and names is not None
+            and (self._keeping.needs_mapping or {spec.name for spec in self._inputs} <= set(names))
+        ):
+            return dict(zip(names, item, strict=True))
+        return item
 
     def _arrays(self, item: Any, where: str, *, is_value: bool) -> Arrays:
         values = self._split(item, where, is_value=is_value)

@@ -6,9 +6,11 @@ Objects are known by what they can do, so neither torch nor Lightning is importe
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from deploykit.errors import DataError, DeploykitError
+from deploykit.standin import StandIn
 from deploykit.wording import said
 
 __all__ = ["Found", "Made", "called", "find_datasets", "left_out", "rows_of"]
@@ -62,7 +64,17 @@ def called(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
         raise
     # The user's code may raise anything, and what exits must not end the run as if it were done; the cause is kept.
     except (Exception, SystemExit) as error:
-        raise DataError(f"{where}: raised {type(error).__name__}: {said(error)}") from error
+        raise DataError(f"{where}: raised {type(error).__name__}: {said(error)}{_advice(error)}") from error
+
+
+def _advice(error: BaseException) -> str:
+    """What to do about code that asks which of several ranks it runs for."""
+    if "process group has not been initialized" not in str(error):
+        return ""
+    return (
+        "; deploykit gives each rank its rows, so return all of them: leave DistributedSampler and torch.distributed "
+        "out, or ask torch.distributed.is_initialized() first"
+    )
 
 
 def find_datasets(made: Any, what: str, *, prepare: bool) -> Made:
@@ -151,11 +163,24 @@ def _length(dataset: Any) -> int | None:
 
 
 def _predict_loaders(module: Any, what: str, *, prepare: bool) -> Any:
+    if isinstance(module, type):
+        raise DataError(f"{what}: returned the class {module.__name__}; return an object of it, {module.__name__}()")
     _refuse_hooks(module, what)
+    if getattr(module, "trainer", None) is None:
+        module.trainer = _trainer(module)
     if prepare:
         called(f"{what}: prepare_data()", module.prepare_data)
     called(f"{what}: setup('predict')", module.setup, "predict")
     return called(f"{what}: predict_dataloader()", module.predict_dataloader)
+
+
+def _trainer(datamodule: Any) -> StandIn:
+    """What a LightningDataModule may ask of its Trainer; each rank gets all rows, as if it were the only one."""
+    stages = {"predicting": True, "training": False, "validating": False, "testing": False, "sanity_checking": False}
+    ranks = {"world_size": 1, "num_nodes": 1, "num_devices": 1, "is_global_zero": True}
+    places = {"global_rank": 0, "local_rank": 0, "node_rank": 0, "current_epoch": 0, "global_step": 0}
+    rest = {"datamodule": datamodule, "default_root_dir": str(Path.cwd()), "limit_predict_batches": 1.0}
+    return StandIn("trainer", {**stages, **ranks, **places, **rest})
 
 
 def _is_loader(made: Any) -> bool:

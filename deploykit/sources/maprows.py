@@ -49,10 +49,15 @@ class MapRows:
 
     def read(self, start: int, stop: int) -> Arrays:
         """The rows with the sample ids ``[start, stop)``."""
-        if self._readers is None or not self._readers.expects(start, stop):
+        if self._readers is None:
             return self._read_here(start, stop)
         try:
-            return self._checked(self._readers.take(), start)
+            if self._readers.expects(start, stop):
+                return self._checked(self._readers.take(), start)
+            if not self._readers.must_look:
+                return self._read_here(start, stop)
+            looked = self._readers.look(start, stop, self.first)
+            return self._checked(self._items.batch(looked, start, stop), start)
         except ReaderFailedError as error:
             self._read_here(start, stop)  # Names the row.
             raise DataError(
@@ -104,7 +109,16 @@ class MapRows:
             return
         get = self._dataset.__getitem__
         for row, place in zip(rows, places, strict=True):
-            yield called(f"{self._what}, row {row}", get, place)
+            try:
+                item = called(f"{self._what}, row {row}", get, place)
+            except DataError as error:
+                if not isinstance(error.__cause__, IndexError):
+                    raise
+                raise DataError(
+                    f"{error}; by its length the dataset has {self.stop - self.first:,} rows: correct __len__, or the "
+                    "index within this row"
+                ) from error.__cause__
+            yield item
 
     def _rows(self, items: Iterator[Any], start: int) -> list[Arrays]:
         rows: list[Arrays] = []

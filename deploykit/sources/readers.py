@@ -17,6 +17,7 @@ from deploykit.plan import describe_ranges
 from deploykit.registry import FILE_MODULE
 from deploykit.sources.base import Arrays
 from deploykit.sources.items import Items
+from deploykit.wording import row_range
 
 __all__ = ["ReaderFailedError", "Readers"]
 
@@ -55,6 +56,39 @@ class Readers:
         self._order.add([list(range(start - first, stop - first)) for start, stop in ranges])
         self._waiting.extend(ranges)
 
+    @property
+    def must_look(self) -> bool:
+        """Whether rows that are read here would leave what they open, such as a file, to processes forked later."""
+        return self._batches is None and _start_method(self._theirs) == "fork"
+
+    def look(self, start: int, stop: int, first: int) -> Any:
+        """The batch of these rows as the ``collate_fn`` makes it, read by a process that ends with it.
+
+        Raises:
+            ReaderFailedError: the user's code raised something.
+            DataError: the process cannot be started, or died.
+        """
+        from torch.utils.data import DataLoader
+
+        theirs = self._theirs
+        loader = DataLoader(
+            theirs.dataset,
+            batch_sampler=[list(range(start - first, stop - first))],
+            num_workers=1,
+            collate_fn=theirs.collate_fn,
+            timeout=theirs.timeout,
+            worker_init_fn=_Begun(theirs.worker_init_fn),
+            multiprocessing_context=theirs.multiprocessing_context,
+        )
+        try:
+            (batch,) = loader
+        # As in take().
+        except Exception as error:
+            if _is_theirs(error):
+                raise ReaderFailedError(str(error)) from error
+            raise self._failed(error, row_range(start, stop)) from error
+        return batch
+
     def expects(self, start: int, stop: int) -> bool:
         """Whether these rows are the next ones."""
         return bool(self._waiting) and self._waiting[0] == (start, stop)
@@ -78,12 +112,15 @@ class Readers:
                 raise ReaderFailedError(str(error)) from error
             rows = self._in_work(start, stop)
             self._waiting.clear()
-            raise DataError(
-                f"{self._what}, {rows}: the reader processes of the DataLoader failed "
-                f"({type(error).__name__}: {error}); one of these rows killed one, or memory was short: mend it or "
-                "use a smaller num_workers, and give the same command again"
-            ) from error
+            raise self._failed(error, rows) from error
         return {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in tensors.items()}
+
+    def _failed(self, error: Exception, rows: str) -> DataError:
+        return DataError(
+            f"{self._what}, {rows}: the reader processes of the DataLoader failed "
+            f"({type(error).__name__}: {error}); one of these rows killed one, or memory was short: mend it or "
+            "use a smaller num_workers, and give the same command again"
+        )
 
     def _in_work(self, start: int, stop: int) -> str:
         """The rows being read, as text: a process that dies takes those that it has ready with it, too."""
@@ -198,13 +235,18 @@ def _watch(parent: int) -> None:
 
 
 def _require_importable(loader: Any, what: str) -> None:
-    method = (loader.multiprocessing_context or multiprocessing).get_start_method()
+    method = _start_method(loader)
     if method != "fork" and type(loader.dataset).__module__.startswith(FILE_MODULE):
         raise DataError(
             f"{what}: the DataLoader starts its {loader.num_workers} workers by {method!r}, and they import the "
             f"dataset {type(loader.dataset).__name__} by the name of its module, which a file has not; name it "
             "as package.module:factory, or use num_workers=0"
         )
+
+
+def _start_method(loader: Any) -> str:
+    method: str = (loader.multiprocessing_context or multiprocessing).get_start_method()
+    return method
 
 
 def _is_theirs(error: Exception) -> bool:

@@ -158,6 +158,22 @@ def watched() -> DataLoader[Any]:
     return DataLoader(Watched(), num_workers=2, worker_init_fn=begin)
 
 
+class OpenedLate(Watched):
+    """As those who read HDF5 write it: the file is opened with the first row, in each process that reads."""
+
+    opened_by: int | None = None
+
+    def __getitem__(self, row: int) -> Any:
+        self.opened_by = self.opened_by or os.getpid()
+        if self.opened_by != os.getpid():
+            raise OSError("this file was opened by another process")
+        return super().__getitem__(row)
+
+
+def opened_late() -> DataLoader[Any]:
+    return DataLoader(OpenedLate(), num_workers=2)
+
+
 def watched_fresh() -> DataLoader[Any]:
     """The same, with workers that are not forked."""
     return DataLoader(Watched(), num_workers=1, multiprocessing_context="spawn")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,25 @@ def test_each_rank_has_the_workers(
     wanted = handmade.expected("plain", {"x": loaders.X.numpy()})["logits"]
     np.testing.assert_allclose([found[row] for row in range(60)], wanted, rtol=1e-5, atol=1e-6)
     reads = seen(drawn)
-    assert sorted(int(row) for row, _, is_worker in reads if is_worker == "True") == list(range(60))
-    # Here only the fingerprint's two rows were read.
-    assert {int(row) for row, _, is_worker in reads if is_worker == "False"} == {0, 59}
-    assert len({pid for _, pid, is_worker in reads if is_worker == "True"}) == workers
-    assert drawn.read_text().count("begin") == (0 if factory == "watched_fresh" else workers)
+    # The fingerprint's two rows are read twice, by processes of their own where the workers would be forked from this.
+    here, looks = {"watched": ("True", 4), "watched_fresh": ("False", 0)}[factory]
+    fingerprint = [(0, here), (0, here), (59, here), (59, here)]
+    assert Counter((int(row), is_worker) for row, _, is_worker in reads) == Counter(
+        [*fingerprint, *((row, "True") for row in range(60))]
+    )
+    assert len({pid for _, pid, is_worker in reads if is_worker == "True"}) == workers + looks
+    assert drawn.read_text().count("begin") == (0 if factory == "watched_fresh" else workers + looks)
+    assert_none_left(drawn)
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+@pytest.mark.parametrize("batch_size", [4, "auto"])
+def test_what_a_dataset_opens_with_its_first_row_is_its_workers_own(
+    artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, devices: str, batch_size: Any
+) -> None:
+    """Processes that are forked share the place in a file that was open before, and read each other's rows."""
+    run(artifact_paths["plain"], f"{FILE}:opened_late", tmp_path / "r", devices=devices, batch_size=batch_size)
+    assert verify_run(tmp_path / "r").ok
     assert_none_left(drawn)
 
 

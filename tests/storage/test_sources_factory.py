@@ -255,6 +255,59 @@ def test_fingerprint_follows_rows_not_place(tmp_path: Path) -> None:
     )}) == 5  # fmt: skip
 
 
+@pytest.mark.parametrize("body", ["np.random.rand(4)", "random.random() + np.zeros(4)", "torch.rand(4).numpy()"])
+def test_rows_that_are_drawn_anew_each_time_are_refused(tmp_path: Path, body: str) -> None:
+    """Ranks and resumed runs would predict other rows, and the fingerprint would refuse to resume."""
+    head = f"{PLAIN}\nimport random, torch\ndef drawn(i):\n    return x(i) + np.float32({body})\n"
+    source = opened(factory(tmp_path, head, "Rows(drawn)"), [X])
+    with pytest.raises(DataError, match=r"row 0: x has other values when it is read a second time.*index of the row"):
+        source.fingerprint()
+    seeded = (
+        f"{PLAIN}\ndef drawn(i):\n    return np.random.default_rng(i).random(4, np.float32) * (np.nan if i else 1)\n"
+    )
+    assert opened(factory(tmp_path, seeded, "Rows(drawn)"), [X]).fingerprint()["rows"] == 6
+
+
+def test_a_length_that_promises_too_much(tmp_path: Path) -> None:
+    source = opened(factory(tmp_path, f"{PLAIN}\nx = [x(i) for i in range(3)].__getitem__", "Rows(x)"), [X])
+    with pytest.raises(
+        DataError, match=r"row 3: raised IndexError: .*; by its length the dataset has 6 rows: correct __len__"
+    ):
+        source.read(2, 5)
+
+
+NAMED = f"""{PLAIN}
+import collections, dataclasses
+Pair = collections.namedtuple("Pair", "b a x")
+@dataclasses.dataclass
+class Item:
+    x: np.ndarray
+    label: int = 3
+def collate(items):
+    return Item(np.stack(items))
+"""
+
+
+def test_dataclasses_and_named_tuples_go_by_their_names(tmp_path: Path) -> None:
+    """In the order of the tuple, b would have been taken for a without a word."""
+    np.testing.assert_array_equal(
+        opened(factory(tmp_path, NAMED, "Rows(lambda i: Item(x(i)))"), [X]).read(2, 3)["x"], [[2] * 4]
+    )
+    a, b = (TensorSpec(name=name, dtype="float32", shape=("batch", 4)) for name in "ab")
+    source = opened(factory(tmp_path, NAMED, "Rows(lambda i: Pair(x(i), x(i + 10), 0))"), [a, b])
+    found = source.read(1, 2)
+    np.testing.assert_array_equal(found["a"], [[11] * 4])
+    np.testing.assert_array_equal(found["b"], [[1] * 4])
+    other = opened(
+        factory(tmp_path, NAMED, "Rows(lambda i: Pair(x(i), x(i + 10), 0))"),
+        [TensorSpec(name="other", dtype="float32", shape=("batch", 4))],
+    )
+    np.testing.assert_array_equal(other.read(1, 2)["other"], [[1] * 4])
+    loader = f"{NAMED}\nfrom torch.utils.data import DataLoader"
+    source = opened(factory(tmp_path, loader, "DataLoader(Rows(x), collate_fn=collate)"), [X])
+    np.testing.assert_array_equal(source.read(2, 4)["x"], [[2] * 4, [3] * 4])
+
+
 def test_a_numpy_array_is_a_dataset(tmp_path: Path) -> None:
     source = opened(factory(tmp_path, PLAIN, "np.arange(24, dtype=np.float32).reshape(6, 4)"), [X])
     np.testing.assert_array_equal(source.read(4, 6)["x"], np.arange(16, 24, dtype=np.float32).reshape(2, 4))
@@ -388,6 +441,32 @@ def test_a_data_module(tmp_path: Path) -> None:
     assert source.dataset is not None  # type: ignore[attr-defined]
     calls = sys.modules[next(n for n in sys.modules if n.startswith("_deploykit_file") and hasattr(sys.modules[n], "Module") and str(sys.modules[n].__file__) == path.removesuffix(":make"))].Module.calls  # fmt: skip # noqa: E501
     assert calls == ["prepare", "predict"]
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning")
+def test_a_data_module_may_ask_its_trainer(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    head = f"""{LIGHTNING}
+class Asking(Module):
+    def setup(self, stage):
+        assert stage == "predict" and self.trainer.predicting and not self.trainer.training
+        self.size = 4 // self.trainer.world_size + self.trainer.global_rank
+    def predict_dataloader(self):
+        return DataLoader(rows, batch_size=self.size * self.trainer.num_devices)
+class Wanting(Module):
+    def setup(self, stage):
+        self.trainer.strategy.barrier()
+"""
+    assert len(opened(factory(tmp_path, head, "Asking()"), [X])) == 6
+    with pytest.raises(UsageError, match=r"trainer\.strategy: deploykit run has no Trainer.*world_size"):
+        opened(factory(tmp_path, head, "Wanting()"), [X])
+    with pytest.raises(DataError, match=r"returned the class Asking; return an object of it, Asking\(\)"):
+        opened(factory(tmp_path, head, "Asking"), [X])
+    with pytest.raises(DataError, match=r"process group has not been initialized.*return all of them"):
+        opened(
+            factory(tmp_path, f"{TORCH}\nfrom torch.utils.data import DistributedSampler", "DistributedSampler(rows)"),
+            [X],
+        )
 
 
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning")
