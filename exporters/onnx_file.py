@@ -20,6 +20,7 @@ from exporters.mask_ops import SHIFT_RIGHT
 from exporters.onnx_activations import gelu, log_sigmoid, log_sigmoid_parts, mean_slope
 from exporters.onnx_addition import log_add, log_add_base_two, refuse_running_log
 from exporters.onnx_attention import attention
+from exporters.onnx_difference import reversed_difference
 from exporters.onnx_exact import exact_constants
 from exporters.onnx_names import free_output_names
 from exporters.onnx_order import distances, stable_sort
@@ -119,6 +120,7 @@ def _translations() -> dict[Any, Any]:
         torch.ops.aten.logaddexp2.default: log_add_base_two,
         torch.ops.aten.logcumsumexp.default: refuse_running_log,
         torch.ops.aten.repeat_interleave.self_int: repeat_interleave,
+        torch.ops.aten.rsub.Scalar: reversed_difference,
         torch.ops.aten.sort.stable: stable_sort,
         torch.ops.aten.cdist.default: distances,
         torch.ops.aten.rrelu_with_noise_functional.default: mean_slope,

@@ -256,12 +256,15 @@ def _with_buffers(archive: bytes, names: Sequence[str]) -> bytes:
     A module built from source can only register plain attributes; which of them are buffers stands in one line of the
     code inside the archive.
     """
-    reader = torch._C.PyTorchFileReader(io.BytesIO(archive))
+    reader: Any = torch._C.PyTorchFileReader(io.BytesIO(archive))
     buffer = io.BytesIO()
     writer = torch._C.PyTorchFileWriter(buffer)
+    # By its version a file says what its operations mean: in files of an early one, integers divide to integers.
+    versions = [name for name in ("version", ".data/version") if reader.has_record(name)]
+    writer.set_min_version(max(int(reader.get_record(name)) for name in versions))
     for name in reader.get_all_records():
         # The container adds the version and its own digest again.
-        if name in ("version", ".data/serialization_id") or name.endswith(".debug_pkl"):
+        if name in (*versions, ".data/serialization_id") or name.endswith(".debug_pkl"):
             continue
         data = reader.get_record(name)
         if name == "code/__torch__.py":

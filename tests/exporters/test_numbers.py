@@ -1,0 +1,51 @@
+"""Numbers and sizes in the arithmetic of tensors: both files give what the module gives, whatever the types are."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from exporters.export import export_module
+from tests.exporters.test_monte_carlo import clients, names_of
+
+
+class Computed(nn.Module):
+    """A result of ``compute(x, mask)`` beside one that draws."""
+
+    def __init__(self, compute: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.compute, self.drop = compute, nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return {"computed": self.compute(x, mask), "drawn": self.drop(x)}
+
+
+COMPUTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a fraction less integers": lambda _, mask: (1.0 - mask) * -10000.0,
+    "an integer less integers": lambda _, mask: 3 - mask,
+    "an integer less a multiple": lambda _, mask: torch.rsub(mask, 2, alpha=3),
+    "a fraction less float64": lambda x, _: 0.1 - x.double(),
+    "a fraction of a size less integers": lambda x, mask: (x.shape[1] * 0.5 - mask) * 0.1,
+    "a size less numbers": lambda x, _: x.shape[1] - x,
+    "tensors of two types": lambda x, mask: torch.rsub(mask, x, alpha=2),
+    "integers by a size": lambda x, _: x * (torch.arange(x.shape[1]) / x.shape[1]),
+    "integers by an integer": lambda _, mask: mask / 4,
+}
+
+
+@pytest.mark.parametrize("draws", [None, 3])
+@pytest.mark.parametrize("name", COMPUTED)
+def test_numbers_and_tensors_of_other_types(name: str, draws: int | None, tmp_path: Path) -> None:
+    module = Computed(COMPUTED[name]).eval()
+    specs = ["x:float32[batch,steps]", "mask:int64[batch,steps]"]
+    result = export_module(module, tmp_path / "a", inputs=specs, ranges={"mask": (0, 7)}, mc_draws=draws)
+    generator = np.random.default_rng(0)
+    x, mask = generator.standard_normal((3, 9)).astype(np.float32), generator.integers(0, 7, (3, 9))
+    wanted = module(torch.from_numpy(x), torch.from_numpy(mask))["computed"].numpy()
+    for client in clients(result.path, names_of(result)).values():
+        got = client({"x": x, "mask": mask})["computed"]
+        assert got.dtype == wanted.dtype
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
