@@ -19,6 +19,8 @@ from deploykit.compare import default_tolerance
 from deploykit.errors import DeploykitError, ExportError
 from deploykit.tensors import TensorSpec
 from exporters.explain import NO_FUNCTORCH, explain
+from exporters.finiteness import FiniteAnswers
+from exporters.fixed import Step, noting_fixed_sizes
 from exporters.packing import padded_sequences
 from exporters.plainly import plainly
 from exporters.reach import drop_unseen_writes
@@ -75,13 +77,7 @@ def capture(
     Raises:
         ExportError: the module cannot be captured; the message says what stopped it.
     """
-    try:
-        program, bounds = _within_bounds(module, example, specs, bounds or {})
-    except DeploykitError:
-        # Raised by our own code around the module, with a text that says what to do.
-        raise
-    except Exception as error:
-        raise ExportError(explain(error, module, specs)) from error
+    program, bounds = _traced(module, example, specs, bounds or {}, finite=False)
     with quiet():
         graph_module: fx.GraphModule = program.module()
     asked = tuple(masks_asked(graph_module.graph))
@@ -89,6 +85,24 @@ def capture(
     _refuse_functorch(graph_module.graph)
     symbols = _symbols(graph_module.graph, specs)
     return Captured(program=program, module=graph_module, symbols=symbols, bounds=bounds, asked=asked)
+
+
+def _traced(
+    module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], bounds: Bounds, *, finite: bool
+) -> tuple[torch.export.ExportedProgram, Bounds]:
+    """Export, first with all that the code does with numbers that are not finite."""
+    fixed: list[Step] = []
+    answers = FiniteAnswers(finite=finite)
+    try:
+        with noting_fixed_sizes(fixed), answers:
+            return _within_bounds(module, example, specs, bounds)
+    except DeploykitError:
+        # Raised by our own code around the module, with a text that says what to do.
+        raise
+    except Exception as error:
+        if not answers.asked or finite:
+            raise ExportError(explain(error, module, specs, example, fixed)) from error
+    return _traced(module, example, specs, bounds, finite=True)
 
 
 def _within_bounds(

@@ -4,14 +4,15 @@ import inspect
 import linecache
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deploykit.tensors import TensorSpec
+from exporters.fixed import Step
 
 __all__ = ["NO_FUNCTORCH", "explain"]
 
@@ -28,15 +29,22 @@ _FUNCTORCH = ("_functorch/vmap.py", "_functorch/eager_transforms.py")
 """Files of torch whose code runs around a function of the user's that it transforms."""
 
 
-def explain(error: Exception, module: nn.Module, specs: Sequence[TensorSpec]) -> str:
+def explain(
+    error: Exception,
+    module: nn.Module,
+    specs: Sequence[TensorSpec],
+    example: Sequence[Tensor],
+    fixed: Sequence[Step] = (),
+) -> str:
     """The lines of torch's message that tell a user something, the module and line at fault, and what to do.
 
-    ``module`` is what was captured, with the user's module as a child; ``specs`` are its inputs.
+    ``module`` is what was captured, with the user's module as a child; ``specs`` are its inputs, and ``example`` what
+    they were. ``fixed`` tells where a size was made a number, outermost first.
     """
     text = _named_sizes(str(error).strip(), specs)
     head = text.splitlines()[0] if text else type(error).__name__
     kind = type(error).__name__
-    where = _place(error, module)
+    where = _place(_frames(error), module)
     if any(Path(frame.f_code.co_filename).as_posix().endswith(_FUNCTORCH) for frame, _ in _frames(error)):
         return f"{where}{NO_FUNCTORCH}"
     if "DataDependent" in kind or "data-dependent" in text:
@@ -46,6 +54,7 @@ def explain(error: Exception, module: nn.Module, specs: Sequence[TensorSpec]) ->
         )
     if "specialized" in text or "ConstraintViolation" in kind or "Constraints violated" in text:
         dynamic = dict.fromkeys(size for spec in specs for size in spec.shape if isinstance(size, str))
+        where = where or _place(fixed, module)
         return (
             f"{where}the module fixes a dimension that was declared dynamic ({', '.join(dynamic)}): "
             f"{_condition(text)}; "
@@ -70,7 +79,9 @@ def explain(error: Exception, module: nn.Module, specs: Sequence[TensorSpec]) ->
             f"{where}the method takes its batch apart into other parts than the inputs {given}: {head}; name each part "
             "with --input, labels as well, or export --method forward"
         )
-    return f"{where}the module could not be captured: {kind}: {head.removesuffix('.')}; its inputs were {given}"
+    text = f"{where}the module could not be captured: {kind}: {head.removesuffix('.')}; its inputs were {given}"
+    sizes = _sizes(specs, example)
+    return f"{text} with {sizes}: where that is too small for it, give an --example of a real size" if sizes else text
 
 
 def _missing_operation(error: Exception, text: str) -> str | None:
@@ -125,6 +136,17 @@ def _named_sizes(text: str, specs: Sequence[TensorSpec]) -> str:
     return re.sub(r"L\['tensors'\]\[(\d+)\]\.size\(\)\[(\d+)\]", name, text)
 
 
+def _sizes(specs: Sequence[TensorSpec], example: Sequence[Tensor]) -> str:
+    """The sizes of the dynamic dimensions but the batch; nobody but the user knows real ones."""
+    found = {
+        size: given
+        for spec, tensor in zip(specs, example, strict=True)
+        for size, given in zip(spec.shape[1:], tensor.shape[1:], strict=True)
+        if isinstance(size, str)
+    }
+    return ", ".join(f"{name}={size}" for name, size in found.items())
+
+
 def _condition(text: str) -> str:
     """What torch found of a dimension: the sizes for which the code holds, or that it holds for one."""
     guard = re.search(r"the generated guard (.*?)\.?$", text, re.MULTILINE)
@@ -136,11 +158,11 @@ def _condition(text: str) -> str:
     return next((line.strip(" -") for line in text.splitlines() if "specialized" in line), text.splitlines()[0])
 
 
-def _place(error: BaseException, module: nn.Module) -> str:
+def _place(steps: Iterable[Step], module: nn.Module) -> str:
     """The innermost of the user's modules whose code was running, with the line; empty where none was."""
     names = {id(child): name for name, child in module.named_modules() if child is not module}
     found = ""
-    for frame, line in _frames(error):
+    for frame, line in steps:
         name, code = names.get(id(_owner(frame))), frame.f_code
         # Every call passes through the base class, which says nothing.
         if name is None or code.co_filename == inspect.getfile(nn.Module):
@@ -164,7 +186,7 @@ def _owner(frame: FrameType) -> object:
     return first if getattr(method, "__code__", None) is code else frame.f_locals.get("self")
 
 
-def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
+def _frames(error: BaseException) -> Iterator[Step]:
     """The frames and lines of the error, and then of what it was made from."""
     link: BaseException | None = error
     while link is not None:

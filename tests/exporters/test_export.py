@@ -276,6 +276,27 @@ def test_modules_that_cannot_be_captured_are_explained(tmp_path: Path) -> None:
             export_module(module, tmp_path / "a", inputs=[SPEC])
 
 
+def test_where_a_size_becomes_a_number_is_said(tmp_path: Path) -> None:
+    class Steps(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            total = torch.zeros_like(x[:, 0])
+            for step in range(x.shape[1]):
+                total = 0.5 * total + x[:, step]
+            return total
+
+    said = r"^1 \(test_export.py:\d+: for step in range\(x.shape\[1\]\):\): the module fixes .* declare the dimension"
+    with pytest.raises(ExportError, match=said):
+        export_module(nn.Sequential(nn.Identity(), Steps()), tmp_path / "a", inputs=["x:float32[batch,steps,6]"])
+
+
+def test_sizes_that_are_too_small_for_a_module_are_said(tmp_path: Path) -> None:
+    module, inputs = nn.Conv1d(1, 2, 40), ["x:float32[batch,1,samples]"]
+    with pytest.raises(ExportError, match=r"x:float32\[batch,1,samples\] with samples=\d+: where .* give an --example"):
+        export_module(module, tmp_path / "a", inputs=inputs)
+    example = {"x": np.zeros((2, 1, 100), np.float32)}
+    assert export_module(module, tmp_path / "a", inputs=inputs, example=example)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1, 2}, b"bytes", {"deep": [float("nan")]}])
 def test_metadata_that_no_manifest_holds_is_refused_before_any_work(tmp_path: Path, value: Any) -> None:
     done: list[str] = []

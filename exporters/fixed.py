@@ -1,0 +1,38 @@
+"""Where a module's code makes a number of a dynamic size: torch tells that it happened, and not where."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+from unittest import mock
+
+from torch.fx.experimental.sym_node import SymNode
+
+__all__ = ["Step", "noting_fixed_sizes"]
+
+Step = tuple[FrameType, int]
+"""A frame and the line that it runs."""
+
+
+@contextmanager
+def noting_fixed_sizes(places: list[Step]) -> Iterator[None]:
+    """Note the frames, with their lines, that run when the first dynamic size becomes a number."""
+    original: Any = SymNode.guard_int
+
+    def noting(self: SymNode, file: str, line: int) -> int:
+        if not places and self.expr.free_symbols:
+            places.extend(_frames(sys._getframe(1)))
+        found: int = original(self, file, line)
+        return found
+
+    with mock.patch.object(SymNode, "guard_int", noting):
+        yield
+
+
+def _frames(frame: FrameType | None) -> list[Step]:
+    found = []
+    while frame is not None:
+        found.append((frame, frame.f_lineno))
+        frame = frame.f_back
+    return found[::-1]
