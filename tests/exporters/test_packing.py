@@ -122,7 +122,11 @@ def run(result: ExportResult, inputs: dict[str, np.ndarray], **controls: Any) ->
     return {"onnx": session.run([name], inputs)[0], "torchscript": found[name].numpy()}
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("LSTM, both directions, last states", "GRU, both directions, largest", "RNN, both directions, mean")
+"""What `make test` looks at; `make test-all` all of them."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.exhaustive) for n in CASES])
 def test_padding_reaches_nothing_and_moves_no_mask(name: str, tmp_path: Path) -> None:
     """The export itself holds the files against the module, which packs in eager PyTorch, draw by draw."""
     result = export(CASES[name](), tmp_path / "a", mc_draws=3, keep_draws=True)
