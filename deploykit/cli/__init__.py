@@ -13,6 +13,7 @@ import click
 
 from deploykit.cgroup import cpu_quota
 from deploykit.cli.ending import EndedError, ends_tidily
+from deploykit.cli.limits import limit_met
 from deploykit.cli.output import outputs
 from deploykit.errors import CodeExitedError, DeploykitError, RunError
 from deploykit.version import __version__
@@ -101,7 +102,9 @@ def _run(words: list[str]) -> int:
         return error.code
     except DeploykitError as error:
         return _report(error, words, error.exit_code)
-    except OSError as error:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, OSError) and limit_met(error) is None:
+            raise
         return _report(error, words, 1)
     except SystemExit as error:
         if _COMPLETING in os.environ:  # The shell asks what may follow; click answers and exits.
@@ -120,5 +123,6 @@ def _report(error: Exception, words: list[str], code: int) -> int:
     if "--traceback" in words:
         raise error
     text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    text = limit_met(error) or text
     click.echo(f"{click.style('Error:', fg='red')} {text}", err=True, color=_color())
     return code
