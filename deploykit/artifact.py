@@ -162,8 +162,14 @@ def _directory(path: Path | str, here: Path, stack: contextlib.ExitStack) -> Pat
         raise ArtifactError(
             f"artifact {path}: neither a directory nor a packed artifact; create one with deploykit export"
         )
-    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deploykit-")))
-    unpack(here, directory)
+    try:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deploykit-")))
+        unpack(here, directory)
+    except OSError as error:
+        raise ArtifactError(
+            f"artifact {path}: cannot be unpacked into a temporary directory ({error.strerror or error}); let TMPDIR "
+            "name one that may be written and has room for it, or give the artifact as a directory"
+        ) from error
     return directory
 
 

@@ -24,12 +24,19 @@ def pack_files(directory: Path, names: Iterable[str], destination: Path, *, over
 
     Raises:
         UsageError: the destination exists and ``overwrite`` is not given.
+        ArtifactError: it cannot be written, or a file not be read.
     """
     if destination.exists() and not overwrite:
         raise UsageError(f"{destination} exists; choose another name, or replace it with overwrite=True")
-    with appears_whole(destination) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(names):
-            _add(archive, directory / name, name)
+    try:
+        with appears_whole(destination) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for name in sorted(names):
+                _add(archive, directory / name, name)
+    except OSError as error:
+        raise ArtifactError(
+            f"pack {directory}: {destination} cannot be written ({error.strerror or error}); nothing half-written was "
+            "left; mend that, or name another place"
+        ) from error
     return destination
 
 
@@ -47,6 +54,7 @@ def unpack(path: Path, directory: Path) -> None:
     Raises:
         ArtifactError: it is no zip file, is damaged, or holds what a packed artifact cannot hold: a name that leads out
             of the directory, a name twice, or a member that is compressed, encrypted or larger than the file.
+        OSError: it cannot be read, or the directory not be written.
     """
     try:
         with zipfile.ZipFile(path) as archive:

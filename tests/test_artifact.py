@@ -1,5 +1,6 @@
 """Artifacts open only when whole, and a packed one cannot write outside of its folder."""
 
+import errno
 import json
 import os
 import shutil
@@ -242,6 +243,40 @@ def test_an_interrupted_packing_leaves_nothing(directory: Path, monkeypatch: pyt
     with Artifact.open(directory) as artifact, pytest.raises(KeyboardInterrupt):
         pack(artifact, directory.with_name("small.zip"))
     assert list(directory.parent.iterdir()) == [directory]
+
+
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_says_what_cannot_be_packed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploykit.packed.shutil.copyfileobj", full)
+    with (
+        Artifact.open(directory) as artifact,
+        pytest.raises(
+            ArtifactError, match=r"small\.zip cannot be written \(No space left on device\); nothing half-written"
+        ),
+    ):
+        pack(artifact, directory.with_name("small.zip"))
+    assert list(directory.parent.iterdir()) == [directory]
+
+
+def test_a_packed_artifact_without_a_place_to_be_unpacked_to(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    with monkeypatch.context() as patched:
+        patched.setattr("deploykit.packed.shutil.copyfileobj", full)
+        refused(
+            packed, r"small\.zip: cannot be unpacked into a temporary directory \(No space left on device\); let TMPDIR"
+        )
+    assert list((tmp_path / "tmp").iterdir()) == []
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+    refused(
+        packed, r"cannot be unpacked into a temporary directory \(No usable temporary directory found in .*let TMPDIR"
+    )
 
 
 def test_a_golden_file_without_what_it_should_hold(tmp_path: Path) -> None:

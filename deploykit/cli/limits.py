@@ -11,6 +11,8 @@ def limit_met(error: BaseException) -> str | None:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{error.strerror}: this process may have {files} (ulimit -n); allow more, or name fewer --devices"
+    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
+        return f"{error.strerror}; let TMPDIR name a directory that may be written"
     if isinstance(error, OSError) and error.errno == errno.EAGAIN:
         return f"{error.strerror}: {_PROCESSES}"
     if isinstance(error, RuntimeError) and str(error) == "can't start new thread":

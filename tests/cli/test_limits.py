@@ -24,6 +24,11 @@ PROCESSES = "the limit of processes and threads was met, or memory is short"
         (OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)), f"Resource temporarily unavailable: {PROCESSES}"),
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "out of memory ([Errno 12] Cannot allocate memory): allow"),
         (RuntimeError("can't start new thread"), f"can't start new thread: {PROCESSES}"),
+        (
+            FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"),
+            "'/tmp']; let TMPDIR name a",
+        ),
+        (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "x"), "Error: x: No such file or directory\n"),
         (MemoryError(), "out of memory: allow more (ulimit -v, the container's limit), or name a smaller --batch-size"),
         (MemoryError("Unable to allocate 9 GiB"), "out of memory (Unable to allocate 9 GiB): allow more"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS), "out"), "Error: out: Read-only file system\n"),
