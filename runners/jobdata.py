@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def open_data(
     )
     source: Source | None = find_spool(drawing, artifact.manifest.inputs)
     if source is None:
-        source = open_source(data, artifact.manifest.inputs, reading=reading)
+        source = _opened(data, artifact.manifest.inputs, reading, engine.shown(progress))
     stack.callback(source.close)
     _refuse_to_move(here, data, [place for place in (artifact.path, out) if isinstance(place, Path)])
     if isinstance(source, StreamSource):
@@ -73,6 +74,15 @@ def open_data(
     kept = tuple(getattr(source, "kept", ()))
     # Chosen once where it can be: a Lightning writer is the user's own class, made on the way.
     return source, choose_writing(options, (*predicted, *kept), ranks) if kept else writing
+
+
+def _opened(data: str, inputs: Sequence[TensorSpec], reading: Reading, progress: ProgressChoice) -> Source:
+    """The data; where its rows have to be counted first and are many, people see how far that is."""
+    shown = make_progress("none" if callable(progress) else progress, None, 0, doing="counted", after_s=1.0)
+    try:
+        return open_source(data, inputs, reading=replace(reading, told=shown.update))
+    finally:
+        shown.close()
 
 
 def _reading(artifact: Artifact, options: Mapping[str, Any]) -> Reading:

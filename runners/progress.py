@@ -115,7 +115,8 @@ def describe(done: int, total: int | None, here: int, seconds: float, doing: str
     ' 25% 500/2,000 rows, 250 rows/s, 0:00:06 left'
     """
     share = done / total if total else 1.0  # shown rounded down: all is done only when it is
-    text = f"{done:,} rows read" if total is None else f"{int(share * 100):3}% {done:,}/{total:,} rows"
+    text = f"{done:,} rows" if total is None else f"{int(share * 100):3}% {done:,}/{total:,} rows"
+    doing = doing or ("" if total is not None else "read")
     text += f" {doing}" if doing else ""
     if here and seconds > 0:
         rate = here / seconds

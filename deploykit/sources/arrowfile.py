@@ -25,7 +25,7 @@ class ArrowSource(TableSource):
     many: ClassVar[bool] = True
 
     def __init__(self, found: Found, inputs: Sequence[TensorSpec], reading: Reading) -> None:
-        super().__init__(ArrowFiles(found.text, found.files, reading.index), inputs, reading)
+        super().__init__(ArrowFiles(found.text, found.files, reading), inputs, reading)
 
 
 class _Opened:

@@ -36,18 +36,18 @@ class CsvSource(TableSource):
     many: ClassVar[bool] = True
 
     def __init__(self, found: Found, inputs: Sequence[TensorSpec], reading: Reading) -> None:
-        super().__init__(_CsvFiles(found.text, found.files, reading.index), inputs, reading)
+        super().__init__(_CsvFiles(found.text, found.files, reading), inputs, reading)
 
 
 class _CsvFiles(TextTables):
     kind = "csv"
     delimiter: bytes
 
-    def __init__(self, what: str, files: Sequence[DataFile], index: Any) -> None:
+    def __init__(self, what: str, files: Sequence[DataFile], reading: Reading) -> None:
         # Kept for the header: of a file far away each look at its beginning is a request.
         self._first = _beginning(files[0])
         self.delimiter = _delimiter(files[0], self._first)
-        super().__init__(what, files, index)
+        super().__init__(what, files, reading)
         self._first = b""
 
     def _find_schema(self) -> Any:

@@ -35,7 +35,7 @@ class DatasetSource(TableSource):
             ) from error
         if not files:
             raise DataError(f"data {found.text}: a data set without files; save it again with save_to_disk")
-        super().__init__(_DatasetFiles(found.text, files, reading.index), inputs, reading)
+        super().__init__(_DatasetFiles(found.text, files, reading), inputs, reading)
 
 
 class _DatasetFiles(ArrowFiles):

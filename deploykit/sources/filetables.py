@@ -1,12 +1,13 @@
 """Tables in binary files, each with a schema of its own and pieces that it lists itself: Parquet and Arrow."""
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from deploykit.errors import DataError, DeploykitError
 from deploykit.locations import DataFile
 from deploykit.sources.base import FileIdentity
+from deploykit.sources.reading import Reading
 from deploykit.sources.tables import require_pyarrow
 from deploykit.wording import row_range, said
 
@@ -27,7 +28,7 @@ class FileTables(abc.ABC):
     hints: Mapping[str, str]
     rows: Sequence[int]
 
-    def __init__(self, what: str, files: Sequence[DataFile], index: Any) -> None:
+    def __init__(self, what: str, files: Sequence[DataFile], reading: Reading) -> None:
         require_pyarrow(what)
         self.what, self.files, self.hints = what, tuple(files), {}
         self.identity = FileIdentity(self.files)
@@ -36,12 +37,21 @@ class FileTables(abc.ABC):
         self._columns: tuple[str, ...] | None = None
         self.schema = self._schema_of(self._file(0))
         # Where the caller knows the rows of all files, only those that are read are opened.
-        known = index if _fits(index, len(self.files)) else None
+        known = reading.index if _fits(reading.index, len(self.files)) else None
         if known is None:
             self.identity.values()  # What is written from now on is not counted, or counted wrongly.
-        self.index = known or [self._rows_of(number) for number in range(len(self.files))]
+        self.index = known or self._counted(reading.told)
         self._where = [(number, inner) for number, rows in enumerate(self.index) for inner in range(len(rows))]
         self.rows = [rows for of_file in self.index for rows in of_file]
+
+    def _counted(self, told: Callable[[int], object]) -> list[list[int]]:
+        """The rows of each piece of each file; ``told`` is how many there are up to now."""
+        index, rows = [], 0
+        for number in range(len(self.files)):
+            index.append(self._rows_of(number))
+            rows += sum(index[-1])
+            told(rows)
+        return index
 
     @abc.abstractmethod
     def _open(self, file: DataFile) -> Any:

@@ -28,7 +28,7 @@ class JsonLinesSource(TableSource):
     many: ClassVar[bool] = True
 
     def __init__(self, found: Found, inputs: Sequence[TensorSpec], reading: Reading) -> None:
-        super().__init__(_JsonFiles(found.text, found.files, reading.index), inputs, reading)
+        super().__init__(_JsonFiles(found.text, found.files, reading), inputs, reading)
 
 
 class _JsonFiles(TextTables):

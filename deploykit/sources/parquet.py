@@ -25,7 +25,7 @@ class ParquetSource(TableSource):
     many: ClassVar[bool] = True
 
     def __init__(self, found: Found, inputs: Sequence[TensorSpec], reading: Reading) -> None:
-        super().__init__(_ParquetFiles(found.text, found.files, reading.index), inputs, reading)
+        super().__init__(_ParquetFiles(found.text, found.files, reading), inputs, reading)
 
 
 class _ParquetFiles(FileTables):

@@ -1,6 +1,6 @@
 """How the user wants a source to be read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -11,6 +11,10 @@ __all__ = ["KEPT", "Reading", "parse_map", "split", "uncut"]
 
 KEPT = "keep:"
 """Before the name of a kept column in what ``Source.read`` gives. No input has a colon in its name."""
+
+
+def _unheard(_rows: int) -> None:
+    """Nobody wants to know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,7 @@ class Reading:
         allow_nan: an empty value becomes NaN where floats are read.
         preprocessing: how raw data becomes an input, by input, from the artifact's manifest.
         index: what the same source found at an earlier opening (``Source.index``), to be taken over.
+        told: is called with the number of rows while they are counted, which may take long.
     """
 
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -33,6 +38,7 @@ class Reading:
     allow_nan: bool = False
     preprocessing: Mapping[str, Any] | None = None
     index: Any = None
+    told: Callable[[int], object] = field(default=_unheard, compare=False)
 
     def __post_init__(self) -> None:
         twice = sorted({name for name in self.keep if self.keep.count(name) > 1})

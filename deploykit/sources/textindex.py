@@ -5,7 +5,7 @@ quotes; a quote opens a value only where the value begins, as RFC 4180 and pyarr
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import numpy as np
@@ -44,7 +44,12 @@ class OpenQuoteError(Exception):
 
 
 def text_pieces(
-    file: IO[bytes], *, delimiter: bytes | None, header: bool, block_bytes: int = BLOCK_BYTES
+    file: IO[bytes],
+    *,
+    delimiter: bytes | None,
+    header: bool,
+    block_bytes: int = BLOCK_BYTES,
+    told: Callable[[int], object] | None = None,
 ) -> list[TextPiece]:
     """The pieces of a file, each of whole rows and about ``block_bytes`` long.
 
@@ -53,16 +58,21 @@ def text_pieces(
         delimiter: stands between the values of CSV, where line ends within quotes end no row; None for JSON Lines.
         header: the first row is no row of data.
         block_bytes: how much is read at a time.
+        told: is called with the rows up to now, again and again.
 
     Raises:
         OpenQuoteError: a quote is not closed, or only by the quote that was to open a later value.
     """
     pieces: list[TextPiece] = []
+    counted = 0
     for start, stop, rows, first_end in _blocks(file, delimiter, block_bytes):
         if header:
             start, rows, header = start + first_end, rows - 1, False
         if rows:
             pieces.append((start, stop, rows))
+        counted += rows
+        if told is not None:
+            told(counted)
     return pieces
 
 

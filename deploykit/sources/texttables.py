@@ -3,12 +3,13 @@
 import abc
 import codecs
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from deploykit.errors import DataError
 from deploykit.locations import DataFile
 from deploykit.sources.base import FileIdentity
+from deploykit.sources.reading import Reading
 from deploykit.sources.tables import BadRow, require_pyarrow
 from deploykit.sources.textindex import OpenQuoteError, TextPiece, row_bounds, text_pieces, whole_rows
 from deploykit.wording import counted, row_range, said
@@ -44,7 +45,7 @@ class TextTables(abc.ABC):
     delimiter: bytes | None
     is_text = True
 
-    def __init__(self, what: str, files: Sequence[DataFile], index: Any) -> None:
+    def __init__(self, what: str, files: Sequence[DataFile], reading: Reading) -> None:
         require_pyarrow(what)
         self.what, self.files, self.hints = what, tuple(files), {}
         self.identity = FileIdentity(self.files)
@@ -52,13 +53,22 @@ class TextTables(abc.ABC):
         self._dtypes: dict[str, str] = {}
         self._kept: dict[str, str] = {}
         self._columns: tuple[str, ...] = ()
+        index = reading.index
         self.is_known = known = isinstance(index, list) and len(index) == len(files)
         if not known:
             self.identity.values()  # What is written from now on is not counted, or counted wrongly.
-        self.index = index if known else [self._scan(file) for file in files]
+        self.index = index if known else self._counted(reading.told)
         self._where = [(number, piece) for number, pieces in enumerate(self.index) for piece in pieces]
         self.rows = [int(rows) for _, (_, _, rows) in self._where]
         self.schema = self._find_schema()
+
+    def _counted(self, told: Callable[[int], object]) -> list[list[TextPiece]]:
+        """The pieces of each file; ``told`` is how many rows there are up to now."""
+        index, before = [], 0
+        for file in self.files:
+            index.append(self._scan(file, lambda rows: told(before + rows)))  # noqa: B023 (called at once)
+            before += sum(rows for _, _, rows in index[-1])
+        return index
 
     @abc.abstractmethod
     def _find_schema(self) -> Any:
@@ -130,12 +140,12 @@ class TextTables(abc.ABC):
     def close(self) -> None:  # noqa: B027 (a subclass may have something to close)
         """Nothing stays open."""
 
-    def _scan(self, file: DataFile) -> list[TextPiece]:
+    def _scan(self, file: DataFile, told: Callable[[int], object]) -> list[TextPiece]:
         try:
             with file.open() as opened:
                 require_text(file, opened.read(8))
                 opened.seek(0)
-                return text_pieces(opened, delimiter=self.delimiter, header=self.delimiter is not None)
+                return text_pieces(opened, delimiter=self.delimiter, header=self.delimiter is not None, told=told)
         except OSError as error:
             raise DataError(f"data {file.place}: cannot be read ({error}); check the disk or the connection") from error
         except OpenQuoteError as error:

@@ -598,3 +598,19 @@ def test_a_column_of_json_lists_says_why_it_cannot_be_kept(tmp_path: Path) -> No
     path = put(tmp_path / "rows.jsonl", '{"v":1,"z":[1,2]}\n{"v":1,"z":[3,4]}\n')
     with pytest.raises(DataError, match="its type does not say how long the lists are"):
         opened(path, [V], keep=("z",))
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "many"])
+def test_rows_are_told_while_they_are_counted(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploykit.sources.textindex.text_pieces.__kwdefaults__", {"block_bytes": 64, "told": None})
+    place, told = tmp_path / name, list[int]()
+    place.mkdir() if name == "many" else None
+    for path in [place / "a.csv", place / "b.csv"] if name == "many" else [place]:
+        put(path, "v\n" + "1\n" * 500 if path.suffix == ".csv" else '{"v": 1}\n' * 500)
+    source = opened(place, [V], told=told.append)
+    assert told == sorted(told)
+    assert told[-1] == len(source) == (1000 if name == "many" else 500)
+    assert len(told) > 10
+    again = list[int]()
+    opened(place, [V], told=again.append, index=source.index())  # type: ignore[attr-defined]
+    assert again == []
