@@ -451,6 +451,16 @@ def test_a_large_batch_of_an_arrow_file_is_mapped(tmp_path: Path, monkeypatch: p
         np.testing.assert_array_equal(source.read(2, 48)["x"], VECTORS[2:48])
 
 
+def test_few_large_rows_of_parquet_are_decoded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixty-four rows of five million values are more than a gigabyte."""
+    monkeypatch.setattr("deploykit.sources.parquet.CHUNK_BYTES", 16)
+    monkeypatch.setattr("deploykit.sources.parquet._MOST_BYTES", 64)
+    pq.write_table(pa.table({"x": vectors(VECTORS)}), tmp_path / "rows.parquet", use_dictionary=False)
+    source: Any = opened(tmp_path / "rows.parquet")
+    np.testing.assert_array_equal(source.read(0, ROWS)["x"], VECTORS)
+    assert 1 <= source._cursor.chunk.num_rows <= 4
+
+
 def test_a_saved_data_set_of_several_splits_names_them(tmp_path: Path) -> None:
     import datasets
 
