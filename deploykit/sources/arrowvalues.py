@@ -242,8 +242,10 @@ def _numbers(
         advice = ", or let it be NaN with --nan allow" if np.dtype(dtype).kind == "f" else kept
         row = int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0]) // per_row
         raise place.error(name, row, f"no value (null); fill it in the data{advice}")
+    missing: Array | None = None
     if flat.null_count and not pa.types.is_floating(flat.type):
-        flat = flat.cast("float64")
+        missing = flat.is_null().to_numpy(zero_copy_only=False)
+        flat = flat.fill_null(False if pa.types.is_boolean(flat.type) else 0)
     array: Array = flat.to_numpy(zero_copy_only=False)
     if array.dtype == np.dtype(dtype):
         return array
@@ -251,6 +253,8 @@ def _numbers(
     if lost is not None and lost.any():
         at = int(np.flatnonzero(lost)[0])
         raise place.error(name, at // per_row, problem(array[at], dtype))
+    if missing is not None:
+        cast[missing] = np.nan
     return cast
 
 

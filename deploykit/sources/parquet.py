@@ -1,5 +1,6 @@
 """Rows of Parquet files, by row group."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, ClassVar
@@ -37,7 +38,13 @@ class _ParquetFiles(FileTables):
         from pyarrow.parquet import ParquetFile
 
         # Buffering ahead would hold a whole row group, which may be as large as the file.
-        return ParquetFile(arrow_file(file), pre_buffer=False, buffer_size=2**17, page_checksum_verification=True)
+        opened = ParquetFile(arrow_file(file), pre_buffer=False, buffer_size=2**17, page_checksum_verification=True)
+        if _is_signed(file, opened.metadata):
+            opened.close(force=True)
+            raise DataError(
+                f"data {file.place}: has encrypted columns, which are not read; write it without encryption"
+            )
+        return opened
 
     def _schema_of(self, opened: Any) -> Any:
         return opened.schema_arrow
@@ -67,6 +74,16 @@ class _ParquetFiles(FileTables):
 
     def _close(self, opened: Any) -> None:
         opened.close(force=True)
+
+
+def _is_signed(file: DataFile, metadata: Any) -> bool:
+    """Whether a signature follows the metadata, as it does where columns are encrypted and the metadata are not.
+
+    Looking at such a column's metadata would end the process: pyarrow passes on what Python cannot catch.
+    """
+    with file.open() as opened:
+        opened.seek(-2 * len(_MARK), os.SEEK_END)
+        return bool(int.from_bytes(opened.read(4), "little") > metadata.serialized_size)
 
 
 def _is_second(file: DataFile, metadata: Any) -> bool:

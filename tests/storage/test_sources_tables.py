@@ -1,5 +1,6 @@
 """Parquet, Arrow, CSV, JSON Lines and saved data sets, against numpy and the libraries that wrote them."""
 
+import base64
 import contextlib
 import json
 from collections.abc import Callable
@@ -449,6 +450,39 @@ def test_a_large_batch_of_an_arrow_file_is_mapped(tmp_path: Path, monkeypatch: p
         write(tmp_path / name, example())
         source = opened(tmp_path / name, keep=("label",))
         np.testing.assert_array_equal(source.read(2, 48)["x"], VECTORS[2:48])
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.feather"])
+def test_integers_among_missing_values_are_held_exactly_or_an_error_of_their_row(tmp_path: Path, name: str) -> None:
+    x = TensorSpec(name="x", dtype="float32", shape=("batch",))
+    for kind in (pa.int64(), pa.bool_()):
+        BINARY[name](tmp_path / name, pa.table({"x": pa.array([1, None, 0], pa.int64()).cast(kind)}))
+        np.testing.assert_array_equal(opened(tmp_path / name, [x], allow_nan=True).read(0, 3)["x"], [1, np.nan, 0])
+    for value in (2**24 + 1, 2**60 + 1):
+        BINARY[name](tmp_path / name, pa.table({"x": pa.array([1, None, value], pa.int64())}))
+        with pytest.raises(DataError, match=f"row 2, column 'x': {value}, which float32 does not hold"):
+            opened(tmp_path / name, [x], allow_nan=True).read(0, 3)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_encrypted_parquet_is_an_error_and_not_the_end_of_the_process(tmp_path: Path, plain: bool) -> None:
+    """With ``plain``, only columns are encrypted, and pyarrow has an exception there that nobody can catch."""
+    encryption = pytest.importorskip("pyarrow.parquet.encryption")
+
+    class Keys(encryption.KmsClient):  # type: ignore[misc, name-defined]
+        def wrap_key(self, key: bytes, _name: str) -> bytes:
+            return base64.b64encode(key)
+
+    factory = encryption.CryptoFactory(lambda _: Keys())
+    configuration = encryption.EncryptionConfiguration(
+        footer_key="f", column_keys={"c": ["x.list.element"]}, plaintext_footer=plain
+    )
+    properties = factory.file_encryption_properties(encryption.KmsConnectionConfig(), configuration)
+    table = pa.table({"x": vectors(VECTORS)})
+    with pq.ParquetWriter(tmp_path / "x.parquet", table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)
+    with pytest.raises(DataError, match=r"x\.parquet: (has encrypted columns|.*encrypted metadata)"):
+        opened(tmp_path / "x.parquet")
 
 
 def test_few_large_rows_of_parquet_are_decoded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
