@@ -1,9 +1,11 @@
 """The Python interface: everything that the command line does, as functions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from numpy.typing import NDArray
 
 from deploykit.arguments import typed_arguments
 from deploykit.artifact import MANIFEST_NAME, Artifact
@@ -20,6 +22,9 @@ from runners.job import run as run_job
 from runners.predict import Predictor, Verified, load, verify_artifact
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from deploykit.tensors import TensorSpec
     from exporters.export import ExportResult
 
 __all__ = [
@@ -33,34 +38,82 @@ status = run_status
 open_artifact = Artifact.open
 
 
+@typed_arguments
 def export(
-    source: Any,
+    source: "nn.Module | str | Path",
     destination: str | Path,
     *,
     module: str | Callable[..., Any] | None = None,
     arguments: Mapping[str, Any] | None = None,
     unsafe_load: bool = False,
-    **options: Any,
+    inputs: "str | Sequence[str | TensorSpec]" = (),
+    example: Mapping[str, NDArray[Any]] | None = None,
+    ranges: Mapping[str, tuple[int, int | str]] | None = None,
+    method: str = "forward",
+    batch: Literal["auto", "list", "dict"] = "auto",
+    formats: str | Sequence[str] = ("torchscript", "onnx"),
+    mc_draws: int | None = None,
+    mc_modules: str | Sequence[str] = (),
+    mask_mode: Literal["independent", "shared"] = "independent",
+    seed: int = 0,
+    task: str | Sequence[str] = "raw",
+    variance: Mapping[str, str] | None = None,
+    log_variance: Mapping[str, str] | None = None,
+    keep_draws: bool = False,
+    tolerance: float | None = None,
+    overwrite: bool = False,
+    user: Mapping[str, Any] | None = None,
+    preprocess: str | Sequence[str] = (),
+    progress: Callable[[str], None] = lambda _: None,
 ) -> "ExportResult":
     """Export a checkpoint file, or a module in memory, to an artifact.
 
+    Every format is compared with the module before anything is published.
+
     Args:
-        source: the path of a checkpoint or its URL, or an ``nn.Module``, which is left as it was.
+        source: the path of a checkpoint or its URL, or an ``nn.Module`` on the CPU, which is left as it was.
         destination: the directory to create, or its URL.
         module: for a checkpoint, the class: ``package.module:Class``, ``path/to/file.py:Class``, or the class itself.
         arguments: constructor arguments that add to the checkpoint's hyperparameters or replace them.
         unsafe_load: run the code that a pickled checkpoint holds; only for files that you trust.
-        options: as for ``exporters.export.export_module``: ``inputs``, ``mc_draws``, ``formats``, ``task`` ...
+        inputs: specs such as ``"x:float32[batch,64]"``; the first dimension is the batch.
+        example: arrays by input name, instead of or beside ``inputs``.
+        ranges: half-open ranges of integer inputs, ``{"ids": (0, 30522)}``; the end may be a dynamic dimension,
+            ``{"lengths": (1, "steps+1")}``.
+        method: the method to export; ``predict_step`` gets ``(batch, 0)``, after the hooks that a Trainer calls.
+        batch: how a step method gets several inputs; any other gets all of them as one list or dict, if it says so.
+        formats: ``torchscript``, ``onnx`` or both.
+        mc_draws: number of Monte Carlo draws; None exports evaluation mode.
+        mc_modules: patterns of the qualified names of the modules that draw, each with all in it; by default all.
+        mask_mode: each row its own masks, or one mask per draw for all rows.
+        seed: the default of the file's ``seed`` input.
+        task: what the outputs are: ``classification``, ``regression`` or ``raw``, and ``NAME=KIND`` for single ones;
+            ``NAME=classification@-1`` has its classes along the last axis, and ``NAME=none`` leaves an output out.
+        variance: outputs with the variance of another, by the name of that one, which is the mean.
+        log_variance: the same where the output is the logarithm of the variance.
+        keep_draws: also give every draw as ``NAME.draws`` (batch, draws, ...).
+        tolerance: largest error relative to the scale of an output; by default 1e-4, and 1e-2 where the module
+            computes in float16 or bfloat16.
+        overwrite: replace an artifact that is there.
+        user: JSON values to keep in the manifest.
+        preprocess: how an image becomes an input, to record in the manifest: ``"x=image resize=256 scale=255"``.
+        progress: gets a text whenever a step begins that may take long.
 
     Raises:
         MissingExtraError: torch is not installed.
         CheckpointError: the checkpoint cannot be read, or does not fit the class.
         ExportError: the module cannot be exported faithfully.
+        ParityError: an exported file differs from the module.
         UsageError: the request does not fit the module.
     """
+    options = {
+        "inputs": inputs, "example": example, "ranges": ranges, "method": method, "batch": batch, "formats": formats,
+        "mc_draws": mc_draws, "mc_modules": mc_modules, "mask_mode": mask_mode, "seed": seed, "task": task,
+        "variance": variance, "log_variance": log_variance, "keep_draws": keep_draws, "tolerance": tolerance,
+        "overwrite": overwrite, "user": user, "preprocess": preprocess, "progress": progress,
+    }  # fmt: skip
     require_torch()
     require_path("export", destination, expected="the path of the artifact to create", advice="name it, as 'model'")
-    overwrite = bool(options.get("overwrite", False))
     with delivered(destination, "artifact", ExportError, overwrite=overwrite, marker=MANIFEST_NAME) as here:
         result = _export(source, here, module, arguments, unsafe_load, options)
     return replace(result, path=destination) if is_url(destination) else result

@@ -10,8 +10,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from deploykit.arguments import typed_arguments
 from deploykit.artifact import Artifact, Golden
 from deploykit.compare import worst_difference
+from deploykit.counts import require_whole
 from deploykit.devices import Device, parse_devices
 from deploykit.errors import ArtifactError, DataError, MissingExtraError, UsageError
 from deploykit.manifest import OutputSpec
@@ -56,6 +58,7 @@ class Predictor:
         """The opened artifact, its manifest included."""
         return self._active().artifact
 
+    @typed_arguments
     def predict(
         self,
         inputs: Mapping[str, ArrayLike] | np.ndarray[Any, Any],
@@ -97,8 +100,10 @@ class Predictor:
         sizes = check_inputs(runner.artifact.manifest.inputs, named)
         rows = sizes[runner.artifact.manifest.batch_dimension]
         step = rows if batch_size is None else batch_size
-        if batch_size is not None and batch_size < 1:
-            raise UsageError(f"batch size {batch_size}: must be 1 or more")
+        if batch_size is not None:
+            require_whole("batch size", batch_size)
+            if batch_size < 1:
+                raise UsageError(f"batch size {batch_size}: must be 1 or more")
         ids = np.arange(rows) if sample_ids is None else checked_ids(unmasked("sample_ids", sample_ids), rows)
         passes = plan_passes(
             runner.artifact.manifest,
@@ -137,6 +142,7 @@ class Predictor:
         return {names[0]: unmasked(f"input {names[0]!r}", inputs)}
 
 
+@typed_arguments
 def load(path: str | Path, *, runner: str = "auto", device: str = "cpu", threads: int | None = None) -> Predictor:
     """Load an artifact for prediction on arrays in memory.
 

@@ -1,6 +1,8 @@
 """The names that ``import deploykit`` gives."""
 
 import importlib
+import inspect
+import json
 import pkgutil
 import subprocess
 import sys
@@ -10,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import deploykit
 from deploykit.errors import RunError, UsageError
+from exporters.export import export_module
 from tests.handmade import build, expected
 
 
@@ -22,6 +26,7 @@ from tests.handmade import build, expected
         {"batch_size": 2.5}, {"batch_size": True}, {"batch_size": "8"}, {"shard_rows": 8.0}, {"threads": "1"},
         {"writer": None}, {"writer": Path("own.py:W")}, {"engine": None}, {"runner": 3}, {"layout": 3}, {"keep": 5},
         {"keep": [1]}, {"columns": ["x"]}, {"columns": "x=f0"}, {"columns": {"x": 3}}, {"columns": {1: "f0"}},
+        {"batch_size": None}, {"writer_arg": "a=1"}, {"writer_arg": {1: 2}}, {"progress": 3},
         {"devices": ["cpu"]}, {"draws_until": "0.1"}, {"draws_until": 0.1, "min_draws": 2.5}, {"draws_per_pass": 2.5},
     ],
 )  # fmt: skip
@@ -34,6 +39,60 @@ def test_an_argument_of_another_type_is_refused_before_anything_is_written(
     with pytest.raises(UsageError, match=rf"^{name} .*: of type \w+, expected "):
         deploykit.run(tmp_path / "model", str(tmp_path / "rows.npy"), tmp_path / "out", **option)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"inputs": None}, {"inputs": [3]}, {"formats": 3}, {"task": None}, {"tolerance": "x"}, {"method": None},
+        {"example": np.zeros(3)}, {"ranges": {"x": 3}}, {"progress": None}, {"preprocess": 3}, {"mc_modules": 3},
+        {"variance": "mean=var"},
+    ],
+)  # fmt: skip
+def test_an_export_of_an_argument_of_another_type(tmp_path: Path, option: dict[str, Any]) -> None:
+    (name,) = option
+    options = {"inputs": ["x:float32[batch,4]"], "mc_draws": 2, **option}
+    with pytest.raises(UsageError, match=rf"(?s)^{name.replace('_', ' ')} .*: of type \w+, expected "):
+        deploykit.export(torch.nn.Linear(4, 3), tmp_path / "model", **options)
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_export_has_the_options_of_a_module_and_of_a_checkpoint() -> None:
+    ours, theirs = (dict(inspect.signature(each).parameters) for each in (deploykit.export, export_module))
+    for name in ("source", "destination", "module", "arguments", "unsafe_load"):
+        del ours[name]
+    for name in ("module", "destination", "checkpoint", "notes"):
+        del theirs[name]
+    assert list(ours) == list(theirs)
+    assert {n: p.default for n, p in ours.items() if n != "progress"} == {
+        n: p.default for n, p in theirs.items() if n != "progress"
+    }
+
+
+@pytest.mark.parametrize("option", [{"runner": None}, {"runner": 3}, {"device": 0}, {"threads": "2"}])
+def test_a_load_with_an_argument_of_another_type(tmp_path: Path, option: dict[str, Any]) -> None:
+    build(tmp_path / "model", "mc")
+    with pytest.raises(UsageError, match=r": of type \w+, expected "):
+        deploykit.load(tmp_path / "model", **option)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    path = build(tmp_path / "model", "mc")
+    rows = np.ones((6, 4), np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    with deploykit.load(path, threads=np.int32(1)) as model:  # type: ignore[arg-type]
+        for wrong in ({"batch_size": "x"}, {"batch_size": 2.0}, {"batch_size": "auto"}, {"first_draw": None}):
+            with pytest.raises(UsageError, match=r": of type \w+, expected "):
+                model.predict(rows, **wrong)  # type: ignore[arg-type]
+        got = model.predict(rows, batch_size=np.int64(4), seed=np.uint8(3), draws_until=np.float32(0.5))  # type: ignore[arg-type]
+        want = model.predict(rows, batch_size=4, seed=3, draws_until=0.5)
+    assert all(np.array_equal(got[name], want[name]) for name in want)
+    result = deploykit.run(
+        path, str(tmp_path / "rows.npy"), tmp_path / "out", devices="cpu",
+        batch_size=np.int64(2), shard_rows=np.int64(4), seed=np.int64(1),  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert result.rows == 6
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["seed"] == 1
 
 
 def test_no_module_hides_a_function_of_the_same_name() -> None:
