@@ -118,8 +118,8 @@ class Readers:
     def _failed(self, error: Exception, rows: str) -> DataError:
         return DataError(
             f"{self._what}, {rows}: the reader processes of the DataLoader failed "
-            f"({type(error).__name__}: {error}); one of these rows killed one, or memory was short: mend it or "
-            "use a smaller num_workers, and give the same command again"
+            f"({type(error).__name__}: {error}); one of these rows killed one, or memory was short, shared "
+            "memory too (/dev/shm, docker --shm-size): mend it or use a smaller num_workers, and give the same command again"
         )
 
     def _in_work(self, start: int, stop: int) -> str:

@@ -54,6 +54,17 @@ def test_an_error_in_the_code_is_not_taken_for_a_limit(monkeypatch: pytest.Monke
         main(["inspect", "model"])
 
 
+def test_a_working_directory_that_was_removed(
+    call: Call, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As deployments do that keep a directory for each release."""
+    (place / "release").mkdir()
+    monkeypatch.chdir(place / "release")
+    (place / "release").rmdir()
+    assert call("run", str(place / "model"), "--data", str(place / "rows.npy"), "-o", str(place / "r")) == 1
+    assert "Error: the working directory was removed; change to one" in capsys.readouterr().err
+
+
 def test_few_files_may_be_open(place: Path) -> None:
     """As many descriptors as one rank needs are not enough for thirty, and the job is taken up with fewer of them."""
 
