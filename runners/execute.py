@@ -1,5 +1,6 @@
 """Carry out what is left of a job: place the ranks, run them, finish the files, write the report."""
 
+import contextlib
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,13 +121,11 @@ def drive(setting: Setting, out: Path, place: Placer, *, progress: ProgressChoic
 
 def _looked_at(directory: RunDirectory, choice: ProgressChoice) -> State:
     """What is there of the job, every file read; that takes a while where much is."""
-    shown = make_progress(
-        "none" if callable(choice) else choice, directory.job.plan.rows, 0, doing="checked", after_s=1.0
-    )
-    try:
-        return directory.state(tally=Tally(lambda done, _: shown.update(done), directory.job.plan.rows))
-    finally:
-        shown.close()
+    kind, rows = "none" if callable(choice) else choice, directory.job.plan.rows
+    shown = make_progress(kind, rows, 0, doing="checked", after_s=1.0)
+    said = f"while what is there was checked; {directory.to_resume()}"
+    with stoppable(directory.path, lambda: said), contextlib.closing(shown):
+        return directory.state(tally=Tally(lambda done, _: shown.update(done), rows))
 
 
 def execute(

@@ -1,13 +1,14 @@
 """The local engine gives the next shard to whoever is free, and plug-ins extend the table of engines."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from deploykit.errors import DataError, RunError
+from deploykit.errors import DataError, IncompleteRunError, RunError
 from deploykit.rundir import RunDirectory
 from deploykit.verify_run import verify_run
 from runners import engine_local
@@ -157,3 +158,20 @@ def test_data_that_is_written_to_during_the_run_is_no_success(
     assert "was written to" in report["notes"][-1]
     with pytest.raises(RunError, match="data"):
         run(artifact_paths["mc"], data, out, devices=devices, batch_size=8)
+
+
+def test_a_signal_while_what_is_there_is_checked_says_so(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "x.npy", np.ones((3, 4), np.float32))
+    run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "r")
+
+    def check(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("deploykit.commit.Digests.damage", check)
+    with pytest.raises(
+        IncompleteRunError, match=r"stopped by SIGTERM while what is there was checked; .*deploykit run"
+    ) as end:
+        run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "r")
+    assert end.value.exit_code == 143
