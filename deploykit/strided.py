@@ -5,6 +5,7 @@ there once work from those. ``commits/strided-0001.json`` is written after the f
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from deploykit.rundir import RunDirectory
 from deploykit.writers.base import Writer
 
 __all__ = ["finish_strided", "strided_problems", "strided_wrong_ids"]
+
+
+_IDS = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,18 +86,23 @@ def _damage(directory: RunDirectory, rank: int, *, check_digest: bool = True) ->
 
 
 def _wrong_ids(directory: RunDirectory, writer: Writer, rank: int) -> str | None:
-    expected, read = _own_rows(directory, rank), 0
+    own, failed = _own(directory, rank)
+    expected, read, ids = _ids(own, failed), 0, np.empty(0, np.int64)
     for batch in writer.read_epoch(directory.path, rank):
-        if not np.array_equal(batch.sample_ids, expected[read : read + len(batch)]):
+        while len(ids) < len(batch) and (more := next(expected, None)) is not None:
+            ids = np.concatenate([ids, more])
+        if not np.array_equal(batch.sample_ids, ids[: len(batch)]):
             name = writer.epoch_path(directory.path, rank).name
             return f"{name}: from place {read} on it holds other rows than those of rank {rank}"
-        read += len(batch)
-    return None if read == len(expected) else f"rank {rank}: {read} rows in its file, {len(expected)} are its own"
+        read, ids = read + len(batch), ids[len(batch) :]
+    rows = len(own) - len(failed)
+    return None if read == rows else f"rank {rank}: {read} rows in its file, {rows} are its own"
 
 
 def _write(directory: RunDirectory, writer: Writer, rank: int) -> None:
     plan, layout = directory.job.plan, parse_layout(directory.job.layout, 1)
-    rows = len(_own_rows(directory, rank))
+    own, failed = _own(directory, rank)
+    rows = len(own) - len(failed)
 
     def commit(files: tuple[FileDigest, ...]) -> None:
         done = _RankFiles(rank=rank, ranks=layout.ranks, rows=rows, files=files)
@@ -103,13 +112,20 @@ def _write(directory: RunDirectory, writer: Writer, rank: int) -> None:
     write_rank_files(directory, writer, rank, batches, rows, commit)
 
 
-def _own_rows(directory: RunDirectory, rank: int) -> NDArray[np.int64]:
-    """The sample ids of a rank's file, without those that failed."""
+def _own(directory: RunDirectory, rank: int) -> tuple[range, NDArray[np.int64]]:
+    """The rows of a rank, and those of them that failed, which are in no file."""
     plan, layout = directory.job.plan, parse_layout(directory.job.layout, 1)
     own = layout.rows(rank, plan.rows, plan.batch_size)
     failed = directory.state(check_digests=False).failed() if directory.job.on_error == "skip" else {}
-    ids = np.arange(own.start, own.stop, own.step, dtype=np.int64)
-    return ids[~np.isin(ids, list(failed))] if failed else ids
+    return own, np.array([row for row in failed if row in own], np.int64)
+
+
+def _ids(own: range, failed: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """The sample ids of a rank's file, some at a time: a run may have more rows than memory holds numbers."""
+    for first in range(0, len(own), _IDS):
+        some = own[first : first + _IDS]
+        ids = np.arange(some.start, some.stop, some.step, dtype=np.int64)
+        yield ids[~np.isin(ids, failed)] if len(failed) else ids
 
 
 def _commit_path(directory: RunDirectory, rank: int) -> Path:

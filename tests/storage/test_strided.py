@@ -157,6 +157,13 @@ def test_ids_in_strided_files_are_read_not_believed(tmp_path: Path) -> None:
         verify_run(tmp_path)
 
 
+@pytest.mark.parametrize("some", [1, 2, 3, 100])
+def test_ids_are_made_some_at_a_time(tmp_path: Path, some: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploykit.strided._IDS", some)
+    run_all(tmp_path, make_job(19, write_interval="epoch", layout="strided:2"))
+    assert verify_run(tmp_path).committed_rows == 19
+
+
 def test_the_layout_is_part_of_the_job(tmp_path: Path) -> None:
     run_all(tmp_path, make_job(9, write_interval="epoch", layout="strided:2"))
     for other in ("strided:4", "contiguous"):
