@@ -5,10 +5,11 @@ A local path and a ``file://`` URL need no package; ``memory://``, ``s3://`` and
 
 import glob
 import os
+import posixpath
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import unquote
 
@@ -40,7 +41,7 @@ class DataFile:
     @property
     def extension(self) -> str:
         """In lower case, without the dot."""
-        return PurePath(self.path).suffix.lower().removeprefix(".")
+        return os.path.splitext(self.path)[1].lower().removeprefix(".")  # noqa: PTH122 (a tenth of the time)
 
     @property
     def place(self) -> str:
@@ -184,9 +185,8 @@ def _matching(text: str, pattern: str) -> Iterator[str]:
         folder = str(Path(folder).parent)
     _require_searchable(text, folder)
     for name in glob.glob(pattern, recursive=True):  # noqa: PTH207
-        path = Path(name)
-        if not path.is_dir() and _counts(path.name):
-            yield _regular(text, name, is_file=path.is_file())
+        if _counts(posixpath.basename(name)) and not os.path.isdir(name):  # noqa: PTH112
+            yield _regular(text, name, is_file=os.path.isfile(name))  # noqa: PTH113
 
 
 def _require_searchable(text: str, folder: str) -> None:
@@ -224,19 +224,27 @@ def _find_remote(text: str) -> Found:
 
 
 def _matches(text: str, paths: Iterable[str], filesystem: Any) -> tuple[DataFile, ...]:
-    shown = sorted(path for path in paths if _counts(PurePath(path).name))
+    shown = sorted(path for path in paths if _counts(posixpath.basename(path)))
     if not shown:
         raise DataError(f"data {text}: no file matches; check the pattern (the working directory is {Path.cwd()})")
     return tuple(DataFile(name=path, path=path, filesystem=filesystem) for path in shown)
 
 
 def _listed(paths: Iterable[str], root: str, filesystem: Any = None) -> tuple[DataFile, ...]:
-    named = [(os.path.relpath(path, root).replace(os.sep, "/"), path) for path in paths]
+    named = [(_below_root(path, root), path) for path in paths]
     return tuple(
         DataFile(name=name, path=path, filesystem=filesystem)
         for name, path in sorted(named)
         if all(map(_counts, name.split("/")))
     )
+
+
+def _below_root(path: str, root: str) -> str:
+    """The name of a file by its place below the root. Most begin with that, and there may be a million."""
+    before = root.rstrip("/") + "/"
+    if path.startswith(before):
+        return path[len(before) :].lstrip("/")
+    return os.path.relpath(path, root).replace(os.sep, "/")
 
 
 def _counts(name: str) -> bool:
