@@ -1,6 +1,5 @@
 """Rows of Parquet files, by row group."""
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, ClassVar
@@ -37,9 +36,10 @@ class _ParquetFiles(FileTables):
     def _open(self, file: DataFile) -> Any:
         from pyarrow.parquet import ParquetFile
 
+        handle = arrow_file(file)
         # Buffering ahead would hold a whole row group, which may be as large as the file.
-        opened = ParquetFile(arrow_file(file), pre_buffer=False, buffer_size=2**17, page_checksum_verification=True)
-        if _is_signed(file, opened.metadata):
+        opened = ParquetFile(handle, pre_buffer=False, buffer_size=2**17, page_checksum_verification=True)
+        if _is_signed(handle, opened.metadata):
             opened.close(force=True)
             raise DataError(
                 f"data {file.place}: has encrypted columns, which are not read; write it without encryption"
@@ -76,14 +76,13 @@ class _ParquetFiles(FileTables):
         opened.close(force=True)
 
 
-def _is_signed(file: DataFile, metadata: Any) -> bool:
+def _is_signed(handle: Any, metadata: Any) -> bool:
     """Whether a signature follows the metadata, as it does where columns are encrypted and the metadata are not.
 
     Looking at such a column's metadata would end the process: pyarrow passes on what Python cannot catch.
     """
-    with file.open() as opened:
-        opened.seek(-2 * len(_MARK), os.SEEK_END)
-        return bool(int.from_bytes(opened.read(4), "little") > metadata.serialized_size)
+    handle.seek(handle.size() - 2 * len(_MARK))
+    return int.from_bytes(handle.read(len(_MARK)), "little") > int(metadata.serialized_size)
 
 
 def _is_second(file: DataFile, metadata: Any) -> bool:
