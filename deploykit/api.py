@@ -1,5 +1,6 @@
 """The Python interface: everything that the command line does, as functions."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,9 @@ __all__ = [
     "Predictor", "RunCheck", "RunResult", "Verified",
     "export", "load", "merge", "open_artifact", "pack", "require_torch", "run", "status", "verify",
 ]  # fmt: skip
+
+_ONE_EXPORT = threading.RLock()
+"""torch captures one module at a time; other threads wait."""
 
 run = typed_arguments(run_job)
 merge = merge_run
@@ -114,7 +118,8 @@ def export(
     }  # fmt: skip
     require_torch()
     require_path("export", destination, expected="the path of the artifact to create", advice="name it, as 'model'")
-    with delivered(destination, "artifact", ExportError, overwrite=overwrite, marker=MANIFEST_NAME) as here:
+    where = delivered(destination, "artifact", ExportError, overwrite=overwrite, marker=MANIFEST_NAME)
+    with _ONE_EXPORT, where as here:
         result = _export(source, here, module, arguments, unsafe_load, options)
     return replace(result, path=destination) if is_url(destination) else result
 

@@ -3,8 +3,10 @@
 import ast
 import inspect
 import json
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any
 
 from deploykit.errors import UsageError
@@ -31,7 +33,7 @@ class LightningWriter:
             UsageError: its constructor raised something.
         """
         try:
-            return self.kind(**self.arguments)
+            return self.kind(**_as_annotated(self.kind, self.arguments))
         # The user's code may raise anything; the cause is kept.
         except (Exception, SystemExit) as error:
             raise UsageError(
@@ -89,16 +91,38 @@ def _check(target: str, parameters: Mapping[str, inspect.Parameter], values: Map
         raise UsageError(f"writer {target!r}: {which}; it takes ({', '.join(map(str, named.values()))}); {advice}")
 
 
+def _as_annotated(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with the texts that the constructor wants as a path made into one."""
+    try:
+        hints = typing.get_type_hints(kind.__init__)
+    # Annotations may name what exists for type checkers only.
+    except (NameError, TypeError, AttributeError):
+        hints = {}
+    wanted = {name for name, hint in hints.items() if _is_path(hint)}
+    return {name: Path(value) if name in wanted and isinstance(value, str) else value for name, value in values.items()}
+
+
+def _is_path(hint: Any) -> bool:
+    """Whether it is a path, or one or None, and no text."""
+    return set(typing.get_args(hint) or (hint,)) - {type(None)} == {Path}
+
+
 def _plain(target: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values as every rank and every resumed run gets them."""
     try:
-        plain: dict[str, Any] = json.loads(json.dumps(dict(values)))
+        plain: dict[str, Any] = json.loads(json.dumps(dict(values), default=_as_text))
     except (TypeError, ValueError) as error:
         raise UsageError(
             f"writer {target!r}: its arguments are kept in run.json and must be numbers, texts, lists or dicts "
             f"({error}); derive a class whose constructor makes the other objects"
         ) from error
     return plain
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, PurePath):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__}")
 
 
 def parse_writer_arguments(texts: Iterable[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,21 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.rows == 6
     assert json.loads((tmp_path / "out" / "run.json").read_text())["seed"] == 1
+
+
+def test_exports_of_several_threads_take_turns(tmp_path: Path) -> None:
+    """torch keeps what it captures in one place for all threads."""
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout(0.5)).eval()
+
+    def exported(number: int) -> Any:
+        path = tmp_path / str(number)
+        deploykit.export(module, path, inputs=["x:float32[batch,4]"], mc_draws=3, formats=["onnx"])
+        with deploykit.load(path) as model:
+            return model.predict(np.ones((4, 4), np.float32))["output.mean"]
+
+    with ThreadPoolExecutor(3) as threads:
+        first, *others = threads.map(exported, range(3))
+    assert all(np.array_equal(first, other) for other in others)
 
 
 def test_no_module_hides_a_function_of_the_same_name() -> None:

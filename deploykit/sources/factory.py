@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.errors import DataError
+from deploykit.errors import DataError, UsageError
 from deploykit.registry import import_target
 from deploykit.sources.base import Arrays
 from deploykit.sources.keeping import Keeping
@@ -143,6 +143,11 @@ def open_factory(
         UsageError: the factory cannot be imported.
         DataError: it raised something, or returned nothing that has rows.
     """
+    if target.startswith("__main__:"):
+        raise UsageError(
+            f"data {target}: __main__ is another program in each rank and in a run that is resumed; put the function "
+            "into a file (in a notebook with %%writefile data.py) and name it as data.py:function"
+        )
     factory = import_target(target, kind="data factory")
     if not callable(factory):
         raise DataError(f"data {target}: a {type(factory).__name__}, not a function; name one without arguments")

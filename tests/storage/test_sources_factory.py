@@ -231,6 +231,11 @@ def test_getitems_that_gives_no_rows(tmp_path: Path) -> None:
         opened(factory(tmp_path, head, "Many(x)"), [X]).read(2, 5)
 
 
+def test_what_a_notebook_defines_is_not_found_by_ranks() -> None:
+    with pytest.raises(UsageError, match=r"__main__ is another program in each rank.*data\.py:function"):
+        opened("__main__:make", [X])
+
+
 def test_targets_that_do_not_exist(tmp_path: Path) -> None:
     good = factory(tmp_path, PLAIN, "Rows(x)")
     for target in (good.replace(":make", ":made"), "no_such_module_here:make", f"{tmp_path}/none.py:make"):

@@ -26,6 +26,7 @@ from tests.trainer.rows import UNREADABLE, Rows
 
 WRITERS = """
 import os
+from pathlib import Path
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import BasePredictionWriter
@@ -77,6 +78,13 @@ class Curious(BasePredictionWriter):
         trainer.optimizers
 
 
+class Placed(Whole):
+    def __init__(self, folder: Path, other: Path | None = None, file: str | Path = "seen"):
+        super().__init__(folder / file)
+        assert isinstance(file, str)
+        (other or folder).mkdir(exist_ok=True)
+
+
 class Picky(Whole):
     def __init__(self, file, *, digits):
         super().__init__(file)
@@ -115,6 +123,16 @@ def test_one_object_gets_all_calls_and_a_finished_job_makes_none(artifact: Path,
     assert "nothing was left to do" in start(artifact).notes[-1]
     assert Path("seen.0").read_text().count("\n") == 1
     assert verify_run("run").ok
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+@pytest.mark.parametrize("folder", ["here", Path("here")])
+def test_a_constructor_that_wants_a_path_gets_one(artifact: Path, place: Path, folder: Any, devices: str) -> None:
+    start(artifact, "Placed", writer_arg={"folder": folder}, devices=devices)
+    assert (Path("here") / "seen.0").is_file()
+    assert (
+        "nothing was left to do" in start(artifact, "Placed", writer_arg={"folder": "here"}, devices=devices).notes[-1]
+    )
 
 
 def test_a_writer_that_fails_costs_no_prediction(artifact: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
