@@ -7,7 +7,7 @@ import numpy as np
 
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.job import Job
-from deploykit.lightning.spool import Spooled, Summary
+from deploykit.lightning.spool import Spooled, Summary, spool_path
 from deploykit.plan import Plan, describe_ranges, make_plan, row_bytes
 from deploykit.rundir import RunDirectory
 from deploykit.tensors import TensorSpec
@@ -17,14 +17,12 @@ from deploykit.writers import make_writer
 __all__ = ["assemble"]
 
 
-def assemble(run: Path, ranks: int, *, writer: str, module: str, shard_rows: int | None) -> None:
+def assemble(run: Path, *, writer: str, shard_rows: int | None) -> None:
     """Write ``run`` from what the ranks put aside, and remove that.
 
     Args:
-        run: the run directory, new or empty.
-        ranks: the world size.
+        run: the run directory, new, empty, or of an earlier call that failed, whose parts count.
         writer: format of the parts.
-        module: what predicted, for ``run.json``.
         shard_rows: rows per part; chosen if not given.
 
     Raises:
@@ -32,19 +30,25 @@ def assemble(run: Path, ranks: int, *, writer: str, module: str, shard_rows: int
             full; nothing counts then.
         IncompleteRunError: samples are missing; the parts that are whole count.
     """
-    spooled = Spooled(run, ranks)
+    spooled = Spooled(run)
     said = _one_summary(spooled.summaries)
     rows, outputs = sum(said.loaders), said.outputs or ()
     places, again = spooled.order()
     _refuse_unexplained(again, said)
     plan = make_plan(rows, said.batch_size, row_bytes(outputs, {}), shard_rows)
-    directory = RunDirectory.prepare(run, _job(module, said, plan, outputs, writer))
-    kind = make_writer(writer, outputs)
     ids = spooled.ids[places]
-    for shard in plan.shards():
-        first, stop = np.searchsorted(ids, [shard.start, shard.stop])
-        if stop - first == shard.rows:
-            directory.write_part(shard, kind, spooled.batches(places[first:stop], outputs), rank=0, timings={})
+    try:
+        directory = RunDirectory.prepare(run, _job(said, plan, outputs, writer))
+        for shard in directory.missing():
+            first, stop = np.searchsorted(ids, [shard.start, shard.stop])
+            if stop - first == shard.rows:
+                batches = spooled.batches(places[first:stop], outputs)
+                directory.write_part(shard, make_writer(writer, outputs), batches, rank=0, timings={})
+    except RunError as error:
+        raise RunError(
+            f"{error}; all predictions are in {spool_path(run)}: when it is mended, RunWriter({str(run)!r}, ...)"
+            ".assemble(), with the arguments of before, makes the directory of them"
+        ) from error
     missing = np.setdiff1d(np.arange(rows), ids, assume_unique=True)
     if len(missing):
         raise IncompleteRunError(
@@ -63,6 +67,11 @@ def _one_summary(summaries: list[Summary]) -> Summary:
     """
     first = next((one for one in summaries if one.outputs is not None), summaries[0])
     for rank, one in enumerate(summaries):
+        if one.attempt != first.attempt:
+            raise RunError(
+                f"rank {rank}: what it put aside is of another prediction than that of another rank, which was stopped "
+                "before its end; predict again"
+            )
         if one.loaders != first.loaders or (one.outputs is not None and one.outputs != first.outputs):
             raise RunError(
                 f"rank {rank}: dataloaders of {list(one.loaders)} samples and the outputs "
@@ -81,10 +90,10 @@ def _refuse_unexplained(again: "np.ndarray[tuple[int], np.dtype[np.int64]]", sai
         )
 
 
-def _job(module: str, said: Summary, plan: Plan, outputs: tuple[TensorSpec, ...], writer: str) -> Job:
+def _job(said: Summary, plan: Plan, outputs: tuple[TensorSpec, ...], writer: str) -> Job:
     return Job(
         artifact="none",
-        artifact_path=module,
+        artifact_path=said.module,
         format="lightning",
         data={"kind": "trainer.predict", "dataloader_rows": list(said.loaders)},
         data_source="Trainer.predict",

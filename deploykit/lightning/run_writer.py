@@ -3,6 +3,7 @@
 import importlib
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -40,18 +41,23 @@ class RunWriting:
         self._path, self._writer, self._shard_rows = Path(path), writer, shard_rows
         self._loaders: list[Loader] = []
         self._spool: RankSpool | None = None
+        self._attempt = ""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse a directory that holds something, before anything is predicted."""
         super().setup(trainer, pl_module, stage)  # type: ignore[misc]
         self._spool = None
         if stage == "predict" and self._path.exists() and (not self._path.is_dir() or any(self._path.iterdir())):
-            raise RunError(f"run directory {self._path}: is not empty; name a new directory")
+            raise RunError(
+                f"run directory {self._path}: is not empty; name a new directory: a Trainer predicts all rows anew, "
+                "and what another model predicted must not lie among them"
+            )
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Look at the dataloaders and make the rank's folder."""
         del pl_module
         self._loaders = loaders_of(trainer)
+        self._attempt = trainer.strategy.broadcast(uuid4().hex, 0)
         self._spool = RankSpool(self._path, trainer.global_rank)
         self._spool.start()
 
@@ -86,11 +92,14 @@ class RunWriting:
             loaders=tuple(loader.rows for loader in self._loaders),
             padding=sum(loader.padding for loader in self._loaders),
             batch_size=self._loaders[0].batch_size,
+            ranks=trainer.world_size,
+            attempt=self._attempt,
+            module=f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
         )
         trainer.strategy.barrier("deploykit: the rows of all ranks")
         problem: DeploykitError | None = None
         if trainer.global_rank == 0:
-            problem = self._assembled(trainer.world_size, type(pl_module))
+            problem = self._assembled()
         text = trainer.strategy.broadcast(None if problem is None else str(problem), 0)
         if text is not None:
             raise problem or RunError(text)
@@ -104,10 +113,24 @@ class RunWriting:
             self.on_predict_start(trainer, pl_module)
             self.on_predict_end(trainer, pl_module)
 
-    def _assembled(self, ranks: int, module: type) -> DeploykitError | None:
-        name = f"{module.__module__}.{module.__qualname__}"
+    def assemble(self) -> Path:
+        """Make the run directory of what a prediction has put aside, where only its end failed, as on a full disk.
+
+        Nothing is predicted, and the parts that are there count. ``RunWriter(path, ...)`` takes the same arguments as
+        before; any process may call this.
+
+        Returns:
+            The run directory.
+
+        Raises:
+            RunError: nothing was put aside, not all ranks came to their end, or it failed again.
+        """
+        assemble(self._path, writer=self._writer, shard_rows=self._shard_rows)
+        return self._path
+
+    def _assembled(self) -> DeploykitError | None:
         try:
-            assemble(self._path, ranks, writer=self._writer, module=name, shard_rows=self._shard_rows)
+            self.assemble()
         except DeploykitError as error:
             return error
         return None

@@ -44,6 +44,9 @@ class Summary:
         padding: samples that all ranks together have once more than once, as their samplers say.
         batch_size: of the first dataloader.
         outputs: None where the rank predicted nothing.
+        ranks: the world size.
+        attempt: the same for the ranks of one prediction.
+        module: what predicted.
     """
 
     rows: int
@@ -51,6 +54,9 @@ class Summary:
     padding: int
     batch_size: int
     outputs: tuple[TensorSpec, ...] | None
+    ranks: int
+    attempt: str
+    module: str
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Summary":
@@ -95,15 +101,18 @@ class RankSpool:
         if self._bytes >= CHUNK_BYTES:
             self._flush()
 
-    def finish(self, *, loaders: tuple[int, ...], padding: int, batch_size: int) -> None:
-        """Say that this rank is done.
+    def finish(
+        self, *, loaders: tuple[int, ...], padding: int, batch_size: int, ranks: int, attempt: str, module: str
+    ) -> None:
+        """Say that this rank is done, with what a ``Summary`` has.
 
         Raises:
             RunError: the disk is full or not writable.
         """
         self._flush()
         done = Summary(
-            rows=self.rows, loaders=loaders, padding=padding, batch_size=batch_size, outputs=self.outputs
+            rows=self.rows, loaders=loaders, padding=padding, batch_size=batch_size, outputs=self.outputs,
+            ranks=ranks, attempt=attempt, module=module,
         )  # fmt: skip
         with writing(self._folder):
             write_json(self._folder / "done.json", asdict(done))
@@ -121,14 +130,15 @@ class RankSpool:
 
 
 class Spooled:
-    """The rows of all ranks.
+    """The rows of all ranks, as many as rank 0 says that there are.
 
     Raises:
         RunError: a rank's rows are not there.
     """
 
-    def __init__(self, run: Path, ranks: int) -> None:
+    def __init__(self, run: Path) -> None:
         self._folder = spool_path(run)
+        ranks = _summary(self._folder / "rank-0000", run).ranks
         folders = [self._folder / f"rank-{rank:04d}" for rank in range(ranks)]
         self.summaries = [_summary(folder, run) for folder in folders]
         self._chunks = [

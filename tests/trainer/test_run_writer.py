@@ -234,6 +234,39 @@ def test_only_into_a_new_directory(tmp_path: Path) -> None:
         RunWriter(tmp_path / "new", writer="xml")
 
 
+def test_an_end_that_failed_is_made_again_without_predicting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, data, written = tmp_path / "run", Rows(13), []
+    write = RunDirectory.write_part
+
+    def full(self: RunDirectory, shard: Any, *arguments: Any, **named: Any) -> Any:
+        if shard.start >= 4:
+            raise RunError("no space left")
+        return write(self, shard, *arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDirectory, "write_part", full)
+        with pytest.raises(RunError, match=r"no space left; all predictions are in .*run\.spool.*\.assemble\(\)"):
+            predict([RunWriter(run, shard_rows=4)], DataLoader(data, batch_size=2, shuffle=True))
+    with pytest.raises(RunError, match="is not empty; name a new directory: a Trainer predicts all rows anew"):
+        predict([RunWriter(run, shard_rows=4)], DataLoader(data, batch_size=2))
+    with pytest.raises(RunError, match="holds another job"):
+        RunWriter(run, shard_rows=8).assemble()
+
+    def noted(self: RunDirectory, shard: Any, *arguments: Any, **named: Any) -> Any:
+        written.append(shard.start)
+        return write(self, shard, *arguments, **named)
+
+    monkeypatch.setattr(RunDirectory, "write_part", noted)
+    assert RunWriter(run, shard_rows=4).assemble() == run
+    assert written == [4, 8, 12]
+    assert verify_run(run).ok
+    assert not spool(run).exists()
+    want = handmade.expected("plain", {"x": data.x.numpy()})
+    np.testing.assert_allclose(merged(run)["logits"], want["logits"], rtol=1e-5, atol=1e-6)
+    with pytest.raises(RunError, match="rank-0000 left no rows"):
+        RunWriter(run, shard_rows=4).assemble()
+
+
 def test_what_a_dead_run_left_does_not_count(tmp_path: Path) -> None:
     def die(x: torch.Tensor) -> torch.Tensor:
         if len(x) == 1:
@@ -310,15 +343,21 @@ def test_padding_is_taken_off_once(tmp_path: Path) -> None:
     from deploykit.lightning.values import specs_of
     from deploykit.writers import Batch
 
-    for rank, ids in enumerate([[0, 2, 4], [1, 3, 0]]):
+    for rank, ids, ranks, attempt in ((0, [0, 2, 4], 3, "a"), (1, [1, 3, 0], 2, "a")):
         rows = RankSpool(tmp_path / "run", rank)
         rows.start()
         arrays = {"y": np.array(ids, np.float32)[:, None]}
         rows.add(Batch(sample_ids=np.array(ids), outputs=arrays), specs_of(arrays))
-        rows.finish(loaders=(5,), padding=1, batch_size=2)
+        rows.finish(loaders=(5,), padding=1, batch_size=2, ranks=ranks, attempt=attempt, module="m")
+    done = spool(tmp_path / "run") / "rank-0000" / "done.json"
     with pytest.raises(RunError, match="rank-0002 left no rows"):
-        assemble(tmp_path / "run", 3, writer="npy", module="m", shard_rows=None)
-    assemble(tmp_path / "run", 2, writer="npy", module="m", shard_rows=None)
+        assemble(tmp_path / "run", writer="npy", shard_rows=None)
+    said = {**json.loads(done.read_text()), "ranks": 2}
+    done.write_text(json.dumps({**said, "attempt": "b"}))
+    with pytest.raises(RunError, match="rank 1: what it put aside is of another prediction"):
+        assemble(tmp_path / "run", writer="npy", shard_rows=None)
+    done.write_text(json.dumps(said))
+    assemble(tmp_path / "run", writer="npy", shard_rows=None)
     assert verify_run(tmp_path / "run").ok
     assert merged(tmp_path / "run")["y"].tolist() == [[0], [1], [2], [3], [4]]
 
