@@ -34,7 +34,10 @@ class Step:
     """
 
     def __init__(self, module: nn.Module, method: str) -> None:
-        self._module, self._stage, self._call = module, STAGES[method], getattr(module, method)
+        self._stage, self._call = STAGES[method], getattr(module, method)
+        # What torch.compile wraps around a module has its methods, but not its hooks.
+        owner = getattr(self._call, "__self__", None)
+        self._module = module = owner if isinstance(owner, nn.Module) else module
         self.subject = f"{method} of {type(module).__name__}"
         self._given = _places(self.subject, self._call)
         self.number = self.loader = 0

@@ -115,6 +115,13 @@ def test_a_step_is_what_the_trainer_makes_of_it(tmp_path: Path, kind: type[Net])
     assert module._trainer is None
 
 
+def test_a_compiled_module_has_its_hooks(tmp_path: Path) -> None:
+    module = After()
+    exported(torch.compile(module, backend="eager"), tmp_path / "a")  # type: ignore[arg-type]
+    want = module.eval()(ROWS * 3)
+    np.testing.assert_allclose(predicted(tmp_path / "a")["output"], want.detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_a_test_step_logs_nothing_and_knows_its_stage(tmp_path: Path) -> None:
     module = Logging()
     exported(module, tmp_path / "a", method="test_step")
