@@ -4,7 +4,7 @@
 such as ``hidden[hidden[:, 0] > 0]`` some of them.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -14,7 +14,7 @@ from exporters.drawplan import MonteCarloPlan
 from exporters.layout import symbolic_shape, symbols_of
 from exporters.sites import arguments, operation_of
 
-__all__ = ["VALUELESS", "counting_rows", "where_values_say"]
+__all__ = ["VALUELESS", "counting_rows", "numbers_of_rows", "where_values_say"]
 
 VALUELESS = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like"}
 """Names of operations that take of a tensor what it is, and not its values."""
@@ -48,6 +48,12 @@ def counting_rows(plan: MonteCarloPlan, nodes: Sequence[fx.Node], outputs: Seque
 
     With the draws along the batch it would count those of all draws, which need not show with three of them.
     """
+    counts = numbers_of_rows(plan, nodes)
+    return next((counts[node] for node in outputs if node in counts), None)
+
+
+def numbers_of_rows(plan: MonteCarloPlan, nodes: Iterable[fx.Node]) -> Mapping[fx.Node, fx.Node]:
+    """Those of the nodes that hold numbers of rows, or what is computed from them, each with the node that counts."""
     counts: dict[fx.Node, fx.Node] = {}
     for node in nodes:
         if _counts(plan, node):
@@ -56,7 +62,7 @@ def counting_rows(plan: MonteCarloPlan, nodes: Sequence[fx.Node], outputs: Seque
             places = _indices(plan, node)
             found = next((counts[each] for each in node.all_input_nodes if each in counts and each not in places), None)
             counts |= {node: found} if found is not None else {}
-    return next((counts[node] for node in outputs if node in counts), None)
+    return counts
 
 
 def _counts(plan: MonteCarloPlan, node: fx.Node) -> bool:

@@ -23,6 +23,7 @@ from exporters.mask_ops import Keys, unit_numbers
 from exporters.noise_ops import sample
 from exporters.perdraw import NotBatchedError, call_per_draw
 from exporters.reach import written
+from exporters.rowplaces import numbers_of_rows
 from exporters.sites import arguments, made_for, module_of
 from exporters.wide import find_wide, linear_of_dropped
 
@@ -51,6 +52,7 @@ class TiledRun:
         self.once: dict[fx.Node, Any] = {}
         self.per_draw: dict[fx.Node, Tensor] = {}
         self._wide = find_wide(plan)
+        self._numbers = numbers_of_rows(plan, plan.captured.graph.nodes)
         self._left_out = frozenset[fx.Node]().union(*(between for _, between in self._wide.values()))
         self.tiled: dict[tuple[fx.Node, int], Any] = {}
         feed = iter(inputs)
@@ -95,9 +97,7 @@ class TiledRun:
                 if target not in self.plan.reached or (target, passes) not in self.tiled:
                     self.tiled[target, passes] = self._on_rows(target, passes).clone()
             is_site = node in self.plan.sites_of
-            self.tiled[node, passes] = (
-                self._site(group) if is_site else call_node(node, lambda n: self._on_rows(n, passes))
-            )
+            self.tiled[node, passes] = self._site(group) if is_site else self._again(node, passes)
 
     def _on_rows(self, node: fx.Node, passes: int) -> Any:
         """The value on the rows of all draws and of all ``passes``."""
@@ -109,7 +109,8 @@ class TiledRun:
         if not isinstance(node.meta.get("val"), Tensor):
             return self._plain(node, passes)
         if node not in self.plan.reached:
-            return self._tile(node, passes)
+            # Rows are found by their numbers, of which there are more when there are more rows.
+            return self._again(node, passes) if node in self._numbers else self._tile(node, passes)
         axis = self.plan.axes[node]
         if passes == 1:
             group = self.plan.passes[node]
@@ -129,9 +130,10 @@ class TiledRun:
             return (
                 self._on_rows(source, passes).shape[axis] if source in self.plan.reached else self._size(node, passes)
             )
-        if node.op == "call_function" and node.all_input_nodes:
-            return call_node(node, lambda n: self._on_rows(n, passes))
-        return self.once[node]
+        return self._again(node, passes) if node.op == "call_function" and node.all_input_nodes else self.once[node]
+
+    def _again(self, node: fx.Node, passes: int) -> Any:
+        return call_node(node, lambda n: self._on_rows(n, passes))
 
     def _size(self, node: fx.Node, passes: int) -> Any:
         """Without tiling the tensor only to ask for its size."""

@@ -152,7 +152,6 @@ def test_what_comes_before_the_first_dropout_stands_outside_of_the_loop(exported
         ("convolution_weight", "aten.conv1d.default takes a weight or a constant behind a dropout"),
         ("recurrent_weight", "aten.lstm.input takes a weight that differs between draws"),
         ("channels_before_the_batch", "channels: has one mask for all rows"),
-        ("one_token", "output output.* is another one when the draws run together|fails on the rows of several draws"),
     ],
 )
 def test_each_has_its_reason(construct: str, reason: str, tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""Rows that are found by their own numbers in the batch: with all draws along the batch there are more of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deploykit import masks
+from exporters.eager import answered_dropouts
+from exporters.export import export_module
+from tests.exporters.test_monte_carlo import clients, names_of
+
+STEPS, UNITS = 4, 8
+IDS = np.array([3, 0, 2**40, 11, 5, 8, 1], np.int64)
+
+
+class Pooled(nn.Module):
+    """As classifiers on decoders, which read the last token that is no padding; ``pool`` gets tokens and places."""
+
+    def __init__(self, pool: Callable[[Tensor, Tensor], Tensor], passes: int = 1) -> None:
+        super().__init__()
+        self.table, self.drop, self.head = nn.Embedding(9, UNITS), nn.Dropout(0.3), nn.Linear(UNITS, 3)
+        self.pool, self.passes = pool, passes
+
+    def forward(self, ids: Tensor) -> Tensor:
+        last = (ids != 0).long().sum(1).sub(1).clamp(min=0)
+        tokens = self.table(ids)
+        return torch.stack([self.head(self.pool(self.drop(tokens), last)) for _ in range(self.passes)]).sum(0)
+
+
+def folded(tokens: Tensor, last: Tensor) -> Tensor:
+    rows, steps = tokens.shape[:2]
+    return tokens.reshape(rows * steps, UNITS)[torch.arange(rows) * steps + last]
+
+
+def folded_steps_first(tokens: Tensor, last: Tensor) -> Tensor:
+    rows = tokens.shape[0]
+    return tokens.transpose(0, 1).reshape(-1, UNITS)[last * rows + torch.arange(rows)]
+
+
+def written(tokens: Tensor, last: Tensor) -> Tensor:
+    found = torch.zeros_like(tokens)
+    rows = torch.arange(tokens.shape[0])
+    found[rows, 0] = tokens[rows, last]
+    return found.sum(1)
+
+
+POOLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "index": lambda tokens, last: tokens[torch.arange(tokens.shape[0]), last],
+    "a column of rows": lambda tokens, last: tokens[torch.arange(last.shape[0])[:, None], last[:, None]].squeeze(1),
+    "steps first": lambda tokens, last: tokens.transpose(0, 1)[last, torch.arange(tokens.size(0))],
+    "selected": lambda tokens, _: tokens.index_select(0, torch.arange(tokens.shape[0])).mean(1),
+    "folded": folded,
+    "folded, steps first": folded_steps_first,
+    "written": written,
+}
+
+
+def oracle(module: nn.Module, ids: Tensor, draws: range) -> np.ndarray[Any, Any]:
+    found = []
+    for draw in draws:
+        site = iter(range(20))
+
+        def keep(_kind: str, shape: Any, p: float, draw: int = draw, site: Any = site) -> Tensor:
+            kept = masks.keep_mask(6, next(site), IDS, [draw], int(np.prod(shape)) // len(IDS), p)
+            return torch.from_numpy(kept[0].reshape(tuple(shape)))
+
+        with torch.no_grad(), answered_dropouts(keep):
+            found.append(module(ids).numpy())
+    return np.stack(found, 1)
+
+
+@pytest.mark.parametrize(("name", "passes"), [*((name, 1) for name in POOLS), ("index", 5)])
+def test_every_draw_finds_its_own_rows(name: str, passes: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Pooled(POOLS[name], passes).eval()
+    result = export_module(
+        module, tmp_path / "a", inputs=["ids:int64[batch,steps]"], ranges={"ids": (0, 9)}, mc_draws=3, keep_draws=True
+    )
+    assert result.manifest.monte_carlo is not None
+    assert result.manifest.monte_carlo.form == "batched"
+    ids = np.random.default_rng(1).integers(1, 9, (len(IDS), STEPS)) * (np.arange(STEPS) < IDS[:, None] % STEPS + 1)
+    wanted = oracle(module.train(), torch.from_numpy(ids), range(2, 6))
+    assert (wanted.std(1).max(1) > 1e-3).all()
+    for client in clients(result.path, names_of(result)).values():
+        got = client({"ids": ids}, sample_ids=IDS.copy(), seed=6, first_draw=2, draws=4)["output.draws"]
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_the_form_does_not_depend_on_what_the_checks_happen_to_see(tmp_path: Path) -> None:
+    """Where most rows are cut off before any draw, a check with a few of them would find no difference."""
+
+    def mostly_hidden(tokens: Tensor, last: Tensor) -> Tensor:
+        found = tokens[torch.arange(tokens.shape[0]), last]
+        return torch.where((last == 2)[:, None], found, 0.0)
+
+    module = Pooled(mostly_hidden).eval()
+    result = export_module(module, tmp_path / "a", inputs=[f"ids:int64[batch,{STEPS}]"], mc_draws=3)
+    assert result.manifest.monte_carlo is not None
+    assert result.manifest.monte_carlo.form == "batched"
