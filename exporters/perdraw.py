@@ -19,7 +19,10 @@ __all__ = ["NotBatchedError", "call_per_draw"]
 aten = torch.ops.aten
 
 # Element by element, although torch does not tag them so.
-_COPIES = (aten.to.dtype, aten.to.dtype_layout, aten.to.other, aten.clone.default, aten.contiguous.default)
+_COPIES = (
+    aten.to.dtype, aten.to.dtype_layout, aten.to.other, aten.clone.default, aten.contiguous.default, aten.alias.default,
+    aten.detach.default,
+)  # fmt: skip
 
 
 class NotBatchedError(ExportError):
@@ -99,6 +102,10 @@ def _permute(values: Tensor, order: Sequence[int]) -> Tensor:
     return values.permute(0, *(axis % rank + 1 for axis in order))
 
 
+def _repeat(values: Tensor, repeats: Sequence[int]) -> Tensor:
+    return _align(values, len(repeats) + 1).repeat(1, *repeats)
+
+
 def _t(values: Tensor) -> Tensor:
     return values.transpose(1, 2) if values.ndim == 3 else values
 
@@ -116,6 +123,7 @@ _RULES: Mapping[Any, Callable[..., Tensor]] = {
     aten.view.default: _sized(aten.reshape.default),
     aten.reshape.default: _sized(aten.reshape.default),
     aten.expand.default: _sized(aten.expand.default),
+    aten.repeat.default: _repeat,
     aten.transpose.int: _from_the_end(aten.transpose.int, 2),
     aten.unsqueeze.default: _from_the_end(aten.unsqueeze.default, new=1),
     aten.squeeze.dim: _from_the_end(aten.squeeze.dim),

@@ -1,5 +1,6 @@
 """Where torch decides by sizes or values only to be faster or stricter, let it go the one way that a graph can hold."""
 
+import builtins
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ __all__ = ["plainly"]
 def plainly() -> Iterator[None]:
     """For the time of a capture: what is computed stays the same."""
     with ExitStack() as stack:
-        for each in (_masks_as_given, _plain_distributions, _plain_distances, _even_parts):
+        for each in (_masks_as_given, _plain_distributions, _plain_distances, _even_parts, _sizes_by_len):
             stack.enter_context(each())
         yield
 
@@ -88,6 +89,18 @@ def _even_parts() -> Iterator[None]:
         mock.patch.object(torch, "chunk", even_chunk),
         mock.patch.object(Tensor, "split", even_split),
     ):
+        yield
+
+
+@contextmanager
+def _sizes_by_len() -> Iterator[None]:
+    """``len(x)`` makes a number of a size, because Python asks for one; ``x.shape[0]`` does not."""
+    length: Any = builtins.len
+
+    def size(value: Any, /) -> Any:
+        return value.shape[0] if isinstance(value, Tensor) and value.ndim else length(value)
+
+    with mock.patch.object(builtins, "len", size):
         yield
 
 

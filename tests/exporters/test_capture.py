@@ -13,6 +13,7 @@ import deploykit
 from deploykit.errors import DataError, ExportError, UsageError
 from exporters.export import export_module
 from tests.exporters.models import Wrapped
+from tests.exporters.test_monte_carlo import clients, names_of
 
 
 class Positions(nn.Module):
@@ -178,3 +179,23 @@ def test_a_graph_whose_rows_are_nodes_is_refused_with_the_reason(tmp_path: Path)
         export_module(Wrapped(neighbours), tmp_path / "a", inputs=["x:float32[batch,6]"], mc_draws=4)
     with pytest.raises(UsageError, match="has the batch dimension twice"):
         export_module(nn.Identity(), tmp_path / "a", inputs=["input:float32[batch,batch]"])
+
+
+class ByLen(nn.Module):
+    """Sizes as people ask for them, of the batch and of the steps."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = x.reshape(len(x), -1, 2, 3).transpose(0, 1)
+        assert len([x, x]) == 2
+        return F.dropout(heads.reshape(len(heads), len(x), 6).transpose(0, 1), 0.5, self.training)
+
+
+@pytest.mark.parametrize("draws", [None, 3])
+def test_sizes_may_be_asked_for_with_len(tmp_path: Path, draws: int | None) -> None:
+    module = ByLen().eval()
+    result = export_module(module, tmp_path / "a", inputs=["x:float32[batch,steps,6]"], mc_draws=draws)
+    assert len(torch.zeros(3)) == 3
+    if draws is None:
+        x = np.random.default_rng(0).standard_normal((3, 9, 6)).astype(np.float32)
+        for client in clients(result.path, names_of(result)).values():
+            np.testing.assert_allclose(client({"x": x})["output"], x, rtol=1e-6)

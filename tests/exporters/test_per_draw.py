@@ -53,6 +53,13 @@ WEIGHTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a constant expanded to the batch": lambda m, x: m.second(
         m.first(x) + m.drop(m.position)[:, 0].expand(x.shape[0], -1)
     ),
+    "a constant repeated for the batch": lambda m, x: m.second(
+        m.tokens(x) + m.drop(m.position).detach().repeat(x.shape[0], 1, 1)
+    ).mean(1),
+    "positions repeated for the heads of all rows": lambda m, x: (
+        (m.tokens(x).view(-1, 3, 2, 4).transpose(1, 2).reshape(-1, 3, 4))
+        @ m.drop(m.position).view(3, 2, 4).permute(1, 2, 0).repeat(x.shape[0], 1, 1)
+    ).view(x.shape[0], -1),
 }
 
 
@@ -79,6 +86,14 @@ def test_both_formats_equal_the_module_with_numpy_masks(name: str, tmp_path: Pat
     for client in clients(result.path, names_of(result)).values():
         got = np.swapaxes(client({"x": x}, sample_ids=row_ids, seed=9, first_draw=2, draws=4)["output.draws"], 0, 1)
         np.testing.assert_allclose(got, np.stack(wanted), rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_they_run_with_all_draws_together(tmp_path: Path) -> None:
+    """As DeBERTa's positions do."""
+    module = Model(WEIGHTS["positions repeated for the heads of all rows"]).eval()
+    result = export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=3, formats=["torchscript"])
+    assert result.manifest.monte_carlo is not None
+    assert result.manifest.monte_carlo.form_reason is None
 
 
 def test_all_rows_of_a_draw_share_the_mask_and_the_manifest_says_so(tmp_path: Path) -> None:
