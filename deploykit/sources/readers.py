@@ -119,7 +119,8 @@ class Readers:
         return DataError(
             f"{self._what}, {rows}: the reader processes of the DataLoader failed "
             f"({type(error).__name__}: {error}); one of these rows killed one, or memory was short, shared "
-            "memory too (/dev/shm, docker --shm-size): mend it or use a smaller num_workers, and give the same command again"
+            "memory too (/dev/shm, docker --shm-size): mend it or use a smaller num_workers, and give the same command "
+            "again"
         )
 
     def _in_work(self, start: int, stop: int) -> str:
