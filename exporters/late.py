@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError
+from exporters.attached import attached
 from exporters.mismatch import shown
-from exporters.steps import attached
 from exporters.target import lightning_hook
 
 __all__ = ["check_left_out", "set_up", "setup_not_called"]

@@ -10,6 +10,7 @@ from torch import nn
 from deploykit.errors import CheckpointError, UsageError
 from deploykit.registry import import_target
 from exporters.arguments import Arguments, bind_arguments, signature_text
+from exporters.attached import attached
 from exporters.checkpoint import Checkpoint
 from exporters.lightningcli import made_by_cli
 
@@ -90,7 +91,8 @@ def _call(name: str, function: Callable[..., Any], bound: Arguments, maker: Call
                 module = function(*bound.positional, **bound.named)
             configure = lightning_hook(module, "configure_model")
             if configure is not None:
-                configure()
+                with attached(module, "predict"):
+                    configure()
     except (Exception, SystemExit) as error:
         given = [*map(_short, bound.positional), *(f"{key}={_short(value)}" for key, value in bound.named.items())]
         raise CheckpointError(

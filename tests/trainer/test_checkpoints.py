@@ -60,6 +60,21 @@ def test_layers_that_setup_makes(tmp_path: Path) -> None:
     assert loaded.module._trainer is None  # type: ignore[union-attr]
 
 
+def test_layers_that_configure_model_makes_by_the_stage(tmp_path: Path) -> None:
+    class Configuring(Base):
+        def __init__(self, width: int = 2) -> None:
+            super().__init__()
+            self.head = None
+
+        def configure_model(self) -> None:
+            self.head = self.head or nn.Linear(4, 7 if self.trainer.training else 2)
+
+    module = Base()
+    module.head = nn.Linear(4, 2)
+    loaded = load_module(save(module, tmp_path / "a.ckpt"), Configuring)
+    assert torch.equal(loaded.module(ROWS), module(ROWS))
+
+
 def test_a_setup_that_needs_a_trainer_says_so(tmp_path: Path) -> None:
     class OfData(SetUp):
         def setup(self, stage: str) -> None:
