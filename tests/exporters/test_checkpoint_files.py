@@ -89,6 +89,22 @@ def test_directories(tmp_path: Path) -> None:
     refused(tmp_path, "torch.distributed.checkpoint directory", "can run code", "if you trust", "dcp_to_torch")
 
 
+def test_folders_of_sharded_training_and_exported_programs(tmp_path: Path) -> None:
+    for name, inside in (
+        ("lit.ckpt", (".metadata", "meta.pt")),
+        ("plain", (".metadata",)),
+        ("zero", ("zero_to_fp32.py",)),
+    ):
+        (tmp_path / name).mkdir()
+        for file in inside:
+            (tmp_path / name / file).touch()
+    refused(tmp_path / "lit.ckpt", "torch.distributed.checkpoint", "lightning.pytorch.utilities.consolidate_checkpoint")
+    refused(tmp_path / "plain", "torch.distributed.checkpoint", "dcp_to_torch")
+    refused(tmp_path / "zero", "is a DeepSpeed directory", "convert_zero_checkpoint_to_fp32_state_dict")
+    (tmp_path / "net.onnx").write_bytes(b"\x08\t\x12\x07pytorch")
+    refused(tmp_path / "net.onnx", "is an exported program (.onnx)", "give the checkpoint that it was made from")
+
+
 @pytest.mark.timeout(20)
 def test_special_files_do_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.pt")
