@@ -90,13 +90,15 @@ def check_ranks(devices: Sequence[Device]) -> None:
         )
 
 
-def parse_devices(text: str, cuda_count: Callable[[], int], *, runtime: str = "the runtime") -> tuple[Device, ...]:
+def parse_devices(
+    text: str, cuda_count: Callable[[], int], *, runtime: Callable[[], str] = lambda: "the runtime"
+) -> tuple[Device, ...]:
     """The devices that ``text`` names, one rank each.
 
     Args:
         text: one of the forms above.
         cuda_count: asks the runtime how many CUDA devices it can use; called only where the answer matters.
-        runtime: the name of that runtime, for messages.
+        runtime: gives the name of that runtime, for messages.
 
     Raises:
         UsageError: another form, no rank at all, or one CUDA device twice.
@@ -116,7 +118,7 @@ def parse_devices(text: str, cuda_count: Callable[[], int], *, runtime: str = "t
         there = cuda_count()
         wanted = _indices(text, rest) if colon else list(range(max(there, 1)))
         if any(index >= there for index in wanted):
-            raise DeviceError(_not_there(text, wanted, there, runtime))
+            raise DeviceError(_not_there(text, wanted, there, runtime()))
         return _cuda(wanted)
     raise UsageError(f"devices {text!r}: expected {_FORMS}")
 

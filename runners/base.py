@@ -56,6 +56,11 @@ class Runner(abc.ABC):
         """
 
     @classmethod
+    def described(cls) -> str:
+        """The runtime as messages about devices name it, with what it was built without."""
+        return cls.runtime
+
+    @classmethod
     @abc.abstractmethod
     def cuda_count(cls) -> int:
         """How many CUDA devices the runtime can use."""

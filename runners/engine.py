@@ -33,7 +33,7 @@ class Engine(abc.ABC):
             UsageError, DeviceError: a form that the engine does not know, a device that is not there, or more ranks
                 than this machine can hold.
         """
-        devices = parse_devices(text, runner.cuda_count, runtime=runner.runtime)
+        devices = parse_devices(text, runner.cuda_count, runtime=runner.described)
         check_ranks(devices)
         return devices
 

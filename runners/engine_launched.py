@@ -67,7 +67,7 @@ class LaunchedEngine(Engine):
                 f"devices {text!r}: with --engine {self.launch.launcher} each process is one rank; use --devices cpu, "
                 "and let the launcher start as many processes as there are to be ranks"
             )
-        named = parse_devices(text, runner.cuda_count, runtime=runner.runtime)
+        named = parse_devices(text, runner.cuda_count, runtime=runner.described)
         local = self.launch.local_rank
         if named[0].kind == "cpu":
             return (Device(index=local),)

@@ -39,6 +39,13 @@ class OnnxRunner(Runner):
         return str(_onnxruntime().__version__)
 
     @classmethod
+    def described(cls) -> str:
+        has_cuda = _CUDA in _onnxruntime().get_available_providers()
+        return (
+            cls.runtime if has_cuda else f"{cls.runtime}, a build without CUDA (pip install 'deploykit[gpu]' has it),"
+        )
+
+    @classmethod
     def cuda_count(cls) -> int:
         if _CUDA not in _onnxruntime().get_available_providers():
             return 0

@@ -165,7 +165,7 @@ def load(path: str | Path, *, runner: str = "auto", device: str = "cpu", threads
 
 
 def _one_device(text: str, runner: type[Runner]) -> Device:
-    devices = parse_devices(text, runner.cuda_count, runtime=runner.runtime)
+    devices = parse_devices(text, runner.cuda_count, runtime=runner.described)
     if len(devices) > 1 and text != "auto":
         raise UsageError(f"device {text!r}: names {len(devices)} devices, one is needed here; for example {devices[0]}")
     return devices[0]

@@ -98,9 +98,21 @@ def test_other_forms_are_refused(text: str) -> None:
 @pytest.mark.parametrize("text", ["cuda", "cuda:0"])
 def test_no_cuda_at_all_says_what_is_there(text: str) -> None:
     with pytest.raises(DeviceError, match=r"onnxruntime sees no CUDA device here, only cpu .* use --devices cpu"):
-        parse_devices(text, none, runtime="onnxruntime")
+        parse_devices(text, none, runtime=lambda: "onnxruntime")
+
+
+def test_a_build_without_cuda_says_which_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    providers = ["CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
+    with pytest.raises(
+        DeviceError, match=r"onnxruntime, a build without CUDA \(pip install 'deploykit\[gpu\]' has it\), sees"
+    ):
+        parse_devices("cuda", none, runtime=OnnxRunner.described)
+    providers.append("CUDAExecutionProvider")
+    with pytest.raises(DeviceError, match=r"onnxruntime sees no CUDA device here"):
+        parse_devices("cuda", none, runtime=OnnxRunner.described)
 
 
 def test_a_device_that_is_not_there_is_named() -> None:
     with pytest.raises(DeviceError, match=r"cuda:2, cuda:5 is not there; torch sees cuda:0, cuda:1 and cpu"):
-        parse_devices("cuda:0,2,5", lambda: 2, runtime="torch")
+        parse_devices("cuda:0,2,5", lambda: 2, runtime=lambda: "torch")
