@@ -1,7 +1,7 @@
 """Capture a module in the modes in which its dropouts draw and all else is as in evaluation."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -70,7 +70,7 @@ class ModalCapture:
         before = fingerprints(self._generators)
         try:
             with lent(self.entry):
-                self._fill_caches(training)
+                self._check_calls(training)
                 captured = capture(self.entry, self._copies(), self.specs)
         finally:
             # Also where the capture failed, which may be for this reason.
@@ -84,18 +84,20 @@ class ModalCapture:
         refuse_unsupported(draws)
         return Seen(captured=captured, draws=draws, training=training)
 
-    def _fill_caches(self, training: Training) -> None:
-        """Let the module make what it keeps from its first call, such as a table of positions, of real tensors."""
+    def _check_calls(self, training: Training) -> None:
+        """Refuse what shows in eager calls, in which the module also makes what it keeps, as a table of positions."""
         set_modes(self.entry, training)
         refuse_unsteady(self.entry.module, self._with_the_same_noise)
         refuse_longest(self.entry.module, self._with_the_same_noise)
 
-    def _with_the_same_noise(self, rows: slice = slice(None)) -> tuple[Tensor, ...]:
-        """One eager call; noise of torch's that no rewrite knows is told by the graph, with a name."""
+    def _with_the_same_noise(self, change: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> tuple[Tensor, ...]:
+        """One eager call, with inputs changed so; noise of torch's that no rewrite knows is told by the graph, with a
+        name.
+        """
         torch.manual_seed(0)
         for generator, state in self._of_torch:
             set_back(generator, state)
-        found: tuple[Tensor, ...] = without_dropout(lambda: self.entry(*(each[rows] for each in self._copies())))
+        found: tuple[Tensor, ...] = without_dropout(lambda: self.entry(*map(change, self._copies())))
         return found
 
     def with_dropout(self, patterns: Sequence[str]) -> Seen:

@@ -98,8 +98,10 @@ class Network:
         So rows are moved to the end, and what stands before them closes all gates: the state stays zero.
         """
         steps, before = _steps(values), values.shape[1] - self._lengths.unsqueeze(1)
-        closed = (steps < before).unsqueeze(-1).to(values.dtype)
-        moved = torch.cat([_along_steps(values, (steps - before).clamp(min=0)), closed], -1)
+        closed = (steps < before).unsqueeze(-1)
+        # Whatever stands before a row must not open a gate.
+        moved = _along_steps(values, (steps - before).clamp(min=0)).masked_fill(closed, 0.0)
+        moved = torch.cat([moved, closed.to(values.dtype)], -1)
         size = weights[0].shape[0] // 4
         options: Any = {"dtype": values.dtype, "device": values.device}
         # Not made of the values, which differ from draw to draw: one for all of them.

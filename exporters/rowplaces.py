@@ -14,7 +14,7 @@ from exporters.drawplan import MonteCarloPlan
 from exporters.layout import symbolic_shape, symbols_of
 from exporters.sites import arguments, operation_of
 
-__all__ = ["VALUELESS", "counting_rows", "numbers_of_rows", "where_values_say"]
+__all__ = ["VALUELESS", "counting_rows", "numbers_of_rows", "stay_exact", "where_values_say"]
 
 VALUELESS = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like"}
 """Names of operations that take of a tensor what it is, and not its values."""
@@ -26,6 +26,13 @@ _ALONG = {
     "scatter_reduce",
 }  # fmt: skip
 """Names of operations with a ``dim`` and an ``index`` of places along it."""
+
+
+_EXACT = {
+    "arange", "add", "sub", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as",
+    "repeat", "repeat_interleave", "permute", "transpose", "clone", "contiguous", "alias", "detach", "to", "_to_copy",
+}  # fmt: skip
+"""Names of operations that leave integers what they are, or add to them."""
 
 
 def where_values_say(plan: MonteCarloPlan, nodes: Sequence[fx.Node]) -> tuple[fx.Node, str] | None:
@@ -63,6 +70,22 @@ def numbers_of_rows(plan: MonteCarloPlan, nodes: Iterable[fx.Node]) -> Mapping[f
             found = next((counts[each] for each in node.all_input_nodes if each in counts and each not in places), None)
             counts |= {node: found} if found is not None else {}
     return counts
+
+
+def stay_exact(node: fx.Node, numbers: Collection[fx.Node]) -> bool:
+    """Whether a node that holds numbers of rows gives those of many more rows just as exactly.
+
+    A sum or a multiple of integers does. What is clamped, divided or rounded may be right for the rows of a batch, and
+    wrong for those of all its draws: float32 holds no integer beyond 2**24.
+    """
+    value, name = node.meta.get("val"), operation_of(node)
+    if not isinstance(value, Tensor) or value.dtype != torch.int64:
+        return False
+    if name == "mul":
+        return sum(source in numbers for source in node.all_input_nodes) < 2
+    if name == "slice":  # As in `rows[:, None]`, which takes all of them.
+        return symbolic_shape(node) == symbolic_shape(node.all_input_nodes[0])
+    return name in _EXACT
 
 
 def _counts(plan: MonteCarloPlan, node: fx.Node) -> bool:

@@ -23,7 +23,7 @@ from exporters.mask_ops import Keys, unit_numbers
 from exporters.noise_ops import sample
 from exporters.perdraw import NotBatchedError, call_per_draw
 from exporters.reach import written
-from exporters.rowplaces import numbers_of_rows
+from exporters.rowplaces import numbers_of_rows, stay_exact
 from exporters.sites import arguments, made_for, module_of
 from exporters.wide import find_wide, linear_of_dropped
 
@@ -109,8 +109,7 @@ class TiledRun:
         if not isinstance(node.meta.get("val"), Tensor):
             return self._plain(node, passes)
         if node not in self.plan.reached:
-            # Rows are found by their numbers, of which there are more when there are more rows.
-            return self._again(node, passes) if node in self._numbers else self._tile(node, passes)
+            return self._numbered(node, passes) if node in self._numbers else self._tile(node, passes)
         axis = self.plan.axes[node]
         if passes == 1:
             group = self.plan.passes[node]
@@ -131,6 +130,12 @@ class TiledRun:
                 self._on_rows(source, passes).shape[axis] if source in self.plan.reached else self._size(node, passes)
             )
         return self._again(node, passes) if node.op == "call_function" and node.all_input_nodes else self.once[node]
+
+    def _numbered(self, node: fx.Node, passes: int) -> Any:
+        """Rows are found by their numbers, of which there are more when there are more rows."""
+        if not stay_exact(node, self._numbers):
+            raise NotBatchedError(f"{module_of(node)}: {node.target} makes something else of the numbers of more rows")
+        return self._again(node, passes)
 
     def _again(self, node: fx.Node, passes: int) -> Any:
         return call_node(node, lambda n: self._on_rows(n, passes))

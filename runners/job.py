@@ -20,6 +20,7 @@ from deploykit.paths import require_place
 from deploykit.plan import Plan, make_plan, row_bytes
 from deploykit.rundir import RunDirectory
 from deploykit.sources.base import Source
+from deploykit.sources.ragged import plain_fills
 from deploykit.stores import is_url, renamed
 from deploykit.texts import several
 from deploykit.version import __version__
@@ -146,7 +147,7 @@ def run(
         "draws": draws, "draws-per-pass": draws_per_pass, "draws-until": draws_until, "min-draws": min_draws,
         "writer": writer, "writer-arg": writer_arg, "write-interval": write_interval, "layout": layout,
         "shard-rows": shard_rows, "nan": nan, "on-error": on_error, "threads": threads, "engine": engine,
-        "map": _each_several(columns or {}), "keep": several(keep), "pad": dict(pad or {}),
+        "map": _each_several(columns or {}), "keep": several(keep), "pad": plain_fills(pad or {}),
     }  # fmt: skip
     chosen = choose_engine(engine)
     if threads is not None:

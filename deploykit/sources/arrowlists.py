@@ -35,7 +35,11 @@ def ragged_array(column: Any, spec: TensorSpec, name: str, place: Place, fill: A
         row = int(longer[0])
         raise place.error(name, row, f"{ends[row + 1] - ends[row]} values, the model takes {size}; cut the row")
     step = TensorSpec(name=spec.name, dtype=spec.dtype, shape=("steps", *spec.row_shape[1:]))
-    values = input_array(column.flatten(), step, name, _Steps(place, ends), allow_nan=allow_nan)
+    flat = column.flatten()
+    if not len(flat):  # Of lists in them nobody can tell how long they would be.
+        empty = np.empty((0, *(d for d in spec.row_shape[1:] if isinstance(d, int))), spec.numpy_dtype)
+        return Ragged(values=empty, ends=ends, fill=fill, size=size if isinstance(size, int) else None)
+    values = input_array(flat, step, name, _Steps(place, ends), allow_nan=allow_nan)
     return Ragged(values=values, ends=ends, fill=fill, size=size if isinstance(size, int) else None)
 
 

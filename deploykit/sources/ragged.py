@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from deploykit.errors import UsageError
 from deploykit.tensors import TensorSpec
 
-__all__ = ["Ragged", "fills_of", "padded_together", "parse_pad"]
+__all__ = ["Ragged", "fills_of", "padded_together", "parse_pad", "plain_fills"]
 
 Array = np.ndarray[Any, Any]
 
@@ -89,10 +89,23 @@ def parse_pad(texts: Sequence[str]) -> dict[str, float]:
     for text in texts:
         name, equals, value = (part.strip() for part in text.partition("="))
         try:
-            number = float(value) if equals else 0.0
+            number = _number(value) if equals else 0
         except ValueError:
             raise UsageError(f"--pad {text!r}: expected INPUT or INPUT=NUMBER, such as input_ids=0") from None
         if not name or name in found:
             raise UsageError(f"--pad {text!r}: expected each input once, as INPUT=NUMBER, such as input_ids=0")
-        found[name] = int(number) if number.is_integer() else number
+        found[name] = number
     return found
+
+
+def _number(text: str) -> float:
+    """An integer as it is: beyond 2**53 a float would be another one."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def plain_fills(pad: Mapping[str, Any]) -> dict[str, float]:
+    """What a job keeps of them: Python's own numbers, also where numpy's were given."""
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in pad.items()}

@@ -211,10 +211,25 @@ class TableSource:
             one = TensorSpec(name=spec.name, dtype=spec.dtype, shape=spec.shape[:1])
             values = [input_array(columns[n], one, n, place, allow_nan=self._allow_nan) for n in names]
             arrays[spec.name] = stacked(values, spec.dtype)
+        self._refuse_other_lengths(arrays, place)
         for spec in self.kept:
             key = f"{KEPT}{spec.name}"
             arrays[key] = kept_array(columns[key if key in columns else spec.name], spec, place)
         return arrays
+
+    def _refuse_other_lengths(self, arrays: Mapping[str, Any], place: Place) -> None:
+        """Refuse rows of which two inputs with the same dimension have lists of different lengths."""
+        first: dict[int | str, TensorSpec] = {}
+        for spec in (spec for spec in self._inputs if spec.name in self.pads):
+            other = first.setdefault(spec.row_shape[0], spec)
+            lengths, wanted = (np.diff(arrays[each.name].ends) for each in (spec, other))
+            rows = np.flatnonzero(lengths != wanted)
+            if len(rows) and isinstance(spec.row_shape[0], str):
+                row = int(rows[0])
+                problem = (
+                    f"{lengths[row]} values, and input {other.name!r} of this row has {wanted[row]}; mend the data"
+                )
+                raise place.error(self._match.inputs[spec.name][0], row, problem)
 
     def _joined(self, key: str, parts: list[Any]) -> np.ndarray[Any, Any]:
         """A fresh array; ValueError where a dynamic dimension differs."""

@@ -102,3 +102,28 @@ def test_the_form_does_not_depend_on_what_the_checks_happen_to_see(tmp_path: Pat
     result = export_module(module, tmp_path / "a", inputs=[f"ids:int64[batch,{STEPS}]"], mc_draws=3)
     assert result.manifest.monte_carlo is not None
     assert result.manifest.monte_carlo.form == "batched"
+
+
+INEXACT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a limit": lambda tokens, last: tokens[torch.arange(tokens.shape[0]).clamp(max=1023), last],
+    "16 bits": lambda tokens, last: tokens.flatten(0, 1)[
+        (torch.arange(tokens.shape[0], dtype=torch.int16) * tokens.shape[1] + last).long()
+    ],
+    "float32": lambda tokens, last: tokens.flatten(0, 1)[
+        (torch.arange(tokens.shape[0]).float() * tokens.shape[1] + last).long()
+    ],
+    "a remainder": lambda tokens, last: tokens[torch.arange(tokens.shape[0]) % 4096, last],
+}
+
+
+@pytest.mark.parametrize("name", INEXACT)
+def test_numbers_that_more_rows_would_make_wrong_run_one_draw_at_a_time(name: str, tmp_path: Path) -> None:
+    """With three draws of a few rows they are right, and with 100 draws of a batch beyond the limit no more."""
+    module = Pooled(INEXACT[name]).eval()
+    result = export_module(
+        module, tmp_path / "a", inputs=["ids:int64[batch,steps]"], ranges={"ids": (0, 9)}, mc_draws=3,
+        formats=["torchscript"],
+    )  # fmt: skip
+    assert result.manifest.monte_carlo is not None
+    assert result.manifest.monte_carlo.form == "sequential"
+    assert "makes something else of the numbers of more rows" in str(result.manifest.monte_carlo.form_reason)

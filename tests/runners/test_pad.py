@@ -79,6 +79,9 @@ def test_lists_of_vectors_and_lists_of_a_fixed_size(tmp_path: Path) -> None:
     source = open_source(str(path), [FIXED], reading=Reading(pad={"ids": 0}))
     np.testing.assert_array_equal(source.read(0, 2)["ids"], padded(ids[:2], 0, "int32", 5))
     assert source.joins
+    empty = write(tmp_path / "empty.parquet", {"x": pa.array([[], []], pa.list_(pa.list_(pa.float32())))}, "parquet")
+    source = open_source(str(empty), [VECTORS], reading=Reading(pad={"x": 2}))
+    np.testing.assert_array_equal(source.read(0, 2)["x"], np.full((2, 1, 2), 2, np.float32))
     short = pa.FixedSizeListArray.from_arrays(pa.array(range(6)), 2)
     path = write(tmp_path / "short.parquet", {"ids": short}, "parquet")
     source = open_source(str(path), [IDS], reading=Reading(pad={"ids": 9}))
@@ -99,7 +102,13 @@ def test_lists_of_vectors_and_lists_of_a_fixed_size(tmp_path: Path) -> None:
             "row 1, .*1099511627776, which int32",
         ),
         ({"ids": [[1], [2, 3]]}, [IDS], {}, DataError, "row 1, .*2 values, row 0 has 1; pad the rows.*--pad"),
-        ({"ids": [[1, 2], [3]], "mask": [[1.0], [1.0]]}, [IDS, MASK], {"ids": 0, "mask": 0}, DataError, "'steps' is 1"),
+        (
+            {"ids": [[1], [1, 2, 3], [4]], "mask": [[1.0], [1.0, 1.0], [1.0]]},
+            [IDS, MASK],
+            {"ids": 0, "mask": 0},
+            DataError,
+            "row 1, column 'mask': 2 values, and input 'ids' of this row has 3",
+        ),
     ],
 )
 def test_a_row_that_does_not_fit_is_named(
@@ -140,6 +149,10 @@ def test_padding_is_for_lists(tmp_path: Path) -> None:
 def test_what_is_no_padding_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"--pad .*expected"):
         parse_pad([text])
+
+
+def test_a_number_is_filled_in_as_it_is_written() -> None:
+    assert parse_pad(["ids=9007199254740993"]) == {"ids": 2**53 + 1}
 
 
 class Tokens(nn.Module):
