@@ -109,7 +109,13 @@ def _indices(plan: MonteCarloPlan, node: fx.Node) -> Collection[fx.Node]:
     given = arguments(node)
     index = given["index"] if "index" in given else given["indices"]
     listed = index if isinstance(index, (tuple, list)) else [index]
-    return listed if plan.symbol in symbols_of(given["input"]) else ()
+    at = _dimension_of_rows(plan, given["input"])
+    if at is None:
+        return listed if plan.symbol in symbols_of(given["input"]) else ()
+    # Places along another dimension are a choice within a row, which must not hang on its number.
+    if "index" in given:
+        return listed if given["dim"] % given["input"].meta["val"].ndim == at else ()
+    return listed[at : at + 1]
 
 
 def _picks(plan: MonteCarloPlan, node: fx.Node) -> bool:

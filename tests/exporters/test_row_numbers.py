@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit import masks
+from deploykit.errors import ExportError
 from exporters.eager import answered_dropouts
 from exporters.export import export_module
 from tests.exporters.test_monte_carlo import clients, names_of
@@ -127,3 +128,19 @@ def test_numbers_that_more_rows_would_make_wrong_run_one_draw_at_a_time(name: st
     assert result.manifest.monte_carlo is not None
     assert result.manifest.monte_carlo.form == "sequential"
     assert "makes something else of the numbers of more rows" in str(result.manifest.monte_carlo.form_reason)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda tokens, _: tokens.mean(-1).gather(1, (torch.arange(tokens.shape[0]) % 3)[:, None]).expand(-1, UNITS),
+        lambda tokens, _: tokens[:, torch.arange(tokens.shape[0]) % 3].mean(1),
+    ],
+    ids=["gathered", "indexed"],
+)
+def test_a_choice_within_a_row_by_its_number_is_refused(pool: Any, tmp_path: Path) -> None:
+    """Three rows beside three others show nothing of it."""
+    with pytest.raises(ExportError, match=r"counts the rows of the batch|rows of a batch would influence each other"):
+        export_module(
+            Pooled(pool), tmp_path / "a", inputs=[f"ids:int64[batch,{STEPS}]"], ranges={"ids": (0, 9)}, mc_draws=3
+        )
