@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
-from deploykit.arguments import typed_arguments
+from deploykit.arguments import FUNCTION, SPECS, typed_arguments
 from deploykit.artifact import MANIFEST_NAME, Artifact
 from deploykit.artifact import pack as pack_artifact
 from deploykit.errors import ArtifactError, CheckpointError, ExportError, RunError, UsageError
@@ -36,13 +36,13 @@ __all__ = [
 _ONE_EXPORT = threading.RLock()
 """torch captures one module at a time; other threads wait."""
 
-run = typed_arguments(run_job)
+run = typed_arguments()(run_job)
 merge = merge_run
 status = run_status
 open_artifact = Artifact.open
 
 
-@typed_arguments
+@typed_arguments(inputs=SPECS, progress=FUNCTION)
 def export(
     source: "nn.Module | str | Path",
     destination: str | Path,

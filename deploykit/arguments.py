@@ -10,40 +10,49 @@ import numpy as np
 from deploykit.errors import UsageError
 from deploykit.tensors import TensorSpec
 
-__all__ = ["typed_arguments"]
+__all__ = ["FUNCTION", "SPECS", "Expected", "typed_arguments"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+Expected = tuple[Callable[[object], bool], str]
+"""Whether a value is what it has to be, and how that is said."""
 
-def typed_arguments(function: Callable[P, R]) -> Callable[P, R]:
+
+def typed_arguments(**own: Expected) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """The function, which from now on says in words that an argument given by its name is of a wrong type.
 
-    Only those are looked at that the function itself takes for what they have to be. Numbers of numpy become Python's.
+    ``own`` are the names that mean something else, or nothing at all, in other functions. Only those are looked at that
+    the function itself takes for what they have to be. Numbers of numpy become Python's.
     """
-    parameters = inspect.signature(function).parameters
+    expected = {**_EXPECTED, **own}
 
-    @functools.wraps(function)
-    def checked(*arguments: P.args, **named: P.kwargs) -> R:
-        for name, value in named.items():
-            if value is not None or (name in parameters and parameters[name].default is not None):
-                _require(name, value)
-        plain: Any = {name: value.item() if isinstance(value, np.generic) else value for name, value in named.items()}
-        return function(*arguments, **plain)
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        parameters = inspect.signature(function).parameters
 
-    return checked
+        @functools.wraps(function)
+        def checked(*arguments: P.args, **named: P.kwargs) -> R:
+            for name, value in named.items():
+                is_meant = value is not None or (name in parameters and parameters[name].default is not None)
+                if is_meant and name in expected:
+                    _require(name, value, expected[name])
+            plain: Any = {key: value.item() if isinstance(value, np.generic) else value for key, value in named.items()}
+            return function(*arguments, **plain)
+
+        return checked
+
+    return decorate
 
 
-def _require(name: str, value: object) -> None:
-    """Refuse a value that is not what an argument of that name has to be.
+def _require(name: str, value: object, wanted: Expected) -> None:
+    """Refuse a value that is not what the argument has to be.
 
     Raises:
         UsageError: it is something else.
     """
-    if name in _EXPECTED:
-        fits, expected = _EXPECTED[name]
-        if not fits(value):
-            raise UsageError(f"{name.replace('_', ' ')} {value!r}: of type {type(value).__name__}, expected {expected}")
+    fits, expected = wanted
+    if not fits(value):
+        raise UsageError(f"{name.replace('_', ' ')} {value!r}: of type {type(value).__name__}, expected {expected}")
 
 
 def _is_text(value: object) -> bool:
@@ -107,7 +116,10 @@ def _are_fills(value: object) -> bool:
 
 _WHOLE = (_is_whole, "a whole number, such as 8")
 
-_EXPECTED: dict[str, tuple[Callable[[object], bool], str]] = {
+FUNCTION: Expected = (callable, "a function, such as print")
+SPECS: Expected = (_are_inputs, "texts, such as ['x:float32[batch,64]']")
+
+_EXPECTED: dict[str, Expected] = {
     "runner": (_is_text, "one text, such as 'onnx'"),
     "engine": (_is_text, "one text, such as 'local'"),
     "writer": (_is_text, "one text, such as 'parquet'"),
@@ -121,7 +133,6 @@ _EXPECTED: dict[str, tuple[Callable[[object], bool], str]] = {
     "columns": (_are_columns, "the columns of each input by its name, such as {'x': ['f*']}"),
     "pad": (_are_fills, "what rows of an input are filled with by its name, such as {'input_ids': 0}"),
     "writer_arg": (_are_named, "arguments by their names, such as {'output_dir': 'mine'}"),
-    "inputs": (_are_inputs, "texts, such as ['x:float32[batch,64]']"),
     "formats": (_are_names, "names of formats, such as ['onnx']"),
     "task": (_are_names, "texts, such as 'classification'"),
     "mc_modules": (_are_names, "patterns of names, such as ['head']"),

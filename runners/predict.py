@@ -58,7 +58,7 @@ class Predictor:
         """The opened artifact, its manifest included."""
         return self._active().artifact
 
-    @typed_arguments
+    @typed_arguments()
     def predict(
         self,
         inputs: Mapping[str, ArrayLike] | np.ndarray[Any, Any],
@@ -142,7 +142,7 @@ class Predictor:
         return {names[0]: unmasked(f"input {names[0]!r}", inputs)}
 
 
-@typed_arguments
+@typed_arguments()
 def load(path: str | Path, *, runner: str = "auto", device: str = "cpu", threads: int | None = None) -> Predictor:
     """Load an artifact for prediction on arrays in memory.
 

@@ -47,7 +47,7 @@ def test_an_argument_of_another_type_is_refused_before_anything_is_written(
     [
         {"inputs": None}, {"inputs": [3]}, {"formats": 3}, {"task": None}, {"tolerance": "x"}, {"method": None},
         {"example": np.zeros(3)}, {"ranges": {"x": 3}}, {"progress": None}, {"preprocess": 3}, {"mc_modules": 3},
-        {"variance": "mean=var"},
+        {"variance": "mean=var"}, {"progress": "auto"},
     ],
 )  # fmt: skip
 def test_an_export_of_an_argument_of_another_type(tmp_path: Path, option: dict[str, Any]) -> None:
@@ -75,6 +75,16 @@ def test_a_load_with_an_argument_of_another_type(tmp_path: Path, option: dict[st
     build(tmp_path / "model", "mc")
     with pytest.raises(UsageError, match=r": of type \w+, expected "):
         deploykit.load(tmp_path / "model", **option)
+
+
+def test_inputs_may_be_given_by_their_keyword(tmp_path: Path) -> None:
+    rows = np.ones((6, 4), np.float32)
+    want = expected("mc", {"x": rows})
+    with deploykit.load(build(tmp_path / "model", "mc")) as model:
+        for inputs in ({"x": rows}, rows):
+            got = model.predict(inputs=inputs)
+            for name, value in want.items():
+                np.testing.assert_allclose(got[name], value, rtol=0, atol=1e-5)
 
 
 def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
