@@ -166,7 +166,9 @@ def _predict_loaders(module: Any, what: str, *, prepare: bool) -> Any:
     if isinstance(module, type):
         raise DataError(f"{what}: returned the class {module.__name__}; return an object of it, {module.__name__}()")
     _refuse_hooks(module, what)
-    if getattr(module, "trainer", None) is None:
+    # That of a LightningModule is a property, which needs a Trainer to be read, and keeps only a weak one.
+    is_free = not isinstance(getattr(type(module), "trainer", None), property)
+    if is_free and getattr(module, "trainer", None) is None:
         module.trainer = _trainer(module)
     if prepare:
         called(f"{what}: prepare_data()", module.prepare_data)

@@ -449,6 +449,23 @@ def test_a_data_module(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning")
+def test_a_lightning_module_may_have_the_predict_dataloader(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    head = f"""{LIGHTNING}
+class Model(L.LightningModule):
+    def predict_dataloader(self):
+        return DataLoader(rows, batch_size=4)
+class Asking(Model):
+    def setup(self, stage):
+        self.trainer.world_size
+"""
+    source = opened(factory(tmp_path, head, "Model()"), [X])
+    np.testing.assert_array_equal(source.read(5, 6)["x"], [[20, 21, 22, 23]])
+    with pytest.raises(DataError, match=r"setup\('predict'\): raised RuntimeError: .*not attached to a `Trainer`"):
+        opened(factory(tmp_path, head, "Asking()"), [X])
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning")
 def test_a_data_module_may_ask_its_trainer(tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     head = f"""{LIGHTNING}
