@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -104,7 +105,9 @@ def _as_annotated(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_path(hint: Any) -> bool:
     """Whether it is a path, or one or None, and no text."""
-    return set(typing.get_args(hint) or (hint,)) - {type(None)} == {Path}
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(hint) if is_union else (hint,)
+    return Path in kinds and all(kind in (Path, type(None)) for kind in kinds)
 
 
 def _plain(target: str, values: Mapping[str, Any]) -> dict[str, Any]:

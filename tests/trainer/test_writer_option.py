@@ -26,7 +26,9 @@ from tests.trainer.rows import UNREADABLE, Rows
 
 WRITERS = """
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import BasePredictionWriter
@@ -79,9 +81,12 @@ class Curious(BasePredictionWriter):
 
 
 class Placed(Whole):
-    def __init__(self, folder: Path, other: Path | None = None, file: str | Path = "seen"):
+    def __init__(
+        self, folder: Path, other: Path | None = None, file: str | Path = "seen",
+        named: Callable[[int], str] = str, kind: Literal["a", "b"] = "a", paths: list[Path] = "none",
+    ):
         super().__init__(folder / file)
-        assert isinstance(file, str)
+        assert isinstance(file, str) and named is str and kind == "a" and paths == "none"
         (other or folder).mkdir(exist_ok=True)
 
 
