@@ -44,7 +44,8 @@ class _Callback:
 class _Text:
     """Writes the state at most every ``every_s`` seconds, and once at the end, as long as the stream takes it.
 
-    With ``after_s`` nothing is written before so many seconds are over, nor at an end that comes before.
+    With ``after_s`` nothing is written before so many seconds are over, nor at an end that comes before, nor at
+    one before which nothing was done.
     """
 
     def __init__(
@@ -55,16 +56,17 @@ class _Text:
         self._began = self._last = monotonic()
         self._shown_from = self._began + after_s
         self._written, self._behind = -1, ""
+        self._has_to_say = after_s == 0
 
     def update(self, done: int, behind: str = "") -> None:
-        self._done, self._behind = done, behind
+        self._done, self._behind, self._has_to_say = done, behind, True
         now = monotonic()
         if now - self._last >= self._every_s and now >= self._shown_from:
             self._last = now
             self._write(now)
 
     def close(self) -> None:
-        if self._written < 0 and monotonic() < self._shown_from:
+        if self._written < 0 and (monotonic() < self._shown_from or not self._has_to_say):
             return
         if self._written != self._done:
             self._write(monotonic())

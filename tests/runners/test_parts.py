@@ -175,6 +175,21 @@ def test_what_is_over_soon_shows_no_progress(monkeypatch: pytest.MonkeyPatch) ->
         assert bool(stream.getvalue()) == bool(text)
 
 
+@pytest.mark.parametrize("kind", ["bar", "lines"])
+def test_what_takes_long_but_counts_nothing_shows_no_progress(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress, "monotonic", lambda: now)
+    for counts, text in ((False, ""), (True, "7 rows counted")):
+        stream, now = io.StringIO(), 0.0
+        shown = progress.make_progress(kind, None, 0, stream=stream, doing="counted", after_s=1.0)  # type: ignore[arg-type]
+        now = 3.0
+        if counts:
+            shown.update(7)
+        shown.close()
+        assert text in stream.getvalue()
+        assert bool(stream.getvalue()) == counts
+
+
 def pace(rank: int, rows: int, *, working_s: float = 20.0, silent_s: float = 0.1) -> Pace:
     return Pace(rank=rank, rows=rows, working_s=working_s, silent_s=silent_s)
 
