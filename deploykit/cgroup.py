@@ -43,17 +43,27 @@ def _ratio(group: Path) -> float | None:
 def _groups(root: Path, controller: str) -> Iterator[Path]:
     """Where the process's group of a controller is, and all groups around it, as far as they are mounted."""
     lines = _text(root / "proc/self/cgroup").split("\n")
-    for names, top, place in _mounts(_text(root / "proc/self/mountinfo").split("\n"), controller):
+    mounts = list(_mounts(_text(root / "proc/self/mountinfo").split("\n"), controller))
+    for names in sorted({each for each, _, _ in mounts}):
         own = _own_group(lines, names)
-        if own is None:
-            continue
-        # Where only a part of the tree is mounted, and the process's path speaks of another part, the part is its own.
-        inside = own.is_relative_to(top) and ".." not in own.parts
-        inner = own.relative_to(top) if inside else PurePosixPath()
-        group = root / place.relative_to("/") / inner
-        for _ in range(len(inner.parts) + 1):
-            yield group
-            group = group.parent
+        if own is not None:
+            for place, inner in _places(own, [(top, place) for each, top, place in mounts if each == names]):
+                group = root / place.relative_to("/") / inner
+                for _ in range(len(inner.parts) + 1):
+                    yield group
+                    group = group.parent
+
+
+def _places(
+    own: PurePosixPath, mounts: Sequence[tuple[PurePosixPath, PurePosixPath]]
+) -> list[tuple[PurePosixPath, PurePosixPath]]:
+    """Where the own group is mounted: the place, and the path from there.
+
+    Mounts of other groups count for nothing. Only where no mount has the own group, as in a container where a part of
+    the tree is mounted and the process's path speaks of another part, that part is its own.
+    """
+    inside = [(top, place) for top, place in mounts if own.is_relative_to(top) and ".." not in own.parts]
+    return [(place, own.relative_to(top)) for top, place in inside] or [(place, PurePosixPath()) for _, place in mounts]
 
 
 def _own_group(lines: Sequence[str], controller: str) -> PurePosixPath | None:

@@ -105,6 +105,21 @@ def test_in_a_container_the_mount_itself_is_the_own_group(own: str, top: str) ->
         assert (cpu_quota(root), memory_limit(root)) == (2.5, 2**30)
 
 
+def test_the_mount_of_another_group_limits_nothing() -> None:
+    others = V2.format(top="/machine.slice/other", place="/run/other")
+    files = {
+        "/run/other/cpu.max": "100000 100000",
+        "/run/other/memory.max": "1000",
+        "/sys/fs/cgroup/user.slice/cpu.max": "300000 100000",
+    }
+    for mounts in (
+        others + V2.format(top="/", place="/sys/fs/cgroup"),
+        V2.format(top="/", place="/sys/fs/cgroup") + others,
+    ):
+        with tree("0::/user.slice/me\n", mounts, files) as root:
+            assert (cpu_quota(root), memory_limit(root)) == (3.0, None)
+
+
 @pytest.mark.parametrize(
     "text", ["", "max", "max 100000", "0 100000", "100 0", "1 2 3", "-1 100000", "nan 1", "two cores"]
 )
