@@ -16,8 +16,8 @@ import numpy as np
 
 from deploykit.errors import ArtifactError
 from deploykit.files import sha256_of
-from deploykit.manifest import Manifest
-from deploykit.packed import is_plain_name, pack_files, unpack
+from deploykit.manifest import FileRecord, Manifest
+from deploykit.packed import is_plain_name, pack_files, reading, unpack
 from deploykit.paths import is_utf8, require_place, require_utf8
 from deploykit.stores import at_hand, is_url
 
@@ -105,13 +105,16 @@ class Artifact:
         """Refuse what is not what was checked any more; called by whoever has loaded a file.
 
         Raises:
-            ArtifactError: a file was replaced, changed or removed since the artifact was opened.
+            ArtifactError: a file was replaced, changed or removed since the artifact was opened, or cannot be read.
         """
         for name, record in self.manifest.files.items():
             file, advice = self.directory / name, "leave an artifact as it is while it is being opened, and try again"
             try:
-                same = _mark(file) == self._marks[name] or sha256_of(file) == record.sha256
-            except FileNotFoundError:
+                with reading(f"artifact {self.path}: {name}"):
+                    same = _mark(file) == self._marks[name] or sha256_of(file) == record.sha256
+            except ArtifactError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
                 raise ArtifactError(
                     f"artifact {self.path}: {name} was removed since it was checked; {advice}"
                 ) from None
@@ -153,7 +156,8 @@ def _directory(path: Path | str, here: Path, stack: contextlib.ExitStack) -> Pat
         return target if is_utf8(target) else here
     if not here.exists():
         raise ArtifactError(f"artifact {path}: no such file or directory; create one with deploykit export")
-    if here.is_file() and not zipfile.is_zipfile(here) and _begins_as_packed(here):
+    # Asked in this order: a file that cannot be read is no zip file, either.
+    if here.is_file() and _begins_as_packed(path, here) and not zipfile.is_zipfile(here):
         raise ArtifactError(
             f"artifact {path}: the packed file is damaged (its end is missing); copy the artifact again"
         )
@@ -173,8 +177,8 @@ def _directory(path: Path | str, here: Path, stack: contextlib.ExitStack) -> Pat
     return directory
 
 
-def _begins_as_packed(path: Path) -> bool:
-    with path.open("rb") as file:
+def _begins_as_packed(path: Path | str, here: Path) -> bool:
+    with reading(f"artifact {path}: the file"), here.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
 
@@ -207,22 +211,27 @@ def _check_files(path: Path | str, directory: Path, manifest: Manifest) -> Marks
                 f"artifact {path}: the manifest lists a file named {name!r}; names are relative paths that stay inside "
                 "the artifact; do not use this artifact, get it from its source"
             )
-        file = directory / name
-        if not file.is_file():
-            raise ArtifactError(f"artifact {path}: the file {name} is missing; copy the artifact again")
-        marks[name] = _mark(file)
-        size = file.stat().st_size
-        if size != record.size_bytes:
-            raise ArtifactError(
-                f"artifact {path}: {name} has {size} bytes, the manifest says {record.size_bytes}; copy it again"
-            )
-        digest = sha256_of(file)
-        if digest != record.sha256:
-            raise ArtifactError(
-                f"artifact {path}: {name} is damaged: SHA-256 {digest[:12]}..., "
-                f"the manifest says {record.sha256[:12]}...; copy the artifact again"
-            )
+        with reading(f"artifact {path}: {name}"):
+            marks[name] = _checked(path, name, directory / name, record)
     return marks
+
+
+def _checked(path: Path | str, name: str, file: Path, record: FileRecord) -> tuple[int, ...]:
+    if not file.is_file():
+        raise ArtifactError(f"artifact {path}: the file {name} is missing; copy the artifact again")
+    mark = _mark(file)
+    size = file.stat().st_size
+    if size != record.size_bytes:
+        raise ArtifactError(
+            f"artifact {path}: {name} has {size} bytes, the manifest says {record.size_bytes}; copy it again"
+        )
+    digest = sha256_of(file)
+    if digest != record.sha256:
+        raise ArtifactError(
+            f"artifact {path}: {name} is damaged: SHA-256 {digest[:12]}..., "
+            f"the manifest says {record.sha256[:12]}...; copy the artifact again"
+        )
+    return mark
 
 
 def _mark(file: Path) -> tuple[int, ...]:

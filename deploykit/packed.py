@@ -1,14 +1,16 @@
 """An artifact packed into one file: a zip archive whose members are stored as they are."""
 
+import contextlib
 import shutil
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from deploykit.errors import ArtifactError, UsageError
 from deploykit.files import appears_whole
 
-__all__ = ["is_plain_name", "pack_files", "unpack"]
+__all__ = ["is_plain_name", "pack_files", "reading", "unpack"]
 
 _DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -17,6 +19,32 @@ def is_plain_name(name: str) -> bool:
     """Whether a file's name is a relative path, with ``/`` between its parts, that cannot lead out of its directory."""
     parts = name.split("/")
     return name.isprintable() and not set(name) & set("\\:") and not {"", ".", ".."} & set(parts)
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Whatever fails in reading ``what``, such as ``artifact model: model.onnx``, says so.
+
+    Raises:
+        ArtifactError: it cannot be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(
+            f"{what} cannot be read ({error.strerror or error}); mend that, or copy the artifact again"
+        ) from error
+
+
+class _Source:
+    """A file that is copied: what fails in reading it is told from what fails in writing the copy."""
+
+    def __init__(self, file: IO[bytes], what: str) -> None:
+        self._file, self._what = file, what
+
+    def read(self, size: int = -1, /) -> bytes:
+        with reading(self._what):
+            return self._file.read(size)
 
 
 def pack_files(directory: Path, names: Iterable[str], destination: Path, *, overwrite: bool = False) -> Path:
@@ -31,7 +59,7 @@ def pack_files(directory: Path, names: Iterable[str], destination: Path, *, over
     try:
         with appears_whole(destination) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for name in sorted(names):
-                _add(archive, directory / name, name)
+                _add(archive, directory / name, name, f"pack {directory}: {name}")
     except OSError as error:
         raise ArtifactError(
             f"pack {directory}: {destination} cannot be written ({error.strerror or error}); nothing half-written was "
@@ -40,31 +68,39 @@ def pack_files(directory: Path, names: Iterable[str], destination: Path, *, over
     return destination
 
 
-def _add(archive: zipfile.ZipFile, file: Path, name: str) -> None:
+def _add(archive: zipfile.ZipFile, file: Path, name: str, what: str) -> None:
     # A fixed date, system and mode: the packed file depends on the content alone.
     info = zipfile.ZipInfo(name, _DATE)
-    info.create_system, info.external_attr, info.file_size = 3, 0o644 << 16, file.stat().st_size
-    with file.open("rb") as source, archive.open(info, "w") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
+    info.create_system, info.external_attr = 3, 0o644 << 16
+    with contextlib.ExitStack() as stack:
+        with reading(what):
+            info.file_size = file.stat().st_size
+            source = stack.enter_context(file.open("rb"))
+        target = stack.enter_context(archive.open(info, "w"))
+        shutil.copyfileobj(_Source(source, what), target, 1 << 20)
 
 
 def unpack(path: Path, directory: Path) -> None:
     """Unpack a packed artifact into an empty directory.
 
     Raises:
-        ArtifactError: it is no zip file, is damaged, or holds what a packed artifact cannot hold: a name that leads out
-            of the directory, a name twice, or a member that is compressed, encrypted or larger than the file.
-        OSError: it cannot be read, or the directory not be written.
+        ArtifactError: it cannot be read, is no zip file, is damaged, or holds what a packed artifact cannot hold: a
+            name that leads out of the directory, a name twice, or a member that is compressed, encrypted or larger
+            than the file.
+        OSError: the directory cannot be written.
     """
+    what = f"artifact {path}: the packed file"
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            # The end of a file that was cut off may be that of an archive inside of it, which begins later.
-            if min((member.header_offset for member in members), default=0) > 0:
-                raise zipfile.BadZipFile("its end is missing")
-            _refuse_strangers(path, members)
+        with contextlib.ExitStack() as stack:
+            with reading(what):
+                archive = stack.enter_context(zipfile.ZipFile(path))
+                members = archive.infolist()
+                # The end of a file that was cut off may be that of an archive inside of it, which begins later.
+                if min((member.header_offset for member in members), default=0) > 0:
+                    raise zipfile.BadZipFile("its end is missing")
+                _refuse_strangers(path, members)
             for member in members:
-                _extract(archive, member, directory / member.filename)
+                _extract(archive, member, directory / member.filename, what)
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise ArtifactError(
             f"artifact {path}: the packed file is damaged ({error}); copy the artifact again"
@@ -94,7 +130,10 @@ def _refuse_strangers(path: Path, members: list[zipfile.ZipInfo]) -> None:
         raise ArtifactError(f"artifact {path}: its files claim more bytes than it has; copy the artifact again")
 
 
-def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
+def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, what: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with archive.open(member) as source, target.open("xb") as file:
-        shutil.copyfileobj(source, file, 1 << 20)
+    with contextlib.ExitStack() as stack:
+        with reading(what):
+            source = stack.enter_context(archive.open(member))
+        file = stack.enter_context(target.open("xb"))
+        shutil.copyfileobj(_Source(source, what), file, 1 << 20)

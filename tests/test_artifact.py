@@ -261,6 +261,40 @@ def test_a_full_disk_says_what_cannot_be_packed(directory: Path, monkeypatch: py
     assert list(directory.parent.iterdir()) == [directory]
 
 
+def broken(*_: Any, **__: Any) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+IO_ERROR = r"cannot be read \(Input/output error\); mend that, or copy the artifact again"
+
+
+def test_a_device_that_fails_is_said_with_the_file(
+    directory: Path, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ZipExtFile.read", "ZipFile.open"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"zipfile.{name}", broken)
+            refused(packed, rf"^artifact .*small\.zip: the packed file {IO_ERROR}")
+    with monkeypatch.context() as patched:
+        patched.setattr("deploykit.artifact.sha256_of", broken)
+        refused(directory, rf"^artifact .*small: \S+ {IO_ERROR}")
+    with Artifact.open(directory) as artifact, monkeypatch.context() as patched:
+        patched.setattr("deploykit.artifact._mark", broken)
+        with pytest.raises(ArtifactError, match=rf"^artifact .*small: \S+ {IO_ERROR}"):
+            artifact.require_unchanged()
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.open", broken)
+        refused(packed, rf"^artifact .*small\.zip: the file {IO_ERROR}")
+
+
+def test_packing_says_which_file_cannot_be_read(directory: Path) -> None:
+    with Artifact.open(directory) as artifact:
+        artifact.file("onnx").unlink()
+        with pytest.raises(ArtifactError, match=r"^pack .*small: \S+ cannot be read \(No such file or directory\); "):
+            pack(artifact, directory.with_name("small.zip"))
+    assert list(directory.parent.iterdir()) == [directory]
+
+
 def test_a_packed_artifact_without_a_place_to_be_unpacked_to(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
