@@ -84,7 +84,8 @@ def export(
         example: arrays by input name, instead of or beside ``inputs``.
         ranges: half-open ranges of integer inputs, ``{"ids": (0, 30522)}``; the end may be a dynamic dimension,
             ``{"lengths": (1, "steps+1")}``.
-        method: the method to export; ``predict_step`` gets ``(batch, 0)``, after the hooks that a Trainer calls.
+        method: the method to export; ``predict_step`` is called as a Trainer with one dataloader calls it for
+            its first batch, after the hooks before it.
         batch: how a step method gets several inputs; any other gets all of them as one list or dict, if it says so.
         formats: ``torchscript``, ``onnx`` or both.
         mc_draws: number of Monte Carlo draws; None exports evaluation mode.

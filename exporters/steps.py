@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from deploykit.errors import ExportError, UsageError
 from exporters.attached import attached
+from exporters.belongings import kept
 from exporters.eager import without_dropout
-from exporters.modes import set_modes
 from exporters.target import lightning_hook
 
 __all__ = ["STEP_METHODS", "Step", "beside_forward", "check_numbers"]
@@ -26,7 +26,7 @@ OTHER_NUMBERS = (1, 1000)
 
 
 class Step:
-    """A step of a module; ``number`` is that of the batch, ``batch_idx``, and ``loader`` that of its dataloader.
+    """A step of a module, called as by a Trainer with one dataloader, at its first batch; ``as_batch`` says another.
 
     Raises:
         UsageError: the method takes something else than ``(batch, batch_idx)`` or ``(batch)``.
@@ -40,7 +40,8 @@ class Step:
         self._module = module = owner if isinstance(owner, nn.Module) else module
         self.subject = f"{method} of {type(module).__name__}"
         self._given = _places(self.subject, self._call)
-        self.number = self.loader = 0
+        self._number = 0
+        self._loader: int | None = None
         if lightning_hook(module, f"on_{self._stage}_model_eval") is not None:
             raise ExportError(
                 f"{type(module).__name__}.on_{self._stage}_model_eval: sets the modes in which {method} runs, which an "
@@ -48,12 +49,43 @@ class Step:
             )
 
     def __call__(self, batch: Any) -> Any:
+        numbers = (self._number,) if self._loader is None else (self._number, self._loader)
         with attached(self._module, self._stage):
-            for place in ("start", "epoch_start"):
-                self._hook(f"on_{self._stage}_{place}")
+            if not any(numbers):
+                for place in ("start", "epoch_start"):
+                    self._hook(f"on_{self._stage}_{place}")
             batch = self._transferred(batch)
-            self._hook(f"on_{self._stage}_batch_start", batch, self.number)
-            return self._call(*(batch, self.number, self.loader)[: self._given])
+            self._hook(f"on_{self._stage}_batch_start", batch, *numbers)
+            return self._call(*(batch, *numbers)[self._given])
+
+    @contextlib.contextmanager
+    def as_batch(self, number: int, loader: int | None = None) -> Iterator[None]:
+        """Let calls meanwhile be those of the batch of this number, ``batch_idx``.
+
+        ``loader`` is ``dataloader_idx`` of a Trainer with several dataloaders; with one, it gives none. The hooks that
+        a Trainer calls once are called before the first batch of all.
+        """
+        before = self._number, self._loader
+        self._number, self._loader = number, loader
+        try:
+            yield
+        finally:
+            self._number, self._loader = before
+
+    def takes_loader(self) -> bool:
+        """Whether a Trainer with several dataloaders takes it; it asks for a parameter of that name."""
+        start = lightning_hook(self._module, f"on_{self._stage}_batch_start")
+        return all(map(_takes_loader, filter(None, (self._call, start))))
+
+    def left_out(self) -> tuple[str, ...]:
+        """What to know of hooks that come after the step and have its results."""
+        ends = [f"on_{self._stage}_batch_end", *(["on_predict_epoch_end"] if self._stage == "predict" else [])]
+        return tuple(
+            f"{type(self._module).__name__}.{name}: is no part of the file; a Trainer calls it after the step, and "
+            "what it changes in the results, the file gives as the step left it"
+            for name in ends
+            if lightning_hook(self._module, name) is not None
+        )
 
     def _hook(self, name: str, *arguments: Any) -> Any:
         hook = lightning_hook(self._module, name)
@@ -62,7 +94,7 @@ class Step:
     def _transferred(self, batch: Any) -> Any:
         for name, device in _TRANSFERS.items():
             if lightning_hook(self._module, name) is not None:
-                batch = self._hook(name, batch, *device, self.loader)
+                batch = self._hook(name, batch, *device, self._loader or 0)
         return batch
 
 
@@ -82,43 +114,50 @@ def beside_forward(module: nn.Module) -> tuple[str, ...]:
     )
 
 
-def check_numbers(step: Step, call: Callable[[], Sequence[Tensor]], module: nn.Module) -> tuple[str, ...]:
+def check_numbers(
+    step: Step, call: Callable[[Sequence[Tensor]], Sequence[Tensor]], rows: Sequence[Tensor], others: Sequence[Tensor]
+) -> tuple[str, ...]:
     """Compare what a module gives for the same rows as other batches, and as those of another dataloader.
 
-    ``call`` runs ``step``. Call it where the module's state is kept.
+    ``call`` runs ``step`` with inputs such as ``rows`` and ``others``, which come as the batch before. Call it where
+    the module's state is kept, in evaluation mode.
 
     Returns:
         What the user should know.
 
     Raises:
-        ExportError: the result depends on ``batch_idx``, of which a file knows nothing.
+        ExportError: the result depends on ``batch_idx`` or on the batches before, of which a file knows nothing.
     """
-    set_modes(module, lambda _name, _module: False)
-    first = _result(step, call, 0, 0)
-    if not all(_same(first, _result(step, call, number, 0)) for number in OTHER_NUMBERS):
+
+    def result(inputs: Sequence[Tensor], number: int, loader: int | None = None) -> Sequence[Tensor] | None:
+        with step.as_batch(number, loader):
+            return _result(lambda: call([each.clone() for each in inputs]))
+
+    with kept([step]):
+        first = result(rows, 0)
+    result(others, 0)
+    if not all(_same(first, result(rows, number)) for number in OTHER_NUMBERS):
         raise ExportError(
-            f"{step.subject}: gives other values with another batch_idx, but how rows come in batches differs from "
-            "run to run, so a file gets no such number; leave it out: deploykit writes the sample_id of every row"
+            f"{step.subject}: gives other values with another batch_idx, or after another batch, but how rows come in "
+            "batches differs from run to run, so a file gets no such number and keeps nothing of a batch; compute "
+            "every row from itself: deploykit writes the sample_id of every row"
         )
-    if _same(first, _result(step, call, 0, 1)):
+    if not step.takes_loader() or _same(first, result(rows, 0, 1)):
         return ()
     return (
-        f"{step.subject}: gives other values with another dataloader_idx; the file computes those of the first "
-        "dataloader, wherever a row comes from",
+        f"{step.subject}: gives other values with another dataloader_idx; the file computes those of a Trainer with "
+        "one dataloader, wherever a row comes from",
     )
 
 
-def _result(step: Step, call: Callable[[], Sequence[Tensor]], number: int, loader: int) -> Sequence[Tensor] | None:
-    """The result as that of another batch; None where the user's code does not take such a number."""
+def _result(call: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor] | None:
+    """The result with the same noise; None where the user's code does not take such a batch."""
     torch.manual_seed(0)
-    step.number, step.loader = number, loader
     try:
         return without_dropout(call)  # type: ignore[no-any-return]
-    # The user's code may raise anything, and has run well with the numbers 0, so that it tells a difference.
+    # The user's code may raise anything, and has run well as the first batch, so that it tells a difference.
     except Exception:  # noqa: BLE001
         return None
-    finally:
-        step.number = step.loader = 0
 
 
 def _same(first: Sequence[Tensor] | None, second: Sequence[Tensor] | None) -> bool:
@@ -130,17 +169,25 @@ def _same(first: Sequence[Tensor] | None, second: Sequence[Tensor] | None) -> bo
     )
 
 
-def _places(subject: str, function: Callable[..., Any]) -> int:
-    """How many of ``(batch, batch_idx, dataloader_idx)`` the step takes."""
+def _places(subject: str, function: Callable[..., Any]) -> slice:
+    """Which of ``(batch, batch_idx, dataloader_idx)`` the step is given."""
     signature = inspect.signature(function)
     fitting = []
-    for count in (1, 2, 3):
+    for count in (1, 2):
         with contextlib.suppress(TypeError):
             signature.bind(*[None] * count)
             fitting.append(count)
-    if not fitting or fitting[0] == 3:
+    if not fitting:
         raise UsageError(
             f"{subject}: takes {signature}; expected (batch, batch_idx) or (batch), with a default for all else; give "
             "dataloader_idx the default 0, as Lightning demands where there is one dataloader"
         )
-    return fitting[-1]
+    return slice(None) if 2 in fitting else slice(1)
+
+
+def _takes_loader(function: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    return any(
+        each.kind is each.VAR_POSITIONAL or (each.name == "dataloader_idx" and each.kind is not each.KEYWORD_ONLY)
+        for each in parameters
+    )

@@ -18,7 +18,7 @@ from exporters.footprint import row_bytes
 from exporters.forms import Form, capture_draws
 from exporters.inputs import CONTROLS, ModelInputs, control_specs
 from exporters.modal import ModalCapture
-from exporters.modes import borrowed
+from exporters.modes import borrowed, set_modes
 from exporters.montecarlo import MonteCarloModule
 from exporters.outputs import Report, output_spec, refuse_clash
 from exporters.reference import Reference
@@ -75,16 +75,20 @@ def prepare(entry: Entry, inputs: ModelInputs, options: DrawOptions) -> Subject:
     example = [torch.from_numpy(arrays[name]) for name in inputs.names]
     with borrowed(entry):
         subject = _prepared(ModalCapture(entry, inputs.specs, example), inputs, example, options)
-        notes = _of_the_trainer(entry, example)
+        notes = _of_the_trainer(entry, inputs, example)
     refuse_clash(subject.outputs, [*inputs.names, *(CONTROLS if subject.controls else ())])
     return replace(subject, notes=(*subject.notes, *notes))
 
 
-def _of_the_trainer(entry: Entry, example: Sequence[Tensor]) -> tuple[str, ...]:
+def _of_the_trainer(entry: Entry, inputs: ModelInputs, example: Sequence[Tensor]) -> tuple[str, ...]:
     """What a Trainer does with the module beside calling the method, and the file does not."""
     if entry.step is None:
         return beside_forward(entry.module) if entry.method == "forward" else ()
-    return check_numbers(entry.step, lambda: entry(*[tensor.clone() for tensor in example]), entry.module)
+    arrays = inputs.random({inputs.batch_name: EXAMPLE_BATCH, **inputs.default_sizes()}, seed=2)
+    others = [torch.from_numpy(arrays[name]) for name in inputs.names]
+    set_modes(entry, lambda _name, _module: False)
+    notes = check_numbers(entry.step, lambda rows: entry(*rows), example, others)
+    return (*entry.step.left_out(), *notes)
 
 
 def _prepared(found: ModalCapture, inputs: ModelInputs, example: Sequence[Tensor], options: DrawOptions) -> Subject:

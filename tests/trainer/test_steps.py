@@ -91,6 +91,35 @@ class Quiet(Net):
         return self(batch)
 
 
+class Thresholded(Net):
+    """A third parameter of another name is the user's own."""
+
+    def predict_step(self, batch: Tensor, batch_idx: int, threshold: float = 0.5) -> Any:
+        return (self(batch).sigmoid() > threshold).float()
+
+
+class OneLoader(Net):
+    """A Trainer with one dataloader gives no number of it."""
+
+    def predict_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int | None = None) -> Any:
+        return self(batch) * (2 if dataloader_idx is None else 3)
+
+
+class AnyArguments(Net):
+    def predict_step(self, *given: Any) -> Any:
+        return self(given[0]) * len(given)
+
+
+class Counting(Net):
+    """What it keeps from batch to batch, no result depends on."""
+
+    def on_predict_start(self) -> None:
+        self.batches = 0
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.batches += 1
+
+
 def exported(module: nn.Module, path: Path, method: str = "predict_step", **options: Any) -> Any:
     return deploykit.export(module, path, inputs=["x:float32[batch,4]"], method=method, formats=["onnx"], **options)
 
@@ -102,7 +131,10 @@ def predicted(path: Path) -> Any:
 
 @pytest.mark.parametrize(
     "kind",
-    [After, Augmented, Transferred, Started, EpochStarted, BatchStarted, WithoutNumber, Staged, Quiet],
+    [
+        After, Augmented, Transferred, Started, EpochStarted, BatchStarted, WithoutNumber, Staged, Quiet,
+        Thresholded, Counting,
+    ],
 )  # fmt: skip
 def test_a_step_is_what_the_trainer_makes_of_it(tmp_path: Path, kind: type[Net]) -> None:
     trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, barebones=True)
@@ -113,6 +145,64 @@ def test_a_step_is_what_the_trainer_makes_of_it(tmp_path: Path, kind: type[Net])
     assert not result.notes
     assert module.scale == 1.0
     assert module._trainer is None
+
+
+@pytest.mark.parametrize("kind", [OneLoader, AnyArguments])
+def test_one_dataloader_has_no_number(tmp_path: Path, kind: type[Net]) -> None:
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, barebones=True)
+    want = torch.cat(trainer.predict(kind(), DataLoader(ROWS, batch_size=3)))  # type: ignore[arg-type]
+    (note,) = exported(kind(), tmp_path / "a").notes
+    assert "other values with another dataloader_idx; the file computes those of a Trainer with one" in note
+    np.testing.assert_allclose(predicted(tmp_path / "a")["output"], want, rtol=1e-5, atol=1e-6)
+
+
+class Running(Net):
+    """Divides by the sum of the largest values so far."""
+
+    def on_predict_start(self) -> None:
+        self.largest = torch.zeros(1)
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Any:
+        self.largest = self.largest + batch.abs().max()
+        return self(batch) / self.largest
+
+
+class First(Net):
+    """Subtracts what the first batch gave."""
+
+    first: Tensor | None = None
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Any:
+        if self.first is None:
+            self.first = batch.max()
+        return self(batch) - self.first
+
+
+class FirstOfEpoch(First):
+    def on_predict_epoch_start(self) -> None:
+        self.first = None
+
+
+@pytest.mark.parametrize("kind", [Running, First, FirstOfEpoch])
+def test_what_is_kept_from_batch_to_batch_is_refused(tmp_path: Path, kind: type[Net]) -> None:
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, barebones=True)
+    rows = [torch.cat(trainer.predict(kind(), DataLoader(ROWS, batch_size=size))) for size in (1, 7)]  # type: ignore[arg-type]
+    assert not torch.allclose(rows[0][-1], rows[1][-1])
+    with pytest.raises(ExportError, match="or after another batch"):
+        exported(kind(), tmp_path / "a")
+
+
+def test_what_a_hook_after_the_step_changes_is_told(tmp_path: Path) -> None:
+    class Ending(Net):
+        def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            outputs.mul_(10)
+
+        def on_predict_epoch_end(self) -> None:
+            pass
+
+    first, second = exported(Ending(), tmp_path / "a").notes
+    assert first.startswith("Ending.on_predict_batch_end: is no part of the file")
+    assert second.startswith("Ending.on_predict_epoch_end: is no part of the file")
 
 
 def test_a_compiled_module_has_its_hooks(tmp_path: Path) -> None:
