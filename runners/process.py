@@ -45,7 +45,7 @@ class RankProcess:
         self.given: dict[int, Shard] = {}
         self.begun: set[int] = set()
         self.rows = self.committed = 0
-        self.ready = self.ended = False
+        self.ready = self.ended = self._was_killed = False
         self.heard_s = self.ready_s = monotonic()
         self.meter: Meter | None = None
         self.error: dict[str, str] | None = None
@@ -110,7 +110,8 @@ class RankProcess:
     def how_it_died(self) -> str:
         """``killed by SIGKILL`` or ``exited with code 1``, and the last lines of its log."""
         code = self.process.wait()
-        how = f"killed by {signal.Signals(-code).name}{_hint(-code)}" if code < 0 else f"exited with code {code}"
+        hint = "" if self._was_killed else _hint(-code)
+        how = f"killed by {signal.Signals(-code).name}{hint}" if code < 0 else f"exited with code {code}"
         return f"rank {self.rank} on {self.assignment.device} died, {how}; {log_ending(self.log)}"
 
     def pace(self) -> Pace:
@@ -134,6 +135,7 @@ class RankProcess:
         """End it at once, and what it has started in its process group: a rank that hangs hears nothing."""
         with contextlib.suppress(ProcessLookupError):
             if self.process.poll() is None:
+                self._was_killed = True
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def close(self) -> None:
