@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -65,8 +66,7 @@ def _deploykit(ctx: click.Context, traceback: bool) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130, 143 or 129 stopped by a signal."""
     words = sys.argv[1:] if arguments is None else arguments
-    _tell_libraries_of_quota()
-    with outputs() as out:
+    with _libraries_know_quota(), outputs() as out:
         code = _run(words)
         out.flush()
         if out.failure is not None and code == 0:
@@ -75,15 +75,23 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _tell_libraries_of_quota() -> None:
+@contextlib.contextmanager
+def _libraries_know_quota() -> Iterator[None]:
     """Let torch, numpy and pyarrow start as many threads as a container's quota of CPU time is for.
 
-    They look at the cores that they may run on, which are all of the machine's, and then wait for each other.
+    They look at the cores that they may run on, which are all of the machine's, and then wait for each other. Who calls
+    ``main`` in a process of their own finds its environment as it was.
     """
-    if cpu_quota() is not None:
-        from deploykit.devices import available_cores
+    if cpu_quota() is None or "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    from deploykit.devices import available_cores
 
-        os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
+    os.environ["OMP_NUM_THREADS"] = str(available_cores())
+    try:
+        yield
+    finally:
+        os.environ.pop("OMP_NUM_THREADS", None)
 
 
 def _run(words: list[str]) -> int:

@@ -250,5 +250,8 @@ def test_libraries_start_no_more_threads_than_a_container_may_use(
         monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr("deploykit.cli.cpu_quota", lambda: quota)
     monkeypatch.setattr("deploykit.devices.cpu_quota", lambda: quota)
+    during = []
+    monkeypatch.setattr("deploykit.cli._run", lambda _: during.append(os.environ.get("OMP_NUM_THREADS")) or 0)
     assert call("--version") == 0
-    assert os.environ.get("OMP_NUM_THREADS") == expected
+    assert during == [expected]
+    assert os.environ.get("OMP_NUM_THREADS") == own, "the process may go on with other work"
