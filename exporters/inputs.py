@@ -15,7 +15,7 @@ from torch import nn
 from deploykit.errors import UsageError
 from deploykit.tensors import DTYPES, TensorSpec, check_inputs, parse_spec
 from deploykit.texts import several
-from exporters.ranges import Range, check_ranges, values_of
+from exporters.ranges import Range, checked_ranges, values_of
 
 __all__ = ["BATCH", "CONTROLS", "ModelInputs", "control_specs", "find_inputs", "read_example"]
 
@@ -115,8 +115,7 @@ def find_inputs(
     if not parsed and arrays is not None:
         parsed = tuple(_spec_of(name, array) for name, array in arrays.items())
     _check_specs(parsed)
-    check_ranges(ranges or {}, parsed)
-    found = ModelInputs(specs=parsed, example=arrays, ranges=dict(ranges or {}))
+    found = ModelInputs(specs=parsed, example=arrays, ranges=checked_ranges(ranges or {}, parsed))
     found.default_sizes()  # Checks the example against the specs.
     return found
 

@@ -3,15 +3,17 @@
 ``ids=0:30522``; ``edges=0:nodes``, which point to one of the nodes; ``lengths=1:steps+1``, the last step included.
 """
 
+import operator
 import re
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from deploykit.errors import UsageError
 from deploykit.tensors import TensorSpec
 
-__all__ = ["Range", "check_ranges", "parse_range", "values_of"]
+__all__ = ["Range", "checked_ranges", "parse_range", "values_of"]
 
 Range = tuple[int, int | str]
 """The lowest value and the end, which is no value itself: a number, or ``steps``, ``steps+1``, ``steps-1``."""
@@ -39,10 +41,13 @@ def parse_range(text: str) -> tuple[str, Range]:
     return name, found
 
 
-def check_ranges(ranges: Mapping[str, Range], specs: Sequence[TensorSpec]) -> None:
-    """Raises:
-    UsageError: a range for no input, or for one of another dtype, or one that does not fit its dtype.
+def checked_ranges(ranges: Mapping[str, Range], specs: Sequence[TensorSpec]) -> dict[str, Range]:
+    """The ranges in Python's own numbers.
+
+    Raises:
+        UsageError: a range for no input, or for one of another dtype, or one that does not fit its dtype.
     """
+    found: dict[str, Range] = {}
     unknown = sorted(set(ranges) - {spec.name for spec in specs})
     if unknown:
         raise UsageError(
@@ -50,7 +55,7 @@ def check_ranges(ranges: Mapping[str, Range], specs: Sequence[TensorSpec]) -> No
         )
     dynamic = {size for spec in specs for size in spec.shape[1:] if isinstance(size, str)}
     for spec in (spec for spec in specs if spec.name in ranges):
-        low, high = _pair(spec.name, ranges[spec.name])
+        low, high = found[spec.name] = _pair(spec.name, ranges[spec.name])
         if "int" not in spec.dtype:
             raise UsageError(
                 f"--range {spec.name}={low}:{high}: the input is {spec.dtype}, and a range is for integers; leave it "
@@ -65,16 +70,18 @@ def check_ranges(ranges: Mapping[str, Range], specs: Sequence[TensorSpec]) -> No
                 f"--range {spec.name}={low}:{high}: the input is {spec.dtype}, which holds "
                 f"{held.min}:{held.max + 1}; give a range within it, HIGH larger than LOW, or another dtype"
             )
+    return found
 
 
-def _pair(name: str, given: object) -> Range:
-    match given:
-        case (int() as low, int() | str() as high):
-            return low, high
-    raise UsageError(
-        f"range of {name}: {given!r} given; expected are its lowest value and its end, as in (0, 30522) or "
-        "(1, 'steps+1')"
-    )
+def _pair(name: str, given: Any) -> Range:
+    try:
+        low, high = given
+        return operator.index(low), high if isinstance(high, str) else operator.index(high)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"range of {name}: {given!r} given; expected are its lowest value and its end, as in (0, 30522) or "
+            "(1, 'steps+1')"
+        ) from None
 
 
 def _check_end(name: str, given: Range, dynamic: Collection[str]) -> None:

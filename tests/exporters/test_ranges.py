@@ -67,6 +67,14 @@ def test_a_module_that_looks_up_steps_is_checked_at_every_length(tmp_path: Path)
     assert result.max_error == 0
 
 
+@pytest.mark.parametrize("ends", [(0, np.int64(5)), [np.int32(0), np.uint8(5)], (np.int8(0), "steps")])
+def test_whole_numbers_of_any_kind_are_ends(ends: Any) -> None:
+    inputs = find_inputs(Chosen(), specs=INPUTS, ranges={"places": ends})
+    assert {type(end) for end in inputs.ranges["places"]} <= {int, str}
+    places = inputs.random({"batch": 200, "steps": 5}, seed=0)["places"]
+    assert np.array_equal(np.unique(places), np.arange(5))
+
+
 @pytest.mark.parametrize(
     ("given_range", "message"),
     [
