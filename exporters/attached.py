@@ -12,7 +12,8 @@ __all__ = ["attached"]
 class _Stage:
     """What a step may ask of ``self.trainer``: which stage this is; all else is a Trainer's, if there is one.
 
-    Without one it is false, as the None is that it stands in for, and logging does nothing.
+    Without one it is false, as the None is that it stands in for, logging does nothing, and there is one process. What
+    decides about values, such as the datamodule, is not made up.
     """
 
     training = sanity_checking = False
@@ -24,7 +25,10 @@ class _Stage:
         self.evaluating = not self.predicting
         self._trainer = trainer
         if trainer is None:
-            self.logger = None
+            # What is so in one process, whoever runs the file; self.print asks for some of it.
+            self.is_global_zero, self.global_rank, self.local_rank, self.node_rank = True, 0, 0, 0
+            self.world_size = self.num_nodes = self.num_devices = 1
+            self.progress_bar_callback = self.logger = None
             self.loggers: list[Any] = []
 
     def __bool__(self) -> bool:
@@ -36,7 +40,7 @@ class _Stage:
         if trainer is None:
             raise AttributeError(
                 f"self.trainer.{name}: the module is not attached to a Trainer, of which an export only knows the "
-                "stage: training, validating, testing, predicting"
+                "stage (training, validating, testing, predicting) and that there is one process"
             )
         return getattr(trainer, name)
 

@@ -82,6 +82,18 @@ class Logging(Net):
         return self(batch) * (2 if self.trainer.testing else 3)
 
 
+class Printing(Net):
+    """What a LightningModule does in one process, with and without a Trainer."""
+
+    def on_predict_start(self) -> None:
+        self.print("start")
+        self.scale = 2.0 if self.trainer.is_global_zero and self.trainer.world_size == 1 else 3.0
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if self.trainer.global_rank == 0:
+            self.print("batch", batch_idx)
+
+
 class Quiet(Net):
     """The number of the batch decides what is printed, not what is computed."""
 
@@ -133,7 +145,7 @@ def predicted(path: Path) -> Any:
     "kind",
     [
         After, Augmented, Transferred, Started, EpochStarted, BatchStarted, WithoutNumber, Staged, Quiet,
-        Thresholded, Counting,
+        Thresholded, Counting, Printing,
     ],
 )  # fmt: skip
 def test_a_step_is_what_the_trainer_makes_of_it(tmp_path: Path, kind: type[Net]) -> None:
