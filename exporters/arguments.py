@@ -4,7 +4,7 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -13,7 +13,7 @@ from deploykit.errors import UsageError
 from deploykit.registry import FILE_MODULE
 from exporters.lightningcli import as_annotated
 
-__all__ = ["Arguments", "Hyperparameters", "bind_arguments", "parse_arguments", "signature_text"]
+__all__ = ["Arguments", "Hyperparameters", "bind_arguments", "parse_arguments", "signature_text", "with_dataclasses"]
 
 CONTAINERS = ("hparams", "config", "cfg", "conf", "args", "opt", "params")
 """Names of a single constructor parameter that takes all hyperparameters as one object."""
@@ -112,9 +112,23 @@ def bind_arguments(
         values = {**{key: value for key, value in file.items() if takes_all or key in names}, **extra}
         ignored = tuple(sorted(key for key in file if key not in values))
     _check_required(subject, function, parameters, values, file)
-    values = as_annotated(function, values)
     first = [name for name in names if parameters[name].kind is inspect.Parameter.POSITIONAL_ONLY and name in values]
     return Arguments(positional=tuple(values.pop(name) for name in first), named=values, ignored=ignored)
+
+
+def with_dataclasses(function: Callable[..., Any], given: Arguments) -> Arguments | None:
+    """The same with the dataclasses that the annotations name in place of dicts; None where that changes nothing.
+
+    Raises:
+        Exception: whatever a dataclass raises that takes other fields or values.
+    """
+    first = [name for name, each in _parameters(function).items() if each.kind is inspect.Parameter.POSITIONAL_ONLY]
+    values = {**dict(zip(first, given.positional, strict=False)), **given.named}
+    made = as_annotated(function, values)
+    if all(made[name] is value for name, value in values.items()):
+        return None
+    positional = tuple(made.pop(name) for name in first[: len(given.positional)])
+    return replace(given, positional=positional, named=made)
 
 
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

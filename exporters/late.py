@@ -54,10 +54,17 @@ def check_left_out(
     ``names`` are the tensors of ``module`` that were not loaded; ``again`` makes it once more, without its weights.
 
     Raises:
-        CheckpointError: such a tensor is another one when the module is made again.
+        CheckpointError: such a tensor is another one when the module is made again, or what is left out is no tensor.
     """
     if not names:
         return ()
+    others = [name for name in names if name.rpartition(".")[2] == "_extra_state"]
+    if others:
+        raise CheckpointError(
+            f"{subject}: {type(module).__name__} has strict_loading = False, and the file leaves out {shown(others)}, "
+            "which is whatever get_extra_state gives and cannot be compared as tensors can; expected it in the file: "
+            "save it, or leave get_extra_state and set_extra_state out of the class"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed() + 1)
         ours, theirs = _tensors(module), _tensors(again())

@@ -1,5 +1,6 @@
 """Build the module that a user names as ``package.module:Class`` or ``path/to/file.py:Class``."""
 
+import contextlib
 import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -9,7 +10,7 @@ from torch import nn
 
 from deploykit.errors import CheckpointError, UsageError
 from deploykit.registry import import_target
-from exporters.arguments import Arguments, bind_arguments, signature_text
+from exporters.arguments import Arguments, bind_arguments, signature_text, with_dataclasses
 from exporters.attached import attached
 from exporters.checkpoint import Checkpoint
 from exporters.lightningcli import made_by_cli
@@ -71,7 +72,8 @@ def build_module(
     )
     if notes is not None and bound.ignored:
         notes.append(f"hyperparameters that {name} does not take: {', '.join(bound.ignored)}")
-    return _call(name, function, bound, made_by_cli(checkpoint.made_by) if checkpoint.unsafe else None)
+    maker = made_by_cli(checkpoint.made_by) if checkpoint.unsafe else None
+    return _called(name, function, bound, maker, notes if notes is not None else [])
 
 
 def _existing(name: str, module: nn.Module, extra: Mapping[str, Any]) -> nn.Module:
@@ -82,17 +84,12 @@ def _existing(name: str, module: nn.Module, extra: Mapping[str, Any]) -> nn.Modu
     return module
 
 
-def _call(name: str, function: Callable[..., Any], bound: Arguments, maker: Callable[..., Any] | None) -> nn.Module:
+def _called(
+    name: str, function: Callable[..., Any], bound: Arguments, maker: Callable[..., Any] | None, notes: list[str]
+) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
-            if maker is not None and isinstance(function, type):
-                module = maker(function, bound.named)
-            else:
-                module = function(*bound.positional, **bound.named)
-            configure = lightning_hook(module, "configure_model")
-            if configure is not None:
-                with attached(module, "predict"):
-                    configure()
+            module = _made(function, bound, maker, notes)
     except (Exception, SystemExit) as error:
         given = [*map(_short, bound.positional), *(f"{key}={_short(value)}" for key, value in bound.named.items())]
         raise CheckpointError(
@@ -102,6 +99,37 @@ def _call(name: str, function: Callable[..., Any], bound: Arguments, maker: Call
         ) from error
     if not isinstance(module, nn.Module):
         raise UsageError(f"--module {name}: returned a {type(module).__name__}; {ALLOWED}; return the module")
+    return module
+
+
+def _made(function: Callable[..., Any], bound: Arguments, maker: Callable[..., Any] | None, notes: list[str]) -> Any:
+    """Call it with dataclasses for dicts; where that fails, with what was saved, as its class may expect by now."""
+    try:
+        converted = with_dataclasses(function, bound)
+        if converted is not None:
+            return _make(function, converted, maker)
+    # Their code and the constructor's are the user's, and may raise anything.
+    except (Exception, SystemExit) as error:
+        with contextlib.suppress(Exception, SystemExit):
+            module = _make(function, bound, maker)
+            notes.append(
+                "hyperparameters were given as the dicts that were saved; with the dataclasses that the constructor is "
+                f"annotated with, it failed: {type(error).__name__}: {error}"
+            )
+            return module
+        raise
+    return _make(function, bound, maker)
+
+
+def _make(function: Callable[..., Any], given: Arguments, maker: Callable[..., Any] | None) -> Any:
+    if maker is not None and isinstance(function, type):
+        module = maker(function, given.named)
+    else:
+        module = function(*given.positional, **given.named)
+    configure = lightning_hook(module, "configure_model")
+    if configure is not None:
+        with attached(module, "predict"):
+            configure()
     return module
 
 

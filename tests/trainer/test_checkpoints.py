@@ -138,6 +138,44 @@ def test_weights_that_nothing_gives_are_refused(tmp_path: Path) -> None:
         load_module(path, Frozen)
 
 
+class Extra(Frozen):
+    """Its backbone has a state that is no tensor."""
+
+    def __init__(self, seed: int | None = 1) -> None:
+        super().__init__(seed)
+        self.backbone = Recalling(4, 4)
+        nn.init.ones_(self.backbone.weight), nn.init.zeros_(self.backbone.bias)
+
+
+class Recalling(nn.Linear):
+    def get_extra_state(self) -> Any:
+        return {"calls": 1}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+def test_a_state_that_is_no_tensor_is_refused_as_one(tmp_path: Path) -> None:
+    path = save(Extra(), tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"leaves out backbone\._extra_state, which is whatever get_extra_state"):
+        load_module(path, Extra)
+
+
+class Dropping(Frozen):
+    """Leaves its backbone out of the file only, so that its state_dict has it."""
+
+    state_dict = lightning.LightningModule.state_dict
+
+    def on_save_checkpoint(self, checkpoint: Any) -> None:
+        held = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in held.items() if not name.startswith("backbone.")}
+
+
+def test_what_the_state_dict_of_the_class_has_is_in_the_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"2 missing"):
+        load_module(save(Dropping(7), tmp_path / "a.ckpt"), Dropping)
+
+
 @dataclasses.dataclass
 class Body:
     width: int
@@ -176,6 +214,55 @@ def test_dataclasses_that_were_saved_as_dicts(tmp_path: Path, kind: Any) -> None
     assert torch.equal(loaded.module(ROWS), module(ROWS))
     assert loaded.module.total == 10.0
     assert loaded.module.other == (None if kind is Whole else {"width": 1})
+
+
+class Indexing(Base):
+    """Annotated with a dataclass, but trained with a dict, which it was never made of."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.save_hyperparameters({"config": config})
+        self.head = nn.Linear(4, config["width"])  # type: ignore[index]
+
+
+def test_a_dict_stays_one_where_the_dataclass_does_not_do(tmp_path: Path) -> None:
+    for held in ({"width": 3, "body": {"width": 1}}, {"width": 3}):
+        module = Indexing(held)  # type: ignore[arg-type]
+        loaded = load_module(save(module, tmp_path / "a.ckpt"), Indexing)
+        assert torch.equal(loaded.module(ROWS), module(ROWS))
+
+
+@dataclasses.dataclass
+class Strict:
+    width: int = 2
+    depth: int = dataclasses.field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.depth > 5:
+            raise ValueError("depth too large")
+
+
+class OfStrict(Base):
+    def __init__(self, config: Strict) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, config.width)
+
+
+class OfFields(Base):
+    """Takes either, and says nothing."""
+
+    def __init__(self, config: Strict, /) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+
+def test_a_dataclass_that_refuses_what_was_saved(tmp_path: Path) -> None:
+    held = {"config": {"width": 2, "depth": 9}}
+    path = save(OfStrict(Strict()), tmp_path / "a.ckpt", hyper_parameters=held)
+    with pytest.raises(CheckpointError, match=r"building it failed: ValueError: depth too large; it was called with"):
+        load_module(path, OfStrict)
+    (note,) = (note for note in load_module(path, OfFields).notes if note.startswith("hyperparameters were given"))
+    assert "ValueError: depth too large" in note
 
 
 def test_vars_of_the_arguments(tmp_path: Path) -> None:
