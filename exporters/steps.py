@@ -82,7 +82,7 @@ class Step:
         ends = [f"on_{self._stage}_batch_end", *(["on_predict_epoch_end"] if self._stage == "predict" else [])]
         return tuple(
             f"{type(self._module).__name__}.{name}: is no part of the file; a Trainer calls it after the step, and "
-            "what it changes in the results, the file gives as the step left it"
+            "what it changes, in the results or for later batches, is not in the file either"
             for name in ends
             if lightning_hook(self._module, name) is not None
         )
