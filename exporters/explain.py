@@ -25,6 +25,12 @@ _BY_NAME = re.compile(r"invalid data type 'str'|'(?:Fake)?Tensor' object has no 
 
 _LENGTHS = "give pack_padded_sequence the padded rows and their lengths, each as a tensor and not as a list"
 
+_OF_SIZES = (RuntimeError, ValueError, IndexError, AssertionError)
+_ABOUT_SIZES = re.compile(
+    r"(?i)\b(sizes?|shapes?|dim(ension)?s?|lengths?|elements?|kernel|index|range|bounds|broadcast|empty|small(er)?|short)\b"
+)
+"""What errors say that a larger example may have spared; the name of an attribute that is missing is none."""
+
 _FUNCTORCH = ("_functorch/vmap.py", "_functorch/eager_transforms.py")
 """Files of torch whose code runs around a function of the user's that it transforms."""
 
@@ -79,8 +85,8 @@ def explain(
             f"{where}the method takes its batch apart into other parts than the inputs {given}: {head}; name each part "
             "with --input, labels as well, or export --method forward"
         )
+    sizes = _sizes(specs, example) if isinstance(error, _OF_SIZES) and _ABOUT_SIZES.search(text) else ""
     text = f"{where}the module could not be captured: {kind}: {head.removesuffix('.')}; its inputs were {given}"
-    sizes = _sizes(specs, example)
     return f"{text} with {sizes}: where that is too small for it, give an --example of a real size" if sizes else text
 
 

@@ -245,3 +245,16 @@ def test_distances_and_stable_sorts_have_an_onnx_form(tmp_path: Path, function: 
     result = exported(function, tmp_path, ("onnx",))
     assert result.max_error < 1e-5
     assert result.notes == ()
+
+
+def test_only_an_error_about_sizes_asks_for_a_larger_example(tmp_path: Path) -> None:
+    class Misspelt(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return x.sizes()  # type: ignore[operator]
+
+    inputs = ["x:float32[batch,3,steps]"]
+    with pytest.raises(ExportError, match="has no attribute 'sizes'") as misspelt:
+        export_module(Misspelt(), tmp_path / "a", inputs=inputs)
+    assert "real size" not in str(misspelt.value)
+    with pytest.raises(ExportError, match=r"steps=.* give an --example of a real size"):
+        export_module(nn.Conv1d(3, 4, kernel_size=64), tmp_path / "a", inputs=inputs)
