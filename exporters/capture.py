@@ -5,7 +5,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,9 +18,10 @@ from deploykit.bounds import Bounds
 from deploykit.compare import default_tolerance
 from deploykit.errors import DeploykitError, ExportError
 from deploykit.tensors import TensorSpec
-from exporters.explain import NO_FUNCTORCH, explain
-from exporters.finiteness import FiniteAnswers
+from exporters.explain import NO_FUNCTORCH, explain, place
+from exporters.finiteness import FiniteAnswers, UnmendedError
 from exporters.fixed import Step, noting_fixed_sizes
+from exporters.likeness import same_programs
 from exporters.packing import padded_sequences
 from exporters.plainly import plainly
 from exporters.reach import drop_unseen_writes
@@ -38,6 +39,12 @@ _CHECKS = (
     "_assert_async",
 )
 
+_MEND = (
+    ", which an exported graph cannot follow; mend always, without asking, as torch.nan_to_num(x) and "
+    "torch.where(torch.isnan(x), 0.0, x) do it"
+)
+_LEFT_OUT = "an error for numbers that are not finite, which no file can raise, is left out of the file"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Captured:
@@ -45,7 +52,7 @@ class Captured:
 
     ``symbols`` maps the name of each dynamic dimension to its symbol in the nodes' shapes; ``bounds`` holds ``min`` and
     ``max`` of those that the module's code bounds. ``asked`` is what ``masks_asked`` says of the module's
-    own calls: the graph is without those that no output needs.
+    own calls: the graph is without those that no output needs. ``notes`` is what people should know of the capture.
     """
 
     program: torch.export.ExportedProgram
@@ -53,6 +60,7 @@ class Captured:
     symbols: dict[str, Any]
     bounds: Bounds
     asked: tuple[tuple[fx.Node, str, float | None], ...]
+    notes: Sequence[str] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -77,36 +85,65 @@ def capture(
     Raises:
         ExportError: the module cannot be captured; the message says what stopped it.
     """
-    program, bounds = _traced(module, example, specs, bounds or {}, finite=False)
+    program, bounds, notes = _traced(module, example, specs, bounds or {})
     with quiet():
         graph_module: fx.GraphModule = program.module()
     asked = tuple(masks_asked(graph_module.graph))
     _drop_checks(graph_module)
     _refuse_functorch(graph_module.graph)
     symbols = _symbols(graph_module.graph, specs)
-    return Captured(program=program, module=graph_module, symbols=symbols, bounds=bounds, asked=asked)
+    return Captured(program=program, module=graph_module, symbols=symbols, bounds=bounds, asked=asked, notes=notes)
 
 
 def _traced(
-    module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], bounds: Bounds, *, finite: bool
-) -> tuple[torch.export.ExportedProgram, Bounds]:
-    """Export, first with all that the code does with numbers that are not finite."""
-    fixed: list[Step] = []
-    answers = FiniteAnswers(finite=finite)
-    try:
-        with noting_fixed_sizes(fixed), answers:
-            return _within_bounds(module, example, specs, bounds)
-    except DeploykitError:
-        # Raised by our own code around the module, with a text that says what to do.
-        raise
-    except Exception as error:
-        if not answers.asked or finite:
-            raise ExportError(explain(error, module, specs, example, fixed)) from error
-    return _traced(module, example, specs, bounds, finite=True)
+    module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], bounds: Bounds
+) -> tuple[torch.export.ExportedProgram, Bounds, list[str]]:
+    """Export with all that the code does to mend numbers that are not finite, and without the checks that refuse them.
+
+    The notes tell of the checks.
+    """
+    refusals: dict[int, str] = {}
+    while True:
+        fixed: list[Step] = []
+        answers = FiniteAnswers(finite=False, refusals=refusals)
+        try:
+            with noting_fixed_sizes(fixed):
+                program, found = _within_bounds(module, example, specs, bounds, answers)
+            if len(answers.questions) > len(refusals):
+                _check_mends(module, example, specs, found, answers, refusals)
+            return program, found, list(dict.fromkeys(refusals.values()))
+        except UnmendedError as error:
+            raise ExportError(f"{place(error.steps, module)}{error}{_MEND}") from error
+        except DeploykitError:
+            # Raised by our own code around the module, with a text that says what to do.
+            raise
+        except Exception as error:
+            refusal = answers.refusal(error)
+            if refusal is None:
+                raise ExportError(explain(error, module, specs, example, fixed)) from error
+            refusals[refusal] = f"{place(answers.questions[refusal], module)}{_LEFT_OUT}"
+
+
+def _check_mends(
+    module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], bounds: Bounds, asked: FiniteAnswers,
+    refusals: Collection[int],
+) -> None:  # fmt: skip
+    """Refuse code that does more than mend where numbers are not finite.
+
+    Raises:
+        UnmendedError: without the mends it is not what the module does with finite numbers.
+    """
+    whole = FiniteAnswers(finite=True)
+    wanted, _ = _within_bounds(module, example, specs, bounds, whole)
+    left = FiniteAnswers(finite=False, refusals=refusals, leave=True)
+    found, _ = _within_bounds(module, example, specs, bounds, left)
+    numbers = {len(answers.questions) for answers in (asked, whole, left)}
+    if len(numbers) > 1 or not same_programs(wanted, found):
+        raise UnmendedError(next(steps for number, steps in enumerate(asked.questions) if number not in refusals))
 
 
 def _within_bounds(
-    module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], known: Bounds
+    module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], known: Bounds, answers: FiniteAnswers
 ) -> tuple[torch.export.ExportedProgram, Bounds]:
     """Export, and again where the code holds for a range of sizes only, as a table of positions does.
 
@@ -119,7 +156,7 @@ def _within_bounds(
     bounds, look_at_ones = known, True
     while True:
         try:
-            return _export(module, example, specs, bounds, look_at_ones), bounds
+            return _export(module, example, specs, bounds, look_at_ones, answers), bounds
         except UserError as error:
             found = {**bounds, **_bounds(str(error))}
             if found == bounds and not look_at_ones:
@@ -129,8 +166,9 @@ def _within_bounds(
 
 
 def _export(
-    module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], bounds: Bounds, look_at_ones: bool
-) -> torch.export.ExportedProgram:
+    module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], bounds: Bounds, look_at_ones: bool,
+    answers: FiniteAnswers,
+) -> torch.export.ExportedProgram:  # fmt: skip
     names = dict.fromkeys(size for spec in specs for size in spec.shape if isinstance(size, str))
     # Two is what torch assumes in any case, without saying so.
     least = {} if look_at_ones else {"min": 2}
@@ -139,7 +177,7 @@ def _export(
         {axis: dimensions[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in specs
     )
     ones = cast(Any, symbolic_config).patch(backed_size_oblivious=not look_at_ones)
-    with quiet(), _silent(), dynamic_steps(), padded_sequences(), plainly(), ones, torch.no_grad():
+    with quiet(), _silent(), dynamic_steps(), padded_sequences(), plainly(), ones, answers, torch.no_grad():
         return torch.export.export(module, tuple(example), dynamic_shapes={"tensors": shapes}, strict=False)
 
 

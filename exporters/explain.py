@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deploykit.tensors import TensorSpec
 from exporters.fixed import Step
 
-__all__ = ["NO_FUNCTORCH", "explain"]
+__all__ = ["NO_FUNCTORCH", "explain", "place"]
 
 NO_FUNCTORCH = (
     "torch.vmap and torch.func cannot be exported; write the operations with the batch dimension in the tensors"
@@ -50,7 +50,7 @@ def explain(
     text = _named_sizes(str(error).strip(), specs)
     head = text.splitlines()[0] if text else type(error).__name__
     kind = type(error).__name__
-    where = _place(_frames(error), module)
+    where = place(_frames(error), module)
     if any(Path(frame.f_code.co_filename).as_posix().endswith(_FUNCTORCH) for frame, _ in _frames(error)):
         return f"{where}{NO_FUNCTORCH}"
     if "DataDependent" in kind or "data-dependent" in text:
@@ -60,7 +60,7 @@ def explain(
         )
     if "specialized" in text or "ConstraintViolation" in kind or "Constraints violated" in text:
         dynamic = dict.fromkeys(size for spec in specs for size in spec.shape if isinstance(size, str))
-        where = where or _place(fixed, module)
+        where = where or place(fixed, module)
         return (
             f"{where}the module fixes a dimension that was declared dynamic ({', '.join(dynamic)}): "
             f"{_condition(text)}; "
@@ -164,7 +164,7 @@ def _condition(text: str) -> str:
     return next((line.strip(" -") for line in text.splitlines() if "specialized" in line), text.splitlines()[0])
 
 
-def _place(steps: Iterable[Step], module: nn.Module) -> str:
+def place(steps: Iterable[Step], module: nn.Module) -> str:
     """The innermost of the user's modules whose code was running, with the line; empty where none was."""
     names = {id(child): name for name, child in module.named_modules() if child is not module}
     found = ""

@@ -9,7 +9,7 @@ from unittest import mock
 
 from torch.fx.experimental.sym_node import SymNode
 
-__all__ = ["Step", "noting_fixed_sizes"]
+__all__ = ["Step", "noting_fixed_sizes", "steps_to"]
 
 Step = tuple[FrameType, int]
 """A frame and the line that it runs."""
@@ -22,7 +22,7 @@ def noting_fixed_sizes(places: list[Step]) -> Iterator[None]:
 
     def noting(self: SymNode, file: str, line: int) -> int:
         if not places and self.expr.free_symbols:
-            places.extend(_frames(sys._getframe(1)))
+            places.extend(steps_to(sys._getframe(1)))
         found: int = original(self, file, line)
         return found
 
@@ -30,7 +30,8 @@ def noting_fixed_sizes(places: list[Step]) -> Iterator[None]:
         yield
 
 
-def _frames(frame: FrameType | None) -> list[Step]:
+def steps_to(frame: FrameType | None) -> list[Step]:
+    """The frames that run, with their lines, outermost first."""
     found = []
     while frame is not None:
         found.append((frame, frame.f_lineno))

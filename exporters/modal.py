@@ -82,7 +82,7 @@ class ModalCapture:
         simplify(captured.module)
         draws = find_draws(captured.graph)
         refuse_unsupported(draws)
-        return Seen(captured=captured, draws=draws, training=training)
+        return Seen(captured=captured, draws=draws, training=training, notes=tuple(captured.notes))
 
     def _check_calls(self, training: Training) -> None:
         """Refuse what shows in eager calls, in which the module also makes what it keeps, as a table of positions."""
@@ -124,7 +124,7 @@ class ModalCapture:
             makers = makers_of_noise(again.draws, owners)
             apart = bool(makers) and rows_apart(again.captured, self.example)
             if apart and self._off_equals(again, only(makers)):
-                return replace(again, notes=(_made_in_training(makers),))
+                return replace(again, notes=(*again.notes, _made_in_training(makers)))
         raise ExportError(
             f"{type(self.entry.module).__name__}: training mode changes more than the dropouts "
             f"({', '.join(sorted(owners))}): even with every mask switched off, its outputs are not those of "

@@ -96,7 +96,8 @@ def _prepared(found: ModalCapture, inputs: ModelInputs, example: Sequence[Tensor
     refuse_state(seen.captured)
     shapes, entry = found.shapes(), found.entry
     if not seen.draws:
-        return _deterministic(entry, seen.captured, shapes, seen.training, inputs.batch_name, options.tasks)
+        subject = _deterministic(entry, seen.captured, shapes, seen.training, inputs.batch_name, options.tasks)
+        return replace(subject, notes=seen.notes)
     refuse_own_seed(found.random_calls(seen.training))
     plan = plan_monte_carlo(seen.captured, seen.draws, inputs.batch_name, example)
     subject = _monte_carlo(entry, plan, shapes, inputs, example, seen.training, options)

@@ -37,7 +37,7 @@ def clamp(x: Tensor) -> Tensor:
 
 
 def fill(x: Tensor) -> Tensor:
-    if torch.isnan(x).any() or torch.any(torch.isinf(x)):
+    if torch.isnan(x).any() | torch.any(torch.isinf(x)):
         x = torch.nan_to_num(x, nan=0.5, posinf=2.0, neginf=-2.0)
     return x
 
@@ -87,7 +87,149 @@ def test_numbers_are_mended_as_the_module_does(mend: Callable[[Tensor], Tensor],
 @pytest.mark.parametrize("mend", [refuse, insist])
 @pytest.mark.parametrize("draws", [None, 3])
 def test_a_check_that_refuses_is_left_out(mend: Callable[[Tensor], Tensor], draws: int | None, tmp_path: Path) -> None:
-    export_module(Careful(mend, always=True), tmp_path / "a", inputs=["x:float32[batch,6]"], mc_draws=draws)
+    module = Careful(mend, always=True)
+    result = export_module(module, tmp_path / "a", inputs=["x:float32[batch,6]"], mc_draws=draws)
+    notes = [note for note in result.notes if "left out" in note]
+    # In training mode the module asks at two lines.
+    assert len(notes) == (1 if draws is None else 2)
+    assert all("test_finiteness.py" in note and "not finite" in note for note in notes)
+
+
+def test_of_a_check_and_a_mend_the_mend_is_kept(tmp_path: Path) -> None:
+    def both(x: Tensor) -> Tensor:
+        return refuse(fill_in_place(insist_on_width(x)))
+
+    result = export_module(Careful(both, always=True).eval(), tmp_path / "a", inputs=["x:float32[batch,6]"])
+    x = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+    x[1, 2] = np.nan
+    for client in clients(result.path, names_of(result)).values():
+        assert np.isfinite(client({"x": x})["output"]).all()
+
+
+def insist_on_width(x: Tensor) -> Tensor:
+    assert not torch.isinf(x).any()
+    return x
+
+
+def fill_in_place(x: Tensor) -> Tensor:
+    x = x.clone()
+    bad = torch.isnan(x)
+    if bad.any():
+        x[bad] = 0.5
+    return x
+
+
+def fill_by_rows(x: Tensor) -> Tensor:
+    if torch.isnan(x).any():
+        x = x.clone()
+        for row, column in torch.isnan(x).nonzero():
+            x[row, column] = 0.5
+    return x
+
+
+def narrow(x: Tensor) -> Tensor:
+    return torch.nan_to_num(x).clamp(-10, 10) if not torch.isfinite(x).all() else x
+
+
+def narrow_by_one_clamp(x: Tensor) -> Tensor:
+    return x.clamp(-1e6, 1e6) if torch.isinf(x).any() else x
+
+
+def joined_in_place(x: Tensor) -> Tensor:
+    bad = torch.isnan(x)
+    bad |= x.abs() > 20
+    return torch.nan_to_num(x) * 0 if bad.any() else x
+
+
+def joined_by_out(x: Tensor) -> Tensor:
+    bad = torch.isnan(x)
+    torch.logical_or(bad, x > 20, out=bad)
+    return torch.where(bad, 0.0, x) if bad.any() else x
+
+
+def set_item(x: Tensor) -> Tensor:
+    bad = torch.isnan(x)
+    bad[0, 0] = True
+    return torch.where(bad, 0.0, x) if bad.any() else x
+
+
+def written_through_a_view(x: Tensor) -> Tensor:
+    bad = torch.isnan(x)
+    bad.view(-1).logical_not_()
+    return torch.where(bad, 0.0, x) if bad.any() else x
+
+
+def subject_written(x: Tensor) -> Tensor:
+    x = x.clone()
+    bad = ~torch.isfinite(x)
+    x.mul_(1e30)
+    return torch.nan_to_num(x) if bad.any() else x
+
+
+def subject_written_through_data(x: Tensor) -> Tensor:
+    x = x.clone()
+    bad = ~torch.isfinite(x)
+    x.data.mul_(1e30)
+    return torch.nan_to_num(x) if bad.any() else x
+
+
+def more_than_asked_for(x: Tensor) -> Tensor:
+    return torch.nan_to_num(x) if torch.isnan(x).any() else x
+
+
+def another(x: Tensor) -> Tensor:
+    y = x / 3
+    return torch.nan_to_num(y) if not torch.isfinite(x).all() else y
+
+
+def otherwise(x: Tensor) -> Tensor:
+    if torch.isinf(x).any():
+        return torch.nan_to_num(x, nan=torch.nan)
+    return x + 3 if torch.isnan(x).any() else x
+
+
+def fill_by_or(x: Tensor) -> Tensor:
+    return torch.nan_to_num(x) if torch.isnan(x).any() or torch.isinf(x).any() else x
+
+
+def other_constant(x: Tensor) -> Tensor:
+    return torch.nan_to_num(x) + torch.tensor([1.0]) if not torch.isfinite(x).all() else x + torch.tensor([2.0])
+
+
+def other_scale(x: Tensor) -> Tensor:
+    return torch.nan_to_num(x) * 2 if not torch.isfinite(x).all() else x
+
+
+def two_answers(x: Tensor) -> Tensor:
+    nan, infinite = bool(torch.isnan(x).any()), bool(torch.isinf(x).any())
+    return x * 2 if nan != infinite else x
+
+
+def again_and_again(x: Tensor) -> Tensor:
+    while not torch.isfinite(x).all():
+        x = x * 0.5
+    return x
+
+
+def mended_again_and_again(x: Tensor) -> Tensor:
+    while not torch.isfinite(x).all():
+        x = torch.nan_to_num(x)
+    return x
+
+
+@pytest.mark.parametrize(
+    "mend",
+    [
+        fill_by_rows, narrow, narrow_by_one_clamp, joined_in_place, joined_by_out, set_item,
+        written_through_a_view, subject_written, subject_written_through_data, more_than_asked_for, another,
+        otherwise, fill_by_or, other_constant, other_scale, two_answers, again_and_again,
+        mended_again_and_again,
+    ],
+)  # fmt: skip
+def test_what_is_no_mend_of_what_was_asked_for_is_refused(mend: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"test_finiteness\.py"):
+        export_module(Careful(mend, always=True), tmp_path / "a", inputs=["x:float32[batch,6]"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_would_change_finite_numbers_too_is_refused(tmp_path: Path) -> None:
