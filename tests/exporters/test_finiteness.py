@@ -237,3 +237,27 @@ def test_what_would_change_finite_numbers_too_is_refused(tmp_path: Path) -> None
     with pytest.raises(ExportError):
         export_module(module, tmp_path / "a", inputs=["x:float32[batch,6]"], mc_draws=3)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e8, 1e30])
+def test_large_finite_numbers_are_left_alone_and_each_layer_mends_its_own(scale: float, tmp_path: Path) -> None:
+    class Layers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 3)
+            self.register_buffer("means", torch.arange(6.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.isnan(x).any():
+                x = torch.where(torch.isnan(x), self.means, x)
+            return self.second(clamp(self.first(x)))
+
+    module = Layers().eval()
+    result = export_module(module, tmp_path / "a", inputs=["x:float32[batch,6]"])
+    x = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32) * np.float32(scale)
+    x[2, 1] = np.nan
+    wanted = module(torch.from_numpy(x)).detach().numpy()
+    assert np.isfinite(wanted).all()
+    for client in clients(result.path, names_of(result)).values():
+        error = np.abs(client({"x": x})["output"] - wanted) / np.abs(wanted).max()
+        assert error.max() < 1e-5
