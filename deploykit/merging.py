@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from deploykit.datachange import data_change
 from deploykit.errors import IncompleteRunError, RunError, UsageError
 from deploykit.feed import writing
 from deploykit.files import appears_whole
@@ -90,6 +91,8 @@ def _counted(batches: Iterator[Batch], tally: Tally) -> Iterator[Batch]:
 
 
 def _left_out(directory: RunDirectory, state: State, shards: Sequence[Shard]) -> Iterator[str]:
+    if change := data_change(directory.path):
+        yield f"{change}; {directory.to_resume()}"
     present = {shard.index for shard in shards}
     missing = [shard for shard in directory.job.plan.shards() if shard.index not in present]
     if missing:

@@ -7,6 +7,7 @@
     commits/part-000012.json      written last; without it the part does not count
     predictions_0.npy             one file per rank (write interval epoch or batch_and_epoch), see epoch.py
     commits/rank-0000.json        the same for the files of a rank
+    data-changed.json             the data was changed while it was read, so that nothing here counts, see datachange.py
     spool/                        the rows of data that comes but once, see sources/spool.py
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.commit import Commit, Digests, part_name
+from deploykit.datachange import ANEW, data_change
 from deploykit.errors import RunError
 from deploykit.feed import Feed, writing
 from deploykit.files import TEMPORARY_PREFIX, appears_whole, discard, write_json, write_json_once
@@ -56,11 +58,13 @@ class RunDirectory:
         What an interrupted process left half-written is removed.
 
         Raises:
-            RunError: the directory holds something else, or another job; the message names what differs.
+            RunError: the directory holds something else, or another job, and the message names what differs; or its
+                data was changed while it was read.
         """
         path = local_path(path)
         if (path / RUN_NAME).exists():
             directory = cls.open(path)
+            _refuse_changed_data(path)
             refuse_other_job(path, directory.job, job)
         else:
             refuse_foreign(path)
@@ -80,7 +84,8 @@ class RunDirectory:
         the batch size, it is the same job with any batch size, and that of the first counts.
 
         Raises:
-            RunError: the directory holds something else, or another job; the message names what differs.
+            RunError: the directory holds something else, or another job, and the message names what differs; or its
+                data was changed while it was read.
         """
         path = local_path(path)
         if not (path / RUN_NAME).exists():
@@ -88,6 +93,7 @@ class RunDirectory:
         with writing(path):
             cls(path, job)._set_up()
         directory = cls.open(path)
+        _refuse_changed_data(path)
         asked = job if cut is None else replace(job, plan=cut(directory.job.plan.batch_size))
         refuse_other_job(path, directory.job, asked)
         return directory
@@ -116,8 +122,8 @@ class RunDirectory:
         return cls(path, Job.from_json(data))
 
     def to_resume(self) -> str:
-        """What a person does to take the job up again, in the place where the directory is now."""
-        return self.job.to_resume(self.path)
+        """What a person does to take the job up again, in the place where the directory is now; or instead of that."""
+        return ANEW if data_change(self.path) else self.job.to_resume(self.path)
 
     def state(
         self,
@@ -234,6 +240,11 @@ def refuse_foreign(path: Path) -> None:
             f"run directory {path}: is not empty and holds no {RUN_NAME}; name a new or empty directory, "
             "or one that deploykit run made"
         )
+
+
+def _refuse_changed_data(path: Path) -> None:
+    if change := data_change(path):
+        raise RunError(f"run directory {path}: {change}; {ANEW}")
 
 
 def _is_early(entry: Path) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.commit import Commit, RankCommit
+from deploykit.datachange import data_change
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.plan import Shard, describe_ranges, merge_ranges, remaining
 from deploykit.rundir import RunDirectory
@@ -36,6 +37,7 @@ class RunCheck:
         duplicates: rows that more than one file of the ranks holds.
         damaged: one text per commit or file that is not what it should be.
         pending: what is left to do although no row is missing.
+        data_change: what is known of data that was changed while it was read; then no row counts.
         notes: what was not checked, and why.
         to_resume: how the run is taken up again.
     """
@@ -49,15 +51,18 @@ class RunCheck:
     notes: tuple[str, ...]
     failed: Mapping[int, str] = field(default_factory=dict)
     to_resume: str = ""
+    data_change: str = ""
 
     @property
     def ok(self) -> bool:
         """Whether the run is complete and sound."""
-        return not (self.missing or self.duplicates or self.damaged or self.pending)
+        return not (self.missing or self.duplicates or self.damaged or self.pending or self.data_change)
 
     def problems(self) -> list[str]:
         """One text per kind of problem."""
-        texts = [f"missing: {describe_ranges(self.missing)}"] if self.missing else []
+        texts = [self.data_change] if self.data_change else []
+        if self.missing:
+            texts.append(f"missing: {describe_ranges(self.missing)}")
         if self.duplicates:
             texts.append(f"more than once: {describe_ranges(self.duplicates)}")
         return [*texts, *(f"damaged: {text}" for text in self.damaged), *self.pending]
@@ -68,12 +73,14 @@ def verify_run(path: str | Path, *, progress: Told | None = None) -> RunCheck:
 
     Raises:
         IncompleteRunError: rows are missing, or the last step was not reached; running again completes it.
-        RunError: no run directory, or rows that are there more than once, or files that hold other rows.
+        RunError: no run directory, or rows that are there more than once, or files that hold other rows, or data that
+            was changed while it was read.
     """
     check = check_run(path, progress=progress)
     if not check.ok:
-        kind = IncompleteRunError if check.missing or check.pending else RunError
-        again = kind is IncompleteRunError or bool(check.duplicates)
+        incomplete = bool(check.missing or check.pending) and not check.data_change
+        kind = IncompleteRunError if incomplete else RunError
+        again = incomplete or bool(check.duplicates or check.data_change)
         advice = check.to_resume if again else "run again into a new directory"
         raise kind(
             f"run directory {path}: {check.committed_rows} of {check.rows} rows are there; "
@@ -110,6 +117,7 @@ def check_run(path: str | Path, *, progress: Told | None = None) -> RunCheck:
         notes=contents.notes,
         failed=failed,
         to_resume=directory.to_resume(),
+        data_change=data_change(directory.path),
     )
 
 

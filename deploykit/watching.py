@@ -6,6 +6,7 @@ from pathlib import Path
 from time import time
 from typing import Any, Literal
 
+from deploykit.datachange import CHANGED_NAME, data_change
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.paths import require_place
 from deploykit.rundir import LOCK_NAME, RUN_NAME, SPOOL_NAME, RunDirectory
@@ -52,7 +53,7 @@ class RunStatus:
     Attributes:
         state: ``not started``, ``drawing`` (data that comes but once is gone through, before the number of its rows is
             known), ``running``, ``interrupted`` (killed or stopped, or a rank died), ``failed`` (the last
-            call ended with another ``error``) or ``finished``.
+            call ended with another ``error``, or the data was changed while it was read) or ``finished``.
         rows: rows of the job.
         drawn_rows: rows that had come when the last sign was given, where the job has not begun.
         done_rows: rows in committed parts, those that failed included.
@@ -103,7 +104,7 @@ def run_status(path: str | Path) -> RunStatus:
 
 def _is_small(name: str) -> bool:
     """Whether a file of a run says how far it is; of the others the size is enough."""
-    return name.startswith(("commits/", f"{STATUS_NAME}/")) or name == RUN_NAME
+    return name.startswith(("commits/", f"{STATUS_NAME}/")) or name in (RUN_NAME, CHANGED_NAME)
 
 
 def _status(path: Path) -> RunStatus:
@@ -117,7 +118,10 @@ def _status(path: Path) -> RunStatus:
     missing = state.missing(plan, from_parts=False)
     left = sum(shard.rows for shard in missing)
     condition = _condition(call, signs, finished=not missing and not _pending(directory, state), now=now)
-    running = condition == "running"
+    running, change = condition == "running", data_change(path)
+    error = call.error or None if call is not None and condition in {"failed", "interrupted"} else None
+    if change and not running:
+        condition, error = "failed", f"{change}; {directory.to_resume()}"
     rate = sum(sign.rows_per_s for sign in signs if sign.state == "working") if running else 0.0
     return RunStatus(
         path=str(path),
@@ -132,7 +136,7 @@ def _status(path: Path) -> RunStatus:
         ranks=tuple(_rank(sign, now, running=running) for sign in signs),
         damage=state.damage,
         to_resume=directory.to_resume(),
-        error=call.error or None if call is not None and condition in {"failed", "interrupted"} else None,
+        error=error,
     )
 
 

@@ -1,19 +1,27 @@
 """Data that is not, at the end of a run, what it was at the beginning."""
 
+from pathlib import Path
+
+from deploykit.datachange import ANEW, data_change, mark_data_change
 from deploykit.sources import Source
 
-__all__ = ["note_changed"]
+__all__ = ["look_for_change"]
 
 
-def note_changed(source: Source, name: str, notes: list[str]) -> str:
-    """What to say where the data ``name`` was written to since it was opened, which is noted, too; else nothing."""
+def look_for_change(source: Source, name: str, run: Path) -> str:
+    """What to say where the data ``name`` was written to since it was opened; the run directory is marked then.
+
+    Nothing where it is as it was. What another process has marked is said, too.
+
+    Raises:
+        RunError: the mark cannot be read or written.
+    """
+    change = data_change(run)
     is_unchanged = getattr(source, "is_unchanged", None)
-    if is_unchanged is None or is_unchanged():
-        return ""
-    text = (
-        f"data {name}: was written to, replaced or removed while it was read, so that predictions may be those of "
-        "other rows than it has now, or had at the beginning; leave it as it is during a run, and predict it again "
-        "into a new directory"
-    )
-    notes.append(text)
-    return text
+    if not change and is_unchanged is not None and not is_unchanged():
+        change = (
+            f"data {name}: was written to, replaced or removed while it was read, so that predictions may be those of "
+            "other rows than it has now, or had at the beginning"
+        )
+        mark_data_change(run, change)
+    return change and f"{change}; leave it as it is during a run, and {ANEW}"

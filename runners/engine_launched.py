@@ -16,12 +16,13 @@ from time import monotonic
 
 from deploykit.commit import Commit
 from deploykit.devices import Device, available_cores, parse_devices
-from deploykit.errors import DeviceError, IncompleteRunError, UsageError
+from deploykit.errors import DataError, DeviceError, IncompleteRunError, UsageError
 from deploykit.plan import Shard, describe_ranges
 from deploykit.rundir import RunDirectory
 from deploykit.signs import forget_call
 from runners.assignment import Assignment
 from runners.base import Runner
+from runners.changed import look_for_change
 from runners.claims import Claims, counted, share
 from runners.engine import Engine
 from runners.engine_local import run_here
@@ -101,7 +102,10 @@ class LaunchedEngine(Engine):
             forget_call(out)
             assignment = self._assignment(setting, directory)
             claims = Claims(self._numbers(assignment, len(directory.job.plan)), directory)
-            meter = self._compute(setting, directory, assignment, claims, stop, progress)
+            try:
+                meter = self._compute(setting, directory, assignment, claims, stop, progress)
+            finally:
+                changed = look_for_change(setting.source, setting.job.data_source, directory.path)
             Measured(
                 run=self.launch.run,
                 world_size=self.launch.world_size,
@@ -112,11 +116,13 @@ class LaunchedEngine(Engine):
             ).save(out)
             missing = directory.missing(check_digests=False)
             if stop.signal is not None:
-                raise self._stopped(setting, directory, missing, stop.signal)
-            if missing:
-                notes.append(self._text(setting, directory, missing))
-            elif claims.taken or self.launch.rank == 0:
+                raise self._stopped(directory, missing, stop.signal, changed or self._advice(setting))
+            if missing and not changed:
+                notes.append(self._text(directory, missing, self._advice(setting)))
+            elif not missing and (claims.taken or self.launch.rank == 0):
                 finish_together(setting, directory, self.launch, worked=bool(claims.taken), notes=notes)
+            if changed:
+                raise DataError(changed)
         return Computed(
             rows=meter.rows,
             draws_per_row=meter.draws_used / meter.rows if meter.draws_used else None,
@@ -179,20 +185,20 @@ class LaunchedEngine(Engine):
         return outcome.meters[assignment.rank]
 
     def _stopped(
-        self, setting: Setting, directory: RunDirectory, missing: Sequence[Shard], number: int
+        self, directory: RunDirectory, missing: Sequence[Shard], number: int, advice: str
     ) -> IncompleteRunError:
         why = f"stopped by {signal.Signals(number).name}"
-        error = IncompleteRunError(f"run directory {directory.path}: {why}\n{self._text(setting, directory, missing)}")
+        error = IncompleteRunError(f"run directory {directory.path}: {why}\n{self._text(directory, missing, advice)}")
         error.exit_code = 128 + number
         return error
 
-    def _text(self, setting: Setting, directory: RunDirectory, missing: Sequence[Shard]) -> str:
+    def _advice(self, setting: Setting) -> str:
+        return f"If no other rank is at work on these, {self.launch.to_resume(setting.job.command)}"
+
+    def _text(self, directory: RunDirectory, missing: Sequence[Shard], advice: str) -> str:
         total = len(directory.job.plan)
         ranges = describe_ranges((shard.start, shard.stop) for shard in missing) or "nothing"
-        return (
-            f"{self.launch} ends; {total - len(missing)} of {total} parts are there and count; missing: {ranges}. "
-            f"If no other rank is at work on these, {self.launch.to_resume(setting.job.command)}"
-        )
+        return f"{self.launch} ends; {total - len(missing)} of {total} parts are there; missing: {ranges}. {advice}"
 
 
 class TorchrunEngine(LaunchedEngine):

@@ -22,7 +22,7 @@ from deploykit.stores import naming, renamed
 from deploykit.tally import Tally
 from runners.assignment import Assignment
 from runners.base import Runner
-from runners.changed import note_changed
+from runners.changed import look_for_change
 from runners.dataindex import save_index
 from runners.environment import environment
 from runners.lock import locked
@@ -41,7 +41,6 @@ __all__ = [
     "drive",
     "execute",
     "finish_files",
-    "list_failed",
 ]
 
 ProgressChoice = ProgressMode | Callable[[int, int], None]
@@ -148,25 +147,29 @@ def execute(
     stop = StopRequest()
     assignments = _assignments(setting, directory, len(shards))
     _note_idle_cores(setting, assignments, notes)
-    outcome = _run(setting, directory, assignments, shards, lock, stop, progress, place)
-    notes.extend((*outcome.notes, *outcome.deaths, *halving_notes(assignments, outcome.meters)))
-    missing = directory.missing(check_digests=False)
-    directory.clean()  # What a rank left that died; every rank has ended.
-    if not missing:
-        finish_files(setting, directory, inherit=[lock], notes=notes)
-    changed = note_changed(setting.source, setting.job.data_source, notes)
+    try:
+        outcome = _run(setting, directory, assignments, shards, lock, stop, progress, place)
+        notes.extend((*outcome.notes, *outcome.deaths, *halving_notes(assignments, outcome.meters)))
+        missing = directory.missing(check_digests=False)
+        directory.clean()  # What a rank left that died; every rank has ended.
+        if not missing:
+            finish_files(setting, directory, inherit=[lock], notes=notes)
+    finally:  # Whatever ended it: the data may be put back, and then no resume would notice.
+        changed = look_for_change(setting.source, setting.job.data_source, directory.path)
+    notes.extend(filter(None, [changed]))
     figures = Figures(
         seconds=monotonic() - setting.began_s,
         skipped_shards=len(directory.job.plan) - len(shards),
-        complete=not missing,
-        failed_rows=list_failed(directory),
+        complete=not (missing or changed),
+        failed_rows=write_failed(directory),
         notes=[renamed(note, setting.place, directory.path) for note in notes],
     )
     where = environment(setting.runner.runtime, setting.runner.check_installed())
     report = make_report(directory, assignments, outcome.meters, figures, where)
     write_report(directory, report)
     if missing:
-        raise _incomplete(setting, directory, missing, outcome, stop)
+        advice = changed or f"To resume, give the same command again: {setting.job.command}"
+        raise _incomplete(directory, missing, outcome, stop, advice)
     if changed:
         raise DataError(changed)
     used = report["draws_used"]
@@ -193,11 +196,6 @@ def finish_files(setting: Setting, directory: RunDirectory, *, inherit: Sequence
         text = "while the writer was called; every row is there, and its calls are made again from the first"
         with stoppable(directory.path, lambda: f"{text}; {directory.to_resume()}"):
             notes.append(_deliver(setting, directory, inherit))
-
-
-def list_failed(directory: RunDirectory) -> int:
-    """Write the list of the rows that failed, where the job leaves them out; how many they are."""
-    return write_failed(directory) if directory.job.on_error == "skip" else 0
 
 
 def _deliver(setting: Setting, directory: RunDirectory, inherit: Sequence[int]) -> str:
@@ -282,17 +280,15 @@ def _note_idle_cores(setting: Setting, assignments: Sequence[Assignment], notes:
 
 
 def _incomplete(
-    setting: Setting, directory: RunDirectory, missing: Sequence[Shard], outcome: Outcome, stop: StopRequest
+    directory: RunDirectory, missing: Sequence[Shard], outcome: Outcome, stop: StopRequest, advice: str
 ) -> IncompleteRunError:
     ranges = describe_ranges((shard.start, shard.stop) for shard in missing)
-    here = len(directory.job.plan) - len(missing)
-    why = "; ".join(outcome.deaths)
+    here, why = len(directory.job.plan) - len(missing), "; ".join(outcome.deaths)
     if stop.signal is not None:
         why = f"stopped by {signal.Signals(stop.signal).name}"
     error = IncompleteRunError(
         f"run directory {directory.path}: {why}\n"
-        f"{here} of {len(directory.job.plan)} parts are there and count; missing: {ranges}. "
-        f"To resume, give the same command again: {setting.job.command}"
+        f"{here} of {len(directory.job.plan)} parts are there; missing: {ranges}. {advice}"
     )
     if stop.signal is not None:
         error.exit_code = 128 + stop.signal

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from deploykit.epoch import is_finished
 from deploykit.errors import DataError
+from deploykit.failed import write_failed
 from deploykit.rundir import RunDirectory
-from runners.changed import note_changed
+from runners.changed import look_for_change
 from runners.environment import environment
-from runners.execute import Setting, finish_files, list_failed
+from runners.execute import Setting, finish_files
 from runners.launch import Launch
 from runners.lock import finishing
 from runners.measured import Measured, load_measured
@@ -38,8 +39,9 @@ def finish_together(
             return
         directory.clean()
         finish_files(setting, directory, inherit=(), notes=notes)
-        changed = note_changed(setting.source, setting.job.data_source, notes)
-        _report(setting, directory, launch, notes)
+        changed = look_for_change(setting.source, setting.job.data_source, directory.path)
+        notes.extend(filter(None, [changed]))
+        _report(setting, directory, launch, notes, complete=not changed)
         discard_spool(setting.source)
     if changed:
         raise DataError(changed)
@@ -54,14 +56,14 @@ def _is_reported(directory: RunDirectory) -> bool:
     return bool(report.get("complete"))
 
 
-def _report(setting: Setting, directory: RunDirectory, launch: Launch, notes: Sequence[str]) -> None:
+def _report(setting: Setting, directory: RunDirectory, launch: Launch, notes: Sequence[str], *, complete: bool) -> None:
     found = load_measured(directory.path, launch)
     figures = Figures(
         # A clock that was set back meanwhile must not give a negative time.
         seconds=max(time.time() - min(each.began for each in found), time.monotonic() - setting.began_s),
         skipped_shards=len(directory.job.plan) - sum(each.shards for each in found),
-        complete=True,
-        failed_rows=list_failed(directory),
+        complete=complete,
+        failed_rows=write_failed(directory),
         notes=[*notes, *_absent(found, launch)],
     )
     assignments = [each.assignment for each in found]

@@ -1,0 +1,140 @@
+"""Data that is changed during a run and put back: the run stays marked, because nothing else tells what was read."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import deploykit
+from deploykit.datachange import CHANGED_NAME
+from deploykit.errors import DataError, DeviceError, IncompleteRunError, RunError
+from deploykit.merging import merge_run
+from deploykit.stores import Store
+from deploykit.verify_run import check_run
+from tests import handmade
+
+ROWS = 64
+SIZE: dict[str, Any] = {"batch_size": 4, "shard_rows": 4}
+
+Progress = Callable[[int, int], None]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    np.save(tmp_path / "rows.npy", handmade.random_inputs("plain", ROWS)["x"])
+    return tmp_path / "rows.npy"
+
+
+@pytest.fixture
+def artifact(artifact_paths: dict[str, Path]) -> Path:
+    return artifact_paths["plain"]
+
+
+def former(rows: Path) -> Path:
+    return rows.with_name("former.npy")
+
+
+def swap(rows: Path) -> None:
+    """Another file in the place of the rows, as large and of the same sample."""
+    shutil.copy(rows, rows.with_name("other.npy"))
+    rows.rename(former(rows))
+    rows.with_name("other.npy").rename(rows)
+
+
+def swapping(rows: Path, also: Callable[[], object] = lambda: None) -> Progress:
+    """What a run calls as it goes on: it swaps the rows once, and does that ``also``."""
+
+    def told(done: int, total: int) -> None:
+        if done < total and not former(rows).exists():
+            swap(rows)
+            also()
+
+    return told
+
+
+def require_marked(artifact: Path, rows: Path, out: Path, **options: Any) -> None:
+    """Also when the rows are put back, nothing takes the run for a good one."""
+    former(rows).replace(rows)
+    with pytest.raises(RunError, match=r"r: data .*rows\.npy: was written to.*; predict the data again into a new dir"):
+        deploykit.run(artifact, rows, out, **SIZE, **options)
+    with pytest.raises(RunError, match=r"was written to.*into a new directory") as found:
+        deploykit.verify(out)
+    assert "resume" not in str(found.value)
+    status = deploykit.status(out)
+    assert (status.state, status.error is not None and "was written to" in status.error) == ("failed", True)
+    assert status.to_resume == "predict the data again into a new directory"
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+def test_a_finished_run(artifact: Path, rows: Path, tmp_path: Path, devices: str) -> None:
+    out = tmp_path / "r"
+    with pytest.raises(DataError, match="was written to"):
+        deploykit.run(artifact, rows, out, **SIZE, devices=devices, progress=swapping(rows))
+    assert not json.loads((out / "report.json").read_text())["complete"]
+    require_marked(artifact, rows, out, devices=devices)
+    assert not check_run(out).missing
+    left_out: list[str] = []
+    merge_run(out, tmp_path / "merged.npz", told=left_out.append)
+    assert "was written to" in left_out[0]
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+def test_a_run_that_was_stopped(artifact: Path, rows: Path, tmp_path: Path, devices: str) -> None:
+    np.save(rows, handmade.random_inputs("plain", 64 * ROWS)["x"])  # More than is done before the signal is seen.
+    told = swapping(rows, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(IncompleteRunError, match=r"stopped by SIGTERM(.|\n)*was written to") as end:
+        deploykit.run(artifact, rows, tmp_path / "r", **SIZE, devices=devices, progress=told)
+    assert end.value.exit_code == 143
+    assert "same command" not in str(end.value)
+    require_marked(artifact, rows, tmp_path / "r", devices=devices)
+
+
+def test_a_run_that_failed(artifact: Path, rows: Path, tmp_path: Path) -> None:
+    def fail() -> None:
+        raise DeviceError("the device is gone")
+
+    with pytest.raises(DeviceError, match="gone"):
+        deploykit.run(artifact, rows, tmp_path / "r", **SIZE, progress=swapping(rows, fail))
+    require_marked(artifact, rows, tmp_path / "r")
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_rank_of_a_launcher(
+    artifact: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    """With parts missing and without."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    out = tmp_path / "r"
+    with pytest.raises(DataError, match="was written to"):
+        deploykit.run(artifact, rows, out, **SIZE, engine="array", progress=swapping(rows))
+    assert bool(check_run(out).missing) == (world_size > 1)
+    if world_size == 1:
+        assert not json.loads((out / "report.json").read_text())["complete"]
+    require_marked(artifact, rows, out, engine="array")
+
+
+def test_a_run_at_a_url(artifact: Path, rows: Path, bucket: str) -> None:
+    url = f"{bucket}/r"
+    with pytest.raises(DataError, match="was written to"):
+        deploykit.run(artifact, rows, url, **SIZE, progress=swapping(rows))
+    assert CHANGED_NAME in Store(url, "run", RunError).files()
+    former(rows).replace(rows)
+    with pytest.raises(RunError, match="was written to"):
+        deploykit.run(artifact, rows, url, **SIZE)
+    with pytest.raises(RunError, match="was written to"):
+        deploykit.verify(url)
+    assert deploykit.status(url).state == "failed"
+
+
+def test_a_mark_that_cannot_be_read_is_none_the_less_one(artifact: Path, rows: Path, tmp_path: Path) -> None:
+    deploykit.run(artifact, rows, tmp_path / "r", **SIZE)
+    (tmp_path / "r" / CHANGED_NAME).write_text("{}")
+    for ask in (deploykit.verify, deploykit.status):
+        with pytest.raises(RunError, match=r"data-changed\.json cannot be read .*into a new directory"):
+            ask(tmp_path / "r")
