@@ -22,6 +22,10 @@ RUN_NAME = "run.json"
 """What a directory of predictions holds."""
 
 _GLOB = frozenset("*?[")
+_VERSIONS = (
+    "ETag", "etag", "md5", "md5Hash", "checksum", "generation", "LastModified", "last_modified", "mtime",
+)  # fmt: skip
+"""What stores call what changes with the content, the surest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +78,10 @@ class DataFile:
             status = os.stat(self.path)  # noqa: PTH116 (a folder may have a million files)
             return status.st_size, status.st_mtime_ns
         with asking(f"data {self.name}", "looked at", DataError):
-            return int(self.filesystem.size(self.path)), str(self.filesystem.ukey(self.path))
+            info = self.filesystem.info(self.path)
+            known = next((str(info[name]) for name in _VERSIONS if info.get(name)), None)
+            # By default a ukey is made of all that is known, with the time of the last access where that is.
+            return int(info["size"]), known or str(self.filesystem.ukey(self.path))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,8 @@ __all__ = ["look_for_change"]
 def look_for_change(source: Source, name: str, run: Path) -> str:
     """What to say where the data ``name`` was written to since it was opened; the run directory is marked then.
 
-    Nothing where it is as it was. What another process has marked is said, too.
+    Nothing where it is as it was, and where it is at a URL, at which nobody looks again. What another process has
+    marked is said, too.
 
     Raises:
         RunError: the mark cannot be read or written.

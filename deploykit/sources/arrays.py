@@ -89,7 +89,7 @@ class ArraysSource:
         return self._fingerprint
 
     def is_unchanged(self) -> bool:
-        """Whether the file was not written to, or replaced, since it was opened."""
+        """Whether the file was not written to, or replaced, since it was opened; of a URL nothing is known."""
         return self._identity.holds()
 
     def close(self) -> None:

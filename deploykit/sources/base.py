@@ -27,7 +27,8 @@ class Source(Protocol):
     One that reads ahead has ``expect(ranges)``, the calls of ``read`` that come after those that it was told of before,
     and ``depth``, how many of them it reads at the same time. One that has to read many rows to give a few has
     ``rows_together``: how many at most. One whose neighbouring rows can always be read in one call has ``joins``. One
-    over files has ``is_unchanged()``: whether none of them was written to since they were opened.
+    over files has ``is_unchanged()``: whether none of them was written to since they were opened, as far as they are
+    on this machine.
 
     Attributes:
         notes: what was ignored or assumed, for people to read.
@@ -89,14 +90,17 @@ class FileIdentity:
         return self._values
 
     def holds(self) -> bool:
-        """Whether none was written to, or replaced, since the first look; a store that does not answer says nothing."""
+        """Whether none was written to, replaced or removed since the first look.
+
+        Only files of this machine are looked at: what a store says of a file may be what it said before.
+        """
+        if not all(file.is_local for file in self._files):
+            return True
         known = self.values()
         try:
             now = _versions(self._files)
         except OSError:
             return False
-        except DataError:
-            return True
         return all(known[name] == value for name, value in now.items())
 
 

@@ -76,7 +76,7 @@ class ImagesSource:
         return {"kind": "images", **content, **self._identity.values()}
 
     def is_unchanged(self) -> bool:
-        """Whether no image was written to since the fingerprint was taken."""
+        """Whether no image was written to since the fingerprint was taken; of URLs nothing is known."""
         return self._identity.holds()
 
     def close(self) -> None:

@@ -141,7 +141,7 @@ class TableSource:
         return {"kind": self._pieces.kind, **content, **self._pieces.identity.values()}
 
     def is_unchanged(self) -> bool:
-        """Whether no file was written to since its rows were counted, or since the fingerprint was taken."""
+        """Whether no file was written to since its rows were counted, or the fingerprint taken; not of URLs."""
         return self._pieces.identity.holds()
 
     def index(self) -> Any:

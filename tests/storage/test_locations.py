@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from deploykit.errors import DataError
-from deploykit.locations import find
+from deploykit.locations import DataFile, find
+from deploykit.sources.base import FileIdentity
 
 
 @pytest.fixture
@@ -93,3 +96,41 @@ def test_a_run_directory_in_the_data_is_none(folder: Path) -> None:
     assert names(folder) == ["a.npy", "sub/b.npy"]
     assert find(str(folder)).runs == (f"{folder}/predictions",)
     assert names(parts) == ["part-000000.npy"]
+
+
+class Sighted(LocalFileSystem):  # type: ignore[misc]
+    """A store that tells the time of the last access, as those of ``sftp://`` and ``smb://`` do."""
+
+    protocol = "sighted"
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        path = path.removeprefix("sighted://")
+        return {**super().info(path, **options), "time": Path(path).stat().st_atime}
+
+
+def test_a_file_at_a_url_is_the_same_after_it_was_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"abc")
+    file = DataFile(name="x", path=str(path), filesystem=Sighted(skip_instance_cache=True))
+    before = file.size_and_version()
+    written = path.stat().st_mtime
+    os.utime(path, (written + 1000, written))
+    assert file.size_and_version() == before
+    os.utime(path, (written, written + 1000))
+    assert file.size_and_version() != before
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("filesystem", [None, Sighted(skip_instance_cache=True)], ids=["here", "url"])
+def test_only_files_of_this_machine_are_looked_at_again(filesystem: Any, gone: bool, tmp_path: Path) -> None:
+    paths = [tmp_path / "a.bin", tmp_path / "b.bin"]
+    for path in paths:
+        path.write_bytes(b"abc")
+    identity = FileIdentity([DataFile(name=path.name, path=str(path), filesystem=filesystem) for path in paths])
+    identity.values()
+    assert identity.holds()
+    if gone:
+        paths[1].unlink()
+    else:
+        paths[1].write_bytes(b"abcd")
+    assert identity.holds() is (filesystem is not None)
