@@ -53,6 +53,8 @@ class ArraysSource:
     ) -> None:  # fmt: skip
         self.notes, self._what = notes, file.name
         self._arrays: dict[str, Rows] = {}
+        self._identity = FileIdentity([file])
+        identity = self._identity.values()  # Before anything of the file is believed.
         with contextlib.ExitStack() as stack:
             stack.callback(self.close)
             for key, name in names.items():
@@ -65,8 +67,7 @@ class ArraysSource:
             _check_rows(file, headers)
             check_header(file.name, inputs, {spec.name: headers[spec.name] for spec in inputs})
             described = {key: {"dtype": str(dtype), "shape": list(shape)} for key, (dtype, shape) in headers.items()}
-            self._identity = FileIdentity([file])
-            self._fingerprint = {"kind": kind, "arrays": described, **self._identity.values()}
+            self._fingerprint = {"kind": kind, "arrays": described, **identity}
             stack.pop_all()
 
     def __len__(self) -> int:

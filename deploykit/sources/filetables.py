@@ -35,11 +35,11 @@ class FileTables(abc.ABC):
         self.notes: list[str] = []
         self._opened: tuple[int, Any] | None = None
         self._columns: tuple[str, ...] | None = None
-        self.schema = self._schema_of(self._file(0))
         # Where the caller knows the rows of all files, only those that are read are opened.
         known = reading.index if _fits(reading.index, len(self.files)) else None
         if known is None:
             self.identity.values()  # What is written from now on is not counted, or counted wrongly.
+        self.schema = self._schema_of(self._file(0))
         self.index = known or self._counted(reading.told)
         self._where = [(number, inner) for number, rows in enumerate(self.index) for inner in range(len(rows))]
         self.rows = [rows for of_file in self.index for rows in of_file]

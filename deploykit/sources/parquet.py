@@ -18,6 +18,7 @@ _MOST_BYTES = 8 * CHUNK_BYTES
 _MARK = b"PAR1"
 _BORDER = re.compile(_MARK + rb"(?=PAR1)")
 _SEARCHED_BYTES = 2**20
+_SIGNATURE_BYTES = 28
 
 
 class ParquetSource(TableSource):
@@ -79,10 +80,12 @@ class _ParquetFiles(FileTables):
 def _is_signed(handle: Any, metadata: Any) -> bool:
     """Whether a signature follows the metadata, as it does where columns are encrypted and the metadata are not.
 
+    It is a nonce of 12 bytes and a tag of 16. Whatever else a writer has left there is none.
+
     Looking at such a column's metadata would end the process: pyarrow passes on what Python cannot catch.
     """
     handle.seek(handle.size() - 2 * len(_MARK))
-    return int.from_bytes(handle.read(len(_MARK)), "little") > int(metadata.serialized_size)
+    return int.from_bytes(handle.read(len(_MARK)), "little") == int(metadata.serialized_size) + _SIGNATURE_BYTES
 
 
 def _is_second(file: DataFile, metadata: Any) -> bool:

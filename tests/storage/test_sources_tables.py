@@ -17,6 +17,9 @@ from hypothesis import strategies as st
 
 from deploykit.errors import DataError, UsageError
 from deploykit.sources import KEPT, Reading, Source, open_source, parse_map
+from deploykit.sources.arrays import ArraysSource
+from deploykit.sources.arrowfile import ArrowFiles
+from deploykit.sources.parquet import _ParquetFiles
 from deploykit.tensors import TensorSpec
 
 from . import helpers
@@ -483,6 +486,55 @@ def test_encrypted_parquet_is_an_error_and_not_the_end_of_the_process(tmp_path: 
         writer.write_table(table)
     with pytest.raises(DataError, match=r"x\.parquet: (has encrypted columns|.*encrypted metadata)"):
         opened(tmp_path / "x.parquet")
+
+
+def test_parquet_with_bytes_behind_its_metadata_is_not_taken_for_encrypted(tmp_path: Path) -> None:
+    """Readers go by the metadata's own end, so that a writer may leave room there."""
+    write_parquet(tmp_path / "plain.parquet", pa.table({"x": vectors(VECTORS)}))
+    whole = (tmp_path / "plain.parquet").read_bytes()
+    length = int.from_bytes(whole[-8:-4], "little") + 5
+    (tmp_path / "x.parquet").write_bytes(whole[:-8] + bytes(5) + length.to_bytes(4, "little") + b"PAR1")
+    assert np.array_equal(opened(tmp_path / "x.parquet").read(0, ROWS)["x"], VECTORS)
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow"])
+def test_a_table_that_is_replaced_while_it_is_opened_is_noticed(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, kind = tmp_path / name, _ParquetFiles if "parquet" in name else ArrowFiles
+    schema_of = kind._schema_of
+
+    def replace(files: Any, opened: Any) -> Any:
+        schema = schema_of(files, opened)
+        BINARY[name](tmp_path / "other", pa.table({"x": vectors(VECTORS)}))
+        (tmp_path / "other").replace(place)
+        return schema
+
+    BINARY[name](place, pa.table({"x": vectors(VECTORS)}))
+    monkeypatch.setattr(kind, "_schema_of", replace)
+    source: Any = opened(place)
+    source.fingerprint()
+    assert not source.is_unchanged()
+
+
+def test_an_array_that_is_replaced_while_it_is_opened_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, begin = tmp_path / "rows.npz", ArraysSource.__init__
+
+    def late(source: ArraysSource, file: Any, kind: str, open_array: Any, *others: Any) -> None:
+        def replacing(name: str) -> Any:
+            array = open_array(name)
+            np.savez(tmp_path / "other.npz", x=VECTORS)
+            (tmp_path / "other.npz").replace(place)
+            return array
+
+        begin(source, file, kind, replacing, *others)
+
+    np.savez(place, x=VECTORS)
+    monkeypatch.setattr(ArraysSource, "__init__", late)
+    source: Any = opened(place)
+    assert not source.is_unchanged()
 
 
 def test_few_large_rows_of_parquet_are_decoded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
