@@ -5,6 +5,7 @@ pyarrow tells neither before it has read and unpacked a batch. The layout is tha
 flatbuffer), and a body whose length the metadata names.
 """
 
+import contextlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,13 +14,19 @@ from typing import IO
 __all__ = ["FILE_MAGIC", "BatchPlace", "batch_places"]
 
 FILE_MAGIC = b"ARROW1"
-_FILE_END = struct.Struct("<I6s")
+_FILE_BEGIN, _FILE_END = 8, struct.Struct("<I6s")
+_PREFIX = struct.Struct("<II")
+_BLOCK = struct.Struct("<qi4xq")
+"""Position, bytes of the metadata, bytes of the body."""
 _MARKER = 0xFFFFFFFF
+_Block = tuple[int, ...]
 _DICTIONARY, _RECORD_BATCH = 2, 3
 _HEADER_TYPE, _HEADER, _BODY_LENGTH = 1, 2, 3
 """Fields of the table ``Message``."""
 _LENGTH, _COMPRESSION = 0, 3
 """Fields of the table ``RecordBatch``."""
+_DICTIONARIES, _BATCHES = 2, 3
+"""Fields of the table ``Footer``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +42,18 @@ class BatchPlace:
 def batch_places(file: IO[bytes]) -> tuple[list[BatchPlace], bool]:
     """The batches in their order, and whether there are dictionaries beside them.
 
+    Of a file the footer says where they are; a stream is gone through.
+
     Raises:
         ValueError: the file ends within a message, or is no Arrow file or stream.
     """
-    places, has_dictionaries = [], False
-    size = file.seek(0, 2)
+    size, places, has_dictionaries = file.seek(0, 2), [], False
     file.seek(0)
     is_stream = file.read(6) != FILE_MAGIC
-    position = 0 if is_stream else 8
-    for start, metadata, body in _messages(file, position, size):
+    end, blocks = (size, []) if is_stream else _footer(file, size)
+    # The footer of a file without batches names nothing.
+    messages = _named(file, blocks, size) if blocks else _messages(file, 0 if is_stream else _FILE_BEGIN, size)
+    for position, metadata, body in messages:
         table = _Table.root(metadata)
         kind = table.number(_HEADER_TYPE, "<B")
         has_dictionaries |= kind == _DICTIONARY
@@ -51,22 +61,47 @@ def batch_places(file: IO[bytes]) -> tuple[list[BatchPlace], bool]:
             batch = table.table(_HEADER)
             packed = batch.place(_COMPRESSION) is not None
             rows = batch.number(_LENGTH, "<q")
-            places.append(BatchPlace(position=start, rows=rows, body_bytes=body, is_compressed=packed))
-    # Of a file, the footer is read first: with a second file behind, that would be the one of the second.
-    end = size if is_stream else _footer_start(file, size)
-    if end < file.tell() or file.read(min(end - file.tell(), 64)).strip(b"\0"):
-        second = "stream" if is_stream else "file"
-        raise ValueError(f"more follows the mark of its end, such as a second {second}, whose rows would be lost")
+            places.append(BatchPlace(position=position, rows=rows, body_bytes=body, is_compressed=packed))
+    _refuse_more(file, end, "stream" if is_stream else "file")
     return places, has_dictionaries
 
 
-def _footer_start(file: IO[bytes], size: int) -> int:
-    """Where the footer of a file begins; the position stays."""
-    here = file.tell()
+def _footer(file: IO[bytes], size: int) -> tuple[int, list[_Block]]:
+    """Where the footer of a file begins, and the messages that it names: dictionaries and record batches."""
     file.seek(-_FILE_END.size, 2)
     length, _ = _FILE_END.unpack(file.read(_FILE_END.size))
-    file.seek(here)
-    return size - _FILE_END.size - int(length)
+    start = size - _FILE_END.size - int(length)
+    if start < _FILE_BEGIN:
+        raise ValueError(f"its footer would have {length} bytes")
+    file.seek(start)
+    footer = _Table.root(file.read(length))
+    return start, [block for field in (_DICTIONARIES, _BATCHES) for block in footer.structs(field, _BLOCK)]
+
+
+def _named(file: IO[bytes], blocks: list[_Block], size: int) -> Iterator[tuple[int, bytes, int]]:
+    """As ``_messages``, of a file by its footer; polars, for one, leaves out the length before the schema."""
+    for position, _, body in blocks:
+        found = None
+        with contextlib.suppress(ValueError):
+            found = next(_messages(file, position, size), None)
+        if found is None or found[2] != body:
+            raise ValueError(
+                f"its footer names a message at byte {position}, where there is none: it is damaged, or there is more "
+                "in it, such as a second file, whose rows would be lost"
+            )
+        yield found
+    file.seek(max(map(sum, blocks)))
+    mark = file.read(_PREFIX.size)
+    if mark[:4] == bytes(4):  # Before Arrow 0.15 there was no marker.
+        file.seek(4 - len(mark), 1)
+    elif mark != _PREFIX.pack(_MARKER, 0):
+        raise ValueError("more follows the batches of its footer, such as a second file, whose rows would be lost")
+
+
+def _refuse_more(file: IO[bytes], end: int, what: str) -> None:
+    """Refuse anything between here and the end. Of two files in one the footer is that of the second."""
+    if end < file.tell() or file.read(min(end - file.tell(), 64)).strip(b"\0"):
+        raise ValueError(f"more follows the mark of its end, such as a second {what}, whose rows would be lost")
 
 
 def _messages(file: IO[bytes], position: int, size: int) -> Iterator[tuple[int, bytes, int]]:
@@ -129,3 +164,13 @@ class _Table:
         if place is None:
             raise ValueError("a message without content")
         return _Table(self._data, place + struct.unpack_from("<I", self._data, place)[0])
+
+    def structs(self, field: int, form: struct.Struct) -> Iterator[tuple[int, ...]]:
+        """What is in a list of structs."""
+        place = self.place(field)
+        if place is None:
+            return
+        start = place + struct.unpack_from("<I", self._data, place)[0]
+        (count,) = struct.unpack_from("<I", self._data, start)
+        for number in range(count):
+            yield form.unpack_from(self._data, start + 4 + number * form.size)

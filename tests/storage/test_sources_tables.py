@@ -630,6 +630,26 @@ def test_a_second_file_behind_the_first_is_not_lost_in_silence(
         opened(both)
 
 
+@pytest.mark.parametrize("packed", [None, "zstd"])
+@pytest.mark.parametrize("rows", [1, ROWS])
+def test_an_arrow_file_whose_schema_lies_in_its_footer_alone(tmp_path: Path, rows: int, packed: str | None) -> None:
+    """polars writes the message of the schema without its length; readers take the schema of the footer."""
+    path = tmp_path / "rows.arrow"
+    table = pa.table({"x": vectors(VECTORS), "text": pa.array(["a", "b"] * (ROWS // 2)).dictionary_encode()})
+    options = pa.ipc.IpcWriteOptions(compression=packed)
+    with pa.ipc.new_file(path, table.schema, options=options) as writer:
+        writer.write_table(table.slice(0, rows), max_chunksize=7)
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[12:16], "little")
+    path.write_bytes(whole[:8] + whole[16 : 16 + length] + bytes(8) + whole[16 + length :])
+    source = opened(path, keep=("text",)).read(0, rows)
+    np.testing.assert_array_equal(source["x"], VECTORS[:rows])
+    assert source[f"{KEPT}text"].tolist() == table["text"].to_pylist()[:rows]
+    path.write_bytes(path.read_bytes() + whole)
+    with pytest.raises(DataError, match="such as a second file, whose rows would be lost"):
+        opened(path)
+
+
 @pytest.mark.parametrize("indexed", [False, True])
 def test_parquet_with_indexes_behind_its_data_is_one_file(tmp_path: Path, indexed: bool) -> None:
     texts = [f"PAR1PAR1 {row}" for row in range(ROWS)]
