@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import IO, Any, ClassVar
 
 from deploykit.errors import DataError
@@ -30,37 +31,45 @@ class ParquetSource(TableSource):
         super().__init__(_ParquetFiles(found.text, found.files, reading), inputs, reading)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """An open file and its size, which a store would be asked for again."""
+
+    reader: Any
+    size: int
+
+
 class _ParquetFiles(FileTables):
     kind = "parquet"
     advice = "not a readable Parquet file; copy or write it again"
 
-    def _open(self, file: DataFile) -> Any:
+    def _open(self, file: DataFile) -> _Opened:
         from pyarrow.parquet import ParquetFile
 
         handle = arrow_file(file)
         # Buffering ahead would hold a whole row group, which may be as large as the file.
-        opened = ParquetFile(handle, pre_buffer=False, buffer_size=2**17, page_checksum_verification=True)
-        if _is_signed(handle, opened.metadata):
-            opened.close(force=True)
+        reader = ParquetFile(handle, pre_buffer=False, buffer_size=2**17, page_checksum_verification=True)
+        if _is_signed(handle, reader.metadata):
+            reader.close(force=True)
             raise DataError(
                 f"data {file.place}: has encrypted columns, which are not read; write it without encryption"
             )
-        return opened
+        return _Opened(reader=reader, size=handle.size())
 
-    def _schema_of(self, opened: Any) -> Any:
-        return opened.schema_arrow
+    def _schema_of(self, opened: _Opened) -> Any:
+        return opened.reader.schema_arrow
 
-    def _pieces_of(self, file: DataFile, opened: Any) -> list[int]:
-        metadata = opened.metadata
-        if _is_second(file, metadata):
+    def _pieces_of(self, file: DataFile, opened: _Opened) -> list[int]:
+        metadata = opened.reader.metadata
+        if _is_second(file, opened.size, metadata):
             raise DataError(
                 f"data {file.place}: several Parquet files, one behind the other, of which the last would be read "
                 "alone, and wrongly; give them as files of a directory, or join them with pyarrow.parquet"
             )
         return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
-    def _chunks_of(self, opened: Any, inner: int, columns: Sequence[str]) -> Iterator[Any]:
-        group = opened.metadata.row_group(inner)
+    def _chunks_of(self, opened: _Opened, inner: int, columns: Sequence[str]) -> Iterator[Any]:
+        group = opened.reader.metadata.row_group(inner)
         wanted = [
             group.column(number).total_uncompressed_size
             for number in range(group.num_columns)
@@ -70,11 +79,11 @@ class _ParquetFiles(FileTables):
         # A few rows together are faster, but not at any size of a row.
         few = min(_FEWEST_ROWS, _MOST_BYTES // row_bytes)
         size = min(max(CHUNK_BYTES // row_bytes, few, 1), _MOST_ROWS)
-        batches: Iterator[Any] = opened.iter_batches(batch_size=size, row_groups=[inner], columns=list(columns))
+        batches: Iterator[Any] = opened.reader.iter_batches(batch_size=size, row_groups=[inner], columns=list(columns))
         return batches
 
-    def _close(self, opened: Any) -> None:
-        opened.close(force=True)
+    def _close(self, opened: _Opened) -> None:
+        opened.reader.close(force=True)
 
 
 def _is_signed(handle: Any, metadata: Any) -> bool:
@@ -88,13 +97,13 @@ def _is_signed(handle: Any, metadata: Any) -> bool:
     return int.from_bytes(handle.read(len(_MARK)), "little") == int(metadata.serialized_size) + _SIGNATURE_BYTES
 
 
-def _is_second(file: DataFile, metadata: Any) -> bool:
-    """Whether the file that the ``metadata`` at the end are of begins behind another one.
+def _is_second(file: DataFile, size: int, metadata: Any) -> bool:
+    """Whether the file that the ``metadata`` at the end are of begins behind another one, in ``size`` bytes.
 
     They count positions from the beginning of their own. Between the data that they tell of and them there may be
     indexes, and there is the length of whatever comes before that file: so it begins no later than there is room.
     """
-    footer = file.size_and_version()[0] - 2 * len(_MARK) - metadata.serialized_size
+    footer = size - 2 * len(_MARK) - metadata.serialized_size
     room = footer - _data_end(metadata)
     if room < len(_MARK):
         return False

@@ -5,21 +5,23 @@ import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import DataError, UsageError
+from deploykit.locations import DataFile, Found
 from deploykit.sources import KEPT, Reading, Source, open_source, parse_map
 from deploykit.sources.arrays import ArraysSource
 from deploykit.sources.arrowfile import ArrowFiles
-from deploykit.sources.parquet import _ParquetFiles
+from deploykit.sources.parquet import ParquetSource, _ParquetFiles
 from deploykit.tensors import TensorSpec
 
 from . import helpers
@@ -535,6 +537,25 @@ def test_an_array_that_is_replaced_while_it_is_opened_is_noticed(
     monkeypatch.setattr(ArraysSource, "__init__", late)
     source: Any = opened(place)
     assert not source.is_unchanged()
+
+
+def test_a_store_is_asked_once_for_each_file_of_a_folder(tmp_path: Path) -> None:
+    class Counting(LocalFileSystem):  # type: ignore[misc]
+        asked: ClassVar[list[str]] = []
+
+        def info(self, path: str, **options: Any) -> Any:
+            self.asked.append(path)
+            return super().info(path, **options)
+
+    paths = [str(tmp_path / f"{number}.parquet") for number in range(3)]
+    for path in paths:
+        write_parquet(Path(path), pa.table({"x": vectors(VECTORS)}))
+    store = Counting(skip_instance_cache=True)
+    files = tuple(DataFile(name=path, path=path, filesystem=store) for path in paths)
+    source = ParquetSource(Found(text="rows", files=files), [X], Reading())
+    source.fingerprint()
+    assert (len(source), sorted(store.asked)) == (3 * ROWS, paths)
+    source.close()
 
 
 def test_few_large_rows_of_parquet_are_decoded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
