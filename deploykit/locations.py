@@ -45,7 +45,7 @@ class DataFile:
     @property
     def extension(self) -> str:
         """In lower case, without the dot."""
-        return os.path.splitext(self.path)[1].lower().removeprefix(".")  # noqa: PTH122 (a tenth of the time)
+        return os.path.splitext(self.path)[1].lower().removeprefix(".")  # noqa: PTH122 (a folder may have a million files)
 
     @property
     def place(self) -> str:

@@ -86,7 +86,8 @@ class FileIdentity:
     def values(self) -> dict[str, Any]:
         """JSON values, those of the first look; a digest of at most 1 MiB of the files is among them."""
         if self._values is None:
-            self._values = {**_versions(self._files), "sha256_sample": _sample(self._files)}
+            known = _versions(self._files)
+            self._values = {**known, "sha256_sample": _sample(self._files, known["size_bytes"])}
         return self._values
 
     def holds(self) -> bool:
@@ -124,11 +125,11 @@ def _short_names(files: Sequence[DataFile]) -> list[str]:
     return ["/".join(part[shared:]) for part in parts]
 
 
-def _sample(files: Sequence[DataFile]) -> str:
+def _sample(files: Sequence[DataFile], size_bytes: int) -> str:
     """A digest of blocks spread over one file, or of the first block of files spread over many."""
     digest = hashlib.sha256()
     if len(files) == 1:
-        for position in _sample_positions(files[0].size_and_version()[0]):
+        for position in _sample_positions(size_bytes):
             digest.update(_block(files[0], position))
     else:
         for index in sorted({(len(files) - 1) * number // (_BLOCKS - 1) for number in range(_BLOCKS)}):

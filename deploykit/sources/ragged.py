@@ -45,6 +45,8 @@ class Ragged:
 
 def padded_together(parts: Sequence[Array], fill: Any) -> Array:
     """The rows of all parts (rows, steps, ...), as many steps as the longest part has."""
+    if len(parts) == 1:
+        return parts[0]
     steps = max(part.shape[1] for part in parts)
     rows = [np.full((len(part), steps, *part.shape[2:]), fill, part.dtype) for part in parts]
     for wide, part in zip(rows, parts, strict=True):

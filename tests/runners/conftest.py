@@ -13,6 +13,12 @@ def artifact_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: handmade.build(root / kind, kind) for kind in ("plain", "pair", "mc")}
 
 
+@pytest.fixture
+def artifact(artifact_paths: dict[str, Path]) -> Path:
+    """The plain one."""
+    return artifact_paths["plain"]
+
+
 @pytest.fixture(scope="session")
 def artifacts(artifact_paths: dict[str, Path]) -> Iterator[dict[str, Artifact]]:
     opened = {kind: Artifact.open(path) for kind, path in artifact_paths.items()}

@@ -30,11 +30,6 @@ def rows(tmp_path: Path) -> Path:
     return tmp_path / "rows.npy"
 
 
-@pytest.fixture
-def artifact(artifact_paths: dict[str, Path]) -> Path:
-    return artifact_paths["plain"]
-
-
 def former(rows: Path) -> Path:
     return rows.with_name("former.npy")
 

@@ -30,11 +30,6 @@ def rows(tmp_path: Path) -> Path:
     return tmp_path / "rows.npy"
 
 
-@pytest.fixture
-def artifact(artifact_paths: dict[str, Path]) -> Path:
-    return artifact_paths["plain"]
-
-
 def names(url: str, folder: str = "") -> set[str]:
     return {name for name in Store(url, "run", RunError).files() if name.startswith(folder)}
 
