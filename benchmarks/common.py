@@ -12,7 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from runners.environment import environment
+from runners.system.environment import environment
 
 __all__ = ["RESULTS", "ROOT", "deploykit", "interleaved", "ratio", "save", "spread", "timed", "workplace"]
 

@@ -25,8 +25,9 @@ from benchmarks.common import ROOT, interleaved, ratio, save, spread, workplace
 from benchmarks.mc_floor import DRAWS, export_case
 from benchmarks.mc_models import CASES
 from benchmarks.mc_speed import call, rows_of, session
-from exporters import mask_ops, wide
 from exporters.export import export_module
+from exporters.noise import mask_ops
+from exporters.rewrite import wide
 from runners.onnx_runner import SLOWER_FUSIONS
 
 TRIALS, PIECE = 25, 10

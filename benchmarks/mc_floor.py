@@ -4,10 +4,10 @@ from pathlib import Path
 from unittest import mock
 
 from benchmarks.mc_models import Case
-from exporters.entry import Entry, arrangement_for
+from exporters.eager.entry import Entry, arrangement_for
 from exporters.export import export_module
 from exporters.inputs import find_inputs
-from exporters.onnx_file import write_onnx
+from exporters.onnx_format.file import write_onnx
 from exporters.subject import DrawOptions, prepare
 
 __all__ = ["DRAWS", "export_case", "export_floor"]
@@ -28,10 +28,12 @@ def export_floor(case: Case, path: Path) -> Path:
     entry = Entry(module, "forward", inputs.names, arrangement_for(module, "forward", inputs.names))
     # The values still arrive tiled at the places of the masks, so that all rows of all draws are computed after them.
     with (
-        mock.patch("exporters.tiling.TiledRun._kept", return_value=None),
-        mock.patch("exporters.tiling.find_wide", return_value={}),
-        mock.patch("exporters.tiling.TiledRun._first_product", lambda run, group, node: run._on_rows(node, len(group))),
-        mock.patch("exporters.kinds.apply_mask", lambda values, *_: values),
+        mock.patch("exporters.rewrite.tiling.TiledRun._kept", return_value=None),
+        mock.patch("exporters.rewrite.tiling.find_wide", return_value={}),
+        mock.patch(
+            "exporters.rewrite.tiling.TiledRun._first_product", lambda run, group, node: run._on_rows(node, len(group))
+        ),
+        mock.patch("exporters.noise.kinds.apply_mask", lambda values, *_: values),
         # Without its masks it differs from the module, for which it would be given the form of one draw at a time.
         mock.patch("exporters.forms._compare"),
     ):

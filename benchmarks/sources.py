@@ -27,7 +27,7 @@ from benchmarks.common import RESULTS, ROOT
 from benchmarks.pages import fill, load
 from deploykit.sources import Reading, open_source
 from deploykit.tensors import TensorSpec
-from runners.environment import environment
+from runners.system.environment import environment
 
 ROWS, WIDTH, BATCH, GROUP, ROUNDS = 1_000_000, 64, 256, 65_536, 5
 DOCS = ROOT / "docs" / "sources.md"

@@ -25,11 +25,11 @@ __all__ = ["__version__", "export", "load", "merge", "open_artifact", "pack", "r
 _HOMES = {
     "export": "deploykit.api:export",
     "load": "runners.predict:load",
-    "merge": "deploykit.merging:merge_run",
+    "merge": "deploykit.runs.merging:merge_run",
     "open_artifact": "deploykit.api:open_artifact",
     "pack": "deploykit.api:pack",
     "run": "deploykit.api:run",
-    "status": "deploykit.watching:run_status",
+    "status": "deploykit.runs.watching:run_status",
     "verify": "deploykit.api:verify",
 }
 

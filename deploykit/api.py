@@ -12,12 +12,12 @@ from deploykit.arguments import FUNCTION, SPECS, typed_arguments
 from deploykit.artifact import MANIFEST_NAME, Artifact
 from deploykit.artifact import pack as pack_artifact
 from deploykit.errors import ArtifactError, CheckpointError, ExportError, RunError, UsageError
-from deploykit.merging import merge_run
-from deploykit.paths import require_path, require_utf8
-from deploykit.stores import at_hand, delivered, is_url, renamed
+from deploykit.runs.merging import merge_run
+from deploykit.runs.verify_run import RunCheck, verify_run
+from deploykit.runs.watching import run_status
+from deploykit.storage.paths import require_path, require_utf8
+from deploykit.storage.stores import at_hand, delivered, is_url, renamed
 from deploykit.tally import Told
-from deploykit.verify_run import RunCheck, verify_run
-from deploykit.watching import run_status
 from runners.job import RunResult
 from runners.job import run as run_job
 from runners.predict import Predictor, Verified, load, verify_artifact
@@ -135,8 +135,8 @@ def _export(
 ) -> "ExportResult":
     from torch import nn
 
+    from exporters.checkpoint.load import load_module
     from exporters.export import check_request, export_module
-    from exporters.load import load_module
 
     if isinstance(source, nn.Module):
         if module is not None or arguments:

@@ -20,7 +20,7 @@ from pathlib import Path
 from time import time
 from typing import Any, Literal, TypeVar
 
-from deploykit.files import TEMPORARY_PREFIX
+from deploykit.storage.files import TEMPORARY_PREFIX
 
 __all__ = [
     "DRAWING_NAME", "STATUS_NAME", "CallSign", "DrawingSign", "RankSign", "forget_call", "leave_drawing", "leave_sign",

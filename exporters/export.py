@@ -15,14 +15,14 @@ from torch import nn
 
 from deploykit.artifact import MANIFEST_NAME
 from deploykit.errors import UsageError
-from deploykit.files import sha256_of, write_json
 from deploykit.manifest import FileRecord, FormatRecord, Manifest, ParityRecord
-from deploykit.paths import require_utf8
 from deploykit.preprocessing import parse_preprocessing
-from deploykit.stores import local_path
+from deploykit.storage.files import sha256_of, write_json
+from deploykit.storage.paths import require_utf8
+from deploykit.storage.stores import local_path
 from deploykit.tensors import TensorSpec, parse_spec
 from deploykit.texts import several
-from exporters.entry import Entry, arrangement_for
+from exporters.eager.entry import Entry, arrangement_for
 from exporters.exportable import check_exportable
 from exporters.formats import FORMATS, Format
 from exporters.inputs import ModelInputs, find_inputs

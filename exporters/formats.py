@@ -35,5 +35,8 @@ class Format(Protocol):
 
 FORMATS = Registry(
     "format",
-    {"onnx": "exporters.onnx_format:OnnxFormat", "torchscript": "exporters.torchscript_format:TorchScriptFormat"},
+    {
+        "onnx": "exporters.onnx_format.format:OnnxFormat",
+        "torchscript": "exporters.torchscript_format:TorchScriptFormat",
+    },
 )

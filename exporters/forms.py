@@ -15,11 +15,11 @@ from deploykit.bounds import Bounds
 from deploykit.compare import worst_of
 from deploykit.errors import ExportError
 from deploykit.tensors import TensorSpec
-from exporters.capture import Captured, capture
-from exporters.montecarlo import MonteCarloModule
-from exporters.outputs import Report
-from exporters.perdraw import NotBatchedError
-from exporters.reference import to_numpy
+from exporters.capture.graph import Captured, capture
+from exporters.checks.reference import to_numpy
+from exporters.rewrite.montecarlo import MonteCarloModule
+from exporters.rewrite.outputs import Report
+from exporters.rewrite.perdraw import NotBatchedError
 
 __all__ = ["DrawnGraph", "Form", "capture_draws"]
 

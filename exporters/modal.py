@@ -9,21 +9,12 @@ from torch import Tensor, nn
 
 from deploykit.errors import ExportError
 from deploykit.tensors import TensorSpec
-from exporters.belongings import kept, lent, reached
-from exporters.capture import Captured, capture
-from exporters.drawplan import refuse_state, refuse_unsupported
-from exporters.eager import without_dropout
-from exporters.entry import Entry
-from exporters.generators import fingerprints, is_generator, set_back, state_of, surrounding_generators
-from exporters.longest import refuse_longest
-from exporters.modes import borrowed, set_modes, tracks_statistics
-from exporters.probe import SitesOff
-from exporters.reach import kept_state
-from exporters.rows import blaming_the_module
-from exporters.simplify import simplify
-from exporters.sites import Draw, find_draws
-from exporters.steady import refuse_unsteady
-from exporters.trainmodes import (
+from exporters.capture.graph import Captured, capture
+from exporters.capture.reach import kept_state
+from exporters.checks.longest import refuse_longest
+from exporters.checks.rows import blaming_the_module
+from exporters.checks.steady import refuse_unsteady
+from exporters.checks.trainmodes import (
     Training,
     close,
     drawing_in_training,
@@ -33,7 +24,16 @@ from exporters.trainmodes import (
     rows_apart,
     site_name,
 )  # fmt: skip
-from exporters.watch import RandomCall, random_calls
+from exporters.checks.watch import RandomCall, random_calls
+from exporters.eager.belongings import kept, lent, reached
+from exporters.eager.dropouts import without_dropout
+from exporters.eager.entry import Entry
+from exporters.eager.generators import fingerprints, is_generator, set_back, state_of, surrounding_generators
+from exporters.eager.modes import borrowed, set_modes, tracks_statistics
+from exporters.noise.sites import Draw, find_draws
+from exporters.rewrite.drawplan import refuse_state, refuse_unsupported
+from exporters.rewrite.probe import SitesOff
+from exporters.rewrite.simplify import simplify
 
 __all__ = ["ModalCapture", "Seen"]
 

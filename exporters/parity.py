@@ -1,7 +1,7 @@
 """The gate before an artifact is written: an exported file must compute what the module computes.
 
 The file is loaded as a client loads it and fed fresh random inputs at several batch sizes; the oracle is the eager
-module with numpy masks (``exporters.reference``).
+module with numpy masks (``exporters.checks.reference``).
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,9 +15,9 @@ from deploykit.bounds import Bounds
 from deploykit.compare import worst_of
 from deploykit.errors import ParityError
 from deploykit.manifest import ParityRecord
+from exporters.checks.rows import blaming_the_module
 from exporters.formats import Client
 from exporters.inputs import ModelInputs
-from exporters.rows import blaming_the_module
 from exporters.subject import Subject
 
 __all__ = ["BATCHES", "check_parity", "tested_sizes"]

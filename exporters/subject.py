@@ -11,24 +11,24 @@ from torch import Tensor
 from deploykit import masks
 from deploykit.errors import ExportError
 from deploykit.manifest import MonteCarlo, OutputSpec
-from exporters.capture import Captured
-from exporters.drawplan import MonteCarloPlan, plan_monte_carlo, refuse_state
-from exporters.entry import Entry
-from exporters.footprint import row_bytes
+from exporters.capture.graph import Captured
+from exporters.checks.reference import Reference
+from exporters.checks.rows import check_rows_apart
+from exporters.checks.trainmodes import Training
+from exporters.checks.watch import refuse_own_seed
+from exporters.eager.entry import Entry
+from exporters.eager.modes import borrowed, set_modes
+from exporters.eager.steps import beside_forward, check_numbers
 from exporters.forms import Form, capture_draws
 from exporters.inputs import CONTROLS, ModelInputs, control_specs
 from exporters.modal import ModalCapture
-from exporters.modes import borrowed, set_modes
-from exporters.montecarlo import MonteCarloModule
-from exporters.outputs import Report, output_spec, refuse_clash
-from exporters.reference import Reference
-from exporters.rows import check_rows_apart
-from exporters.steps import beside_forward, check_numbers
+from exporters.rewrite.drawplan import MonteCarloPlan, plan_monte_carlo, refuse_state
+from exporters.rewrite.footprint import row_bytes
+from exporters.rewrite.montecarlo import MonteCarloModule
+from exporters.rewrite.outputs import Report, output_spec, refuse_clash
+from exporters.rewrite.work import once_over_draw
 from exporters.tasks import OutputTask, TaskRequest
 from exporters.torchscript import Controls
-from exporters.trainmodes import Training
-from exporters.watch import refuse_own_seed
-from exporters.work import once_over_draw
 
 __all__ = ["DrawOptions", "Subject", "prepare"]
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, fx
 
 from deploykit.errors import ExportError
-from exporters.capture import Captured, own_name, quiet
-from exporters.mask_ops import SHIFT_RIGHT
-from exporters.sites import module_of
+from exporters.capture.graph import Captured, own_name, quiet
+from exporters.noise.mask_ops import SHIFT_RIGHT
+from exporters.noise.sites import module_of
 
 __all__ = ["Controls", "write_torchscript"]
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from deploykit.manifest import FormatRecord
-from exporters.capture import quiet
+from exporters.capture.graph import quiet
+from exporters.checks.reference import to_numpy
 from exporters.formats import Arrays, Client
-from exporters.reference import to_numpy
 from exporters.subject import Subject
 from exporters.torchscript import write_torchscript
 

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from deploykit.errors import ExportError
-from deploykit.files import sync_directory
+from deploykit.storage.files import sync_directory
 
 __all__ = ["Workshop"]
 

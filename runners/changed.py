@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from deploykit.datachange import ANEW, data_change, mark_data_change
+from deploykit.runs.datachange import ANEW, data_change, mark_data_change
 from deploykit.sources import Source
 
 __all__ = ["look_for_change"]

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deploykit.layout import CONTIGUOUS
-from runners.engine import Engine
+from deploykit.runs.layout import CONTIGUOUS
+from runners.engines.base import Engine
 
 __all__ = ["DEFAULT_BATCH_SIZE", "command_of"]
 

@@ -12,27 +12,27 @@ from typing import Any, Literal, cast
 from deploykit.artifact import Artifact
 from deploykit.devices import check_threads
 from deploykit.errors import UsageError
-from deploykit.job import ErrorPolicy, Job, NanPolicy
-from deploykit.layout import CONTIGUOUS
 from deploykit.manifest import Manifest
 from deploykit.passes import Passes, plan_passes
-from deploykit.paths import require_place
 from deploykit.plan import Plan, make_plan, row_bytes
-from deploykit.rundir import RunDirectory
+from deploykit.runs.job import ErrorPolicy, Job, NanPolicy
+from deploykit.runs.layout import CONTIGUOUS
+from deploykit.runs.rundir import RunDirectory
 from deploykit.sources.base import Source
 from deploykit.sources.ragged import plain_fills
-from deploykit.stores import is_url, renamed
+from deploykit.storage.paths import require_place
+from deploykit.storage.stores import is_url, renamed
 from deploykit.texts import several
 from deploykit.version import __version__
 from runners.base import check_controls
-from runners.batchsize import Probe, check_batch_size, probe_batch_size, settle_batch_size
 from runners.command import DEFAULT_BATCH_SIZE, command_of
-from runners.engine import Engine
-from runners.engines import choose_engine
-from runners.execute import Computed, ProgressChoice, Setting
+from runners.engines.base import Engine
+from runners.engines.execute import Computed, ProgressChoice, Setting
+from runners.engines.table import choose_engine
 from runners.jobdata import open_data
 from runners.mirror import mirrored
 from runners.onerank import as_one_rank
+from runners.pipeline.batchsize import Probe, check_batch_size, probe_batch_size, settle_batch_size
 from runners.progress import check_kind
 from runners.table import choose_runner
 

@@ -14,8 +14,8 @@ from deploykit.sources.spool import asked_for
 from deploykit.sources.stream import StreamSource
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import SAMPLE_ID
-from runners.engine import Engine
-from runners.execute import ProgressChoice
+from runners.engines.base import Engine
+from runners.engines.execute import ProgressChoice
 from runners.progress import make_progress
 from runners.spooling import Drawing, draw, find_spool, refuse_to_draw
 from runners.writing import Writing, choose_writing
@@ -65,7 +65,7 @@ def open_data(
     _refuse_to_move(here, data, [place for place in (artifact.path, out) if isinstance(place, Path)])
     if isinstance(source, StreamSource):
         if writing.lightning is not None:
-            from runners.lightning_calls import looks_at_batches  # only for those who have such a writer
+            from runners.lightning.calls import looks_at_batches  # only for those who have such a writer
 
             if looks_at_batches(writing.made):
                 refuse_to_draw(source, writing.lightning)

@@ -16,17 +16,17 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from deploykit.commit import rank_of_file
-from deploykit.epoch import is_finished
 from deploykit.errors import DeploykitError, RunError, UsageError
-from deploykit.files import TEMPORARY_PREFIX
-from deploykit.job import Job
-from deploykit.otherjob import refuse_other_job
-from deploykit.rundir import LOCK_NAME, RUN_NAME, SPOOL_NAME, RunDirectory
+from deploykit.runs.commit import rank_of_file
+from deploykit.runs.epoch import is_finished
+from deploykit.runs.job import Job
+from deploykit.runs.otherjob import refuse_other_job
+from deploykit.runs.rundir import LOCK_NAME, RUN_NAME, SPOOL_NAME, RunDirectory
 from deploykit.signs import STATUS_NAME
-from deploykit.stores import AT_ONCE, Store, is_url, local_path, naming
-from runners.engine import Engine
-from runners.stop import stoppable
+from deploykit.storage.files import TEMPORARY_PREFIX
+from deploykit.storage.stores import AT_ONCE, Store, is_url, local_path, naming
+from runners.engines.base import Engine
+from runners.system.stop import stoppable
 
 __all__ = ["Mirror", "mirrored"]
 

@@ -20,7 +20,7 @@ from deploykit.manifest import OutputSpec
 from deploykit.passes import plan_passes
 from deploykit.tensors import check_inputs, unmasked
 from runners.base import Arrays, Runner, check_controls, checked_ids
-from runners.drawing import predict_in_passes
+from runners.pipeline.drawing import predict_in_passes
 from runners.table import choose_runner
 
 __all__ = ["Predictor", "Verified", "load", "verify_artifact"]

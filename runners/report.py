@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from statistics import median, quantiles
 from typing import Any
 
-from deploykit.feed import writing
-from deploykit.files import appears_whole, write_json
-from deploykit.job import Job
-from deploykit.rundir import RunDirectory
-from runners.assignment import Assignment
+from deploykit.runs.feed import writing
+from deploykit.runs.job import Job
+from deploykit.runs.rundir import RunDirectory
+from deploykit.storage.files import appears_whole, write_json
+from runners.pipeline.timing import RESOLUTION, Histogram, Meter
+from runners.ranks.assignment import Assignment
 from runners.report_page import page
-from runners.timing import RESOLUTION, Histogram, Meter
 
 __all__ = ["REPORT_SCHEMA_VERSION", "Figures", "halving_notes", "make_report", "spent", "write_report"]
 

@@ -9,16 +9,16 @@ from typing import Any
 
 from deploykit.artifact import Artifact
 from deploykit.errors import RunError, UsageError
-from deploykit.rundir import RUN_NAME, SPOOL_NAME, RunDirectory, refuse_foreign
+from deploykit.runs.rundir import RUN_NAME, SPOOL_NAME, RunDirectory, refuse_foreign
 from deploykit.signs import leave_drawing, read_drawing
 from deploykit.sources import Source
 from deploykit.sources.spool import Spool, SpoolSource, clear, spooled_facts
 from deploykit.sources.stream import StreamSource
 from deploykit.tensors import TensorSpec
 from runners.lightning_writer import LightningWriter
-from runners.lock import BusyError, locked
 from runners.progress import Progress
-from runners.stop import stoppable
+from runners.system.lock import BusyError, locked
+from runners.system.stop import stoppable
 
 __all__ = ["Drawing", "discard_spool", "draw", "find_spool", "open_spool", "refuse_to_draw", "require_same_spool"]
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from deploykit.errors import UsageError
-from deploykit.job import WriteInterval
-from deploykit.layout import CONTIGUOUS, parse_layout
+from deploykit.runs.job import WriteInterval
+from deploykit.runs.layout import CONTIGUOUS, parse_layout
 from deploykit.tensors import TensorSpec
 from deploykit.writers import Writer, make_writer
 from runners.lightning_writer import LightningWriter, find_lightning_writer

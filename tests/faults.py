@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.verify_run import check_run, verify_run
-from runners.loop import DEPTH
+from deploykit.runs.verify_run import check_run, verify_run
+from runners.pipeline.loop import DEPTH
 
 ROOT = Path(__file__).parents[1]
 ROWS, BATCH, SHARD = 1500, 2, 128
@@ -270,7 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
 def save(seed: int, seconds: float, shown: dict[str, Any]) -> None:
     """Write the result as data, as the benchmarks do."""
     from benchmarks.common import RESULTS
-    from runners.environment import environment
+    from runners.system.environment import environment
 
     made_on = environment("numpy", np.__version__)
     made_on["command"] = "python -m tests.faults --save"

@@ -20,8 +20,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from deploykit.artifact import MANIFEST_NAME
-from deploykit.files import sha256_of
 from deploykit.manifest import FileRecord, FormatRecord, Manifest, MonteCarlo, OutputSpec, Site
+from deploykit.storage.files import sha256_of
 from deploykit.tensors import TensorSpec
 
 Arrays = dict[str, np.ndarray[Any, Any]]

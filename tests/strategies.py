@@ -7,7 +7,6 @@ from typing import Any, get_args
 import numpy as np
 from hypothesis import strategies as st
 
-from deploykit.files import sha256_of
 from deploykit.manifest import (
     FileRecord,
     FormatRecord,
@@ -19,6 +18,7 @@ from deploykit.manifest import (
     Statistic,
     Task,
 )
+from deploykit.storage.files import sha256_of
 from deploykit.tensors import DTYPES, TensorSpec
 
 TEXT = st.text(min_size=1, max_size=12)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from deploykit.artifact import Artifact, pack
 from deploykit.errors import ArtifactError, UsageError
 from deploykit.manifest import FileRecord, FormatRecord
-from deploykit.packed import is_plain_name
+from deploykit.storage.packed import is_plain_name
 from tests.strategies import write_artifact
 
 LISTED = ("golden.npz", "model.onnx", "weights/0.bin")
@@ -239,7 +239,7 @@ def test_an_interrupted_packing_leaves_nothing(directory: Path, monkeypatch: pyt
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deploykit.packed.shutil.copyfileobj", interrupt)
+    monkeypatch.setattr("deploykit.storage.packed.shutil.copyfileobj", interrupt)
     with Artifact.open(directory) as artifact, pytest.raises(KeyboardInterrupt):
         pack(artifact, directory.with_name("small.zip"))
     assert list(directory.parent.iterdir()) == [directory]
@@ -250,7 +250,7 @@ def full(*_: Any) -> None:
 
 
 def test_a_full_disk_says_what_cannot_be_packed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploykit.packed.shutil.copyfileobj", full)
+    monkeypatch.setattr("deploykit.storage.packed.shutil.copyfileobj", full)
     with (
         Artifact.open(directory) as artifact,
         pytest.raises(
@@ -301,7 +301,7 @@ def test_a_packed_artifact_without_a_place_to_be_unpacked_to(
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     with monkeypatch.context() as patched:
-        patched.setattr("deploykit.packed.shutil.copyfileobj", full)
+        patched.setattr("deploykit.storage.packed.shutil.copyfileobj", full)
         refused(
             packed, r"small\.zip: cannot be unpacked into a temporary directory \(No space left on device\); let TMPDIR"
         )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deploykit.files import appears_whole, sha256_of, write_json
+from deploykit.storage.files import appears_whole, sha256_of, write_json
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, OSError])
@@ -63,7 +63,7 @@ def test_content_is_flushed_before_the_rename(tmp_path: Path, monkeypatch: pytes
 
 def test_a_killed_process_leaves_no_half_file(tmp_path: Path) -> None:
     code = (
-        "import os, sys, pathlib\nfrom deploykit.files import appears_whole\n"
+        "import os, sys, pathlib\nfrom deploykit.storage.files import appears_whole\n"
         "with appears_whole(pathlib.Path(sys.argv[1])) as file:\n"
         "    file.write_bytes(b'half')\n    os.kill(os.getpid(), 9)\n"
     )

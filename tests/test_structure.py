@@ -21,7 +21,7 @@ HEAVY = (
     "pyarrow", "fsspec", "PIL", "ray",
 )  # fmt: skip
 
-EDGE = ("deploykit.__main__", "deploykit.api", "deploykit.cli", "deploykit.demo", "deploykit.commands")
+EDGE = ("deploykit.__main__", "deploykit.api", "deploykit.cli", "deploykit.demo")
 """Modules, and packages of modules, that join the parts; all other modules of ``deploykit`` are the core."""
 
 ALLOWED = {"core": ("deploykit",), "exporters": ("deploykit", "exporters"), "runners": ("deploykit", "runners")}
@@ -101,6 +101,46 @@ def test_no_modules_import_each_other() -> None:
     modules = {name_of(file): parsed(file) for file in SOURCES if file.name != "__init__.py"}
     order = TopologicalSorter({name: modules.keys() & set(imports(tree)) for name, tree in modules.items()})
     assert set(order.static_order()) == modules.keys()
+
+
+def group_of(name: str) -> str:
+    """The subpackage that a module is in; the module itself where it is in none."""
+    return ".".join(name.split(".")[:2])
+
+
+def groups_below() -> dict[str, set[str]]:
+    """What each subpackage, and each module outside of one, imports of the others."""
+    modules = {name_of(file): parsed(file) for file in SOURCES if file.name != "__init__.py"}
+    below: dict[str, set[str]] = {group_of(name): set() for name in modules}
+    for name, tree in modules.items():
+        below[group_of(name)] |= {group_of(used) for used in modules.keys() & set(imports(tree))} - {group_of(name)}
+    return below
+
+
+def test_no_subpackages_import_each_other() -> None:
+    """So each can be understood, and tested, with those below it alone."""
+    below = groups_below()
+    assert set(TopologicalSorter(below).static_order()) == below.keys()
+
+
+def test_the_map_of_the_code_names_every_place_after_those_that_it_builds_on() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    order = []
+    for package in PACKAGES:
+        table = text.partition(f"\n## {package}\n")[2].partition("\n## ")[0]
+        cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+        order += [f"{package}.{name}" for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(order) == sorted({group_of(module_of(file)) for file in SOURCES} - {*PACKAGES, "deploykit.__main__"})
+    below = groups_below()
+    upwards = [
+        f"{place} imports {used}" for place in order for used in below.get(place, ()) if not_before(order, used, place)
+    ]
+    assert upwards == []
+
+
+def not_before(order: list[str], used: str, place: str) -> bool:
+    """Packages are not ordered among each other here: another test says which may import which."""
+    return used.partition(".")[0] == place.partition(".")[0] and order.index(used) >= order.index(place)
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=name_of)

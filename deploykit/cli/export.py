@@ -88,7 +88,7 @@ def export(
     if not quiet:
         options["progress"] = lambda step: click.echo(f"{step} ...", err=True)
         click.echo(f"exporting {checkpoint}: capturing the module ...", err=True)
-    from exporters.arguments import parse_arguments
+    from exporters.checkpoint.arguments import parse_arguments
 
     result = export_checkpoint(
         checkpoint, output, module=module, arguments=parse_arguments(options.pop("arguments")),

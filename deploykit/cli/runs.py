@@ -169,7 +169,7 @@ def run(
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 def merge(run_directory: Path | str, output: Path | str, allow_partial: bool, overwrite: bool, quiet: bool) -> None:
     """Put the predictions of RUN into one file, in the order of the data, with their sample ids."""
-    from deploykit.merging import merge_run
+    from deploykit.runs.merging import merge_run
 
     notes: list[str] = []
     with shown("merged", quiet=quiet) as progress:

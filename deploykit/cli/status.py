@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from deploykit.cli.text import NamedPath, number, table
-from deploykit.watching import RankStatus, RunStatus, run_status
+from deploykit.runs.watching import RankStatus, RunStatus, run_status
 from deploykit.wording import counted
 
 __all__ = ["status"]

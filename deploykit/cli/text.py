@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from deploykit.errors import UsageError
-from deploykit.stores import is_url
+from deploykit.storage.stores import is_url
 
 __all__ = ["NamedPath", "at_home", "number", "pairs", "size", "table"]
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit.files import appears_whole
+from deploykit.storage.files import appears_whole
 
 if TYPE_CHECKING:
     from deploykit.demo.training import Trained

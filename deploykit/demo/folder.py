@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deploykit.errors import UsageError
-from deploykit.files import write_json
+from deploykit.storage.files import write_json
 from deploykit.version import __version__
 
 __all__ = ["FORMATS", "RECORD", "Folder", "Settings", "prepare"]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from deploykit.demo.findings import Findings
 from deploykit.errors import MissingExtraError
-from deploykit.files import appears_whole
+from deploykit.storage.files import appears_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from deploykit.errors import IncompleteRunError, RunError
-from deploykit.job import Job
 from deploykit.lightning.spool import Spooled, Summary, spool_path
 from deploykit.plan import Plan, describe_ranges, make_plan, row_bytes
-from deploykit.rundir import RunDirectory
+from deploykit.runs.job import Job
+from deploykit.runs.rundir import RunDirectory
 from deploykit.tensors import TensorSpec
 from deploykit.version import __version__
 from deploykit.writers import make_writer

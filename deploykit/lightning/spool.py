@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import DataError, RunError
-from deploykit.feed import writing
-from deploykit.files import appears_whole, write_json
+from deploykit.runs.feed import writing
+from deploykit.storage.files import appears_whole, write_json
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import SAMPLE_ID, Batch
 from deploykit.writers.npy import NpyWriter

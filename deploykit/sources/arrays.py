@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from deploykit.errors import DataError
-from deploykit.locations import DataFile
 from deploykit.sources.base import Arrays, FileIdentity, check_header
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.sources.unsigned import KEPT_AS, as_kept
+from deploykit.storage.locations import DataFile
 from deploykit.tensors import DTYPES, TEXT, TensorSpec
 
 __all__ = ["ArraysSource", "Rows", "chosen_arrays"]

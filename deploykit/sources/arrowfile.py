@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from deploykit.errors import DataError
-from deploykit.locations import DataFile, Found
 from deploykit.sources.filetables import FileTables, arrow_file
 from deploykit.sources.ipcindex import FILE_MAGIC, BatchPlace, batch_places
 from deploykit.sources.reading import Reading
 from deploykit.sources.tables import CHUNK_BYTES, TableSource
+from deploykit.storage.locations import DataFile, Found
 from deploykit.tensors import TensorSpec
 
 __all__ = ["ArrowFiles", "ArrowSource"]

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from deploykit.errors import DataError
-from deploykit.locations import DataFile
+from deploykit.storage.locations import DataFile
 from deploykit.tensors import TensorSpec, check_inputs
 
 __all__ = ["Arrays", "FileIdentity", "Source", "check_header"]

@@ -9,8 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from deploykit.errors import DataError
-from deploykit.locations import DataFile, Found
-from deploykit.paths import is_utf8
 from deploykit.sources.arrowvalues import NOT_UTF8
 from deploykit.sources.csvvalues import (
     NULLS,
@@ -24,6 +22,8 @@ from deploykit.sources.csvvalues import (
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.sources.tables import TableSource
 from deploykit.sources.texttables import SAMPLE_BYTES, TextTables, require_text
+from deploykit.storage.locations import DataFile, Found
+from deploykit.storage.paths import is_utf8
 from deploykit.tensors import TensorSpec
 from deploykit.wording import counted
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from deploykit.errors import DataError
-from deploykit.locations import DataFile, Found
 from deploykit.sources.arrowfile import ArrowFiles
 from deploykit.sources.reading import Reading
 from deploykit.sources.tables import TableSource
+from deploykit.storage.locations import DataFile, Found
 from deploykit.tensors import TensorSpec
 
 __all__ = ["STATE", "DatasetSource", "refuse_splits"]

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from deploykit.errors import DataError, DeploykitError
-from deploykit.locations import DataFile
 from deploykit.sources.base import FileIdentity
 from deploykit.sources.reading import Reading
 from deploykit.sources.tables import require_pyarrow
+from deploykit.storage.locations import DataFile
 from deploykit.wording import row_range, said
 
 __all__ = ["FileTables", "arrow_file"]

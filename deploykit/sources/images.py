@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from deploykit.errors import DataError, DeploykitError, MissingExtraError
-from deploykit.locations import DataFile, Found
 from deploykit.preprocessing import ImagePreprocessing, read_preprocessing
 from deploykit.sources.base import Arrays, FileIdentity
 from deploykit.sources.reading import KEPT, Reading
+from deploykit.storage.locations import DataFile, Found
 from deploykit.tensors import TEXT, TensorSpec, check_inputs
 from deploykit.wording import counted, said
 

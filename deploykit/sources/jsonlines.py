@@ -8,11 +8,11 @@ from functools import reduce
 from typing import Any, ClassVar
 
 from deploykit.errors import DataError
-from deploykit.locations import Found
 from deploykit.sources.csvvalues import FEW
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.sources.tables import TableSource
 from deploykit.sources.texttables import TextTables
+from deploykit.storage.locations import Found
 from deploykit.tensors import TensorSpec
 
 __all__ = ["JsonLinesSource"]

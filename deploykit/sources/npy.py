@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from numpy.lib.format import MAGIC_PREFIX
 
 from deploykit.errors import DataError
-from deploykit.locations import DataFile, Found
 from deploykit.sources.arrays import ArraysSource
 from deploykit.sources.reading import Reading
-from deploykit.storedarray import StoredArray, open_npy
+from deploykit.storage.locations import DataFile, Found
+from deploykit.storage.storedarray import StoredArray, open_npy
 from deploykit.tensors import TensorSpec
 
 __all__ = ["NpySource"]

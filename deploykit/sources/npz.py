@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import DataError, DeploykitError
-from deploykit.locations import DataFile, Found
 from deploykit.sources.arrays import ArraysSource, Rows, chosen_arrays
 from deploykit.sources.reading import Reading
-from deploykit.storedarray import StoredArray, read_header
+from deploykit.storage.locations import DataFile, Found
+from deploykit.storage.storedarray import StoredArray, read_header
 from deploykit.tensors import TensorSpec
 
 __all__ = ["NpzSource"]

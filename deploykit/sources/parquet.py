@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import IO, Any, ClassVar
 
 from deploykit.errors import DataError
-from deploykit.locations import DataFile, Found
 from deploykit.sources.filetables import FileTables, arrow_file
 from deploykit.sources.reading import Reading
 from deploykit.sources.tables import CHUNK_BYTES, TableSource
+from deploykit.storage.locations import DataFile, Found
 from deploykit.tensors import TensorSpec
 
 __all__ = ["ParquetSource"]

@@ -24,12 +24,12 @@ from typing import Any, Self
 import numpy as np
 
 from deploykit.errors import DataError
-from deploykit.files import TEMPORARY_PREFIX, write_json
 from deploykit.signs import DRAWING_NAME
 from deploykit.sources.base import Arrays
 from deploykit.sources.factory import without_folder
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.sources.spoolfiles import HashedFile, KeptColumn, read_kept, read_values
+from deploykit.storage.files import TEMPORARY_PREFIX, write_json
 from deploykit.tensors import TensorSpec
 from deploykit.wording import row_range
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from deploykit.errors import DataError, UsageError
-from deploykit.locations import Found, find
 from deploykit.registry import Registry
 from deploykit.sources.base import Source
 from deploykit.sources.datasetdir import STATE, DatasetSource, refuse_splits
 from deploykit.sources.factory import open_factory
 from deploykit.sources.reading import Reading
+from deploykit.storage.locations import Found, find
 from deploykit.tensors import TensorSpec
 
 __all__ = ["SOURCES", "open_source"]

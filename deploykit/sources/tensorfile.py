@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import DataError
-from deploykit.locations import DataFile, Found
 from deploykit.sources.arrays import ArraysSource, chosen_arrays
 from deploykit.sources.reading import Reading
-from deploykit.storedarray import StoredArray
+from deploykit.storage.locations import DataFile, Found
+from deploykit.storage.storedarray import StoredArray
 from deploykit.tensors import TensorSpec
 
 __all__ = ["TensorFileSource"]

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from deploykit.errors import DataError
-from deploykit.locations import DataFile
 from deploykit.sources.base import FileIdentity
 from deploykit.sources.reading import Reading
 from deploykit.sources.tables import BadRow, require_pyarrow
 from deploykit.sources.textindex import OpenQuoteError, TextPiece, row_bounds, text_pieces, whole_rows
+from deploykit.storage.locations import DataFile
 from deploykit.wording import counted, row_range, said
 
 __all__ = ["SAMPLE_BYTES", "TextTables", "require_text", "widest"]

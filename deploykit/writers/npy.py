@@ -7,7 +7,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 
 from deploykit.errors import UsageError
-from deploykit.storedarray import open_npy
+from deploykit.storage.storedarray import open_npy
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import NUMBERS, SAMPLE_ID, Arrays, Batch, Writer, empty_rows, of_one_shape
 

@@ -11,7 +11,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 
 from deploykit.errors import RunError
-from deploykit.storedarray import read_header
+from deploykit.storage.storedarray import read_header
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import SAMPLE_ID, TEXT, Batch, Writer, empty_rows, of_one_shape, texts_of
 

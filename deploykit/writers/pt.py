@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from deploykit.paths import is_utf8
+from deploykit.storage.paths import is_utf8
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import NUMBERS, SAMPLE_ID, Arrays, Batch, Writer, checked, empty_rows
 

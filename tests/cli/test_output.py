@@ -11,7 +11,7 @@ import click
 import pytest
 
 from deploykit.cli import showing
-from deploykit.verify_run import verify_run
+from deploykit.runs.verify_run import verify_run
 from deploykit.writers.npz import NpzWriter
 
 from .conftest import Call

@@ -12,7 +12,7 @@ from deploykit.demo.checkpoint import save_checkpoint
 from deploykit.demo.digits import load_digits
 from deploykit.demo.network import DigitsNet
 from deploykit.demo.training import Recipe, Trained, probabilities, train
-from exporters.load import load_module
+from exporters.checkpoint.load import load_module
 
 lightning = pytest.importorskip("lightning")
 

@@ -14,7 +14,7 @@ from deploykit.artifact import Artifact
 from deploykit.cli import main
 from deploykit.demo import findings
 from deploykit.demo.folder import RECORD
-from deploykit.verify_run import verify_run
+from deploykit.runs.verify_run import verify_run
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from deploykit.errors import CheckpointError
-from exporters.checkpoint import read_checkpoint
+from exporters.checkpoint.reading import read_checkpoint
 
 
 class Net(nn.Module):

@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensor
 from torch.nn.functional import scaled_dot_product_attention as bound_attention
 
 from deploykit.errors import ExportError
-from exporters.eager import without_dropout
+from exporters.eager.dropouts import without_dropout
 from exporters.export import export_module
 
 SPEC = "x:float32[batch,8]"

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deploykit.errors import CheckpointError, UsageError
-from exporters.arguments import Hyperparameters, parse_arguments
-from exporters.checkpoint import Checkpoint
-from exporters.target import build_module
+from exporters.checkpoint.arguments import Hyperparameters, parse_arguments
+from exporters.checkpoint.reading import Checkpoint
+from exporters.checkpoint.target import build_module
 from tests.exporters.checkpoints import Net
 
 

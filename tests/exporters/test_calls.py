@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from deploykit.errors import ExportError, UsageError
-from exporters.entry import arrangement_for
+from exporters.eager.entry import arrangement_for
 from exporters.export import check_request, export_module
 from runners.predict import load
 

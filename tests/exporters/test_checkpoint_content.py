@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from deploykit.errors import MissingExtraError
-from exporters.checkpoint import read_checkpoint
+from exporters.checkpoint.reading import read_checkpoint
 from tests.exporters.checkpoints import Net, refused, rewritten, saved
 
 

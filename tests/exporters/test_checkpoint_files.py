@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deploykit.errors import CheckpointError
-from exporters.checkpoint import read_checkpoint
+from exporters.checkpoint.reading import read_checkpoint
 from tests.exporters.checkpoints import Net, claim_elements, refused, rewritten, saved
 
 
@@ -247,7 +247,7 @@ def test_legacy_bomb_takes_no_memory(tmp_path: Path) -> None:
     assert content != path.read_bytes()
     (tmp_path / "bomb.pt").write_bytes(content[:-30_000])
     code = (
-        "import resource, sys\nfrom exporters.checkpoint import read_checkpoint\n"
+        "import resource, sys\nfrom exporters.checkpoint.reading import read_checkpoint\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: read_checkpoint(sys.argv[1])\nexcept Exception as error: print(type(error).__name__)\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deploykit.errors import CheckpointError
-from exporters.keys import match_keys
+from exporters.checkpoint.keys import match_keys
 from tests.exporters.checkpoints import Net
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from deploykit.errors import CheckpointError, UsageError
-from exporters.load import load_module
+from exporters.checkpoint.load import load_module
 from tests.exporters.checkpoints import Net, saved
 
 USER_CODE = '''

@@ -18,7 +18,7 @@ from torch import nn
 from deploykit import masks
 from deploykit.errors import ExportError
 from deploykit.statistics import summarize
-from exporters.eager import answered_dropouts
+from exporters.eager.dropouts import answered_dropouts
 from exporters.export import ExportResult, export_module
 from tests.exporters import models
 

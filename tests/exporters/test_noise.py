@@ -14,7 +14,7 @@ from torch import Tensor, distributions, nn
 from deploykit import masks, noise
 from deploykit.cli.artifact import inspect
 from deploykit.errors import ExportError
-from exporters.eager import answered_dropouts
+from exporters.eager.dropouts import answered_dropouts
 from exporters.export import export_module
 from tests.exporters import models, noisy
 from tests.exporters.test_monte_carlo import SPEC, clients, names_of

@@ -16,7 +16,7 @@ from deploykit.cli.artifact import inspect
 from deploykit.errors import ExportError, UsageError
 from deploykit.manifest import OutputSpec
 from exporters.export import ExportResult, export_module
-from exporters.statistics import STATISTICS, summarize
+from exporters.rewrite.statistics import STATISTICS, summarize
 from tests.exporters.test_monte_carlo import clients, names_of
 
 SPEC = "x:float32[batch,6]"

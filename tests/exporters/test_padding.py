@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deploykit import masks
 from exporters.export import export_module
-from exporters.mask_ops import unit_keys, unit_numbers
+from exporters.noise.mask_ops import unit_keys, unit_numbers
 from tests.exporters.test_monte_carlo import clients, names_of
 
 LENGTH, FEATURES = 7, 5

@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from deploykit import masks
-from exporters.eager import answered_dropouts
+from exporters.eager.dropouts import answered_dropouts
 from exporters.export import export_module
 from tests.exporters.test_monte_carlo import SPEC, clients, names_of
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deploykit import masks
 from deploykit.errors import ExportError
-from exporters.eager import answered_dropouts
+from exporters.eager.dropouts import answered_dropouts
 from exporters.export import export_module
 from tests.exporters.test_monte_carlo import clients, names_of
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from deploykit import masks
 from deploykit.cli.artifact import inspect
 from deploykit.errors import ExportError
-from exporters.eager import answered_dropouts
+from exporters.eager.dropouts import answered_dropouts
 from exporters.export import export_module
 from tests.exporters.models import Wrapped
 from tests.exporters.test_monte_carlo import SPEC, clients, names_of

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exporters import mask_ops
 from exporters.export import ExportResult, export_module
-from exporters.wide import PIECE_UNITS
+from exporters.noise import mask_ops
+from exporters.rewrite.wide import PIECE_UNITS
 from tests.exporters.test_monte_carlo import SPEC, clients, names_of, oracle
 
 MAPS = 121

@@ -13,8 +13,8 @@ import deploykit
 from deploykit.cli import main
 from deploykit.errors import RunError, UsageError
 from exporters.export import export_module
-from runners import drawing
 from runners.base import Runner
+from runners.pipeline import drawing
 from tests import handmade
 
 ROWS, DRAWS, UNTIL = 157, 40, 0.05

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.plan import Plan, Shard
-from runners.ahead import Ahead
-from runners.shardqueue import ShardQueue
+from runners.pipeline.ahead import Ahead
+from runners.pipeline.shardqueue import ShardQueue
 
 PLAN = Plan(rows=50, shard_rows=20, batch_size=5)
 SHARDS = list(PLAN.shards())

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import UsageError
-from deploykit.rundir import RunDirectory
-from runners.batchsize import GOOD_SHARE, find_plateau
+from deploykit.runs.rundir import RunDirectory
 from runners.job import run
-from runners.room import Room
+from runners.pipeline.batchsize import GOOD_SHARE, find_plateau
+from runners.system.room import Room
 from tests import handmade
 
 
@@ -171,7 +171,7 @@ def test_a_size_that_would_not_fit_is_told(
 ) -> None:
     grown = itertools.count(0, 10**9)
     monkeypatch.setattr(
-        "runners.batchsize.Room",
+        "runners.pipeline.batchsize.Room",
         lambda ranks: Room(ranks, available=lambda: 4 * 10**9 * ranks, peak=lambda: next(grown)),
     )
     found = run(artifact_paths["mc"], data, tmp_path / "r", batch_size="auto", devices="cpu")

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import deploykit
-from deploykit.datachange import CHANGED_NAME
 from deploykit.errors import DataError, DeviceError, IncompleteRunError, RunError
-from deploykit.merging import merge_run
-from deploykit.stores import Store
-from deploykit.verify_run import check_run
+from deploykit.runs.datachange import CHANGED_NAME
+from deploykit.runs.merging import merge_run
+from deploykit.runs.verify_run import check_run
+from deploykit.storage.stores import Store
 from tests import handmade
 
 ROWS = 64

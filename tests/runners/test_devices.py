@@ -4,10 +4,10 @@ from hypothesis import strategies as st
 
 from deploykit.devices import Device, check_ranks, check_threads, parse_devices
 from deploykit.errors import DeviceError, UsageError
-from runners.engine_local import LocalEngine
-from runners.engine_ray import RayEngine
-from runners.environment import environment
+from runners.engines.local import LocalEngine
+from runners.engines.ray_engine import RayEngine
 from runners.onnx_runner import OnnxRunner
+from runners.system.environment import environment
 
 
 def none() -> int:
@@ -71,11 +71,11 @@ def test_in_a_container_its_share_of_the_cores_counts(monkeypatch: pytest.Monkey
 
 def test_the_report_says_what_the_machine_has_and_what_a_container_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     cores(monkeypatch, available=2, machine=64)
-    monkeypatch.setattr("runners.memory.memory_limit", lambda: 2**30)
+    monkeypatch.setattr("runners.system.memory.memory_limit", lambda: 2**30)
     found = environment("onnxruntime", "1.0")
     assert (found["cores"], found["cores_available"]) == (64, 2)
     assert found["memory_available_bytes"] == 2**30 < found["memory_bytes"]
-    monkeypatch.setattr("runners.memory.memory_limit", lambda: 2**63 - 4096)
+    monkeypatch.setattr("runners.system.memory.memory_limit", lambda: 2**63 - 4096)
     found = environment("onnxruntime", "1.0")
     assert found["memory_available_bytes"] == found["memory_bytes"]
 

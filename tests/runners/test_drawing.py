@@ -9,7 +9,7 @@ import pytest
 from deploykit.manifest import OutputSpec
 from deploykit.passes import CACHE_BYTES, DRAWS_USED, PIECE_BYTES, Passes
 from deploykit.statistics import summarize
-from runners.drawing import most_draws, predict_in_passes
+from runners.pipeline.drawing import most_draws, predict_in_passes
 
 DRAWS = 50
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.verify_run import verify_run
-from deploykit.watching import run_status
+from deploykit.runs.verify_run import verify_run
+from deploykit.runs.watching import run_status
 from runners.job import run
 from tests import handmade
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from deploykit.errors import DataError, IncompleteRunError, RunError
-from deploykit.rundir import RunDirectory
-from deploykit.verify_run import verify_run
-from runners import engine_local
-from runners.engine import Engine
-from runners.engine_local import place
-from runners.engines import choose_engine
-from runners.execute import Computed, ProgressChoice, Setting, drive
+from deploykit.runs.rundir import RunDirectory
+from deploykit.runs.verify_run import verify_run
+from runners.engines import local as engine_local
+from runners.engines.base import Engine
+from runners.engines.execute import Computed, ProgressChoice, Setting, drive
+from runners.engines.local import place
+from runners.engines.table import choose_engine
+from runners.engines.work import Outcome, Work
 from runners.job import run
-from runners.work import Outcome, Work
 
 ONE_SLOW = """
 import os, sys, time
@@ -32,7 +32,7 @@ class Rows:
         return np.full(4, row, np.float32)
 def make():
     global slow
-    if "runners.rank" in " ".join(sys.orig_argv):
+    if "runners.ranks.rank" in " ".join(sys.orig_argv):
         try:
             os.close(os.open({marker!r}, os.O_CREAT | os.O_EXCL))
             slow = True
@@ -56,11 +56,11 @@ def test_a_slow_device_does_not_hold_the_job(artifact_paths: dict[str, Path], tm
 SAYS_GOODBYE = """
 import atexit, os, sys
 import numpy as np
-if "runners.rank" in " ".join(sys.orig_argv):
+if "runners.ranks.rank" in " ".join(sys.orig_argv):
     left_open = open(os.path.join({folder!r}, f"left-{{os.getpid()}}"), "w")
     left_open.write("not flushed")
 def make():
-    if "runners.rank" in " ".join(sys.orig_argv):
+    if "runners.ranks.rank" in " ".join(sys.orig_argv):
         atexit.register(sys.stdout.write, "goodbye")
     return np.zeros((8, 4), np.float32)
 """
@@ -104,7 +104,7 @@ def test_an_engine_that_is_entered_is_left(
     artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left: list[bool] = []
-    monkeypatch.setattr("runners.engine_local.LocalEngine.__exit__", lambda *_: left.append(True), raising=False)
+    monkeypatch.setattr("runners.engines.local.LocalEngine.__exit__", lambda *_: left.append(True), raising=False)
     np.save(tmp_path / "x.npy", np.ones((3, 4), np.float32))
     run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "r")
     assert left == [True]
@@ -170,7 +170,7 @@ def test_a_signal_while_what_is_there_is_checked_says_so(
     def check(*_: object, **__: object) -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("deploykit.commit.Digests.damage", check)
+    monkeypatch.setattr("deploykit.runs.commit.Digests.damage", check)
     with pytest.raises(
         IncompleteRunError, match=r"stopped by SIGTERM while what is there was checked; .*deploykit run"
     ) as end:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
-from deploykit.verify_run import verify_run
-from runners.engines import ENGINES
+from deploykit.runs.verify_run import verify_run
+from runners.engines.table import ENGINES
 from tests import handmade
 
 TEXT = (Path(__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")

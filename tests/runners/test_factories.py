@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from deploykit.errors import DataError
-from deploykit.rundir import RunDirectory
-from deploykit.runrows import RunRows
-from deploykit.verify_run import verify_run
+from deploykit.runs.rundir import RunDirectory
+from deploykit.runs.runrows import RunRows
+from deploykit.runs.verify_run import verify_run
 from deploykit.writers import make_writer
 from runners.job import run
 

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from deploykit.errors import DataError, IncompleteRunError, RunError
-from deploykit.verify_run import check_run, verify_run
-from deploykit.watching import run_status
-from runners import execute, loop
+from deploykit.runs.verify_run import check_run, verify_run
+from deploykit.runs.watching import run_status
+from runners.engines import execute
 from runners.job import run
+from runners.pipeline import loop
 from tests import faults, handmade
 
 OPTIONS: dict[str, Any] = {"batch_size": 16, "shard_rows": 256}

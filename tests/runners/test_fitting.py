@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import deploykit
 from deploykit.errors import RunError
 from deploykit.plan import Plan
-from runners.fitting import Fitting, is_out_of_memory
+from runners.pipeline.fitting import Fitting, is_out_of_memory
 from tests.runners.test_loop import Case
 
 TEXTS = {

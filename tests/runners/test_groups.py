@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.writers import Batch
-from runners.groups import GROUP_BYTES, grouped
+from runners.pipeline.groups import GROUP_BYTES, grouped
 
 
 def batches(sizes: Sequence[int], width: int) -> list[Batch]:

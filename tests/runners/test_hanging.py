@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.verify_run import check_run, verify_run
-from runners import stop
+from deploykit.runs.verify_run import check_run, verify_run
 from runners.job import run
+from runners.system import stop
 from tests.runners.hanging import AT
 from tests.runners.test_ranks import SCRIPT, rank_pids, wait_for
 
@@ -95,7 +95,7 @@ def test_what_the_user_forks_during_a_run_can_be_terminated() -> None:
 
 FORKING = """
 import os, signal, time
-from runners import stop
+from runners.system import stop
 request = stop.StopRequest()
 with stop.on_signals(request):
     child = os.fork()

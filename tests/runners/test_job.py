@@ -19,10 +19,10 @@ from deploykit.errors import (
     UnknownNameError,
     UsageError,
 )
-from deploykit.rundir import RunDirectory
-from deploykit.verify_run import verify_run
-from runners import loop
+from deploykit.runs.rundir import RunDirectory
+from deploykit.runs.verify_run import verify_run
 from runners.job import run
+from runners.pipeline import loop
 from tests import handmade
 
 ROWS = 203

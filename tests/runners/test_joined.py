@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from deploykit.errors import RunError
 from deploykit.plan import Plan
-from runners import loop
-from runners.ahead import joined
+from runners.pipeline import loop
+from runners.pipeline.ahead import joined
 from tests.runners.test_loop import Case, Source
 
 Rows = list[tuple[int, int]]

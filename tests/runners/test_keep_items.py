@@ -9,9 +9,9 @@ import pytest
 
 import deploykit
 from deploykit.errors import DataError, RunError, UsageError
+from deploykit.runs.verify_run import verify_run
 from deploykit.sources import KEPT, Reading, open_source
 from deploykit.sources.keeping import Keeping
-from deploykit.verify_run import verify_run
 from runners.job import run
 from tests import handmade
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from deploykit.errors import RunError
 from deploykit.plan import Plan
-from runners.channel import Closed
-from runners.lanes import Turns
+from runners.pipeline.channel import Closed
+from runners.pipeline.lanes import Turns
 from tests.runners.test_loop import Case, fail_at
 
 some = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -3,11 +3,11 @@
 import pytest
 
 from deploykit.errors import UnknownNameError, UsageError
-from runners import launch
-from runners.engine_launched import ArrayEngine, SlurmEngine, TorchrunEngine
-from runners.engine_local import LocalEngine
-from runners.engines import ENGINES, choose_engine
-from runners.launch import Launch
+from runners.engines import launch
+from runners.engines.launch import Launch
+from runners.engines.launched import ArrayEngine, SlurmEngine, TorchrunEngine
+from runners.engines.local import LocalEngine
+from runners.engines.table import ENGINES, choose_engine
 
 TORCHRUN = {
     "RANK": "5",

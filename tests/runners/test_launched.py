@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from deploykit.errors import DeviceError, IncompleteRunError, RunError, UsageError
-from deploykit.merging import merge_run
-from deploykit.rundir import RunDirectory
-from deploykit.verify_run import check_run, verify_run
-from runners.batchsize import Probe
+from deploykit.runs.merging import merge_run
+from deploykit.runs.rundir import RunDirectory
+from deploykit.runs.verify_run import check_run, verify_run
 from runners.job import run
+from runners.pipeline.batchsize import Probe
 from tests import handmade
 
 SLOW = f"{Path(__file__).parent / 'slowdata.py'}:make"
@@ -335,7 +335,7 @@ def test_devices_of_a_rank(
 
 
 def test_a_rank_takes_the_device_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    from runners.engine_launched import SlurmEngine, TorchrunEngine
+    from runners.engines.launched import SlurmEngine, TorchrunEngine
     from runners.onnx_runner import OnnxRunner
 
     monkeypatch.setattr(OnnxRunner, "cuda_count", classmethod(lambda _: 4))
@@ -452,7 +452,7 @@ def test_a_torch_rank_that_never_comes_is_said(
     from runners.store import Group
 
     as_rank(monkeypatch, torchrun(0, 2, free_port()))
-    monkeypatch.setattr("runners.engine_launched.Group", lambda **fields: Group(**fields, timeout_s=2.0))
+    monkeypatch.setattr("runners.engines.launched.Group", lambda **fields: Group(**fields, timeout_s=2.0))
     with pytest.raises(RunError, match="2 ranks did not meet within 2 s") as caught:
         run(artifact_paths["mc"], SLOW, tmp_path / "r", runner="torch")
     assert not isinstance(caught.value, IncompleteRunError)

@@ -12,16 +12,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deploykit.commit import Commit
 from deploykit.errors import CodeExitedError, DataError, RunError
-from deploykit.job import Job
 from deploykit.plan import Plan, Shard
-from deploykit.rundir import RunDirectory
+from deploykit.runs.commit import Commit
+from deploykit.runs.job import Job
+from deploykit.runs.rundir import RunDirectory
 from deploykit.tensors import TensorSpec
 from deploykit.writers import Batch, make_writer
-from runners import loop
-from runners.loop import Pipeline, Task
-from runners.timing import Meter
+from runners.pipeline import loop
+from runners.pipeline.loop import Pipeline, Task
+from runners.pipeline.timing import Meter
 
 OUTPUT = TensorSpec(name="y", dtype="float32", shape=("batch",))
 

@@ -17,7 +17,7 @@ import pytest
 
 import deploykit
 from deploykit.errors import DeploykitError, IncompleteRunError, RunError, UsageError
-from deploykit.stores import Store
+from deploykit.storage.stores import Store
 from runners import mirror
 from tests import handmade
 
@@ -156,7 +156,7 @@ def test_what_stopped_the_run_is_told_elsewhere_with_the_url(
     def fail(_setting: Any, directory: Any, **_: Any) -> None:
         raise RunError(f"run directory {directory.path}: the disk is full")
 
-    monkeypatch.setattr("runners.execute.finish_files", fail)
+    monkeypatch.setattr("runners.engines.execute.finish_files", fail)
     with pytest.raises(RunError, match=f"^run directory {bucket}: the disk is full$"):
         deploykit.run(artifact, rows, bucket, **SIZE, write_interval="epoch")
     assert deploykit.status(bucket).error == f"run directory {bucket}: the disk is full"

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.commit import Commit
 from deploykit.errors import ArtifactError, DataError, RunError, UnknownNameError
-from deploykit.merging import merge_run
 from deploykit.plan import Plan, Shard, remaining
-from deploykit.rundir import RunDirectory
-from deploykit.verify_run import check_run, verify_run
+from deploykit.runs.commit import Commit
+from deploykit.runs.merging import merge_run
+from deploykit.runs.rundir import RunDirectory
+from deploykit.runs.verify_run import check_run, verify_run
 from deploykit.writers import make_writer
-from runners.isolate import isolated
 from runners.job import run
+from runners.pipeline.isolate import isolated
 from tests import handmade
 from tests.runners.faultydata import ROWS, X
 from tests.runners.test_loop import Case

@@ -23,12 +23,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import RunError, UnknownNameError
-from runners import progress, stop
-from runners.channel import Channel, Closed
-from runners.lock import BusyError, locked
-from runners.pace import Pace, behind
-from runners.timing import RESOLUTION, Histogram, Meter
-from runners.wire import Lines
+from runners import progress
+from runners.pipeline.channel import Channel, Closed
+from runners.pipeline.timing import RESOLUTION, Histogram, Meter
+from runners.ranks.pace import Pace, behind
+from runners.ranks.wire import Lines
+from runners.system import stop
+from runners.system.lock import BusyError, locked
 
 
 @given(st.integers(2, 6), st.lists(st.tuples(st.integers(0, 50), st.booleans()), max_size=40))
@@ -297,8 +298,8 @@ def test_a_terminal_that_closes_is_heard_but_not_under_nohup() -> None:
 
 
 def test_one_run_at_a_time_and_death_unlocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runners.lock.PATIENCE_S", 0.1)
-    code = "import sys, time; from pathlib import Path; from runners.lock import locked\n"
+    monkeypatch.setattr("runners.system.lock.PATIENCE_S", 0.1)
+    code = "import sys, time; from pathlib import Path; from runners.system.lock import locked\n"
     code += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
@@ -314,7 +315,7 @@ def test_one_run_at_a_time_and_death_unlocks(tmp_path: Path, monkeypatch: pytest
 
 def test_who_has_waited_holds_the_lock_that_the_next_one_meets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever lets go of a directory that became no run removes the lock file for which another waits."""
-    monkeypatch.setattr("runners.lock.PATIENCE_S", 10)
+    monkeypatch.setattr("runners.system.lock.PATIENCE_S", 10)
     has, end = threading.Event(), threading.Event()
 
     def second() -> None:
@@ -327,7 +328,7 @@ def test_who_has_waited_holds_the_lock_that_the_next_one_meets(tmp_path: Path, m
         waiting.start()
         time.sleep(0.2)
     assert has.wait(10)
-    monkeypatch.setattr("runners.lock.PATIENCE_S", 0.1)
+    monkeypatch.setattr("runners.system.lock.PATIENCE_S", 0.1)
     with pytest.raises(BusyError), locked(tmp_path / "run"):
         pass
     end.set()

@@ -10,8 +10,8 @@ import pytest
 import deploykit
 from deploykit.artifact import MANIFEST_NAME
 from deploykit.errors import ArtifactError, DataError, UsageError
-from deploykit.files import sha256_of
 from deploykit.manifest import FileRecord, Manifest
+from deploykit.storage.files import sha256_of
 from runners.predict import load, verify_artifact
 from tests import handmade
 from tests.exporters import models

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from deploykit.devices import Device
-from runners.assignment import Assignment
-from runners.process import RankProcess
+from runners.ranks.assignment import Assignment
+from runners.ranks.process import RankProcess
 
 
 def waiting(*_: Any) -> "subprocess.Popen[bytes]":
@@ -22,8 +22,8 @@ def waiting(*_: Any) -> "subprocess.Popen[bytes]":
 def test_a_rank_that_the_run_killed_itself_did_not_run_out_of_memory(
     by_run: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runners.process._start", waiting)
-    monkeypatch.setattr("runners.process.available_memory_bytes", lambda: 10**9)
+    monkeypatch.setattr("runners.ranks.process._start", waiting)
+    monkeypatch.setattr("runners.ranks.process.available_memory_bytes", lambda: 10**9)
     rank = RankProcess(
         Assignment(
             artifact="model", data="x.npy", directory=str(tmp_path), runner="onnx", rank=0, device=Device(),

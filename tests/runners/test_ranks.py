@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from deploykit.errors import IncompleteRunError, RunError
-from deploykit.rundir import RunDirectory
-from deploykit.verify_run import check_run, verify_run
-from runners import pace, progress
+from deploykit.runs.rundir import RunDirectory
+from deploykit.runs.verify_run import check_run, verify_run
+from runners import progress
 from runners.job import run
+from runners.ranks import pace
 from tests import handmade
 
 SLOW = f"{Path(__file__).parent / 'slowdata.py'}:make"
@@ -26,7 +27,8 @@ OPTIONS = {"batch_size": 2, "shard_rows": 8}
 SCRIPT = """
 import json, signal, sys
 from deploykit.errors import DeploykitError
-from runners import pace, progress
+from runners import progress
+from runners.ranks import pace
 from runners.job import run
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # The tests may run under nohup.
 try:
@@ -126,7 +128,7 @@ def test_a_rank_that_cannot_start_does_not_hang_the_others(
         "import os, sys, numpy as np\n"
         f"marker = {str(tmp_path / 'marker')!r}\n"
         "def make():\n"
-        "    if 'runners.rank' in ' '.join(sys.orig_argv):\n"
+        "    if 'runners.ranks.rank' in ' '.join(sys.orig_argv):\n"
         "        try:\n"
         "            os.close(os.open(marker, os.O_CREAT | os.O_EXCL))\n"
         "        except FileExistsError:\n"

@@ -19,11 +19,12 @@ import pytest
 from deploykit.artifact import Artifact
 from deploykit.errors import ArtifactError, DataError, DeviceError, IncompleteRunError, UsageError
 from deploykit.plan import Shard
-from deploykit.verify_run import check_run, verify_run
-from runners import engine_ray, shipping
+from deploykit.runs.verify_run import check_run, verify_run
+from runners.engines import ray_engine as engine_ray
+from runners.engines import shipping
+from runners.engines.ray_cluster import require_answer
+from runners.engines.shipping import packed_bytes, unpacked
 from runners.job import run
-from runners.ray_cluster import require_answer
-from runners.shipping import packed_bytes, unpacked
 
 SLOW = f"{Path(__file__).parent / 'slowdata.py'}:make"
 OPTIONS: dict[str, Any] = {"batch_size": 2, "shard_rows": 8, "runner": "onnx"}

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import DataError
+from deploykit.runs.verify_run import verify_run
 from deploykit.sources import open_source
-from deploykit.verify_run import verify_run
 from runners.job import run
 from tests import handmade
 

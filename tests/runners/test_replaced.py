@@ -9,7 +9,7 @@ import pytest
 
 from deploykit.artifact import Artifact
 from deploykit.errors import ArtifactError
-from runners import engine_local
+from runners.engines import local as engine_local
 from runners.job import run
 from runners.onnx_runner import OnnxRunner
 from runners.table import choose_runner

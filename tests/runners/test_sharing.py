@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runners.pace import Load, should_take
+from runners.ranks.pace import Load, should_take
 
 ROWS = 100
 

@@ -19,10 +19,10 @@ import deploykit
 from deploykit.cli import main
 from deploykit.cli.status import _describe as describe
 from deploykit.errors import DataError, DeploykitError, RunError, UsageError
-from deploykit.rundir import RunDirectory, refuse_foreign
+from deploykit.runs.rundir import RunDirectory, refuse_foreign
+from deploykit.runs.verify_run import verify_run
+from deploykit.runs.watching import run_status
 from deploykit.sources import spool, spoolfiles
-from deploykit.verify_run import verify_run
-from deploykit.watching import run_status
 from runners import jobdata
 from runners.job import run
 from tests import handmade

@@ -13,16 +13,16 @@ import pytest
 
 from deploykit import signs
 from deploykit.cli.status import _describe as describe
-from deploykit.epoch import is_finished
 from deploykit.errors import IncompleteRunError, RunError
-from deploykit.rundir import RunDirectory
+from deploykit.runs.epoch import is_finished
+from deploykit.runs.rundir import RunDirectory
+from deploykit.runs.watching import run_status
 from deploykit.signs import CallSign, RankSign, leave_sign, read_signs, signing
-from deploykit.watching import run_status
-from runners import recorder
-from runners.assignment import Assignment
 from runners.job import run
-from runners.recorder import Recorder
-from runners.timing import Meter
+from runners.pipeline.timing import Meter
+from runners.ranks import recorder
+from runners.ranks.assignment import Assignment
+from runners.ranks.recorder import Recorder
 from tests.runners.test_ranks import OPTIONS, SLOW, rank_pids, start, wait_for
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from runners import store
-from runners.claims import counted
+from runners.engines.claims import counted
 from runners.store import Group, LauncherStore
 from tests.runners.test_launched import free_port
 

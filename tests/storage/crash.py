@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from deploykit.rundir import RunDirectory
+from deploykit.runs.rundir import RunDirectory
 
 from .helpers import make_job, run_all
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.epoch import finish_epoch
-from deploykit.job import Job
 from deploykit.plan import Plan, Shard, make_plan
-from deploykit.rundir import RunDirectory
+from deploykit.runs.epoch import finish_epoch
+from deploykit.runs.job import Job
+from deploykit.runs.rundir import RunDirectory
 from deploykit.sources import Reading, Source, open_source
 from deploykit.tensors import TensorSpec
 from deploykit.writers import Batch, Writer, make_writer

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.epoch import is_finished
-from deploykit.job import WRITE_INTERVALS
-from deploykit.verify_run import check_run, verify_run
+from deploykit.runs.epoch import is_finished
+from deploykit.runs.job import WRITE_INTERVALS
+from deploykit.runs.verify_run import check_run, verify_run
 
 from .crash import Server
 from .helpers import files_of, make_job, run_all

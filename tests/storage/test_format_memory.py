@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[2]
 CODE = """
 import sys
 from pathlib import Path
-from deploykit.merging import merge_run
-from deploykit.rundir import RunDirectory
-from deploykit.verify_run import verify_run
+from deploykit.runs.merging import merge_run
+from deploykit.runs.rundir import RunDirectory
+from deploykit.runs.verify_run import verify_run
 from deploykit.writers import make_writer
 from deploykit.tensors import TensorSpec
 from tests.storage.helpers import batches_of, make_job

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from deploykit.epoch import is_finished
 from deploykit.errors import MissingExtraError, RunError, UsageError
-from deploykit.merging import merge_run
+from deploykit.runs.epoch import is_finished
+from deploykit.runs.merging import merge_run
+from deploykit.runs.verify_run import verify_run
 from deploykit.tensors import DTYPES, TensorSpec
-from deploykit.verify_run import verify_run
 from deploykit.writers import WRITERS, Batch, make_writer, rebatch, writer_for_file
 from deploykit.writers.base import TEXT, checked
 

@@ -8,8 +8,8 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from deploykit.errors import DataError
-from deploykit.locations import DataFile, find
 from deploykit.sources.base import FileIdentity
+from deploykit.storage.locations import DataFile, find
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ CODE = """
 import sys
 import numpy as np
 from pathlib import Path
-from deploykit.epoch import finish_epoch
-from deploykit.merging import merge_run
-from deploykit.rundir import RunDirectory
+from deploykit.runs.epoch import finish_epoch
+from deploykit.runs.merging import merge_run
+from deploykit.runs.rundir import RunDirectory
 from deploykit.sources import check_finite, open_source
-from deploykit.verify_run import verify_run
+from deploykit.runs.verify_run import verify_run
 from deploykit.writers import Batch, make_writer
 from tests.storage.helpers import make_job
 from deploykit.tensors import TensorSpec

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.epoch import finish_epoch, is_finished
 from deploykit.errors import IncompleteRunError, RunError, UsageError
-from deploykit.files import sha256_of
-from deploykit.merging import merge_run
-from deploykit.rundir import RunDirectory
+from deploykit.runs.epoch import finish_epoch, is_finished
+from deploykit.runs.merging import merge_run
+from deploykit.runs.rundir import RunDirectory
+from deploykit.runs.verify_run import check_run, verify_run
+from deploykit.storage.files import sha256_of
 from deploykit.tensors import TensorSpec
-from deploykit.verify_run import check_run, verify_run
 from deploykit.writers import WRITERS, Batch
 
 from .helpers import MEAN, batch_of, files_of, make_job, run_all, writer_of

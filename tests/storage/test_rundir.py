@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.epoch import finish_epoch, is_finished
 from deploykit.errors import DeploykitError, IncompleteRunError, RunError, UnknownNameError
-from deploykit.job import Job
 from deploykit.plan import make_plan
-from deploykit.rundir import LOCK_NAME, RunDirectory
+from deploykit.runs.epoch import finish_epoch, is_finished
+from deploykit.runs.job import Job
+from deploykit.runs.rundir import LOCK_NAME, RunDirectory
+from deploykit.runs.verify_run import check_run
+from deploykit.runs.watching import run_status
 from deploykit.tensors import TensorSpec
-from deploykit.verify_run import check_run
-from deploykit.watching import run_status
 from deploykit.writers import Batch, Writer
 from deploykit.writers.npy import NpyWriter
 

@@ -577,7 +577,7 @@ def test_reading_files_and_plain_datasets_imports_no_torch(tmp_path: Path) -> No
     target = factory(tmp_path, PLAIN, "Rows(x)")
     code = (
         "import sys\nfrom deploykit.sources import open_source\nfrom deploykit.writers import make_writer\n"
-        "from deploykit.tensors import parse_spec\nimport deploykit.merging, deploykit.verify_run\n"
+        "from deploykit.tensors import parse_spec\nimport deploykit.runs.merging, deploykit.runs.verify_run\n"
         f"x = [parse_spec('x:float32[batch,4]')]\nfor text in ({str(tmp_path / 'x.npy')!r}, {target!r}):\n"
         "    s = open_source(text, x); s.read(0, 2); s.close()\n"
         "make_writer('pt', x)\nassert 'torch' not in sys.modules\n"

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import DataError, UsageError
-from deploykit.locations import DataFile, Found
 from deploykit.sources import KEPT, Reading, Source, open_source, parse_map
 from deploykit.sources.arrays import ArraysSource
 from deploykit.sources.arrowfile import ArrowFiles
 from deploykit.sources.parquet import ParquetSource, _ParquetFiles
+from deploykit.storage.locations import DataFile, Found
 from deploykit.tensors import TensorSpec
 
 from . import helpers

@@ -12,9 +12,9 @@ import pytest
 
 import deploykit
 from deploykit.errors import ArtifactError, DataError, RunError, UsageError
-from deploykit.locations import DataFile, find
-from deploykit.rundir import RunDirectory
-from deploykit.stores import Store, at_hand, delivered, is_url, local_path, naming
+from deploykit.runs.rundir import RunDirectory
+from deploykit.storage.locations import DataFile, find
+from deploykit.storage.stores import Store, at_hand, delivered, is_url, local_path, naming
 from tests.handmade import build
 from tests.storage.helpers import make_job
 

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit.epoch import is_finished
 from deploykit.errors import IncompleteRunError, RunError, UsageError
-from deploykit.files import sha256_of
-from deploykit.layout import Layout, parse_layout
-from deploykit.merging import merge_run
-from deploykit.rankrows import rank_batches
-from deploykit.rundir import RunDirectory
+from deploykit.runs.epoch import is_finished
+from deploykit.runs.layout import Layout, parse_layout
+from deploykit.runs.merging import merge_run
+from deploykit.runs.rankrows import rank_batches
+from deploykit.runs.rundir import RunDirectory
+from deploykit.runs.verify_run import verify_run
+from deploykit.storage.files import sha256_of
 from deploykit.tensors import TensorSpec
-from deploykit.verify_run import verify_run
 
 from .helpers import batch_of, files_of, make_job, run_all, writer_of
 
@@ -159,7 +159,7 @@ def test_ids_in_strided_files_are_read_not_believed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("some", [1, 2, 3, 100])
 def test_ids_are_made_some_at_a_time(tmp_path: Path, some: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploykit.strided._IDS", some)
+    monkeypatch.setattr("deploykit.runs.strided._IDS", some)
     run_all(tmp_path, make_job(19, write_interval="epoch", layout="strided:2"))
     assert verify_run(tmp_path).committed_rows == 19
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from deploykit.epoch import finish_epoch
-from deploykit.rundir import RunDirectory
-from deploykit.verify_run import verify_run
+from deploykit.runs.epoch import finish_epoch
+from deploykit.runs.rundir import RunDirectory
+from deploykit.runs.verify_run import verify_run
 from runners.job import run
 from tests import handmade
 from tests.storage.helpers import make_job, writer_of

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError
-from exporters.load import load_module
+from exporters.checkpoint.load import load_module
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Te
 
 from deploykit.errors import DataError, IncompleteRunError, RunError, UnknownNameError, UsageError
 from deploykit.lightning import RunWriter
-from deploykit.merging import merge_run
-from deploykit.rundir import RunDirectory
-from deploykit.verify_run import check_run, verify_run
+from deploykit.runs.merging import merge_run
+from deploykit.runs.rundir import RunDirectory
+from deploykit.runs.verify_run import check_run, verify_run
 from tests import handmade
 from tests.trainer.recording import Plain, predict
 from tests.trainer.rows import Rows

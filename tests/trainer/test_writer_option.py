@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from deploykit.errors import IncompleteRunError, RunError, UsageError
-from deploykit.layout import Layout
+from deploykit.runs.layout import Layout
+from deploykit.runs.verify_run import verify_run
 from deploykit.standin import NotThereError
-from deploykit.verify_run import verify_run
-from runners import loop
 from runners.job import run
-from runners.lightning_trainer import make_module, make_trainer
+from runners.lightning.trainer import make_module, make_trainer
 from runners.lightning_writer import find_lightning_writer, parse_writer_arguments
+from runners.pipeline import loop
 from tests import handmade
 from tests.trainer.rows import UNREADABLE, Rows
 

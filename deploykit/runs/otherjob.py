@@ -1,0 +1,128 @@
+"""Why a run directory cannot be resumed with what is asked for, and what leads on."""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from deploykit.errors import DataError, RunError
+from deploykit.runs.job import Job
+from deploykit.storage.locations import find
+
+__all__ = ["refuse_other_job"]
+
+_TIMES = ("mtime_ns", "sha256_files")
+"""What a fingerprint of files says of their times of change: of one file, and of several with their names and sizes."""
+
+_CONTENT = {*_TIMES, "files", "kind", "rows", "sha256", "sha256_first_last", "sha256_sample", "size_bytes",
+            "target", "version"}  # fmt: skip
+"""What a fingerprint says of the data themselves. All else, such as the columns that are read, was asked for."""
+
+_MOST_NAMED = 3
+
+
+def refuse_other_job(directory: Path | str, held: Job, asked: Job) -> None:
+    """Refuse a job that is not the one of the directory.
+
+    Raises:
+        RunError: says what differs.
+    """
+    differences = held.differences(asked)
+    if not differences:
+        return
+    if not held.differences(_of_the_time_of(held, asked)):
+        raise RunError(f"run directory {directory}: {_only_times_differ(held, asked)}; or name a new directory")
+    raise RunError(f"run directory {directory}: holds another job: {_in_words(held, asked, differences)}")
+
+
+def _in_words(held: Job, asked: Job, differences: list[str]) -> str:
+    """What a person has to know first, what to do, and then the values that the words stand for."""
+    said: list[str] = []
+    advice: list[str] = []
+    behind: list[str] = []  # the beginnings of differences that the words stand for
+    if held.artifact != asked.artifact:
+        said.append(_another_artifact(held, asked))
+        advice.append("give the artifact that the run began with")
+        behind.append("artifact:")
+    if any(held.data.get(name) != asked.data.get(name) for name in _CONTENT):
+        said.append(_other_data(held, asked))
+        advice.append("put the old data back")
+        behind += ["data.", "plan.rows:", "plan.shard_rows:"]
+    rest = [text for text in differences if not text.startswith(tuple(behind))]
+    if rest:
+        advice.append("use the old values")
+    details = [text for text in differences if text not in rest]
+    text = f"{'; '.join([*said, *rest])}. To resume it, {' and '.join(advice)}; or name a new directory"
+    return f"{text} ({'; '.join(details)})" if details else text
+
+
+def _another_artifact(held: Job, asked: Job) -> str:
+    if held.artifact_path == asked.artifact_path:
+        return f"the artifact {asked.artifact_path} is not what it was when the run began (exported again, or replaced)"
+    return f"the artifact {asked.artifact_path} is not the one that the run began with, {held.artifact_path}"
+
+
+def _other_data(held: Job, asked: Job) -> str:
+    if held.data_source == asked.data_source:
+        text = f"the data {asked.data_source} is not what it was when the run began"
+    else:
+        text = f"the data {asked.data_source} is not that of the run, which began with {held.data_source}"
+    facts = [*_sizes(held, asked), *_changed_since(held, asked)]
+    return f"{text} ({'; '.join(facts) or 'other content'})"
+
+
+def _sizes(held: Job, asked: Job) -> Iterator[str]:
+    pairs = (
+        ("rows", held.plan.rows, asked.plan.rows),
+        ("files", held.data.get("files"), asked.data.get("files")),
+        ("bytes", held.data.get("size_bytes"), asked.data.get("size_bytes")),
+    )
+    for unit, then, now in pairs:
+        if then is not None and now is not None and then != now:
+            yield f"then {then:,} {unit}, now {now:,}"
+
+
+def _changed_since(held: Job, asked: Job) -> Iterator[str]:
+    """Which of several local files were changed after the job was made; the fingerprint has one digest for all."""
+    if "files" not in asked.data or "://" in asked.data_source:
+        return
+    try:
+        began = datetime.fromisoformat(held.created).timestamp() + 1  # to the second, rounded down
+        files = find(asked.data_source).files
+        names = [file.name for file in files if Path(file.path).stat().st_mtime >= began]
+    except (DataError, OSError, ValueError):
+        return
+    if names:
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        yield f"changed since: {', '.join(names[:_MOST_NAMED])}{more}"
+
+
+def _of_the_time_of(held: Job, asked: Job) -> Job:
+    times = {name: held.data[name] for name in _TIMES if name in held.data and name in asked.data}
+    return replace(asked, data={**asked.data, **times})
+
+
+def _only_times_differ(held: Job, asked: Job) -> str:
+    # Only a sample of the content is known of what the job has read, so equal content cannot be proved here.
+    source = asked.data_source
+    if "mtime_ns" not in held.data:
+        which = "".join(f" ({fact})" for fact in _changed_since(held, asked))
+        return (
+            f"the files of the data {source} have other names, sizes or times of change than when the job began, with "
+            f"as many bytes in all{which}. If these are copies of the same content, copy them with their times (cp -p, "
+            "rsync -t) under the same names, and give the same command again"
+        )
+    then, now = (_moment(job.data["mtime_ns"]) for job in (held, asked))
+    file = shlex.quote(source) if Path(source).is_file() else "FILE"
+    return (
+        f"the data {source} was changed at {now}, and at {then} when the job began; its size and a sample of its "
+        "content are as they were. If all of its content is (a copy, a download again), give it back its time: "
+        f"touch -d {then} {file}, and give the same command again"
+    )
+
+
+def _moment(mtime_ns: int) -> str:
+    """In a form that ``touch -d`` takes, to the nanosecond."""
+    seconds, rest = divmod(mtime_ns, 10**9)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09}Z"

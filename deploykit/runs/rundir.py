@@ -1,0 +1,263 @@
+"""The run directory: how a part is added so that a crash at any moment costs that part and nothing else.
+
+::
+
+    run.json                      the job
+    parts/part-000012.npy         predictions of one shard
+    commits/part-000012.json      written last; without it the part does not count
+    predictions_0.npy             one file per rank (write interval epoch or batch_and_epoch), see epoch.py
+    commits/rank-0000.json        the same for the files of a rank
+    data-changed.json             the data was changed while it was read, so that nothing here counts, see datachange.py
+    spool/                        the rows of data that comes but once, see sources/spool.py
+"""
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from deploykit.errors import RunError
+from deploykit.plan import Plan, Shard
+from deploykit.runs.commit import Commit, Digests, part_name
+from deploykit.runs.datachange import ANEW, data_change
+from deploykit.runs.feed import Feed, writing
+from deploykit.runs.job import Job
+from deploykit.runs.otherjob import refuse_other_job
+from deploykit.runs.runstate import Look, State, read_state
+from deploykit.signs import STATUS_NAME
+from deploykit.sources.spool import is_spool
+from deploykit.storage.files import TEMPORARY_PREFIX, appears_whole, discard, write_json, write_json_once
+from deploykit.storage.locations import RUN_NAME
+from deploykit.storage.paths import require_place
+from deploykit.storage.stores import local_path
+from deploykit.tally import Tally
+from deploykit.wording import row_range
+from deploykit.writers.base import Batch, Writer
+from deploykit.writers.calling import calling
+
+__all__ = ["DELIVERED_NAME", "LOCK_NAME", "RUN_NAME", "SPOOL_NAME", "RunDirectory", "refuse_foreign"]
+
+LOCK_NAME = ".lock"
+DELIVERED_NAME = "lightning.json"
+SPOOL_NAME = "spool"
+
+
+class RunDirectory:
+    """A run directory and its job. Any number of processes may add parts to one at the same time."""
+
+    def __init__(self, path: Path, job: Job) -> None:
+        self.path, self.job = path, job
+        self.parts, self.commits = path / "parts", path / "commits"
+        self.digests = Digests()
+
+    @classmethod
+    def prepare(cls, path: str | Path, job: Job) -> "RunDirectory":
+        """Create the directory for the job, or take it up again where the same job was interrupted.
+
+        What an interrupted process left half-written is removed.
+
+        Raises:
+            RunError: the directory holds something else, or another job, and the message names what differs; or its
+                data was changed while it was read.
+        """
+        path = local_path(path)
+        if (path / RUN_NAME).exists():
+            directory = cls.open(path)
+            _refuse_changed_data(path)
+            refuse_other_job(path, directory.job, job)
+        else:
+            refuse_foreign(path)
+            directory = cls(path, job)
+        with writing(path):
+            directory._set_up()
+            directory.clean()
+            for leftover in (path / "logs").glob(f"{TEMPORARY_PREFIX}*"):
+                discard(leftover)  # Not in clean: a rank that has ended its work may still write its measurements.
+        return directory
+
+    @classmethod
+    def join(cls, path: str | Path, job: Job, *, cut: Callable[[int], Plan] | None = None) -> "RunDirectory":
+        """Take part in the job together with other processes, on this machine or on others that share the directory.
+
+        Whoever comes first creates it. Nothing is removed, because others may be at work. With ``cut``, the shards by
+        the batch size, it is the same job with any batch size, and that of the first counts.
+
+        Raises:
+            RunError: the directory holds something else, or another job, and the message names what differs; or its
+                data was changed while it was read.
+        """
+        path = local_path(path)
+        if not (path / RUN_NAME).exists():
+            refuse_foreign(path)
+        with writing(path):
+            cls(path, job)._set_up()
+        directory = cls.open(path)
+        _refuse_changed_data(path)
+        asked = job if cut is None else replace(job, plan=cut(directory.job.plan.batch_size))
+        refuse_other_job(path, directory.job, asked)
+        return directory
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunDirectory":
+        """Open an existing run directory; nothing in it is changed.
+
+        Raises:
+            RunError: no run directory, or its ``run.json`` cannot be read.
+            UsageError: not the path of anything.
+        """
+        require_place("run directory", path)
+        path = local_path(path)
+        try:
+            data = json.loads((path / RUN_NAME).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            problem = f"holds no {RUN_NAME}" if path.is_dir() else "is a file" if path.exists() else "does not exist"
+            raise RunError(f"run directory {path}: {problem}; name a directory that deploykit run made") from None
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"run directory {path}: {RUN_NAME} cannot be read ({error}); name another directory"
+            ) from error
+        if not isinstance(data, dict):
+            raise RunError(f"run directory {path}: {RUN_NAME} is not a JSON object; name another directory")
+        return cls(path, Job.from_json(data))
+
+    def to_resume(self) -> str:
+        """What a person does to take the job up again, in the place where the directory is now; or instead of that."""
+        return ANEW if data_change(self.path) else self.job.to_resume(self.path)
+
+    def state(
+        self,
+        *,
+        check_digests: bool = True,
+        tally: Tally | None = None,
+        look: Look | None = None,
+    ) -> State:
+        """All commits, those that count and those that do not; ``tally`` and ``look`` as of ``read_state``."""
+        return read_state(self.path, self.job.plan, self.digests, check_digests=check_digests, tally=tally, look=look)
+
+    def committed(self, *, check_digests: bool = True) -> dict[int, Commit]:
+        """Shard number to the valid commit of its part; empty again once an epoch run is finished."""
+        return dict(self.state(check_digests=check_digests).parts)
+
+    def missing(self, *, check_digests: bool = True) -> list[Shard]:
+        """The shards that are still to be computed, in order."""
+        state = self.state(check_digests=check_digests)
+        return state.missing(self.job.plan, from_parts=self.job.keeps_parts)
+
+    def committed_rows(self, *, without: Collection[int] = ()) -> int:
+        """Rows of the parts that have a commit, but for these; fast, because no commit is read or checked."""
+        names = (path.stem.removeprefix("part-") for path in self.commits.glob("part-*.json"))
+        numbers = {int(name) for name in names if name.isdecimal()} - set(without)
+        return sum(self.job.plan.shard(number).rows for number in numbers if number < len(self.job.plan))
+
+    def write_part(
+        self,
+        shard: Shard,
+        writer: Writer,
+        batches: Iterable[Batch],
+        *,
+        rank: int,
+        timings: Mapping[str, float],
+        failed: Mapping[int, str] | None = None,
+    ) -> Commit:
+        """Write the predictions of one shard, then its commit.
+
+        ``timings`` in seconds is read after the last batch. ``failed`` names the rows that
+        are left out, and why. On any error there is no commit and nothing half-written.
+
+        Raises:
+            RunError: the disk is full or not writable, or the batches are not the rows of the shard.
+        """
+        part = self.parts / f"{part_name(shard.index)}.{writer.extension}"
+        failed = failed or {}
+        feed = Feed(batches, writer.outputs, shard.start, shard.stop, failed)
+        with writing(part, feed):
+            with appears_whole(part) as temporary:
+                self._write(writer, temporary, feed, shard, shard.rows - len(failed))
+                feed.require_all()
+                _require_written(writer, temporary)
+                record = self.digests.record(temporary, f"parts/{part.name}")
+            commit = Commit(
+                shard=shard.index,
+                start=shard.start,
+                stop=shard.stop,
+                part=record,
+                rank=rank,
+                timings=dict(timings),
+                failed=dict(failed),
+            )
+            commit.save(self.commits)
+        return commit
+
+    def _write(self, writer: Writer, path: Path, feed: Feed, shard: Shard, rows: int) -> None:
+        doing = f"part {shard.index} ({row_range(shard.start, shard.stop)})"
+        advice = f"the parts that are committed count: mend the writer, and {self.to_resume()}"
+        try:
+            with calling(writer, self.job.writer, doing, advice):
+                writer.write(path, feed, rows)
+        except Exception as error:
+            if feed.failure is not None and feed.failure is not error:
+                raise feed.failure  # noqa: B904 - whatever the writer has made of it
+            raise
+
+    def is_delivered(self) -> bool:
+        """Whether the job's Lightning writer was called to its end, if it has one and there are rows."""
+        return self.job.lightning is None or not self.job.plan.rows or (self.commits / DELIVERED_NAME).exists()
+
+    def mark_delivered(self, facts: Mapping[str, Any]) -> None:
+        """Note that the Lightning writer was called to its end, so that no run calls it again."""
+        write_json(self.commits / DELIVERED_NAME, dict(facts))
+
+    def clean(self) -> None:
+        """Remove what killed processes left half-written of a job's files; nobody else may be writing any of them."""
+        for folder in (self.path, self.parts, self.commits, self.path / STATUS_NAME):
+            for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+                discard(leftover)
+
+    def _set_up(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / RUN_NAME).exists():
+            write_json_once(self.path / RUN_NAME, self.job.to_json())
+        self.parts.mkdir(exist_ok=True)
+        self.commits.mkdir(exist_ok=True)
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse a directory without a run in which there is anything that none leaves there before it writes ``run.json``.
+
+    Raises:
+        RunError: there is.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunError(f"run directory {path}: is a file; name a new directory")
+    if path.is_symlink() and not path.exists():
+        raise RunError(f"run directory {path}: is a link to {path.readlink()}, which is not there; make that directory")
+    if not path.is_dir():
+        return
+    # Another process may have begun a run since somebody looked for one.
+    if not all(map(_is_early, path.iterdir())) and not (path / RUN_NAME).exists():
+        raise RunError(
+            f"run directory {path}: is not empty and holds no {RUN_NAME}; name a new or empty directory, "
+            "or one that deploykit run made"
+        )
+
+
+def _refuse_changed_data(path: Path) -> None:
+    if change := data_change(path):
+        raise RunError(f"run directory {path}: {change}; {ANEW}")
+
+
+def _is_early(entry: Path) -> bool:
+    """Whether a process that died before the job began may have left it."""
+    if entry.name == SPOOL_NAME:
+        return is_spool(entry)
+    # NFS keeps a removed file under such a name as long as somebody has it open.
+    return entry.name == LOCK_NAME or entry.name.startswith((TEMPORARY_PREFIX, ".nfs"))
+
+
+def _require_written(writer: Writer, path: Path) -> None:
+    if not path.is_file():
+        raise RunError(
+            f"writer {type(writer).__name__}: wrote no file {path.name}; write(path, batches, rows) must create "
+            "exactly the path that it is given"
+        )

@@ -1,0 +1,132 @@
+"""The files of each rank as Lightning's ranks write them: rank r of W has the rows r, r + W, r + 2W ...
+
+They are made from the parts when every row is there, and the parts stay: resume, merge and the proof that each row is
+there once work from those. ``commits/strided-0001.json`` is written after the files of rank 1.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit.runs.commit import FileDigest
+from deploykit.runs.layout import parse_layout
+from deploykit.runs.rankfiles import write_rank_files
+from deploykit.runs.rankrows import rank_batches
+from deploykit.runs.rundir import RunDirectory
+from deploykit.storage.files import write_json
+from deploykit.writers.base import Writer
+
+__all__ = ["finish_strided", "strided_problems", "strided_wrong_ids"]
+
+
+_IDS = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RankFiles:
+    rank: int
+    ranks: int
+    rows: int
+    files: tuple[FileDigest, ...]
+
+
+def finish_strided(directory: RunDirectory, writer: Writer) -> None:
+    """Write the files of every rank that are not there yet; a rank without rows gets empty ones.
+
+    Without any row there is no file, as in Lightning, whose loop then calls no writer.
+
+    Raises:
+        RunError: a part is missing, or the disk is full or not writable.
+    """
+    for rank in _ranks(directory):
+        if _damage(directory, rank) is not None:
+            _write(directory, writer, rank)
+
+
+def strided_problems(directory: RunDirectory, *, check_digests: bool = True) -> list[str]:
+    """One text for each rank whose files are missing or damaged; running again writes them again.
+
+    Without ``check_digests`` no file is read, and only its size is compared.
+    """
+    problems = []
+    for rank in _ranks(directory):
+        text = _damage(directory, rank, check_digest=check_digests)
+        if text is not None:
+            problems.append(text)
+    return problems
+
+
+def strided_wrong_ids(directory: RunDirectory, writer: Writer) -> list[str]:
+    """One text for each rank whose file holds other sample ids than its own; files with other problems are left out."""
+    whole = (rank for rank in _ranks(directory) if writer.can_read() and _damage(directory, rank) is None)
+    found = (_wrong_ids(directory, writer, rank) for rank in whole)
+    return [text for text in found if text is not None]
+
+
+def _ranks(directory: RunDirectory) -> range:
+    return range(parse_layout(directory.job.layout, 1).ranks if directory.job.plan.rows else 0)
+
+
+def _damage(directory: RunDirectory, rank: int, *, check_digest: bool = True) -> str | None:
+    path = _commit_path(directory, rank)
+    if not path.exists():
+        return f"the files of rank {rank} are not written yet"
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        files = [FileDigest(**file) for file in data["files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{path.name}: cannot be read ({error!r})"
+    damage = (directory.digests.damage(directory.path, file, check_digest=check_digest) for file in files)
+    return next((text for text in damage if text is not None), None)
+
+
+def _wrong_ids(directory: RunDirectory, writer: Writer, rank: int) -> str | None:
+    own, failed = _own(directory, rank)
+    expected, read, ids = _ids(own, failed), 0, np.empty(0, np.int64)
+    for batch in writer.read_epoch(directory.path, rank):
+        while len(ids) < len(batch) and (more := next(expected, None)) is not None:
+            ids = np.concatenate([ids, more])
+        if not np.array_equal(batch.sample_ids, ids[: len(batch)]):
+            name = writer.epoch_path(directory.path, rank).name
+            return f"{name}: from place {read} on it holds other rows than those of rank {rank}"
+        read, ids = read + len(batch), ids[len(batch) :]
+    rows = len(own) - len(failed)
+    return None if read == rows else f"rank {rank}: {read} rows in its file, {rows} are its own"
+
+
+def _write(directory: RunDirectory, writer: Writer, rank: int) -> None:
+    plan, layout = directory.job.plan, parse_layout(directory.job.layout, 1)
+    own, failed = _own(directory, rank)
+    rows = len(own) - len(failed)
+
+    def commit(files: tuple[FileDigest, ...]) -> None:
+        done = _RankFiles(rank=rank, ranks=layout.ranks, rows=rows, files=files)
+        write_json(_commit_path(directory, rank), asdict(done))
+
+    batches = (batch for _, _, batch in rank_batches(directory, writer, layout, rank, [plan.rows]))
+    write_rank_files(directory, writer, rank, batches, rows, commit)
+
+
+def _own(directory: RunDirectory, rank: int) -> tuple[range, NDArray[np.int64]]:
+    """The rows of a rank, and those of them that failed, which are in no file."""
+    plan, layout = directory.job.plan, parse_layout(directory.job.layout, 1)
+    own = layout.rows(rank, plan.rows, plan.batch_size)
+    failed = directory.state(check_digests=False).failed() if directory.job.on_error == "skip" else {}
+    return own, np.array([row for row in failed if row in own], np.int64)
+
+
+def _ids(own: range, failed: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """The sample ids of a rank's file, some at a time: a run may have more rows than memory holds numbers."""
+    for first in range(0, len(own), _IDS):
+        some = own[first : first + _IDS]
+        ids = np.arange(some.start, some.stop, some.step, dtype=np.int64)
+        yield ids[~np.isin(ids, failed)] if len(failed) else ids
+
+
+def _commit_path(directory: RunDirectory, rank: int) -> Path:
+    return directory.commits / f"strided-{rank:04d}.json"

@@ -1,0 +1,196 @@
+"""How far a run is, read from its directory alone: cheap, at any time, and unnoticed by the run."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import time
+from typing import Any, Literal
+
+from deploykit.errors import IncompleteRunError, RunError
+from deploykit.runs.datachange import CHANGED_NAME, data_change
+from deploykit.runs.rundir import LOCK_NAME, RUN_NAME, SPOOL_NAME, RunDirectory
+from deploykit.runs.runstate import State
+from deploykit.runs.strided import strided_problems
+from deploykit.signs import STATUS_NAME, CallSign, RankSign, read_drawing, read_signs
+from deploykit.storage.paths import require_place
+from deploykit.storage.stores import at_hand, renamed
+
+__all__ = ["RankStatus", "RunStatus", "run_status"]
+
+SILENT_S = 60.0
+"""A call on another host, of which no rank has given a sign for so long, counts as interrupted."""
+
+_STOPPED = (None, IncompleteRunError.__name__, KeyboardInterrupt.__name__)
+
+Condition = Literal["not started", "drawing", "running", "interrupted", "failed", "finished"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankStatus:
+    """One rank of the last call.
+
+    Attributes:
+        rows: rows that it has predicted in this call.
+        rows_per_s: of late, while it works; over the whole call when it is over.
+        lag_s: seconds since its last sign of life; None when it has ended.
+        error: what it failed with.
+    """
+
+    rank: int
+    device: str
+    host: str
+    state: str
+    rows: int
+    rows_per_s: float
+    lag_s: float | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """How far a run is.
+
+    Attributes:
+        state: ``not started``, ``drawing`` (data that comes but once is gone through, before the number of its rows is
+            known), ``running``, ``interrupted`` (killed or stopped, or a rank died), ``failed`` (the last
+            call ended with another ``error``, or the data was changed while it was read) or ``finished``.
+        rows: rows of the job.
+        drawn_rows: rows that had come when the last sign was given, where the job has not begun.
+        done_rows: rows in committed parts, those that failed included.
+        failed_rows: rows that are recorded as failed.
+        shards, done_shards: the same in shards.
+        rows_per_s: of all ranks that work; None when none does.
+        left_s: seconds that the rest takes at this rate; None where there is no rate.
+        damage: one text for each commit that does not count. Digests are not read: ``deploykit verify`` does that.
+        to_resume: how the run is taken up again, once there is a job.
+    """
+
+    path: str
+    state: Condition
+    rows: int = 0
+    drawn_rows: int | None = None
+    done_rows: int = 0
+    failed_rows: int = 0
+    shards: int = 0
+    done_shards: int = 0
+    rows_per_s: float | None = None
+    left_s: float | None = None
+    ranks: tuple[RankStatus, ...] = ()
+    damage: tuple[str, ...] = ()
+    error: str | None = None
+    to_resume: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run_status(path: str | Path) -> RunStatus:
+    """The status of a run directory, here or at a URL. Nothing is written, no lock is taken, no prediction is read.
+
+    Raises:
+        RunError: something else than a run directory, or its ``run.json`` cannot be read.
+        UsageError: not the path of anything.
+    """
+    require_place("run directory", path)
+    with at_hand(path, "run directory", RunError, needs=[RUN_NAME], whole=_is_small) as here:
+        found = _status(here)
+    return replace(
+        found,
+        path=renamed(found.path, path, here),
+        to_resume=renamed(found.to_resume, path, here),
+        error=found.error and renamed(found.error, path, here),
+    )
+
+
+def _is_small(name: str) -> bool:
+    """Whether a file of a run says how far it is; of the others the size is enough."""
+    return name.startswith(("commits/", f"{STATUS_NAME}/")) or name in (RUN_NAME, CHANGED_NAME)
+
+
+def _status(path: Path) -> RunStatus:
+    if _is_untouched(path):
+        return _before_the_job(path)
+    directory = RunDirectory.open(path)
+    now = time()
+    # Before the commits: what is committed meanwhile is counted rather than missed.
+    call, signs = read_signs(path)
+    state, plan = directory.state(check_digests=False), directory.job.plan
+    missing = state.missing(plan, from_parts=False)
+    left = sum(shard.rows for shard in missing)
+    condition = _condition(call, signs, finished=not missing and not _pending(directory, state), now=now)
+    running, change = condition == "running", data_change(path)
+    error = call.error or None if call is not None and condition in {"failed", "interrupted"} else None
+    if change and not running:
+        condition, error = "failed", f"{change}; {directory.to_resume()}"
+    rate = sum(sign.rows_per_s for sign in signs if sign.state == "working") if running else 0.0
+    return RunStatus(
+        path=str(path),
+        state=condition,
+        rows=plan.rows,
+        done_rows=plan.rows - left,
+        failed_rows=len(state.failed()),
+        shards=len(plan),
+        done_shards=len(plan) - len(missing),
+        rows_per_s=rate or None,
+        left_s=left / rate if rate else None,
+        ranks=tuple(_rank(sign, now, running=running) for sign in signs),
+        damage=state.damage,
+        to_resume=directory.to_resume(),
+        error=error,
+    )
+
+
+def _before_the_job(path: Path) -> RunStatus:
+    sign = read_drawing(path / SPOOL_NAME)
+    if sign is None:
+        return RunStatus(path=str(path), state="not started")
+    alive = sign.is_alive()
+    if alive is None:
+        alive = time() - sign.at < SILENT_S
+    return RunStatus(path=str(path), state="drawing" if alive else "interrupted", drawn_rows=sign.rows)
+
+
+def _is_untouched(path: Path) -> bool:
+    """Nothing there yet, or no more than the first moments of a run leave."""
+    if path.exists() and not path.is_dir():
+        raise RunError(f"run directory {path}: is a file; name a directory that deploykit run made")
+    return not path.exists() or all(entry.name in {LOCK_NAME, SPOOL_NAME} for entry in path.iterdir())
+
+
+def _pending(directory: RunDirectory, state: State) -> bool:
+    """Whether the last steps, after the last part, are still to come."""
+    job = directory.job
+    if not directory.is_delivered():
+        return True
+    if job.is_strided:
+        return job.has_epoch_files and bool(strided_problems(directory, check_digests=False))
+    joined = len(state.rank_of()) == len(job.plan) and (job.keeps_parts or not state.parts)
+    return job.has_epoch_files and not joined
+
+
+def _condition(call: CallSign | None, signs: Sequence[RankSign], *, finished: bool, now: float) -> Condition:
+    alive = None if call is None else call.is_alive()
+    if alive is None:
+        working = [sign for sign in signs if sign.state in {"starting", "working"} and now - sign.at < SILENT_S]
+        alive = any(sign.is_alive() is not False for sign in working)
+    if alive:
+        return "running"
+    if finished:
+        return "finished"
+    return "interrupted" if call is None or call.error_type in _STOPPED else "failed"
+
+
+def _rank(sign: RankSign, now: float, *, running: bool) -> RankStatus:
+    over = sign.state in {"ended", "failed"}
+    seconds = sign.working_s or sign.at - sign.began  # The clock of the machine may have been set back meanwhile.
+    mean = sign.rows / seconds if seconds > 0 else 0.0
+    return RankStatus(
+        rank=sign.rank,
+        device=sign.device,
+        host=sign.host,
+        state=sign.state if over or running else "gone",
+        rows=sign.rows,
+        rows_per_s=mean if over or not running else sign.rows_per_s,
+        lag_s=None if over else max(0.0, now - sign.at),
+        error=sign.error,
+    )

@@ -1,0 +1,299 @@
+"""Places that a URL names: what lies there, its copy on this machine, and what is made here and sent there.
+
+fsspec opens all stores; ``file://`` is this machine and needs no package. Files of a store are named by their path
+below its URL; a URL of one file has one, named ``""``.
+"""
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from deploykit.errors import DeploykitError, MissingExtraError, UsageError
+from deploykit.storage.packed import is_plain_name
+
+__all__ = [
+    "AT_ONCE",
+    "LOCAL_URLS",
+    "Store",
+    "asking",
+    "at_hand",
+    "delivered",
+    "is_url",
+    "local_path",
+    "naming",
+    "open_filesystem",
+    "renamed",
+]
+
+LOCAL_URLS = ("file://", "local://")
+
+AT_ONCE = 4
+"""So many files are sent at the same time, because a store may hold a whole file in memory while it sends it."""
+
+_SLASH_LOST = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)")
+"""What pathlib makes of a URL."""
+
+
+def is_url(place: object) -> bool:
+    """Whether a place is in another store than the file systems of this machine.
+
+    >>> is_url("s3://bucket/run"), is_url("file:///data/run"), is_url("run")
+    (True, False, False)
+    """
+    return isinstance(place, str) and "://" in place and not place.startswith(LOCAL_URLS)
+
+
+def local_path(place: str | os.PathLike[str]) -> Path:
+    """The path of a place on this machine.
+
+    Raises:
+        UsageError: a URL of another store, also one that was made a path, which lost it a slash.
+    """
+    text = os.fspath(place)
+    if is_url(text):
+        raise UsageError(f"{text}: is a URL, and a path of this machine is needed here; name one")
+    for prefix in LOCAL_URLS:
+        if text.startswith(prefix):
+            return Path(unquote(text.removeprefix(prefix)))
+    if lost := _SLASH_LOST.match(text):
+        whole = f"{lost[1]}://{text[lost.end() :]}"
+        raise UsageError(f"{text}: is neither a path nor a URL; give the whole URL, as text: '{whole}'")
+    return Path(text)
+
+
+def open_filesystem(url: str, subject: str, kind: type[DeploykitError]) -> tuple[Any, str]:
+    """The fsspec filesystem of a URL, and the path of the URL in it.
+
+    Raises:
+        MissingExtraError: fsspec is not installed.
+        DeploykitError: of the given ``kind``, about ``subject``: no such store, or its package is not installed.
+    """
+    try:
+        import fsspec
+    except ImportError:
+        raise MissingExtraError("fsspec", "remote", f"opening {url}") from None
+    try:
+        filesystem, place = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise kind(f"{subject} {url}: its store needs a package that is not installed: {error}") from error
+    except ValueError as error:
+        raise kind(
+            f"{subject} {url}: {error}; known to fsspec are {', '.join(sorted(fsspec.available_protocols()))}"
+        ) from error
+    return filesystem, str(place)
+
+
+class Store:
+    """The files at a URL.
+
+    Whatever goes wrong is an error of the ``kind``, about the ``subject``: both as for ``open_filesystem``.
+    """
+
+    def __init__(self, url: str, subject: str, kind: type[DeploykitError]) -> None:
+        self.url = url.rstrip("/")
+        self._subject, self._kind = f"{subject} {self.url}", kind
+        self._filesystem, root = open_filesystem(self.url, subject, kind)
+        self._root = root.rstrip("/")
+
+    @property
+    def name(self) -> str:
+        """The last part of the URL."""
+        last = self._root.rpartition("/")[2]
+        return last if is_plain_name(last) else "root"
+
+    def files(self) -> dict[str, int]:
+        """The name and the size in bytes of every file; none where there is nothing."""
+        with self._asking("looked at"):
+            self._filesystem.invalidate_cache()  # Other machines write there too.
+            try:
+                found = self._filesystem.find(self._root, detail=True)
+            except FileNotFoundError:
+                return {}
+            return {
+                self._name(path): self._size(path, info) for path, info in found.items() if not _is_folder(path, info)
+            }
+
+    def _name(self, path: str) -> str:
+        name = path.removeprefix(self._root).removeprefix("/")
+        if name and not is_plain_name(name):
+            raise self._kind(f"{self._subject}: holds a file named {name!r}, which would lie elsewhere; remove it")
+        return name
+
+    def _size(self, path: str, info: Mapping[str, Any]) -> int:
+        size = info.get("size")
+        size = self._filesystem.size(path) if size is None else size
+        if size is None:
+            raise self._kind(f"{self._subject}: does not tell the size of {path}, so it is no file to copy; name one")
+        return int(size)
+
+    def fetch(self, names: Iterable[str], folder: Path) -> None:
+        """Copy the files below ``folder``, or to it the one of a URL of one file."""
+        pairs = [(self._path(name), folder / name if name else folder) for name in names]
+        for _, local in pairs:
+            local.parent.mkdir(parents=True, exist_ok=True)
+        with self._asking("read"):
+            if not pairs:
+                return
+            self._filesystem.get([path for path, _ in pairs], [str(local) for _, local in pairs])
+
+    def put(self, files: Mapping[str, Path]) -> None:
+        """Send files; an object store shows each when it is whole."""
+        names = list(files)
+        with self._asking("written"):
+            for some in (names[first : first + AT_ONCE] for first in range(0, len(names), AT_ONCE)):
+                self._filesystem.put([str(files[name]) for name in some], [self._path(name) for name in some])
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files; one that is not there is no error."""
+        paths = [self._path(name) for name in names]
+        with self._asking("written"):
+            try:
+                if paths:
+                    self._filesystem.rm(paths)
+            except FileNotFoundError:  # Of many at a time, a store may ask for all of them.
+                for path in paths:
+                    with contextlib.suppress(FileNotFoundError):
+                        self._filesystem.rm_file(path)
+
+    def refused(self, why: str) -> DeploykitError:
+        """The error for what is there."""
+        return self._kind(f"{self._subject}: {why}")
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    def _asking(self, what: str) -> contextlib.AbstractContextManager[None]:
+        return asking(self._subject, what, self._kind)
+
+
+@contextlib.contextmanager
+def asking(subject: str, what: str, kind: type[DeploykitError]) -> Iterator[None]:
+    """Turn whatever a store raises in the block into errors of the ``kind``: the ``subject`` cannot be ``what``."""
+    try:
+        yield
+    except DeploykitError:
+        raise
+    except Exception as error:  # Many are no OSError: no credentials, no answer.
+        why = f"{type(error).__name__}: {error}"
+        raise kind(f"{subject}: cannot be {what} ({why}); check the URL and the credentials") from error
+
+
+def renamed(text: str, place: str | os.PathLike[str], here: Path) -> str:
+    """A text that speaks of the ``place`` that the user named, and not of the copy ``here`` that a URL has."""
+    return text.replace(str(here), str(place)) if is_url(place) else text
+
+
+@contextlib.contextmanager
+def naming(url: str, copy: Path) -> Iterator[None]:
+    """Let the errors of the block speak of the place that the user named, and not of its copy."""
+    try:
+        yield
+    except DeploykitError as error:
+        error.args = tuple(renamed(arg, url, copy) if isinstance(arg, str) else arg for arg in error.args)
+        raise
+
+
+@contextlib.contextmanager
+def at_hand(
+    place: str | os.PathLike[str],
+    subject: str,
+    kind: type[DeploykitError],
+    *,
+    needs: Collection[str] = (),
+    whole: Callable[[str], bool] = lambda _: True,
+) -> Iterator[Path]:
+    """A path of this machine with what is at ``place``: that itself, or a copy that goes when the block ends.
+
+    Of files whose name is not ``whole`` the copy has the size alone. Where nothing is at the URL, nothing is at the
+    path. A directory is copied only if one of the files that it ``needs`` is there, if any are named.
+
+    Raises:
+        DeploykitError: of the given ``kind``, about ``subject``: the store cannot be read, or holds something else.
+    """
+    if not is_url(place):
+        yield local_path(place)
+        return
+    store = Store(str(place), subject, kind)
+    with _temporary(store) as copy, naming(store.url, copy):
+        try:
+            _copy(store, copy, needs, whole)
+        except kind as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            _copy(store, copy, needs, whole)  # One was removed since they were listed, as a run does at its end.
+        yield copy
+
+
+@contextlib.contextmanager
+def delivered(
+    place: str | os.PathLike[str],
+    subject: str,
+    kind: type[DeploykitError],
+    *,
+    overwrite: bool,
+    marker: str | None = None,
+) -> Iterator[Path]:
+    """A path of this machine at which the block makes what shall be at ``place``, and which is sent there at its end.
+
+    Args:
+        place: a path, which is given back, or a URL.
+        subject: what it is, for messages.
+        kind: the error to raise.
+        overwrite: whether what is at the URL may be replaced.
+        marker: of a directory, the file without which it is none of its kind: what lacks it is not replaced, and it is
+            removed first and sent last. Of what else is there, the files beside it go. None where one file is made.
+
+    Raises:
+        UsageError: something is at the URL that may not be replaced.
+        DeploykitError: of the given ``kind``, about ``subject``: the store cannot be written.
+    """
+    if not is_url(place):
+        yield local_path(place)
+        return
+    store = Store(str(place), subject, kind)
+    there = store.files()
+    if there and not overwrite:
+        raise UsageError(f"{store.url} exists; choose another name, or replace it with --overwrite (overwrite=True)")
+    if there and (marker or "") not in there:
+        what = "single file" if marker is None else subject
+        raise UsageError(f"{store.url} exists and is no {what}, so it is not replaced; choose another name")
+    with _temporary(store) as made, naming(store.url, made):
+        yield made
+        files = {path.relative_to(made).as_posix(): path for path in made.rglob("*") if path.is_file()}
+        last = [name for name in files if name == marker]
+        store.remove(last if there else [])
+        store.put({name: path for name, path in (files or {"": made}).items() if name != marker})
+        store.put({name: files[name] for name in last})
+        store.remove(name for name in there.keys() - files.keys() if marker is not None and name and "/" not in name)
+
+
+@contextlib.contextmanager
+def _temporary(store: Store) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
+        yield Path(folder).resolve() / store.name
+
+
+def _copy(store: Store, copy: Path, needs: Collection[str], whole: Callable[[str], bool]) -> None:
+    sizes = store.files()
+    if needs and sizes and not sizes.keys() & {"", *needs}:
+        raise store.refused(f"holds no {' and no '.join(needs)}; name another place")
+    store.fetch([name for name in sizes if whole(name)], copy)
+    for name in sizes:
+        if not whole(name):
+            _stand_in(copy / name, sizes[name])
+
+
+def _is_folder(path: str, info: Mapping[str, Any]) -> bool:
+    """Stores without folders have empty files that stand for them."""
+    return info.get("type") == "directory" or path.endswith("/")
+
+
+def _stand_in(path: Path, size: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(size)

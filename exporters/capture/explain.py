@@ -1,0 +1,200 @@
+"""Say why a capture failed, in words that tell a user what to change and where."""
+
+import inspect
+import linecache
+import re
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+
+from deploykit.tensors import TensorSpec
+from exporters.capture.fixed import Step
+
+__all__ = ["NO_FUNCTORCH", "explain", "place"]
+
+NO_FUNCTORCH = (
+    "torch.vmap and torch.func cannot be exported; write the operations with the batch dimension in the tensors"
+)
+
+_BY_NAME = re.compile(r"invalid data type 'str'|'(?:Fake)?Tensor' object has no attribute '(?:items|keys|get)'")
+"""What torch and Python say of a tensor that is used as a dict."""
+
+_LENGTHS = "give pack_padded_sequence the padded rows and their lengths, each as a tensor and not as a list"
+
+_OF_SIZES = (RuntimeError, ValueError, IndexError, AssertionError)
+_ABOUT_SIZES = re.compile(
+    r"(?i)\b(sizes?|shapes?|dim(ension)?s?|lengths?|elements?|kernel|index|range|bounds|broadcast|empty|small(er)?|short)\b"
+)
+"""What errors say that a larger example may have spared; the name of an attribute that is missing is none."""
+
+_FUNCTORCH = ("_functorch/vmap.py", "_functorch/eager_transforms.py")
+"""Files of torch whose code runs around a function of the user's that it transforms."""
+
+
+def explain(
+    error: Exception,
+    module: nn.Module,
+    specs: Sequence[TensorSpec],
+    example: Sequence[Tensor],
+    fixed: Sequence[Step] = (),
+) -> str:
+    """The lines of torch's message that tell a user something, the module and line at fault, and what to do.
+
+    ``module`` is what was captured, with the user's module as a child; ``specs`` are its inputs, and ``example`` what
+    they were. ``fixed`` tells where a size was made a number, outermost first.
+    """
+    text = _named_sizes(str(error).strip(), specs)
+    head = text.splitlines()[0] if text else type(error).__name__
+    kind = type(error).__name__
+    where = place(_frames(error), module)
+    if any(Path(frame.f_code.co_filename).as_posix().endswith(_FUNCTORCH) for frame, _ in _frames(error)):
+        return f"{where}{NO_FUNCTORCH}"
+    if "DataDependent" in kind or "data-dependent" in text:
+        return (
+            f"{where}the module's path depends on the values of its tensors, which an exported graph cannot follow: "
+            f"{head}; {_LENGTHS if _reads(error, '_sequence(') else _way_out(where)}"
+        )
+    if "specialized" in text or "ConstraintViolation" in kind or "Constraints violated" in text:
+        dynamic = dict.fromkeys(size for spec in specs for size in spec.shape if isinstance(size, str))
+        where = where or place(fixed, module)
+        return (
+            f"{where}the module fixes a dimension that was declared dynamic ({', '.join(dynamic)}): "
+            f"{_condition(text)}; "
+            "write it without that size, or declare the dimension as a number and bring the inputs to it"
+        )
+    if "not attached to a" in text and "Trainer" in text:
+        return (
+            f"{where}the module uses self.trainer, which does not exist at export: {head}; "
+            "export a --method that does without it"
+        )
+    missing = _missing_operation(error, text)
+    if missing is not None:
+        return f"{where}{missing}"
+    if _BY_NAME.search(text):
+        return (
+            f"{where}the method takes its inputs by their names out of one dict: {head}; give --batch dict "
+            "(batch='dict'), with an --input for each name"
+        )
+    given = ", ".join(map(str, specs))
+    if "values to unpack" in text:
+        return (
+            f"{where}the method takes its batch apart into other parts than the inputs {given}: {head}; name each part "
+            "with --input, labels as well, or export --method forward"
+        )
+    sizes = _sizes(specs, example) if isinstance(error, _OF_SIZES) and _ABOUT_SIZES.search(text) else ""
+    text = f"{where}the module could not be captured: {kind}: {head.removesuffix('.')}; its inputs were {given}"
+    return f"{text} with {sizes}: where that is too small for it, give an --example of a real size" if sizes else text
+
+
+def _missing_operation(error: Exception, text: str) -> str | None:
+    """What is said where torch cannot capture an operation at all."""
+    if "UnsupportedOperator" in type(error).__name__ and (
+        unknown := re.search(r"aten\.(\w+)", text.partition("\n")[0])
+    ):
+        return _without_form(unknown[1])
+    if "SymIntArrayRef" in text and _reads(error, "generator="):
+        return (
+            "draws with a generator of its own, whose state is no part of a file; leave generator= out, and the file's "
+            "seed decides"
+        )
+    if isinstance(error, SyntaxError) and (called := re.search(r"\baten\.(\w+)\.from\b", error.text or "")):
+        # torch writes a graph as code, in which the name of this form is a word of Python's.
+        return (
+            f"{called[1]}(from, to): cannot be exported; draw with torch.rand_like or bernoulli_, and scale what they "
+            "give"
+        )
+    return None
+
+
+def _without_form(operation: str) -> str:
+    """What is said of an operation that no capture knows."""
+    packet = getattr(torch.ops.aten, operation)
+    if any(torch.Tag.nondeterministic_seeded in getattr(packet, form).tags for form in packet.overloads()):
+        return (
+            f"{operation}: draws random numbers that cannot be exported, as the distributions Beta and Dirichlet do; "
+            "use the mean of the distribution, or one made of normal, uniform or exponential noise"
+        )
+    return f"{operation}: torch.export has no form of this operation; write it with others"
+
+
+def _way_out(line: str) -> str:
+    """What to do about a path that depends on values, by the line where it does."""
+    if "trunc_normal_" in line:
+        return "draw with torch.randn_like and clamp it: the functions of nn.init are for weights, outside of forward"
+    if re.search(r"dropout\w*\(", line):  # A call: `if dropout_probability < self.layerdrop` is layer drop.
+        return "keep the probability of a dropout as a number of Python's, not as a tensor, a buffer or a parameter"
+    return (
+        "use torch.where or torch.cond, export a --method without that branch, or, where it decides at random as "
+        "layer drop does, set that probability to 0"
+    )
+
+
+def _named_sizes(text: str, specs: Sequence[TensorSpec]) -> str:
+    """Sizes by the names that the user gave them, where torch writes L['tensors'][0].size()[1]."""
+
+    def name(found: re.Match[str]) -> str:
+        return str(specs[int(found[1])].shape[int(found[2])])
+
+    return re.sub(r"L\['tensors'\]\[(\d+)\]\.size\(\)\[(\d+)\]", name, text)
+
+
+def _sizes(specs: Sequence[TensorSpec], example: Sequence[Tensor]) -> str:
+    """The sizes of the dynamic dimensions but the batch; nobody but the user knows real ones."""
+    found = {
+        size: given
+        for spec, tensor in zip(specs, example, strict=True)
+        for size, given in zip(spec.shape[1:], tensor.shape[1:], strict=True)
+        if isinstance(size, str)
+    }
+    return ", ".join(f"{name}={size}" for name, size in found.items())
+
+
+def _condition(text: str) -> str:
+    """What torch found of a dimension: the sizes for which the code holds, or that it holds for one."""
+    guard = re.search(r"the generated guard (.*?)\.?$", text, re.MULTILINE)
+    if guard is not None:
+        return f"its code works only where {guard[1]}"
+    constant = re.search(r"specialized it to be a constant \((\d+)\)", text)
+    if constant is not None:
+        return f"its code makes the constant {constant[1]} of it, as range(n), int(n) and math.sqrt(n) do with a size n"
+    return next((line.strip(" -") for line in text.splitlines() if "specialized" in line), text.splitlines()[0])
+
+
+def place(steps: Iterable[Step], module: nn.Module) -> str:
+    """The innermost of the user's modules whose code was running, with the line; empty where none was."""
+    names = {id(child): name for name, child in module.named_modules() if child is not module}
+    found = ""
+    for frame, line in steps:
+        name, code = names.get(id(_owner(frame))), frame.f_code
+        # Every call passes through the base class, which says nothing.
+        if name is None or code.co_filename == inspect.getfile(nn.Module):
+            continue
+        source = linecache.getline(code.co_filename, line).strip()
+        own = name.removeprefix("module").removeprefix(".") or "(root)"
+        found = f"{own} ({Path(code.co_filename).name}:{line}: {source}): "
+    return found
+
+
+def _reads(error: BaseException, code: str) -> bool:
+    """Whether a line of the user's on the way to the error holds this code."""
+    return any(code in linecache.getline(frame.f_code.co_filename, line) for frame, line in _frames(error))
+
+
+def _owner(frame: FrameType) -> object:
+    """The object whose method is running, whatever the method calls it; None in a function."""
+    code = frame.f_code
+    first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+    method = inspect.getattr_static(type(first), code.co_name, None)
+    return first if getattr(method, "__code__", None) is code else frame.f_locals.get("self")
+
+
+def _frames(error: BaseException) -> Iterator[Step]:
+    """The frames and lines of the error, and then of what it was made from."""
+    link: BaseException | None = error
+    while link is not None:
+        yield from traceback.walk_tb(link.__traceback__)
+        link = link.__cause__ or link.__context__

@@ -1,0 +1,250 @@
+"""Capture a module as one flat graph of ATen operations with named dynamic dimensions."""
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental import _config as symbolic_config
+
+from deploykit.bounds import Bounds
+from deploykit.compare import default_tolerance
+from deploykit.errors import DeploykitError, ExportError
+from deploykit.tensors import TensorSpec
+from exporters.capture.explain import NO_FUNCTORCH, explain, place
+from exporters.capture.finiteness import FiniteAnswers, UnmendedError
+from exporters.capture.fixed import Step, noting_fixed_sizes
+from exporters.capture.likeness import same_programs
+from exporters.capture.packing import padded_sequences
+from exporters.capture.plainly import plainly
+from exporters.capture.reach import drop_unseen_writes
+from exporters.capture.recurrence import dynamic_steps
+from exporters.noise.sites import masks_asked, module_of
+
+__all__ = ["Captured", "capture", "own_name", "quiet"]
+
+# Nodes that only check what was true of the example; they compute nothing.
+_CHECKS = (
+    "_assert_tensor_metadata",
+    "_assert_scalar",
+    "sym_constrain_range_for_size",
+    "sym_constrain_range",
+    "_assert_async",
+)
+
+_MEND = (
+    ", which an exported graph cannot follow; mend always, without asking, as torch.nan_to_num(x) and "
+    "torch.where(torch.isnan(x), 0.0, x) do it"
+)
+_LEFT_OUT = "an error for numbers that are not finite, which no file can raise, is left out of the file"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captured:
+    """An exported program and its graph with parameters as attributes.
+
+    ``symbols`` maps the name of each dynamic dimension to its symbol in the nodes' shapes; ``bounds`` holds ``min`` and
+    ``max`` of those that the module's code bounds. ``asked`` is what ``masks_asked`` says of the module's
+    own calls: the graph is without those that no output needs. ``notes`` is what people should know of the capture.
+    """
+
+    program: torch.export.ExportedProgram
+    module: fx.GraphModule
+    symbols: dict[str, Any]
+    bounds: Bounds
+    asked: tuple[tuple[fx.Node, str, float | None], ...]
+    notes: Sequence[str] = ()
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.module.graph
+
+    @property
+    def tolerance(self) -> float:
+        """The error that rounding may cause, which the shortest floating-point type among all values decides."""
+        parts = [part for part in self.module.modules() if isinstance(part, fx.GraphModule)]
+        values = [node.meta.get("val") for part in parts for node in part.graph.nodes]
+        dtypes = {str(value.dtype) for value in values if isinstance(value, Tensor)}
+        return max(default_tolerance(dtype.removeprefix("torch.")) for dtype in dtypes)
+
+
+def capture(
+    module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], bounds: Bounds | None = None
+) -> Captured:
+    """Capture ``module(*example)``; ``bounds`` are those known from another capture of the same code.
+
+    Every named dimension of ``specs`` stays dynamic; a module that fixes one is refused, and one that bounds it is not.
+
+    Raises:
+        ExportError: the module cannot be captured; the message says what stopped it.
+    """
+    program, bounds, notes = _traced(module, example, specs, bounds or {})
+    with quiet():
+        graph_module: fx.GraphModule = program.module()
+    asked = tuple(masks_asked(graph_module.graph))
+    _drop_checks(graph_module)
+    _refuse_functorch(graph_module.graph)
+    symbols = _symbols(graph_module.graph, specs)
+    return Captured(program=program, module=graph_module, symbols=symbols, bounds=bounds, asked=asked, notes=notes)
+
+
+def _traced(
+    module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], bounds: Bounds
+) -> tuple[torch.export.ExportedProgram, Bounds, list[str]]:
+    """Export with all that the code does to mend numbers that are not finite, and without the checks that refuse them.
+
+    The notes tell of the checks.
+    """
+    refusals: dict[int, str] = {}
+    while True:
+        fixed: list[Step] = []
+        answers = FiniteAnswers(finite=False, refusals=refusals)
+        try:
+            with noting_fixed_sizes(fixed):
+                program, found = _within_bounds(module, example, specs, bounds, answers)
+            if len(answers.questions) > len(refusals):
+                _check_mends(module, example, specs, found, answers, refusals)
+            return program, found, list(dict.fromkeys(refusals.values()))
+        except UnmendedError as error:
+            raise ExportError(f"{place(error.steps, module)}{error}{_MEND}") from error
+        except DeploykitError:
+            # Raised by our own code around the module, with a text that says what to do.
+            raise
+        except Exception as error:
+            refusal = answers.refusal(error)
+            if refusal is None:
+                raise ExportError(explain(error, module, specs, example, fixed)) from error
+            refusals[refusal] = f"{place(answers.questions[refusal], module)}{_LEFT_OUT}"
+
+
+def _check_mends(
+    module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], bounds: Bounds, asked: FiniteAnswers,
+    refusals: Collection[int],
+) -> None:  # fmt: skip
+    """Refuse code that does more than mend where numbers are not finite.
+
+    Raises:
+        UnmendedError: without the mends it is not what the module does with finite numbers.
+    """
+    whole = FiniteAnswers(finite=True)
+    wanted, _ = _within_bounds(module, example, specs, bounds, whole)
+    left = FiniteAnswers(finite=False, refusals=refusals, leave=True)
+    found, _ = _within_bounds(module, example, specs, bounds, left)
+    numbers = {len(answers.questions) for answers in (asked, whole, left)}
+    if len(numbers) > 1 or not same_programs(wanted, found):
+        raise UnmendedError(next(steps for number, steps in enumerate(asked.questions) if number not in refusals))
+
+
+def _within_bounds(
+    module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], known: Bounds, answers: FiniteAnswers
+) -> tuple[torch.export.ExportedProgram, Bounds]:
+    """Export, and again where the code holds for a range of sizes only, as a table of positions does.
+
+    torch also refuses sizes for which a dimension computed from them would be 1. It is then asked not to look at that
+    case, as it never does for the sizes of the inputs themselves.
+    """
+    # Loaded late: with it torch loads its compiler, and whatever that finds installed.
+    from torch._dynamo.exc import UserError
+
+    bounds, look_at_ones = known, True
+    while True:
+        try:
+            return _export(module, example, specs, bounds, look_at_ones, answers), bounds
+        except UserError as error:
+            found = {**bounds, **_bounds(str(error))}
+            if found == bounds and not look_at_ones:
+                raise
+            look_at_ones = look_at_ones and found != bounds
+            bounds = found
+
+
+def _export(
+    module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], bounds: Bounds, look_at_ones: bool,
+    answers: FiniteAnswers,
+) -> torch.export.ExportedProgram:  # fmt: skip
+    names = dict.fromkeys(size for spec in specs for size in spec.shape if isinstance(size, str))
+    # Two is what torch assumes in any case, without saying so.
+    least = {} if look_at_ones else {"min": 2}
+    dimensions = {name: torch.export.Dim(name, **{**least, **bounds.get(name, {})}) for name in names}
+    shapes = tuple(
+        {axis: dimensions[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in specs
+    )
+    ones = cast(Any, symbolic_config).patch(backed_size_oblivious=not look_at_ones)
+    with quiet(), _silent(), dynamic_steps(), padded_sequences(), plainly(), ones, answers, torch.no_grad():
+        return torch.export.export(module, tuple(example), dynamic_shapes={"tensors": shapes}, strict=False)
+
+
+def _bounds(message: str) -> Bounds:
+    """The ranges that torch suggests; none where it suggests anything else, such as one fixed size."""
+    _, _, tail = message.partition("Suggested fixes:")
+    fixes = [line.strip() for line in tail.strip().partition("\n\n")[0].splitlines()]
+    found: dict[str, dict[str, int]] = {}
+    for fix in fixes:
+        shown = re.fullmatch(r"(\w+) = Dim\('\w+'((?:, (?:min|max)=\d+)+)\)", fix)
+        if shown is None:
+            return {}
+        found[shown[1]] = {name: int(size) for name, size in re.findall(r"(min|max)=(\d+)", shown[2])}
+    return found
+
+
+def own_name(target: str) -> str:
+    """The name of a weight in the user's module, without the names of the modules wrapped around it."""
+    return target.removeprefix("body.").removeprefix("module.")
+
+
+def _drop_checks(module: fx.GraphModule) -> None:
+    for node in reversed(module.graph.nodes):
+        name = (
+            node.target.__name__.split(".")[0] if isinstance(node.target, torch._ops.OpOverload) else str(node.target)
+        )
+        if not node.users and (name in _CHECKS or name == "_guards_fn"):
+            module.graph.erase_node(node)
+    drop_unseen_writes(module.graph)
+    module.recompile()
+
+
+def _refuse_functorch(graph: fx.Graph) -> None:
+    """What is left of ``torch.vmap`` in a graph belongs to a call that is over."""
+    for node in graph.nodes:
+        if "functorch" in str(getattr(node.target, "__module__", "")):
+            raise ExportError(f"{module_of(node)}: {NO_FUNCTORCH}")
+
+
+def _symbols(graph: fx.Graph, specs: Sequence[TensorSpec]) -> dict[str, Any]:
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    found: dict[str, Any] = {}
+    for node, spec in zip(placeholders, specs, strict=True):
+        for axis, name in enumerate(spec.shape):
+            if isinstance(name, str):
+                found[name] = node.meta["val"].shape[axis].node.expr
+    return found
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch's warnings about its own deprecations from the user's terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """A failed capture makes torch print its graph and log its own traceback; the error says what matters."""
+    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch._subclasses")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

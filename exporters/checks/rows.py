@@ -1,0 +1,228 @@
+"""Whether each row of a batch stands alone: what a row gives must depend on no other row, and on no place in the batch.
+
+Asked of the module itself, in eager PyTorch with the masks of the numpy reference, before anything is captured.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from deploykit.compare import worst_of
+from deploykit.errors import DeploykitError, ExportError
+from exporters.checks.reference import Reference
+from exporters.checks.trainmodes import close
+from exporters.inputs import ModelInputs
+from exporters.noise.sites import arguments, module_of, operation_of
+from exporters.rewrite.drawplan import MonteCarloPlan
+from exporters.rewrite.layout import symbolic_shape, symbols_of
+from exporters.rewrite.probe import SitesOff
+from exporters.rewrite.rowplaces import VALUELESS, counting_rows, where_values_say
+
+__all__ = ["blaming_the_module", "check_rows_apart"]
+
+Arrays = dict[str, NDArray[Any]]
+
+_ROWS = 6
+_PARTS = (slice(0, 3), slice(3, 6))
+"""The batch in two: a value made of all rows, were it their maximum, is another one in at least one of the parts."""
+
+_RUNNING = {"cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort", "argsort", "flip", "roll"}
+"""Names of operations that give each place along their dimensions what is made of the others."""
+
+_ADVICE = (
+    "With draws each row must stand alone: let a row be a whole graph or sequence, not a node of one, leave the output "
+    "out with --task NAME=none, or export without --mc-draws"
+)
+
+
+def check_rows_apart(
+    reference: Reference,
+    plan: MonteCarloPlan,
+    inputs: ModelInputs,
+    example: Sequence[Tensor],
+    names: Sequence[str],
+) -> None:
+    """Compare rows with themselves in other company and in another place of the batch.
+
+    ``names`` are those of all outputs of the module; ones that are left out may mix the rows.
+
+    Raises:
+        ExportError: names the output, what happened to its rows, and the module where that begins, if it shows.
+    """
+    sizes = {inputs.batch_name: _ROWS, **inputs.default_sizes()}
+    arrays, ids = inputs.random(sizes, seed=5), np.arange(_ROWS, dtype=np.int64)
+    other = {name: np.concatenate([array[1:2], array[1:]]) for name, array in arrays.items()}
+    with blaming_the_module(sizes):
+        before = reference.draw(arrays, sample_ids=ids, seed=1, draw=0)
+        swapped = reference.draw(other, sample_ids=ids, seed=1, draw=0)
+        parts = [
+            reference.draw({name: array[rows] for name, array in arrays.items()}, sample_ids=ids[rows], seed=1, draw=0)
+            for rows in _PARTS
+        ]
+    _refuse_rowless(reference, before)
+    limit = plan.captured.tolerance
+    others = {name: value[1:] for name, value in swapped.items() if value.ndim}
+    changed = _changed(others, before, slice(1, None), limit)
+    if changed:
+        raise ExportError(_text(changed, "another row of the batch does", _beginning(plan, example)))
+    (output,) = (node for node in plan.captured.graph.nodes if node.op == "output")
+    kept = [node for name, node in zip(names, output.args[0], strict=True) if name in reference.tasks]
+    _refuse_values_of_all_rows(plan, kept)
+    for rows, apart in zip(_PARTS, parts, strict=True):
+        changed = _changed({name: value for name, value in apart.items() if value.ndim}, before, rows, limit)
+        if changed:
+            raise ExportError(_text(changed, "it stands in a smaller batch or in another place of it", None))
+
+
+def _refuse_values_of_all_rows(plan: MonteCarloPlan, outputs: Sequence[fx.Node]) -> None:
+    """Refuse what is made of the values of all rows, such as a maximum of a batch, on the way to an output.
+
+    A few random rows need not show it: whether any value is above a limit is mostly the same with other rows.
+    """
+    waiting, seen = list(outputs), set[fx.Node]()
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting += () if operation_of(node) in VALUELESS else node.all_input_nodes
+    nodes = [node for node in plan.captured.graph.nodes if node in seen]
+    found = where_values_say(plan, nodes)
+    if found is not None:
+        raise ExportError(
+            f"{_name(found[0])}: {found[1]}, and what belongs to which row cannot be followed. Compute for all rows "
+            "and choose by a mask, as in torch.where(mask, special(x), x), or export without --mc-draws"
+        )
+    counted = counting_rows(plan, nodes, outputs)
+    if counted is not None:
+        raise ExportError(
+            f"{_name(counted)}: counts the rows of the batch, and an output depends on their number or on the "
+            f"place of its row. {_ADVICE}"
+        )
+    for node in nodes:
+        does = _done_with_all_rows(plan, node)
+        if does:
+            raise ExportError(
+                f"{_name(node)}: rows of a batch would influence each other: it {does}, on which outputs depend. "
+                f"{_ADVICE}"
+            )
+
+
+def _done_with_all_rows(plan: MonteCarloPlan, node: fx.Node) -> str | None:
+    if operation_of(node) in _RUNNING and _runs_along_the_batch(plan, node):
+        return "runs along the batch"
+    if sum(plan.symbol in size.free_symbols for size in symbolic_shape(node)) > 1:
+        return "makes a value of every two of them"
+    if _changes_their_number(plan, node):
+        return "adds rows to them or takes some away"
+    return "makes one value of all of them" if _is_of_all_rows(plan, node) else None
+
+
+def _runs_along_the_batch(plan: MonteCarloPlan, node: fx.Node) -> bool:
+    given = arguments(node)
+    axis, rank = plan.axes[given["input"]], given["input"].meta["val"].ndim
+    dimensions = given["dims"] if "dims" in given else [given["dim"]]
+    # Rolled without a dimension, all values are in one line.
+    return axis is not None and (not dimensions or axis.dimension in {each % rank for each in dimensions})
+
+
+def _changes_their_number(plan: MonteCarloPlan, node: fx.Node) -> bool:
+    """Whether there is a size such as ``batch + 1``, as where rows are shifted."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or operation_of(node) in VALUELESS:
+        return False
+    if not (value.dtype.is_floating_point or value.dtype == torch.bool):
+        return False  # Integers of such a size say where rows begin and end.
+    odd = (
+        size.is_polynomial(plan.symbol) and size.subs(plan.symbol, 0) != 0
+        for size in symbolic_shape(node)
+        if plan.symbol in size.free_symbols
+    )
+    return any(odd) and any(plan.symbol in symbols_of(source) for source in node.all_input_nodes)
+
+
+def _is_of_all_rows(plan: MonteCarloPlan, node: fx.Node) -> bool:
+    if (
+        not isinstance(node.meta.get("val"), Tensor)
+        or plan.symbol in symbols_of(node)
+        or operation_of(node) in VALUELESS
+    ):
+        return False
+    return any(plan.symbol in symbols_of(source) for source in node.all_input_nodes)
+
+
+def _refuse_rowless(reference: Reference, found: Arrays) -> None:
+    for name in sorted(reference.drawn):
+        if not found[name].ndim:
+            raise ExportError(
+                f"output {name!r}: is a single number and depends on a dropout, so the rows of a batch would influence "
+                f"each other; leave it out with --task {name}=none"
+            )
+
+
+def _changed(got: Arrays, before: Arrays, rows: slice, limit: float) -> str | None:
+    """The output that differs most from itself, where one does."""
+    for name, value in got.items():
+        if value.shape != before[name][rows].shape:
+            return name
+    worst = worst_of(dict.fromkeys(got, "value"), got, {name: before[name][rows] for name in got})
+    far = [each for each in worst if not each.error <= limit]
+    return max(far, key=lambda each: each.error).output if far else None
+
+
+def _text(output: str, when: str, where: str | None) -> str:
+    return (
+        f"{where or '(root)'}: rows of a batch would influence each other: in output {output} a row changes when "
+        f"{when}, with its own inputs and masks the same. {_ADVICE}"
+    )
+
+
+def _beginning(plan: MonteCarloPlan, example: Sequence[Tensor]) -> str | None:
+    """The module and the operation in which a change of row 0 first shows in other rows."""
+    sites, batch = list(plan.sites_of), example[0].shape[0]
+    runs = []
+    for inputs in ([tensor.clone() for tensor in example], [torch.cat([each[1:2], each[1:]]) for each in example]):
+        runner = SitesOff(plan.captured.module, sites, record=True)
+        runner.run(*inputs)
+        runs.append(runner.seen)
+    before, after = runs
+    return next((_name(node) for node in before if _mixed(plan, node, before, after, batch)), None)
+
+
+def _mixed(
+    plan: MonteCarloPlan, node: fx.Node, before: Mapping[fx.Node, Tensor], after: Mapping[fx.Node, Tensor], batch: int
+) -> bool:
+    if before[node].shape != after[node].shape:
+        return False
+    axis = plan.axes[node]
+    if axis is None:
+        return not close(after[node], before[node])
+    shape = axis.split(before[node].shape, batch)
+    return not close(after[node].reshape(shape)[:, 1:], before[node].reshape(shape)[:, 1:])
+
+
+def _name(node: fx.Node) -> str:
+    return f"{module_of(node)} ({node.target})"
+
+
+@contextmanager
+def blaming_the_module(sizes: Mapping[str, int]) -> Iterator[None]:
+    """The module's own code runs on random inputs; where it fails, that is said.
+
+    Raises:
+        ExportError: the module failed.
+    """
+    try:
+        yield
+    except DeploykitError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"the module itself fails on random inputs with {dict(sizes)}: {type(error).__name__}: {error}; "
+            "give a real --example, a --range for integer inputs, the dtypes that it takes with --input, or fix the "
+            "dimension that must not change"
+        ) from error

@@ -1,0 +1,103 @@
+"""Bring a captured graph into the form that the rewrite works best on, without changing what it computes.
+
+What a user's loop computes again in every pass is merged into one, so that it runs once. For that, operations in place
+become their functional forms where nobody looks at the memory they write to.
+"""
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from exporters.capture.reach import owner_of, touched_by_writes, writes_seen
+from exporters.noise.sites import SWITCHED, draws_random
+
+__all__ = ["merge_duplicates", "simplify"]
+
+
+def simplify(module: fx.GraphModule) -> None:
+    """Drop inactive dropouts, make writes functional where that is the same, and merge duplicates."""
+    _drop_inactive(module.graph)
+    _join_plainly(module.graph)
+    _without_writes(module.graph)
+    merge_duplicates(module.graph)
+    module.recompile()
+
+
+def _drop_inactive(graph: fx.Graph) -> None:
+    """Dropouts that are off give back their input; without them, equal computations are seen to be equal."""
+    for node in graph.nodes:
+        if _name(node) in SWITCHED and not draws_random(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _join_plainly(graph: fx.Graph) -> None:
+    """``vstack`` of what has two dimensions or more is ``cat``; ONNX would loop over a sequence for it."""
+    for node in graph.nodes:
+        if node.target is torch.ops.aten.vstack.default and all(n.meta["val"].ndim > 1 for n in node.all_input_nodes):
+            node.target = torch.ops.aten.cat.default
+
+
+def _without_writes(graph: fx.Graph) -> None:
+    seen = writes_seen(graph)
+    for node in graph.nodes:
+        # What is kept in the module is state, which is refused elsewhere, and must not vanish here.
+        keep = node in seen or owner_of(node).op == "get_attr"
+        functional = None if keep else _functional_form(node)
+        if functional is not None:
+            node.target = functional
+
+
+def _functional_form(node: fx.Node) -> Any:
+    """The operation that gives the same result without writing: ``aten.relu`` for ``aten.relu_``; None if none does."""
+    name, target = _name(node), node.target
+    if not name.endswith("_") or (name not in SWITCHED and torch.Tag.pointwise not in target.tags):  # type: ignore[union-attr]
+        return None
+    dtypes = {source.meta["val"].dtype for source in node.all_input_nodes if isinstance(source.meta.get("val"), Tensor)}
+    # Mixed dtypes would be promoted, which an operation in place does not do.
+    is_random = name not in SWITCHED and torch.Tag.nondeterministic_seeded in target.tags  # type: ignore[union-attr]
+    packet = getattr(torch.ops.aten, name[:-1], None) if len(dtypes) == 1 and not is_random else None
+    return getattr(packet, target._overloadname, None)  # type: ignore[union-attr]
+
+
+def _name(node: fx.Node) -> str:
+    """The name of an operation of ATen, and an empty one for all else."""
+    is_operation = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
+    return node.target._schema.name.removeprefix("aten::") if is_operation else ""  # type: ignore[union-attr]
+
+
+def merge_duplicates(graph: fx.Graph) -> None:
+    """Let every computation that gives the same value be made once; what draws random numbers is never the same."""
+    # What shares memory that is written to may be the same computation and still another value.
+    written = touched_by_writes(graph)
+    first: dict[Hashable, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op not in ("call_function", "get_attr") or node in written or draws_random(node):
+            continue
+        key = _key(node)
+        if key is None:
+            continue
+        same = first.setdefault(key, node)
+        if same is not node:
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
+
+
+def _key(node: fx.Node) -> Hashable:
+    key = (node.op, node.target, _frozen(node.args), _frozen(node.kwargs))
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _frozen(value: Any) -> Any:
+    """Arguments as something that can be compared; 1, 1.0 and True are different arguments."""
+    if isinstance(value, (tuple, list)):
+        return (type(value).__name__, *map(_frozen, value))
+    if isinstance(value, dict):
+        return tuple((key, _frozen(item)) for key, item in sorted(value.items()))
+    return value if isinstance(value, fx.Node) else (type(value).__name__, repr(value), value)

@@ -1,0 +1,85 @@
+"""Which shards a rank takes that a launcher has started: a fixed share, or the next one that nobody has taken."""
+
+import contextlib
+from collections.abc import Iterator
+
+from deploykit.plan import Shard
+from deploykit.runs.rundir import RunDirectory
+from runners.store import Group, LauncherStore
+
+__all__ = ["Claims", "counted", "share"]
+
+KEY = "next-shard"
+
+
+class Claims:
+    """A feed of the shards with these numbers, less those whose part is there and whole.
+
+    What is there is looked up once, at the start: two ranks never take the same number, so whatever other ranks add
+    later is none of this rank's.
+
+    Attributes:
+        taken: numbers of the shards that were given out.
+    """
+
+    def __init__(self, numbers: Iterator[int], directory: RunDirectory) -> None:
+        self._numbers, self._directory = numbers, directory
+        self._state = directory.state(check_digests=False)
+        self._rank_of = self._state.rank_of()
+        self._closed = False
+        self._ahead: Shard | None = None
+        self.taken: set[int] = set()
+
+    def next(self) -> Shard | None:
+        """The next shard to compute. One thread calls this."""
+        shard, self._ahead = self.peek(), None
+        if shard is not None:
+            self.taken.add(shard.index)
+        return shard
+
+    def peek(self) -> Shard | None:
+        """The shard that ``next`` will give. One thread calls this."""
+        while self._ahead is None and not self._closed:
+            number = next(self._numbers, None)
+            if number is None:
+                return None
+            if not self._is_there(number):
+                self._ahead = self._directory.job.plan.shard(number)
+        return None if self._closed else self._ahead
+
+    def close(self) -> None:
+        """Give out nothing more; safe inside a signal handler."""
+        self._closed = True
+
+    def _is_there(self, number: int) -> bool:
+        """Whether a valid file holds the shard. Its digest is checked here, so each rank reads its own share only."""
+        files = []
+        if number in self._state.parts:
+            files = [self._state.parts[number].part]
+        elif number in self._rank_of and not self._directory.job.keeps_parts:
+            files = list(self._state.ranks[self._rank_of[number]].files)
+        digests, root = self._directory.digests, self._directory.path
+        return bool(files) and all(digests.damage(root, file, check_digest=True) is None for file in files)
+
+
+def share(rank: int, world_size: int, shards: int) -> Iterator[int]:
+    """Every ``world_size``-th number from ``rank`` on: needs no word between the ranks.
+
+    >>> list(share(1, 3, 8))
+    [1, 4, 7]
+    """
+    return iter(range(rank, shards, world_size))
+
+
+def counted(group: Group, shards: int) -> Iterator[int]:
+    """Numbers from a counter in the store through which the ranks have met: a free rank takes the next shard.
+
+    Where the store is gone its host is gone: it ended because no number was left, or it died. What is left then is
+    missing at the end, which is found there and said.
+    """
+    if not isinstance(group.store, LauncherStore):
+        raise TypeError("only the ranks of a launcher count in a store")
+    with contextlib.suppress(RuntimeError):
+        store = group.store.met(group)
+        while not group.store.is_gone() and (number := store.add(KEY, 1) - 1) < shards:
+            yield number

@@ -1,0 +1,80 @@
+"""The end of a job whose ranks know nothing of each other: whoever finds every part there writes the job's files."""
+
+import json
+import time
+from collections.abc import Sequence
+
+from deploykit.errors import DataError
+from deploykit.runs.epoch import is_finished
+from deploykit.runs.failed import write_failed
+from deploykit.runs.rundir import RunDirectory
+from runners.changed import look_for_change
+from runners.engines.execute import Setting, finish_files
+from runners.engines.launch import Launch
+from runners.engines.measured import Measured, load_measured
+from runners.report import Figures, make_report, write_report
+from runners.spooling import discard_spool
+from runners.system.environment import environment
+from runners.system.lock import finishing
+
+__all__ = ["finish_together"]
+
+
+def finish_together(
+    setting: Setting, directory: RunDirectory, launch: Launch, *, worked: bool, notes: list[str]
+) -> None:
+    """Write the last files and the report of a job that has every part; safe to do twice, one process at a time.
+
+    Two ranks may both find the last part there. The second writes the report again, with the measurements of both. A
+    rank that has not ``worked`` leaves a finished job as it is.
+
+    Raises:
+        RunError: the disk is full or not writable.
+        DataError: every row is there, but the data is not what it was at the beginning.
+    """
+    with finishing(directory.path):
+        if not worked and _is_reported(directory) and is_finished(directory):
+            notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
+            discard_spool(setting.source)
+            return
+        directory.clean()
+        finish_files(setting, directory, inherit=(), notes=notes)
+        changed = look_for_change(setting.source, setting.job.data_source, directory.path)
+        notes.extend(filter(None, [changed]))
+        _report(setting, directory, launch, notes, complete=not changed)
+        discard_spool(setting.source)
+    if changed:
+        raise DataError(changed)
+    notes.append(f"{launch} found every part there and finished the job: report.json, report.html")
+
+
+def _is_reported(directory: RunDirectory) -> bool:
+    try:
+        report = json.loads((directory.path / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(report.get("complete"))
+
+
+def _report(setting: Setting, directory: RunDirectory, launch: Launch, notes: Sequence[str], *, complete: bool) -> None:
+    found = load_measured(directory.path, launch)
+    figures = Figures(
+        # A clock that was set back meanwhile must not give a negative time.
+        seconds=max(time.time() - min(each.began for each in found), time.monotonic() - setting.began_s),
+        skipped_shards=len(directory.job.plan) - sum(each.shards for each in found),
+        complete=complete,
+        failed_rows=write_failed(directory),
+        notes=[*notes, *_absent(found, launch)],
+    )
+    assignments = [each.assignment for each in found]
+    meters = {each.assignment.rank: each.meter for each in found}
+    where = environment(setting.runner.runtime, setting.runner.check_installed())
+    write_report(directory, make_report(directory, assignments, meters, figures, where))
+
+
+def _absent(found: Sequence[Measured], launch: Launch) -> list[str]:
+    absent = sorted(set(range(launch.world_size)) - {each.assignment.rank for each in found})
+    if not absent:
+        return []
+    names = ", ".join(map(str, absent))
+    return [f"no measurements of rank {names} of {launch.world_size}: it died, or had not ended yet"]

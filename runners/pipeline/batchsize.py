@@ -1,0 +1,205 @@
+"""The batch size of a run; for ``auto`` the smallest at which the device gives its full rate, found on real rows."""
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deploykit.artifact import Artifact
+from deploykit.bounds import beyond
+from deploykit.devices import Device
+from deploykit.errors import UsageError
+from deploykit.manifest import Manifest
+from deploykit.passes import Passes
+from deploykit.runs.rundir import RUN_NAME, RunDirectory
+from deploykit.sources.reading import uncut
+from deploykit.wording import counted
+from runners.base import Arrays, Runner
+from runners.pipeline.drawing import predict_in_passes
+from runners.pipeline.fitting import is_out_of_memory
+from runners.pipeline.isolate import read_rows
+from runners.system.room import Room
+
+if TYPE_CHECKING:
+    from deploykit.sources import Source
+
+__all__ = ["Probe", "check_batch_size", "find_plateau", "probe_batch_size", "settle_batch_size"]
+
+MOST_ROWS, MOST_BYTES = 4096, 64 * 2**20
+GOOD_SHARE = 0.95
+"""A batch is large enough when it gives so much of the best rate."""
+
+_HOPELESS_SHARE = 0.7
+_LONGEST_CALL_S = 2.0
+_ROUNDS, _ROUNDS_S, _SLICE_S = (3, 7), 1.0, 0.005
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What was found: the size, rows per second at every size that was compared, and the size that did not fit."""
+
+    size: int
+    rows_per_s: Mapping[int, float]
+    too_large: int | None
+
+    def __str__(self) -> str:
+        if not self.rows_per_s:
+            return f"batch size {self.size}: there are no rows to try"
+        rates = ", ".join(f"{size}: {rate:,.0f}" for size, rate in self.rows_per_s.items())
+        limit = "" if self.too_large is None else f"; {self.too_large} rows did not fit into memory"
+        return f"batch size {self.size} chosen, rows per second at {rates}{limit}"
+
+
+def probe_batch_size(
+    artifact: Artifact,
+    runner_class: type[Runner],
+    device: Device,
+    source: "Source",
+    *,
+    threads: int,
+    passes: Passes,
+    seed: int | None,
+    draws: int | None,
+    shard_rows: int | None,
+    ranks: int = 1,
+) -> Probe:
+    """Try powers of two on the first rows of the data, as one of the ``ranks`` on this machine would run them.
+
+    Raises:
+        UsageError: not even one row goes through.
+    """
+    inputs = _first_rows(source)
+    most = len(next(iter(inputs.values()))) if inputs else 0
+    if not most:
+        return Probe(size=1, rows_per_s={}, too_large=None)
+    sizes = [1 << power for power in range(most.bit_length())]
+    if shard_rows is not None:
+        sizes = [size for size in sizes if shard_rows % size == 0]
+    # On a GPU, activations are in its own memory, which says by an error when it is full.
+    room = Room(ranks) if device.kind == "cpu" else None
+    with runner_class(artifact, device, threads=threads) as runner:
+
+        def call(rows: int) -> None:
+            if room is not None:
+                room.require(rows)
+            batch = {name: array[:rows] for name, array in inputs.items()}
+            predict_in_passes(runner, batch, passes, sample_ids=np.arange(rows), seed=seed, draws=draws)
+            if room is not None:
+                room.took(rows)
+
+        return find_plateau(call, sizes, release=runner.release_memory)
+
+
+def _first_rows(source: "Source") -> Arrays:
+    """As many rows as are tried at most; those that cannot be read are the run's business."""
+    if not len(source):
+        return {}
+    one = read_rows(source, 0, 1, refuse_nan=False)
+    row_bytes = sum(array.nbytes for array in one.inputs.values())
+    rows = min(len(source), MOST_ROWS, max(1, MOST_BYTES // max(row_bytes, 1)))
+    return read_rows(source, *next(uncut(source, 0, rows)), refuse_nan=False).inputs
+
+
+def settle_batch_size(out: str | Path, probe: Callable[[], Probe]) -> tuple[int, str]:
+    """The batch size of the run directory's job if there is one, else what the probe finds; and how it came about.
+
+    Raises:
+        RunError: ``run.json`` cannot be read.
+        UsageError: not even one row goes through.
+    """
+    if (Path(out) / RUN_NAME).exists():
+        size = RunDirectory.open(out).job.plan.batch_size
+        return size, f"batch size {size}, as {RUN_NAME} records it"
+    found = probe()
+    return found.size, str(found)
+
+
+def check_batch_size(manifest: Manifest, size: int) -> None:
+    """Refuse batches of which the module's code makes something else.
+
+    Raises:
+        UsageError: says which sizes are allowed.
+    """
+    found = beyond(manifest.bounds, {manifest.batch_dimension: size})
+    if found is not None:
+        raise UsageError(f"batch size {size}: {found}; give another --batch-size")
+
+
+def find_plateau(
+    call: Callable[[int], None],
+    sizes: list[int],
+    *,
+    release: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = perf_counter,
+) -> Probe:
+    """The smallest of the ascending ``sizes`` that gives at least ``GOOD_SHARE`` of the best rate.
+
+    Sizes grow until the rate falls, a call takes seconds, or memory is short; then those that are near the best are
+    called in turn, so that a drift of the machine meets all alike.
+
+    Args:
+        call: predicts so many rows.
+        sizes: what may be chosen.
+        release: called after a size that did not fit.
+        clock: seconds.
+
+    Raises:
+        UsageError: the first size fails.
+    """
+    rates, too_large = _grow(call, sizes, release, clock)
+    near: list[int] = []
+    best = max(rates.values())
+    # One call that was quick by chance would leave out sizes that are as good as the best.
+    while more := [size for size, rate in rates.items() if rate >= _HOPELESS_SHARE * best and size not in near]:
+        near = sorted([*near, *more])
+        found = {size: statistics.median(values) for size, values in _in_turn(call, near, rates, clock).items()}
+        best = max(found.values())
+    size = min(size for size, rate in found.items() if rate >= GOOD_SHARE * best)
+    return Probe(size=size, rows_per_s=dict(sorted({**rates, **found}.items())), too_large=too_large)
+
+
+def _grow(
+    call: Callable[[int], None], sizes: list[int], release: Callable[[], None], clock: Callable[[], float]
+) -> tuple[dict[int, float], int | None]:
+    rates: dict[int, float] = {}
+    falling = 0
+    for size in sizes:
+        try:
+            call(size)  # The first call of a size allocates.
+            began = clock()
+            call(size)
+        except Exception as error:
+            if not rates:
+                rows = counted(size, "row")
+                raise UsageError(f"batch size auto: {rows} failed already: {error}; give a number") from error
+            if is_out_of_memory(error):
+                release()
+                return rates, size
+            break  # A row that fails is the run's business, which names it.
+        seconds = max(clock() - began, 1e-9)
+        rates[size] = size / seconds
+        falling = falling + 1 if rates[size] < _HOPELESS_SHARE * max(rates.values()) else 0
+        if seconds > _LONGEST_CALL_S or falling > 1:
+            break
+    return rates, None
+
+
+def _in_turn(
+    call: Callable[[int], None], sizes: list[int], rates: Mapping[int, float], clock: Callable[[], float]
+) -> dict[int, list[float]]:
+    found: dict[int, list[float]] = {size: [] for size in sizes}
+    began = clock()
+    for trial in range(_ROUNDS[1]):
+        if trial >= _ROUNDS[0] and clock() - began > _ROUNDS_S:
+            break
+        for size in sizes:
+            times = max(1, round(_SLICE_S * rates[size] / size))
+            start = clock()
+            for _ in range(times):
+                call(size)
+            found[size].append(times * size / max(clock() - start, 1e-9))
+    return found

@@ -1,0 +1,181 @@
+"""Rows that fail, found by halving their batch until each is alone, so that the others go on."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit.errors import ArtifactError, DeviceError, MissingExtraError, RunError, UsageError
+from deploykit.plan import Shard, remaining
+from deploykit.sources.finite import nan_rows
+from deploykit.sources.ragged import padded_together
+from deploykit.sources.reading import split
+from runners.base import Arrays
+from runners.pipeline.fitting import is_out_of_memory
+
+if TYPE_CHECKING:
+    from deploykit.sources import Source
+
+__all__ = ["Predictable", "Sound", "isolated", "read_rows", "refuse_all_failed"]
+
+FEWEST = 16
+"""A shard of fewer rows may fail as a whole."""
+
+_MOST_TEXT = 500
+_NOT_THE_ROWS = (UsageError, ArtifactError, DeviceError, MissingExtraError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sound:
+    """The rows of a batch that can go on, by sample id, what is kept of them, and why the others failed."""
+
+    ids: NDArray[np.int64]
+    inputs: Arrays
+    kept: Arrays
+    failed: Mapping[int, str]
+
+    def __getitem__(self, places: slice) -> "Sound":
+        """Some of the rows, as views, where none has failed."""
+        inputs, kept = _chosen(self.inputs, places), _chosen(self.kept, places)
+        return Sound(ids=self.ids[places], inputs=inputs, kept=kept, failed={})
+
+
+def read_rows(source: "Source", start: int, stop: int, *, refuse_nan: bool) -> Sound:
+    """Read rows ``[start, stop)``, each that can be read.
+
+    Raises:
+        Exception: what the source raised, where rows fail only together, or for want of memory.
+    """
+    try:
+        ids, inputs, failed = remaining(start, stop, ()), source.read(start, stop), dict[int, str]()
+    except Exception as error:  # noqa: BLE001 - a data set is the user's own code and may raise anything
+        errors = isolated(stop - start, lambda first, end: source.read(start + first, start + end), error)
+        failed = {start + place: _why("reading", each) for place, each in errors.items()}
+        ids = remaining(start, stop, failed)
+        inputs = _read_runs(source, ids)
+    inputs, kept = split(inputs)
+    if refuse_nan:
+        broken = {int(ids[place]): why for place, why in nan_rows(inputs).items()}
+        failed |= broken
+        keep = ~np.isin(ids, list(broken))
+        if broken:
+            ids, inputs, kept = ids[keep], _chosen(inputs, keep), _chosen(kept, keep)
+    return Sound(ids=ids, inputs=inputs, kept=kept, failed=failed)
+
+
+def _read_runs(source: "Source", ids: NDArray[np.int64]) -> Arrays:
+    """Rows with gaps between them, read run by run; nothing at all for no rows."""
+    runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1) if len(ids) else []
+    found = [source.read(int(run[0]), int(run[-1]) + 1) for run in runs]
+    pads = getattr(source, "pads", {})
+    return {
+        name: padded_together([part[name] for part in found], pads[name])
+        if name in pads
+        else np.concatenate([part[name] for part in found])
+        for name in (found[0] if found else ())
+    }
+
+
+class Predictable:
+    """Predicts the rows of a batch that the model takes.
+
+    A device may stay broken after a failure. So the rows beside a failed one, or if there are none a row that was
+    sound before, must go through again before the failure counts as the row's own.
+    """
+
+    def __init__(self, predict: Callable[[Arrays, NDArray[np.int64]], Arrays]) -> None:
+        self._predict = predict
+        self._sound: tuple[Arrays, NDArray[np.int64]] | None = None
+
+    def __call__(self, read: Sound) -> tuple[Sound, Arrays]:
+        """The rows that went through, with those that failed here added, and their outputs.
+
+        Raises:
+            Exception: what the model raised, where it is not the rows.
+        """
+        if not len(read.ids):
+            return read, {}
+        try:
+            outputs = self._predict(read.inputs, read.ids)
+        except Exception as error:  # noqa: BLE001 - runtimes raise their own types, which have nothing in common
+            read, outputs = self._without_failing(read, error)
+        if len(read.ids):
+            self._sound = _chosen(read.inputs, slice(0, 1), copy=True), read.ids[:1]
+        return read, outputs
+
+    def _without_failing(self, read: Sound, error: Exception) -> tuple[Sound, Arrays]:
+        def attempt(first: int, end: int) -> object:
+            return self._predict(_chosen(read.inputs, slice(first, end)), read.ids[first:end])
+
+        errors = isolated(len(read.ids), attempt, error)
+        keep = ~np.isin(np.arange(len(read.ids)), list(errors))
+        failed = {int(read.ids[place]): _why("the model", each) for place, each in errors.items()}
+        rest = Sound(
+            ids=read.ids[keep], inputs=_chosen(read.inputs, keep), kept=_chosen(read.kept, keep),
+            failed={**read.failed, **failed},
+        )  # fmt: skip
+        if len(rest.ids):
+            return rest, self._predict(rest.inputs, rest.ids)
+        if self._sound is not None:
+            self._predict(*self._sound)
+        return rest, {}
+
+
+def isolated(rows: int, attempt: Callable[[int, int], object], error: Exception) -> dict[int, Exception]:
+    """The places below ``rows`` that fail alone, and how.
+
+    Args:
+        rows: how many.
+        attempt: tries the places ``[first, end)``.
+        error: how all of them failed together.
+
+    Raises:
+        Exception: ``error`` or a later one, where no row fails alone, or where it does not speak of rows.
+    """
+    found: dict[int, Exception] = {}
+    _halve(0, rows, attempt, error, found)
+    if not found:
+        raise error
+    return found
+
+
+def _halve(
+    first: int, end: int, attempt: Callable[[int, int], object], error: Exception, found: dict[int, Exception]
+) -> None:
+    if isinstance(error, _NOT_THE_ROWS) or is_out_of_memory(error):
+        raise error
+    if end - first == 1:
+        found[first] = error
+        return
+    middle = (first + end) // 2
+    for half in ((first, middle), (middle, end)):
+        try:
+            attempt(*half)
+        except Exception as each:  # noqa: BLE001 - as above
+            _halve(*half, attempt, each, found)
+
+
+def refuse_all_failed(shard: Shard, failed: Mapping[int, str]) -> None:
+    """Refuse a shard of which nothing is left: a source or a device that is gone fails every row.
+
+    Raises:
+        RunError: every row failed, though not for a NaN.
+    """
+    if len(failed) < max(shard.rows, FEWEST) or all(why.startswith("NaN") for why in failed.values()):
+        return
+    raise RunError(
+        f"rows {shard.start} to {shard.stop - 1}: every row failed, the first with {failed[shard.start]}; the cause is "
+        "not in single rows, so they are not recorded as failed. Mend it and give the same command again; a run "
+        "resumes where it was"
+    )
+
+
+def _why(what: str, error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{what}: {type(error).__name__}: {lines[0]}"[:_MOST_TEXT].removesuffix(": ")
+
+
+def _chosen(arrays: Arrays, places: "slice | NDArray[np.bool_]", *, copy: bool = False) -> Arrays:
+    return {name: array[places].copy() if copy else array[places] for name, array in arrays.items()}

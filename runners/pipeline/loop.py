@@ -1,0 +1,298 @@
+"""The predict loop of one rank: reading, inference and writing overlap.
+
+::
+
+    reader thread --> channel --> inference (calling thread) --> channel --> writer thread --> parts and commits
+
+Both channels are bounded, so memory does not grow with the rows. Where batches are quick, several go through the
+channels together: what is done for each of them takes time from the model. The pipeline is not drained between shards:
+while one shard is written, the next one is predicted and the one after it is read. A runner of several lanes gets a
+thread for each but the first, so that one batch is copied to or from its device while another is computed.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit.errors import CodeExitedError, DeploykitError, RunError
+from deploykit.passes import DRAWS_USED
+from deploykit.plan import Shard, remaining
+from deploykit.runs.commit import Commit
+from deploykit.sources.finite import check_finite, count_nan_rows
+from deploykit.sources.reading import split
+from deploykit.wording import counted, row_range
+from deploykit.writers.base import Batch, Writer
+from runners.base import Arrays, Runner
+from runners.pipeline.ahead import Ahead, joined
+from runners.pipeline.channel import Channel, Closed
+from runners.pipeline.drawing import most_draws, predict_in_passes
+from runners.pipeline.fitting import Fitting
+from runners.pipeline.groups import grouped, size_of
+from runners.pipeline.isolate import Predictable, Sound, read_rows, refuse_all_failed
+from runners.pipeline.lanes import Turns
+from runners.pipeline.piece import PiecePredicted, PieceRead
+from runners.pipeline.timing import Meter
+
+if TYPE_CHECKING:
+    from deploykit.runs.rundir import RunDirectory
+    from deploykit.sources import Source
+
+__all__ = ["Listener", "Pipeline", "ShardFeed", "Task"]
+
+DEPTH, DEPTH_BYTES = 16, 32 * 2**20
+"""What waits in each channel: enough to hide a slow read or write, whatever the rows are; two batches at least."""
+
+TOGETHER_S, TOGETHER_BYTES = 0.02, 2**20
+"""Batches go through the channels together as long as they take so long to read and predict, and have so many bytes."""
+
+READER_PATIENCE_S = 5.0
+
+
+class ShardFeed(Protocol):
+    """Where the shards come from."""
+
+    def next(self) -> Shard | None:
+        """The next shard, None when there is none left; may wait."""
+
+    def peek(self) -> Shard | None:
+        """What ``next`` would give, if that is known by now; it is not taken."""
+
+    def close(self) -> None:
+        """Give out nothing more, and wake who waits."""
+
+
+class Listener(Protocol):
+    """Who is told what happens. Called from the pipeline's threads."""
+
+    def started(self, shard: Shard) -> None:
+        """Reading of the shard begins."""
+
+    def predicted(self, rows: int) -> None:
+        """One more batch went through the model."""
+
+    def committed(self, commit: Commit) -> None:
+        """A shard is on the disk and counts."""
+
+    def warned(self, text: str) -> None:
+        """Something that people should know, and that stops nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What a rank does with every shard of the directory's job."""
+
+    runner: Runner
+    source: "Source"
+    directory: "RunDirectory"
+    writer: Writer
+    rank: int = 0
+
+
+class Pipeline:
+    """Runs once. An error in any thread stops the others and is raised by ``run``."""
+
+    def __init__(self, task: Task, feed: ShardFeed, listener: Listener, meter: Meter) -> None:
+        self._task, self._feed, self._listener, self._meter = task, feed, listener, meter
+        self._job = task.directory.job
+        self._skips = self._job.on_error == "skip"
+        # Several lanes share what is there batch by batch, and a row that fails is looked for in its batch.
+        self._joins = getattr(task.source, "joins", False) and task.runner.lanes == 1 and not self._skips
+        self._row_bytes = 0
+        self._inputs: Channel[PieceRead] = Channel(DEPTH, DEPTH_BYTES)
+        self._outputs: Channel[PiecePredicted] = Channel(DEPTH, DEPTH_BYTES)
+        self._fitting = Fitting(
+            self._call, release=task.runner.release_memory, said=listener.warned, together=task.runner.lanes > 1
+        )
+        self._predictable = Predictable(self._fitting)
+        self._turns = Turns()
+        self._timings: dict[str, float] = {}
+        self._failed: dict[int, str] = {}
+        meter.draws_per_call = most_draws(task.runner, self._job.passes, self._job.draws)
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        """Predict every shard that the feed gives, until it ends or ``abandon`` is called.
+
+        Raises:
+            DeploykitError: the first error of any thread; RunError where the user's data or the runtime raised
+                something else.
+        """
+        reader = threading.Thread(target=self._guarded, args=(self._read_all,), name="reader", daemon=True)
+        writer = threading.Thread(target=self._guarded, args=(self._write_all,), name="writer", daemon=True)
+        lanes = [
+            threading.Thread(target=self._guarded, args=(self._infer_all,), name=f"lane-{number}", daemon=True)
+            for number in range(1, self._task.runner.lanes)
+        ]
+        for thread in (reader, writer, *lanes):
+            thread.start()
+        self._guarded(self._infer_all)
+        for lane in lanes:
+            lane.join()
+        self._outputs.finish()
+        writer.join()
+        # A user's data set may hang in a read; nobody waits for a reader whose rows are no longer wanted.
+        reader.join(READER_PATIENCE_S)
+        self._meter.wait_input_s += self._inputs.get_wait_s
+        self._meter.wait_output_s += self._outputs.put_wait_s
+        self._meter.halvings += self._fitting.halvings
+        if self._error is not None:
+            raise self._error
+
+    def abandon(self) -> None:
+        """Stop after the batch in work; shards that are not committed are as if never begun. Any thread may call."""
+        self._feed.close()
+        self._turns.close()
+        self._inputs.abandon()
+        self._outputs.abandon()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Closed:
+            pass
+        except BaseException as error:  # noqa: BLE001 - kept, and raised again by run()
+            with self._lock:
+                self._error = self._error or (CodeExitedError(error) if isinstance(error, SystemExit) else error)
+            self.abandon()
+
+    def _read_all(self) -> None:
+        ahead = Ahead(self._task.source, self._job.plan, self._feed.peek)
+        while (shard := self._feed.next()) is not None:
+            self._listener.started(shard)
+            pieces = ahead.ranges(shard)
+            for start, stop in joined(pieces, self._most_rows) if self._joins else pieces:
+                work = self._read(shard, start, stop)
+                size = size_of(work.sound.inputs) + size_of(work.sound.kept)
+                self._row_bytes = size // (stop - start)
+                self._inputs.put(work, size)
+        self._inputs.finish()
+
+    def _most_rows(self) -> int:
+        """How many rows may go through the channels together, by what was measured up to now."""
+        rows, seconds = self._meter.rows, self._meter.read_s + self._meter.infer_s
+        return min(int(TOGETHER_S * rows / seconds), TOGETHER_BYTES // max(self._row_bytes, 1)) if rows else 0
+
+    def _read(self, shard: Shard, start: int, stop: int) -> PieceRead:
+        began, refuse_nan = perf_counter(), self._job.nan == "error"
+        try:
+            if self._skips:
+                sound = read_rows(self._task.source, start, stop, refuse_nan=refuse_nan)
+            else:
+                inputs, kept = split(self._task.source.read(start, stop))
+                sound = Sound(ids=remaining(start, stop, ()), inputs=inputs, kept=kept, failed={})
+        except DeploykitError:
+            raise
+        except Exception as error:
+            # A data set is the user's own code and may raise anything.
+            raise RunError(_failed(start, stop, "reading the data", error)) from error
+        if refuse_nan and not self._skips:
+            check_finite(sound.inputs, start)
+        elif not refuse_nan:
+            self._meter.nan_rows += count_nan_rows(sound.inputs)
+        seconds = perf_counter() - began
+        self._meter.read_s += seconds
+        return PieceRead(shard=shard, start=start, stop=stop, sound=sound, seconds=seconds)
+
+    def _infer_all(self) -> None:
+        """One lane: predicts a batch while the other lanes have theirs, and hands it on when the earlier ones are."""
+        while True:
+            turn, work = self._turns.take(self._inputs.get)
+            try:
+                found = [self._predict(batch) for batch in work.batches(self._job.plan.batch_size)]
+            except Exception:
+                # In its turn, so that of two batches that fail the first one is named.
+                with self._turns.of(turn):
+                    raise
+            with self._turns.of(turn):
+                batches = [self._predicted(*each) for each in found]
+                done = PiecePredicted(
+                    shard=work.shard, stop=work.stop, batches=batches, timings=self._timings, failed=self._failed
+                )
+                # The writer has time; only the end of a shard must not wait, because its commit is due.
+                size = sum(size_of(batch.outputs) for batch in batches)
+                self._outputs.put(done, size, urgent=done.stop == done.shard.stop)
+
+    def _predict(self, work: PieceRead) -> tuple[PieceRead, Sound, Arrays, tuple[float, float]]:
+        """A batch, those of its rows that went through, their outputs, and from when to when that took."""
+        began = monotonic()
+        try:
+            if self._skips:
+                sound, outputs = self._predictable(work.sound)
+            else:
+                sound, outputs = work.sound, self._fitting(work.sound.inputs, work.sound.ids)
+            return work, sound, outputs, (began, monotonic())
+        except DeploykitError:
+            raise
+        except Exception as error:
+            # Runtimes raise their own types, which have nothing in common.
+            raise RunError(_failed(work.start, work.stop, "the model", error)) from error
+
+    def _predicted(self, work: PieceRead, sound: Sound, outputs: Arrays, span: tuple[float, float]) -> Batch:
+        """Count a batch, in its turn, and tell about it."""
+        if work.start == work.shard.start:
+            self._timings, self._failed = {"read_s": 0.0, "infer_s": 0.0, "write_s": 0.0}, {}
+        self._timings["read_s"] += work.seconds
+        if len(sound.ids):
+            self._timings["infer_s"] += self._meter.batch(len(sound.ids), span[1] - span[0], ended=span[1])
+        if DRAWS_USED in outputs:
+            self._meter.draws_used += int(outputs[DRAWS_USED].sum())
+        if sound.failed:
+            self._failed |= sound.failed
+            row, why = next(iter(sorted(sound.failed.items())))
+            failed = counted(len(sound.failed), "row")
+            self._listener.warned(f"{failed} failed, left out of the predictions; the first is row {row}: {why}")
+        self._listener.predicted(work.stop - work.start)
+        return Batch(sample_ids=sound.ids, outputs=outputs and {**outputs, **sound.kept})
+
+    def _call(self, inputs: Arrays, ids: NDArray[np.int64]) -> Arrays:
+        job = self._job
+        return predict_in_passes(self._task.runner, inputs, job.passes, sample_ids=ids, seed=job.seed, draws=job.draws)
+
+    def _write_all(self) -> None:
+        while True:
+            first = self._outputs.get()
+            began, waited = perf_counter(), self._outputs.get_wait_s
+            batches: Iterable[Batch] = grouped(self._batches(first))
+            if self._skips:
+                # How many rows there are is known at the end of the shard, and a writer is told it at the beginning.
+                batches = list(batches)
+                refuse_all_failed(first.shard, first.failed)
+            commit = self._task.directory.write_part(
+                first.shard,
+                self._task.writer,
+                _timed(batches, first.timings),
+                rank=self._task.rank,
+                timings=first.timings,
+                failed=first.failed,
+            )
+            self._meter.write_s += perf_counter() - began - (self._outputs.get_wait_s - waited)
+            self._listener.committed(commit)
+
+    def _batches(self, first: PiecePredicted) -> Iterator[Batch]:
+        """The batches of one shard, taken from the channel as the writer asks for them."""
+        item = first
+        yield from item.batches
+        while item.stop < item.shard.stop:
+            item = self._outputs.get()
+            yield from item.batches
+
+
+def _timed(batches: Iterable[Batch], timings: dict[str, float]) -> Iterator[Batch]:
+    for batch in batches:
+        began = perf_counter()
+        yield batch
+        timings["write_s"] += perf_counter() - began
+
+
+def _failed(start: int, stop: int, what: str, error: Exception) -> str:
+    text = str(error).strip()
+    return (
+        f"{row_range(start, stop)}: {what} failed with {type(error).__name__}{f': {text}' if text else ''}; "
+        "mend the cause and give the same command again; a run resumes where it was"
+    )

@@ -1,0 +1,3 @@
+"""One rank: what it is told, its process, and what it tells the run."""
+
+__all__: list[str] = []

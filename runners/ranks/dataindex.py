@@ -1,0 +1,36 @@
+"""The index of a job's data, found once and given to every rank, so that none looks through the whole data again."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deploykit.runs.feed import writing
+from deploykit.sources import Source
+from deploykit.storage.files import write_json
+
+__all__ = ["NAME", "load_index", "save_index"]
+
+NAME = "data-index.json"
+
+
+def save_index(directory: Path, source: Source) -> None:
+    """Keep the index of a source that has one, with the fingerprint of the data that it is of.
+
+    Raises:
+        RunError: the disk is full or not writable.
+    """
+    index = getattr(source, "index", lambda: None)()
+    if index is None:
+        return
+    with writing(directory / NAME):
+        write_json(directory / NAME, {"data": source.fingerprint(), "index": index})
+
+
+def load_index(directory: Path, data: Mapping[str, Any]) -> Any:
+    """The index, None where there is none for this data: the source then looks for itself."""
+    try:
+        kept = json.loads((directory / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return kept["index"] if kept.get("data") == data else None

@@ -1,0 +1,43 @@
+"""Where a run was made: machine, versions, command. Goes into every report."""
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploykit.devices import available_cores
+from deploykit.version import __version__
+from runners.system.memory import available_memory_bytes, machine_memory_bytes
+
+__all__ = ["environment"]
+
+
+def environment(runtime: str, runtime_version: str) -> dict[str, Any]:
+    """CPU, cores, memory, platform, and the versions of everything that took part."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "cores_available": available_cores(),
+        "memory_bytes": machine_memory_bytes(),
+        "memory_available_bytes": available_memory_bytes(),
+        "platform": platform.platform(),
+        "versions": {
+            "deploykit": __version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            runtime: runtime_version,
+        },
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())

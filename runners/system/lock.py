@@ -1,0 +1,91 @@
+"""One run at a time in one directory."""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from deploykit.errors import RunError
+from deploykit.runs.feed import writing
+from deploykit.runs.rundir import LOCK_NAME, RUN_NAME
+from runners.system.descriptors import forget, keep
+
+__all__ = ["BusyError", "finishing", "locked"]
+
+PATIENCE_S = 1.0
+"""The ranks of a run that was killed need a moment to notice; they hold the lock until they are gone."""
+
+
+class BusyError(RunError):
+    """Another run holds the directory."""
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, shared: bool = False) -> Iterator[int]:
+    """Hold the directory's lock, creating the directory; gives the lock's descriptor, which ranks inherit.
+
+    The kernel releases the lock when the last process that holds the descriptor is gone, however it died; what a
+    user's code forks does not hold it. The ranks that a launcher starts hold it together, ``shared``; a run that places
+    its ranks itself holds it alone.
+
+    Raises:
+        BusyError: another run holds it.
+        RunError: the directory cannot be created, or its file system has no locks.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunError(f"run directory {path}: is a file; name a new directory")
+    descriptor = _take(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    keep(descriptor)
+    try:
+        yield descriptor
+    finally:
+        if not (path / RUN_NAME).exists():
+            # The directory was refused because it is somebody else's: it keeps no file of ours.
+            (path / LOCK_NAME).unlink(missing_ok=True)
+        forget(descriptor)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def finishing(path: Path) -> Iterator[None]:
+    """Hold the right to write the files of the whole job in a run directory; waits while another process has it."""
+    with (path / RUN_NAME).open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _take(path: Path, kind: int) -> int:
+    """A descriptor of the lock's file, which has the lock."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            if _has(path, descriptor, kind):
+                return descriptor
+        except BaseException:  # Closed and raised again, whatever it is.
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        if time.monotonic() > deadline:
+            raise BusyError(
+                f"run directory {path}: another run is writing into it; wait until it ends, or name another directory"
+            )
+        time.sleep(0.05)
+
+
+def _has(path: Path, descriptor: int, kind: int) -> bool:
+    """Try to lock the file; not one that who held it has removed since, because the next one would make another."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), (path / LOCK_NAME).stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError as error:
+        raise RunError(
+            f"run directory {path}: its file system has no locks ({error.strerror}), which keep two runs apart; "
+            "name a directory on one that has them: NFS 4, or Lustre mounted with the option flock"
+        ) from error
