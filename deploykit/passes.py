@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 
-from deploykit.counts import require_bound, require_whole
+from deploykit.counts import require_bound, require_draws, require_whole
 from deploykit.errors import ArtifactError, UsageError
 from deploykit.manifest import Manifest, OutputSpec
 from deploykit.pieces import Pieces
@@ -113,8 +113,7 @@ def plan_passes(
     if draws_until is None and min_draws is not None:
         raise UsageError(f"min draws {min_draws}: goes with --draws-until; give the bound too, or leave it out")
     draws = manifest.monte_carlo.draws if draws is None else draws
-    if draws < 1:
-        raise UsageError(f"draws {draws}: at least one draw is needed")
+    require_draws("draws", draws)
     if draws_per_pass is not None:
         require_whole("draws per pass", draws_per_pass)
     if draws_per_pass is not None and draws_per_pass < 1:

@@ -6,6 +6,7 @@ from dataclasses import asdict, is_dataclass
 from math import isfinite
 from typing import Any
 
+from deploykit.counts import require_draws
 from deploykit.errors import UsageError
 
 __all__ = ["check_values"]
@@ -27,8 +28,12 @@ def check_values(**options: Any) -> None:
             raise UsageError(f"{flag}: must be an integer of 64 bits, from {-(2**63)} to {2**63 - 1}; give another one")
         if name == "tolerance" and value is not None and not (isfinite(value) and value >= 0):
             raise UsageError(f"{flag}: must be a finite number, 0 or above; leave it out for the default")
-        if name == "mc_draws" and value is not None and not (type(value) is int and value >= 2):
-            raise UsageError(f"{flag}: must be an integer, and at least 2 draws are needed for a standard deviation")
+        if name == "mc_draws" and value is not None:
+            if not (type(value) is int and value >= 2):
+                raise UsageError(
+                    f"{flag}: must be an integer, and at least 2 draws are needed for a standard deviation"
+                )
+            require_draws("--mc-draws", value)
         if name == "user" and value is not None:
             _check_user(value)
 

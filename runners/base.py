@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from deploykit.artifact import Artifact
 from deploykit.bounds import beyond
+from deploykit.counts import require_draws
 from deploykit.devices import Device, check_threads
 from deploykit.errors import ArtifactError, DataError, UsageError
 from deploykit.tensors import check_inputs
@@ -190,15 +191,15 @@ def check_controls(seed: int | None, first_draw: int, draws: int | None) -> None
     """Refuse what the control inputs of a file, int64 all, cannot hold.
 
     Raises:
-        UsageError: no integers, no draw, or draws whose numbers are too large.
+        UsageError: no integers, no draw, too many, or draws whose numbers are too large.
     """
     for name, value in {"seed": seed, "first_draw": first_draw, "draws": draws}.items():
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not -_INT64 <= value < _INT64:
             raise UsageError(f"{name} {value!r}: must be a 64-bit integer")
-    if draws is not None and draws < 1:
-        raise UsageError(f"draws {draws}: at least one draw is needed")
+    if draws is not None:
+        require_draws("draws", draws)
     if first_draw + (draws or 1) > _INT64:
         raise UsageError(f"first_draw {first_draw}: the numbers of its {draws or 1} draws must be 64-bit integers")
 

@@ -213,6 +213,7 @@ def test_a_failing_export_leaves_nothing(tmp_path: Path) -> None:
         ({"formats": ["pmml"]}, UnknownNameError, "unknown format 'pmml': known are onnx, torchscript"),
         ({"formats": []}, UsageError, "no format given"),
         ({"mc_draws": 1}, UsageError, "at least 2 draws"),
+        ({"mc_draws": 10**11}, UsageError, "--mc-draws 100000000000: at most 1,000,000 draws are possible"),
         ({"method": "predict"}, UsageError, "Mlp has none"),
         ({"inputs": ["x:float32[64]"]}, UsageError, "the first dimension is the batch and must be a name"),
         ({"inputs": ["x:complex[batch]"]}, UsageError, "unknown dtype 'complex'"),
