@@ -1,11 +1,20 @@
-"""Data that is not, at the end of a run, what it was at the beginning."""
+"""Data that is not, in the course of a run, what it was at the beginning."""
 
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from time import monotonic
 
+from deploykit.errors import RunError
 from deploykit.runs.datachange import ANEW, data_change, mark_data_change
 from deploykit.sources import Source
 
-__all__ = ["look_for_change"]
+__all__ = ["look_for_change", "watched"]
+
+LOOK_S, COSTS = 0.5, 50
+"""So often the data is looked at; of very many files seldom enough that it takes a fiftieth of the time."""
 
 
 def look_for_change(source: Source, name: str, run: Path) -> str:
@@ -26,3 +35,34 @@ def look_for_change(source: Source, name: str, run: Path) -> str:
         )
         mark_data_change(run, change)
     return change and f"{change}; leave it as it is during a run, and {ANEW}"
+
+
+@contextlib.contextmanager
+def watched(source: Source, name: str, run: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Look for a change again and again while the block works, and ``say`` it once.
+
+    A run that is killed has no end at which to look, and when the data is put back nobody would see it any more.
+    """
+    if getattr(source, "is_unchanged", None) is None:
+        yield
+        return
+    over = threading.Event()
+    look = partial(look_for_change, source, name, run)
+    thread = threading.Thread(target=_watch, args=(look, say, over), name="data", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _watch(look: Callable[[], str], say: Callable[[str], object], over: threading.Event) -> None:
+    pause = LOOK_S
+    while not over.wait(pause):
+        began = monotonic()
+        with contextlib.suppress(RunError):  # On a full disk the part that does not fit says so, and the last look.
+            if changed := look():
+                say(f"warning: {changed}")
+                return
+        pause = max(LOOK_S, COSTS * (monotonic() - began))

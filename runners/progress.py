@@ -22,11 +22,16 @@ class Progress(Protocol):
 
     def update(self, done: int, behind: str = "") -> None: ...
 
+    def say(self, text: str) -> None:
+        """Say at once what cannot wait for the end; nothing where no progress is shown. Any thread may call it."""
+
     def close(self) -> None: ...
 
 
 class _Silent:
     def update(self, done: int, behind: str = "") -> None: ...
+
+    def say(self, text: str) -> None: ...
 
     def close(self) -> None: ...
 
@@ -37,6 +42,8 @@ class _Callback:
 
     def update(self, done: int, behind: str = "") -> None:  # noqa: ARG002 - a function is told the rows alone
         self._function(done, self._total)
+
+    def say(self, text: str) -> None: ...
 
     def close(self) -> None: ...
 
@@ -64,6 +71,9 @@ class _Text:
         if now - self._last >= self._every_s and now >= self._shown_from:
             self._last = now
             self._write(now)
+
+    def say(self, text: str) -> None:
+        self._show(f"\r\x1b[2K{text}\n" if self._bar else f"{text}\n")
 
     def close(self) -> None:
         if self._written < 0 and (monotonic() < self._shown_from or not self._has_to_say):

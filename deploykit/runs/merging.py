@@ -5,7 +5,7 @@ from pathlib import Path
 
 from deploykit.errors import IncompleteRunError, RunError, UsageError
 from deploykit.plan import Shard, describe_ranges
-from deploykit.runs.datachange import data_change
+from deploykit.runs.datachange import ANEW, data_change
 from deploykit.runs.feed import writing
 from deploykit.runs.rundir import RUN_NAME, RunDirectory
 from deploykit.runs.runrows import RunRows
@@ -44,7 +44,8 @@ def merge_run(
             directory does not.
         MissingExtraError: the format needs a package that is not installed.
         IncompleteRunError: rows are missing or damaged; the message says which.
-        RunError: no run directory, a writer that cannot read its files, or outputs that differ in shape.
+        RunError: no run directory, a writer that cannot read its files, outputs that differ in shape, or data that was
+            changed while it was read.
     """
     require_path("merge", destination, expected="the path of the file to write", advice="name it, as 'all.npz'")
     require_place("run directory", path)
@@ -67,6 +68,8 @@ def _merge(path: Path, destination: Path, allow_partial: bool, progress: Told | 
     """Write the file; the texts about rows that are not in it."""
     directory = RunDirectory.open(path)
     _refuse_among_parts(destination, directory)
+    if change := data_change(directory.path):
+        raise RunError(f"merge: run directory {directory.path}: {change}; {ANEW}")
     job = directory.job
     merged = writer_for_file(destination.name, job.outputs, own=job.writer)
     writer = make_writer(job.writer, job.outputs)
@@ -91,8 +94,6 @@ def _counted(batches: Iterator[Batch], tally: Tally) -> Iterator[Batch]:
 
 
 def _left_out(directory: RunDirectory, state: State, shards: Sequence[Shard]) -> Iterator[str]:
-    if change := data_change(directory.path):
-        yield f"{change}; {directory.to_resume()}"
     present = {shard.index for shard in shards}
     missing = [shard for shard in directory.job.plan.shards() if shard.index not in present]
     if missing:

@@ -54,6 +54,7 @@ class RunStatus:
         state: ``not started``, ``drawing`` (data that comes but once is gone through, before the number of its rows is
             known), ``running``, ``interrupted`` (killed or stopped, or a rank died), ``failed`` (the last
             call ended with another ``error``, or the data was changed while it was read) or ``finished``.
+        error: what the last call ended with, or that the data was changed, as is seen while it runs.
         rows: rows of the job.
         drawn_rows: rows that had come when the last sign was given, where the job has not begun.
         done_rows: rows in committed parts, those that failed included.
@@ -118,10 +119,10 @@ def _status(path: Path) -> RunStatus:
     missing = state.missing(plan, from_parts=False)
     left = sum(shard.rows for shard in missing)
     condition = _condition(call, signs, finished=not missing and not _pending(directory, state), now=now)
-    running, change = condition == "running", data_change(path)
+    running = condition == "running"
     error = call.error or None if call is not None and condition in {"failed", "interrupted"} else None
-    if change and not running:
-        condition, error = "failed", f"{change}; {directory.to_resume()}"
+    if change := data_change(path):
+        condition, error = "running" if running else "failed", f"{change}; {directory.to_resume()}"
     rate = sum(sign.rows_per_s for sign in signs if sign.state == "working") if running else 0.0
     return RunStatus(
         path=str(path),

@@ -21,7 +21,7 @@ from deploykit.sources import Source
 from deploykit.storage.stores import naming, renamed
 from deploykit.tally import Tally
 from runners.base import Runner
-from runners.changed import look_for_change
+from runners.changed import look_for_change, watched
 from runners.engines.work import Outcome, Work
 from runners.progress import ProgressMode, make_progress
 from runners.ranks.assignment import Assignment
@@ -262,7 +262,8 @@ def _run(
         stop=stop,
     )
     try:
-        with on_signals(stop, tells=True):
+        data = watched(setting.source, setting.job.data_source, directory.path, progress.say)
+        with on_signals(stop, tells=True), data:
             return place(work)
     finally:
         progress.close()

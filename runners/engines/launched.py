@@ -21,7 +21,7 @@ from deploykit.runs.commit import Commit
 from deploykit.runs.rundir import RunDirectory
 from deploykit.signs import forget_call
 from runners.base import Runner
-from runners.changed import look_for_change
+from runners.changed import look_for_change, watched
 from runners.engines.base import Engine
 from runners.engines.claims import Claims, counted, share
 from runners.engines.execute import Computed, ProgressChoice, Setting
@@ -170,7 +170,8 @@ class LaunchedEngine(Engine):
         progress = make_progress(self.shown(choice), plan.rows, directory.committed_rows())
         listener = _Listener(progress, directory, claims)
         try:
-            with on_signals(stop, tells=self.launch.rank == 0):
+            data = watched(setting.source, setting.job.data_source, directory.path, progress.say)
+            with on_signals(stop, tells=self.launch.rank == 0), data:
                 outcome = run_here(
                     assignment,
                     claims,

@@ -1,21 +1,28 @@
 """Data that is changed during a run and put back: the run stays marked, because nothing else tells what was read."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
 import pytest
 
 import deploykit
+from deploykit.artifact import Artifact
 from deploykit.errors import DataError, DeviceError, IncompleteRunError, RunError
 from deploykit.runs.datachange import CHANGED_NAME
 from deploykit.runs.merging import merge_run
 from deploykit.runs.verify_run import check_run
+from deploykit.sources import open_source
 from deploykit.storage.stores import Store
+from runners.changed import watched
 from tests import handmade
 
 ROWS = 64
@@ -73,9 +80,11 @@ def test_a_finished_run(artifact: Path, rows: Path, tmp_path: Path, devices: str
     assert not json.loads((out / "report.json").read_text())["complete"]
     require_marked(artifact, rows, out, devices=devices)
     assert not check_run(out).missing
-    left_out: list[str] = []
-    merge_run(out, tmp_path / "merged.npz", told=left_out.append)
-    assert "was written to" in left_out[0]
+    for partial in (False, True):
+        with pytest.raises(RunError, match=r"merge: .*was written to.*; predict the data again into a new directory"):
+            merge_run(out, tmp_path / "merged.npz", allow_partial=partial)
+    (out / CHANGED_NAME).unlink()  # Whoever knows better.
+    merge_run(out, tmp_path / "merged.npz")
 
 
 @pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
@@ -87,6 +96,53 @@ def test_a_run_that_was_stopped(artifact: Path, rows: Path, tmp_path: Path, devi
     assert end.value.exit_code == 143
     assert "same command" not in str(end.value)
     require_marked(artifact, rows, tmp_path / "r", devices=devices)
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+
+import deploykit
+from tests.runners.test_changed_data import SIZE, former, swap
+
+artifact, rows, out, options = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), eval(sys.argv[4])
+
+def told(done, total):
+    if done and not former(rows).exists():
+        swap(rows)
+        while not (out / "data-changed.json").exists():
+            time.sleep(0.01)
+        assert deploykit.status(out).state == "running"
+        assert "was written to" in deploykit.status(out).error
+        os.kill(os.getpid(), signal.SIGKILL)
+
+deploykit.run(artifact, rows, out, **SIZE, **options, progress=told)
+"""
+
+
+@pytest.mark.parametrize("options", [{"engine": "local", "devices": "cpu:2"}, {"engine": "array"}])
+def test_a_run_that_was_killed(artifact: Path, rows: Path, tmp_path: Path, options: dict[str, str]) -> None:
+    """It has no end at which to look."""
+    np.save(rows, handmade.random_inputs("plain", 64 * ROWS)["x"])
+    out = tmp_path / "r"
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, str(artifact), str(rows), str(out), repr(options)],
+        env=os.environ | {"RANK": "0", "WORLD_SIZE": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGKILL
+    assert check_run(out).missing
+    require_marked(artifact, rows, out)
+
+
+def test_a_change_is_told_at_once(artifacts: dict[str, Artifact], rows: Path, tmp_path: Path) -> None:
+    said: Queue[str] = Queue()
+    source = open_source(str(rows), artifacts["plain"].manifest.inputs)
+    with watched(source, "rows.npy", tmp_path, said.put):
+        swap(rows)
+        assert said.get(timeout=60).startswith("warning: data rows.npy: was written to")
+    source.close()
 
 
 def test_a_run_that_failed(artifact: Path, rows: Path, tmp_path: Path) -> None:

@@ -133,6 +133,8 @@ def test_the_bar_updates_one_line_and_plain_lines_stay(monkeypatch: pytest.Monke
         assert text.endswith("\n")
         assert text.count("\n") == (1 if kind == "bar" else 2)
         assert ("\r" in text) is (kind == "bar")
+        shown.say("rank 1 died")
+        assert stream.getvalue().endswith(f"{chr(27) + '[2K' if kind == 'bar' else ''}rank 1 died\n")
 
 
 class Terminal(io.StringIO):
