@@ -36,7 +36,7 @@ from deploykit.wording import row_range
 from deploykit.writers.base import Batch, Writer
 from deploykit.writers.calling import calling
 
-__all__ = ["DELIVERED_NAME", "LOCK_NAME", "RUN_NAME", "SPOOL_NAME", "RunDirectory", "refuse_foreign"]
+__all__ = ["DELIVERED_NAME", "LOCK_NAME", "RUN_NAME", "SPOOL_NAME", "RunDirectory", "is_early", "refuse_foreign"]
 
 LOCK_NAME = ".lock"
 DELIVERED_NAME = "lightning.json"
@@ -235,7 +235,7 @@ def refuse_foreign(path: Path) -> None:
     if not path.is_dir():
         return
     # Another process may have begun a run since somebody looked for one.
-    if not all(map(_is_early, path.iterdir())) and not (path / RUN_NAME).exists():
+    if not all(map(is_early, path.iterdir())) and not (path / RUN_NAME).exists():
         raise RunError(
             f"run directory {path}: is not empty and holds no {RUN_NAME}; name a new or empty directory, "
             "or one that deploykit run made"
@@ -247,7 +247,7 @@ def _refuse_changed_data(path: Path) -> None:
         raise RunError(f"run directory {path}: {change}; {ANEW}")
 
 
-def _is_early(entry: Path) -> bool:
+def is_early(entry: Path) -> bool:
     """Whether a process that died before the job began may have left it."""
     if entry.name == SPOOL_NAME:
         return is_spool(entry)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.runs.datachange import CHANGED_NAME, data_change
-from deploykit.runs.rundir import LOCK_NAME, RUN_NAME, SPOOL_NAME, RunDirectory
+from deploykit.runs.rundir import RUN_NAME, SPOOL_NAME, RunDirectory, is_early
 from deploykit.runs.runstate import State
 from deploykit.runs.strided import strided_problems
 from deploykit.signs import STATUS_NAME, CallSign, RankSign, read_drawing, read_signs
@@ -30,6 +30,7 @@ class RankStatus:
     """One rank of the last call.
 
     Attributes:
+        state: ``starting``, ``working``, ``ended``, ``failed``, or ``gone`` if it died without a word.
         rows: rows that it has predicted in this call.
         rows_per_s: of late, while it works; over the whole call when it is over.
         lag_s: seconds since its last sign of life; None when it has ended.
@@ -60,7 +61,7 @@ class RunStatus:
         done_rows: rows in committed parts, those that failed included.
         failed_rows: rows that are recorded as failed.
         shards, done_shards: the same in shards.
-        rows_per_s: of all ranks that work; None when none does.
+        rows_per_s: of all ranks that work and have given a sign of late; None when none does.
         left_s: seconds that the rest takes at this rate; None where there is no rate.
         damage: one text for each commit that does not count. Digests are not read: ``deploykit verify`` does that.
         to_resume: how the run is taken up again, once there is a job.
@@ -123,7 +124,8 @@ def _status(path: Path) -> RunStatus:
     error = call.error or None if call is not None and condition in {"failed", "interrupted"} else None
     if change := data_change(path):
         condition, error = "running" if running else "failed", f"{change}; {directory.to_resume()}"
-    rate = sum(sign.rows_per_s for sign in signs if sign.state == "working") if running else 0.0
+    ranks = [_rank(sign, now, running=running) for sign in signs]
+    rate = sum(rank.rows_per_s for rank in ranks if rank.state == "working" and (rank.lag_s or 0.0) < SILENT_S)
     return RunStatus(
         path=str(path),
         state=condition,
@@ -134,7 +136,7 @@ def _status(path: Path) -> RunStatus:
         done_shards=len(plan) - len(missing),
         rows_per_s=rate or None,
         left_s=left / rate if rate else None,
-        ranks=tuple(_rank(sign, now, running=running) for sign in signs),
+        ranks=tuple(ranks),
         damage=state.damage,
         to_resume=directory.to_resume(),
         error=error,
@@ -155,7 +157,7 @@ def _is_untouched(path: Path) -> bool:
     """Nothing there yet, or no more than the first moments of a run leave."""
     if path.exists() and not path.is_dir():
         raise RunError(f"run directory {path}: is a file; name a directory that deploykit run made")
-    return not path.exists() or all(entry.name in {LOCK_NAME, SPOOL_NAME} for entry in path.iterdir())
+    return not path.exists() or all(entry.name == SPOOL_NAME or is_early(entry) for entry in path.iterdir())
 
 
 def _pending(directory: RunDirectory, state: State) -> bool:
@@ -183,15 +185,16 @@ def _condition(call: CallSign | None, signs: Sequence[RankSign], *, finished: bo
 
 def _rank(sign: RankSign, now: float, *, running: bool) -> RankStatus:
     over = sign.state in {"ended", "failed"}
+    works = running and not over and sign.is_alive() is not False  # The others of a run go on without one that died.
     seconds = sign.working_s or sign.at - sign.began  # The clock of the machine may have been set back meanwhile.
     mean = sign.rows / seconds if seconds > 0 else 0.0
     return RankStatus(
         rank=sign.rank,
         device=sign.device,
         host=sign.host,
-        state=sign.state if over or running else "gone",
+        state=sign.state if over or works else "gone",
         rows=sign.rows,
-        rows_per_s=mean if over or not running else sign.rows_per_s,
+        rows_per_s=sign.rows_per_s if works else mean,
         lag_s=None if over else max(0.0, now - sign.at),
         error=sign.error,
     )

@@ -284,11 +284,11 @@ def _incomplete(
     directory: RunDirectory, missing: Sequence[Shard], outcome: Outcome, stop: StopRequest, advice: str
 ) -> IncompleteRunError:
     ranges = describe_ranges((shard.start, shard.stop) for shard in missing)
-    here, why = len(directory.job.plan) - len(missing), "; ".join(outcome.deaths)
+    here, why = len(directory.job.plan) - len(missing), list(outcome.deaths)
     if stop.signal is not None:
-        why = f"stopped by {signal.Signals(stop.signal).name}"
+        why.insert(0, f"stopped by {signal.Signals(stop.signal).name}")
     error = IncompleteRunError(
-        f"run directory {directory.path}: {why}\n"
+        f"run directory {directory.path}: {'; '.join(why)}\n"
         f"{here} of {len(directory.job.plan)} parts are there; missing: {ranges}. {advice}"
     )
     if stop.signal is not None:

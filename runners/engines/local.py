@@ -199,7 +199,9 @@ class _Ranks(contextlib.AbstractContextManager["_Ranks"]):
             self._fail(RunError(f"{rank.how_it_died()}\nThe ranks could not meet; nothing was computed"))
             self._abandon()
         else:
-            self._deaths.append(rank.how_it_died())
+            if not self._stop.finishing:  # Those that are ended by the stop did not die of anything.
+                self._deaths.append(rank.how_it_died())
+                self._progress.say(f"warning: {rank.death()}")
             self._waiting.extendleft(reversed(rank.unbegun))
 
     def _fail(self, error: DeploykitError) -> None:

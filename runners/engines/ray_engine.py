@@ -267,6 +267,7 @@ class _Cast:
             self._ray.kill(call.actor)
         self._ready.pop(rank, None)
         self._deaths.append(self._how_it_died(rank, error))
+        self._work.progress.say(f"warning: rank {rank} died; a new one takes its place where there is room")
         self._barren[rank] += 1
         if self._barren[rank] < TRIES and self._error is None:
             self._start(self._work.assignments[rank])

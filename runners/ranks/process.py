@@ -108,11 +108,15 @@ class RankProcess:
         self.error = message.get("error", self.error)
 
     def how_it_died(self) -> str:
-        """``killed by SIGKILL`` or ``exited with code 1``, and the last lines of its log."""
+        """Its death, and the last lines of its log."""
+        return f"{self.death()}; {log_ending(self.log)}"
+
+    def death(self) -> str:
+        """``rank 1 on cpu died, killed by SIGKILL``, or ``exited with code 1``."""
         code = self.process.wait()
         hint = "" if self._was_killed else _hint(-code)
         how = f"killed by {signal.Signals(-code).name}{hint}" if code < 0 else f"exited with code {code}"
-        return f"rank {self.rank} on {self.assignment.device} died, {how}; {log_ending(self.log)}"
+        return f"rank {self.rank} on {self.assignment.device} died, {how}"
 
     def pace(self) -> Pace:
         """How it does. A rank without a shard is not expected to say anything."""

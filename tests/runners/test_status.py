@@ -1,6 +1,7 @@
 """Looking on: the status of a run in every condition that it can be in, its logs, and that looking disturbs nothing."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -40,6 +41,9 @@ def test_before_a_run(tmp_path: Path) -> None:
         assert (found.state, found.rows, found.ranks) == ("not started", 0, ())
         assert "deploykit run" in describe(found)
     assert not (tmp_path / "never").exists()
+    (tmp_path / ".tmp-run.json").touch()  # What the first moments leave.
+    (tmp_path / ".lock").touch()
+    assert run_status(tmp_path).state == "not started"
     (tmp_path / "a.txt").touch()
     for path, said in ((tmp_path, r"holds no run\.json"), (tmp_path / "a.txt", "is a file")):
         with pytest.raises(RunError, match=said):
@@ -104,6 +108,24 @@ def test_a_run_at_work_and_after_its_death(artifact_paths: dict[str, Path], tmp_
     again = run_status(out)
     assert (again.state, [rank.rank for rank in again.ranks]) == ("finished", [0]), "old ranks are forgotten"
     assert not list((out / "status").glob(".tmp*"))
+
+
+def test_a_rank_that_died_while_the_others_work_on(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    slow = {"SLOW_S": "0.05", "SLOW_ROWS": "4096"}
+    with start(artifact_paths["mc"], out, slow, devices="cpu:2", progress="lines") as process:
+        wait_for(lambda: len(run_status(out).ranks) == 2 and all(rank.rows for rank in run_status(out).ranks))
+        os.kill(next(sign.pid for sign in read_signs(out)[1] if sign.rank == 1), signal.SIGKILL)
+        wait_for(lambda: run_status(out).ranks[1].state == "gone")
+        found = run_status(out)
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if "warning" in line)  # While the other one is at work.
+        process.terminate()
+        ended = process.communicate()[1]
+    assert (found.state, found.ranks[0].state) == ("running", "working")
+    assert found.rows_per_s == pytest.approx(found.ranks[0].rows_per_s)
+    assert "rank 1 on cpu died, killed by SIGKILL" in said
+    assert "stopped by SIGTERM; rank 1 on cpu died, killed by SIGKILL" in ended
 
 
 def test_a_run_that_was_stopped_says_how_to_resume(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
