@@ -20,6 +20,8 @@ __all__ = ["JsonLinesSource"]
 _SAMPLE_ROWS = 1000
 _RANKS = {"bool": 0, "int64": 1, "float64": 2}
 _INT64 = 2**63
+_MOST_DEPTH = 64
+"""Lists in lists beyond which no dimensions are meant; numpy has no more."""
 
 
 class JsonLinesSource(TableSource):
@@ -38,17 +40,18 @@ class _JsonFiles(TextTables):
     def _find_schema(self) -> Any:
         import pyarrow as pa
 
+        # A field whose values say nothing is one all the same, at its place in the order of the data.
         kinds: dict[str, Counter[tuple[str, int]]] = defaultdict(Counter)
         texts: dict[str, str] = {}
         for row, record in self._sample():
             for name, value in record.items():
-                found = _kind_of(value)
+                counted, found = kinds[name], _kind_of(value)
                 if found is None:
                     continue
-                kinds[name][found] += 1
+                counted[found] += 1
                 if found == ("string", 0):
                     texts.setdefault(name, f"row {row}: {str(value)[:30]!r}")
-        common = {name: _most(counted) for name, counted in kinds.items()}
+        common = {name: _most(counted) if counted else ("null", 0) for name, counted in kinds.items()}
         self.hints = {name: hint for name, hint in texts.items() if common[name][0] == "string"}
         return pa.schema([pa.field(name, _arrow_type(leaf, depth)) for name, (leaf, depth) in common.items()])
 
@@ -109,17 +112,19 @@ class _JsonFiles(TextTables):
 def _record(line: bytes) -> tuple[dict[str, Any], str | None]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return {}, f"not valid JSON ({error}): {line[:60].decode(errors='replace')!r}; mend the line"
     if not isinstance(record, dict):
         return {}, f"a JSON {type(record).__name__}, expected an object with a field for each column; mend the line"
     return record, None
 
 
-def _kind_of(value: Any) -> tuple[str, int] | None:
+def _kind_of(value: Any, room: int = _MOST_DEPTH) -> tuple[str, int] | None:
     """The dtype of a JSON value and the depth of its lists; None where it says neither."""
     if isinstance(value, list):
-        kinds = [kind for item in value if (kind := _kind_of(item)) is not None]
+        if not room:
+            return "other", 0
+        kinds = [kind for item in value if (kind := _kind_of(item, room - 1)) is not None]
         if not kinds:
             return None
         leaf, depth = kinds[0]
@@ -156,7 +161,9 @@ def _most(counted: Mapping[tuple[str, int], int]) -> tuple[str, int]:
 def _arrow_type(leaf: str, depth: int) -> Any:
     import pyarrow as pa
 
-    names = {"bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
+    names = {
+        "bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string(), "null": pa.null(),
+    }  # fmt: skip
     kind = names.get(leaf, pa.struct([]))
     for _ in range(depth):
         kind = pa.list_(kind)

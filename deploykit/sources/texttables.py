@@ -89,8 +89,10 @@ class TextTables(abc.ABC):
 
     def chunks(self, piece: int) -> Iterator[Any]:
         """The rows of one piece, at once; where some are bad, those between them."""
-        data, name = self._bytes(piece), self.files[self._where[piece][0]].place
-        rows = self.rows[piece]
+        name = self.files[self._where[piece][0]].place
+        yield from self._rows_of(self._bytes(piece), self.rows[piece], name)
+
+    def _rows_of(self, data: bytes, rows: int, name: str) -> Iterator[Any]:
         while data:
             try:
                 yield self._parsed(data, rows)
@@ -101,8 +103,8 @@ class TextTables(abc.ABC):
                 if found is None:
                     raise
             start, stop = row_bounds(data, found[0], delimiter=self.delimiter)
-            if found[0]:
-                yield self._parse(data[:start])
+            if found[0]:  # These may hold what the parser alone refuses.
+                yield from self._rows_of(data[:start], found[0], name)
             yield BadRow(name, found[1])
             data, rows = data[stop:], rows - found[0] - 1
 
@@ -161,7 +163,8 @@ class TextTables(abc.ABC):
 
     def _first_rows(self) -> tuple[DataFile, bytes]:
         """The first file with rows, and its first rows, whole: about ``SAMPLE_BYTES``, or one that is longer."""
-        number, (start, stop, _) = self._where[0]
+        number, (start, _, _) = self._where[0]
+        stop = self.index[number][-1][1]  # The last row of a file without a line end is a piece of its own.
         size = SAMPLE_BYTES
         while True:
             data = self._between(self.files[number], start, min(stop, start + size))

@@ -101,3 +101,52 @@ def test_rows_of_numbers_are_told_from_counted_columns(row: list[float]) -> None
     assert are_values([repr(value) for value in row])
     assert not are_values([str(int(value)) for value in counts])
     assert not are_values([*map(repr, row), "label"])
+
+
+def test_a_field_without_values_keeps_its_place_in_the_order_of_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"f0": null, "f1": 1}\n{"f0": 2, "f1": 3}\n')
+    two = TensorSpec(name="x", dtype="float32", shape=("batch", 2))
+    found = opened(path, [two], allow_nan=True).read(0, 2)["x"]
+    assert np.array_equal(found, np.array([[np.nan, 1], [2, 3]], np.float32), equal_nan=True)
+
+
+@pytest.mark.parametrize("value", ["null", "[]", "[null]"])
+def test_no_other_column_is_taken_where_the_one_of_that_name_has_no_values(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"v": {value}, "k": 1.5}}\n' * 3)
+    scalar = TensorSpec(name="v", dtype="float32", shape=("batch",))
+    with pytest.raises(DataError, match="v is null"):
+        opened(path, [scalar], allow_nan=True)
+    with pytest.raises(DataError, match="column 'v' is null and cannot be kept"):
+        opened(path, [TensorSpec(name="k", dtype="float32", shape=("batch",))], keep=("v",))
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+@pytest.mark.parametrize(("name", "rows"), [("r.csv", ["v,k", "1,7", "2,x"]), ("r.jsonl", ['{"k":null}', '{"k":"x"}'])])
+def test_the_last_row_counts_with_and_without_a_line_end(tmp_path: Path, name: str, rows: list[str], end: str) -> None:
+    path = tmp_path / name
+    path.write_text("\n".join(rows) + end)
+    with pytest.raises(DataError, match=r"k is text \(row 1: 'x'\)"):
+        opened(path, [TensorSpec(name="k", dtype="float32", shape=("batch",))])
+
+
+@pytest.mark.parametrize("deep", [80, 900, 20_000])
+def test_what_is_nested_deep_in_a_field_that_is_not_read_harms_nothing(tmp_path: Path, deep: int) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"k": 1, "z": ' + "[" * deep + "]" * deep + '}\n{"k": 2}\n')
+    assert opened(path, [TensorSpec(name="k", dtype="float32", shape=("batch",))]).read(0, 2)["k"].tolist() == [1, 2]
+
+
+def test_a_line_that_the_parser_alone_refuses_takes_no_others_with_it_where_a_worse_one_follows(tmp_path: Path) -> None:
+    lines = [json.dumps({"v": row, "k": f"id {row}"}) for row in range(40)]
+    lines[7], lines[20] = '{"v": 7, "k": "\\ud800"}', '{"v": 20'
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines))
+    source = opened(path, [TensorSpec(name="v", dtype="float32", shape=("batch",))])
+    for row in range(40):
+        if row in (7, 20):
+            with pytest.raises(DataError, match=rf"row {row}: .*mend the line"):
+                source.read(row, row + 1)
+        else:
+            assert source.read(row, row + 1)["v"].tolist() == [row]
