@@ -131,18 +131,19 @@ class Artifact:
         """
         try:
             with np.load(self.directory / self.manifest.golden, allow_pickle=False) as data:
-                return _golden({key: data[key] for key in data.files})
-        except (KeyError, ValueError, TypeError, AttributeError, OSError, zipfile.BadZipFile) as error:
+                return _golden(self.manifest, {key: data[key] for key in data.files})
+        # numpy and zipfile believe what a file says of itself, so that nearly anything may be raised.
+        except Exception as error:
             raise ArtifactError(
                 f"artifact {self.path}: {self.manifest.golden} holds no golden inputs and outputs ({error}); "
                 "export it again"
             ) from error
 
 
-def _golden(named: Arrays) -> Golden:
+def _golden(manifest: Manifest, named: Arrays) -> Golden:
     return Golden(
-        inputs={key.removeprefix("input."): value for key, value in named.items() if key.startswith("input.")},
-        outputs={key.removeprefix("output."): value for key, value in named.items() if key.startswith("output.")},
+        inputs={spec.name: named[f"input.{spec.name}"] for spec in manifest.inputs},
+        outputs={spec.name: named[f"output.{spec.name}"] for spec in manifest.outputs},
         sample_ids=named["sample_ids"],
         seed=int(named["seed"]),
     )
@@ -150,7 +151,9 @@ def _golden(named: Arrays) -> Golden:
 
 def _directory(path: Path | str, here: Path, stack: contextlib.ExitStack) -> Path:
     """The directory of the artifact that lies at ``here`` and that the user named ``path``."""
-    if here.is_dir():
+    with reading(f"artifact {path}"):
+        is_directory = here.is_dir()
+    if is_directory:
         # A link that a deployment switches to the next artifact must not lead elsewhere half way.
         target = here.resolve()
         return target if is_utf8(target) else here
@@ -199,7 +202,7 @@ def _read_manifest(path: Path | str, directory: Path) -> Manifest:
         raise ArtifactError(f"artifact {path}: {MANIFEST_NAME} is not a JSON object; copy the artifact again")
     try:
         return Manifest.from_json(data)
-    except ArtifactError as error:
+    except (ArtifactError, RecursionError) as error:
         raise ArtifactError(f"artifact {path}: {error}") from error
 
 

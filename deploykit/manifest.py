@@ -174,7 +174,7 @@ class Manifest:
     def _fields(self) -> dict[str, Any]:
         try:
             plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ArtifactError(
                 f"manifest of {self.name}: a value cannot be kept as JSON ({error}); expected texts, finite numbers, "
                 "true, false, null, lists and dicts of these; convert it"

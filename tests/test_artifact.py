@@ -1,6 +1,7 @@
 """Artifacts open only when whole, and a packed one cannot write outside of its folder."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -317,3 +318,53 @@ def test_a_golden_file_without_what_it_should_hold(tmp_path: Path) -> None:
     path = write_artifact(tmp_path / "small", golden="weights/0.bin")
     with Artifact.open(path) as artifact, pytest.raises(ArtifactError, match="holds no golden inputs and outputs"):
         artifact.golden()
+
+
+@pytest.mark.parametrize("changed", ["output.y", "input.x", "seed", "sample_ids", "inf", "packed", "patched"])
+def test_a_golden_file_of_a_stranger_ends_in_one_message(changed: str, directory: Path) -> None:
+    file = directory / "golden.npz"
+    with Artifact.open(directory) as artifact:
+        with np.load(file) as data:
+            arrays = {name: data[name] for name in data.files if name != changed}
+        np.savez(file, **(arrays | {"seed": np.array(np.inf)} if changed == "inf" else arrays))
+        raw = bytearray(file.read_bytes())
+        if changed in ("packed", "patched"):
+            raw[8 if changed == "packed" else 6] = 0x20  # A method of compression, and a flag, that no zip file has.
+            place = raw.index(b"PK\x01\x02")
+            raw[place + (10 if changed == "packed" else 8)] = 0x20
+        file.write_bytes(raw)
+        with pytest.raises(ArtifactError, match=r"golden\.npz holds no golden inputs and outputs \(.*; export it"):
+            artifact.golden()
+
+
+def test_a_packed_name_that_is_no_text_is_damage(packed: Path) -> None:
+    original = packed.read_bytes()
+    for mark, flags, name in ((b"PK\x03\x04", 7, 30), (b"PK\x01\x02", 9, 46)):
+        raw = bytearray(original)
+        place = raw.index(mark) if mark == b"PK\x03\x04" else raw.rindex(mark)
+        raw[place + flags] |= 0x08  # The name says that it is UTF-8 ...
+        raw[place + name] = 0xFF  # ... and is not.
+        packed.write_bytes(raw)
+        refused(packed, r"the packed file is damaged \(.*\); copy the artifact again")
+
+
+def test_a_path_that_cannot_be_looked_at_is_named(tmp_path: Path) -> None:
+    refused(tmp_path / ("long" * 100), r"^artifact .*long cannot be read \(File name too long\)")
+
+
+@pytest.mark.parametrize("deep", [100, 600, 940])
+def test_a_manifest_that_is_nested_deep_opens_or_is_refused(deep: int, directory: Path) -> None:
+    file = directory / "manifest.json"
+    fields = {key: value for key, value in json.loads(file.read_bytes()).items() if key != "digest"}
+    # As text: what writes JSON does not go as deep either.
+    nested = '{"a": ' + "[" * deep + "1" + "]" * deep + "}"
+    texts = [
+        json.dumps({**fields, "user": {"a": 0}}, sort_keys=True).replace('{"a": 0}', nested)
+        for fields in (fields, {key: value for key, value in fields.items() if key != "created"})
+    ]
+    digest = hashlib.sha256(texts[1].encode()).hexdigest()
+    file.write_text(f'{texts[0][:-1]}, "digest": "{digest}"}}', encoding="utf-8")
+    try:
+        Artifact.open(directory).close()
+    except ArtifactError:
+        assert deep > 100

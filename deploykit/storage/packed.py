@@ -101,7 +101,7 @@ def unpack(path: Path, directory: Path) -> None:
                 _refuse_strangers(path, members)
             for member in members:
                 _extract(archive, member, directory / member.filename, what)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
         raise ArtifactError(
             f"artifact {path}: the packed file is damaged ({error}); copy the artifact again"
         ) from error
