@@ -43,7 +43,7 @@ def _describe(artifact: Artifact) -> str:
         f"{manifest.name}  (digest {artifact.digest[:12]}, created {manifest.created})",
         f"  method     {manifest.method}",
         f"  checkpoint {source.get('file', 'a module in memory')}"
-        + (f", SHA-256 {source['sha256'][:12]}" if "sha256" in source else ""),
+        + (f", SHA-256 {str(source['sha256'])[:12]}" if "sha256" in source else ""),
         "  versions   " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
         "",
         "inputs",

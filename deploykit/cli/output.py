@@ -29,6 +29,10 @@ class Output:
         """Write, or drop."""
         try:
             return self._stream.write(text)
+        except UnicodeEncodeError:
+            # Where the locale shows the names of files as their bytes, other text may have none.
+            encoding = self._stream.encoding
+            return self.write(text.encode(encoding, "backslashreplace").decode(encoding))
         except OSError as error:
             self._drop(error)
             return len(text)

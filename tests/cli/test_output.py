@@ -13,6 +13,7 @@ import pytest
 from deploykit.cli import showing
 from deploykit.runs.verify_run import verify_run
 from deploykit.writers.npz import NpzWriter
+from tests.strategies import write_artifact
 
 from .conftest import Call
 
@@ -91,6 +92,15 @@ def test_names_that_are_no_text(place: Path, environment: dict[str, str]) -> Non
     assert done.returncode == 1
     assert "Error: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:surrogateescape", "ascii:surrogateescape", "latin-1:strict"])
+def test_text_that_the_terminal_cannot_show_stops_no_command(place: Path, encoding: str) -> None:
+    write_artifact(place / "foreign", name="n\xe9 \u4e2d \ud800", checkpoint={"sha256": 5})
+    done = shell("deploykit inspect foreign", PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done
+    assert "(digest " in done.stdout
+    assert "a module in memory, SHA-256 5\n" in done.stdout
 
 
 @pytest.mark.parametrize("data", ["mine.py:make", "texts"])
