@@ -1,6 +1,7 @@
 """Rows of Arrow files (Feather) and Arrow streams, by record batch."""
 
 import contextlib
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -113,4 +114,4 @@ def _mapped(opened: _Opened, inner: int, columns: Sequence[str]) -> Any:
     """A batch in memory that is mapped anew: what was read of an older mapping is let go of with its last row."""
     import pyarrow as pa
 
-    return opened.batch(inner, columns, pa.memory_map(opened.file.path))
+    return opened.batch(inner, columns, pa.memory_map(os.fsencode(opened.file.path)))

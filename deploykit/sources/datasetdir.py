@@ -50,16 +50,20 @@ def refuse_splits(found: Found) -> None:
     """
     file = next((file for file in found.files if file.name == _SPLITS), None)
     if file is not None:
-        splits = _json(found.text, file).get("splits", [])
-        shown = ", ".join(posixpath.join(found.text, str(split)) for split in splits)
+        splits = _json(found.text, file).get("splits")
+        listed = splits if isinstance(splits, list) else []
+        shown = ", ".join(posixpath.join(found.text, str(split)) for split in listed)
         raise DataError(f"data {found.text}: holds several data sets; name one of them: {shown}")
 
 
-def _json(what: str, file: DataFile | None) -> Any:
+def _json(what: str, file: DataFile | None) -> dict[str, Any]:
     try:
         if file is None:
             raise ValueError(f"no {STATE}")
         with file.open() as opened:
-            return json.load(opened)
-    except ValueError as error:
+            data = json.load(opened)
+        if not isinstance(data, dict):
+            raise ValueError(f"{posixpath.basename(file.name)} holds a JSON {type(data).__name__}")
+        return data
+    except (ValueError, RecursionError) as error:
         raise DataError(f"data {what}: not a data set of save_to_disk ({error}); save it again") from error

@@ -1,6 +1,7 @@
 """Tables in binary files, each with a schema of its own and pieces that it lists itself: Parquet and Arrow."""
 
 import abc
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -138,7 +139,8 @@ def arrow_file(file: DataFile) -> Any:
     """A file as pyarrow reads it."""
     import pyarrow as pa
 
-    return pa.OSFile(file.path) if file.is_local else pa.PythonFile(file.open(), mode="r")
+    # As bytes, for a name need not be UTF-8.
+    return pa.OSFile(os.fsencode(file.path)) if file.is_local else pa.PythonFile(file.open(), mode="r")
 
 
 def _type_of(schema: Any, name: str) -> Any:

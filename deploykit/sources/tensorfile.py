@@ -55,7 +55,7 @@ def _header(file: DataFile) -> tuple[dict[str, Any], int]:
         size, end = file.size_and_version()[0], 8 + length + max(ends, default=0)
         if size > end:
             raise ValueError(f"{size - end} bytes follow the last tensor, such as a second file, which would be lost")
-    except (ValueError, AttributeError, OSError, LookupError, TypeError) as error:
+    except (ValueError, AttributeError, OSError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(
             f"data {file.name}: not a readable safetensors file ({error}); write it with safetensors.numpy.save_file"
         ) from error
@@ -64,7 +64,7 @@ def _header(file: DataFile) -> tuple[dict[str, Any], int]:
 
 def _stored(file: DataFile, name: str, tensor: Any, first: int) -> StoredArray:
     try:
-        shape, (start, stop) = tuple(map(int, tensor["shape"])), tensor["data_offsets"]
+        shape, (start, stop) = tuple(map(int, tensor["shape"])), map(int, tensor["data_offsets"])
         dtype = tensor["dtype"]
         if dtype not in _DTYPES:
             raise DataError(f"data {file.name}: tensor {name!r} is {dtype}; known are {', '.join(_DTYPES)}; convert it")
@@ -72,7 +72,7 @@ def _stored(file: DataFile, name: str, tensor: Any, first: int) -> StoredArray:
         fits = min(shape, default=0) >= 0 <= start and stop - start == stored.itemsize * int(
             np.prod(shape, dtype=object)
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"data {file.name}: tensor {name!r} is damaged ({error!r}); write the file again") from error
     if not fits or not shape:
         raise DataError(

@@ -141,10 +141,18 @@ def find(text: str) -> Found:
         DataError: nothing there, nothing in it, no match, no regular file, or no permission.
         MissingExtraError: a URL needs a package that is not installed.
     """
-    for prefix in LOCAL_URLS:
-        if text.startswith(prefix):
-            return _find_local(text, unquote(text.removeprefix(prefix)))
-    return _find_remote(text) if "://" in text else _find_local(text, text)
+    prefix = next(filter(text.startswith, LOCAL_URLS), None)
+    if prefix is None and "://" in text:
+        return _find_remote(text)
+    # Names are bytes, and %E9 is one of them.
+    place = text if prefix is None else unquote(text.removeprefix(prefix), errors="surrogateescape")
+    try:
+        return _find_local(text, place)
+    except OSError as error:
+        raise DataError(
+            f"data {text}: cannot be looked at ({error.strerror or error}); check the path and the permissions of its "
+            "folders"
+        ) from error
 
 
 def _find_local(text: str, place: str) -> Found:

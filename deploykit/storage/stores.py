@@ -59,7 +59,7 @@ def local_path(place: str | os.PathLike[str]) -> Path:
         raise UsageError(f"{text}: is a URL, and a path of this machine is needed here; name one")
     for prefix in LOCAL_URLS:
         if text.startswith(prefix):
-            return Path(unquote(text.removeprefix(prefix)))
+            return Path(unquote(text.removeprefix(prefix), errors="surrogateescape"))
     if lost := _SLASH_LOST.match(text):
         whole = f"{lost[1]}://{text[lost.end() :]}"
         raise UsageError(f"{text}: is neither a path nor a URL; give the whole URL, as text: '{whole}'")

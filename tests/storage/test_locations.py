@@ -134,3 +134,15 @@ def test_only_files_of_this_machine_are_looked_at_again(filesystem: Any, gone: b
     else:
         paths[1].write_bytes(b"abcd")
     assert identity.holds() is (filesystem is not None)
+
+
+def test_a_path_that_cannot_be_looked_at_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"long\.npy: cannot be looked at \(File name too long\); check the path"):
+        find(str(tmp_path / f"{'long' * 100}.npy"))
+
+
+def test_a_name_that_is_no_text_is_found_by_its_url(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9 %.npy")
+    (tmp_path / name).touch()
+    for url in (f"file://{tmp_path}/caf%E9%20%25.npy", f"file://{tmp_path}/{name}"):
+        assert [file.path for file in find(url).files] == [str(tmp_path / name)]

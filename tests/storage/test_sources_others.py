@@ -1,5 +1,6 @@
 """Safetensors, arrays to keep, images, and what the path alone says."""
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -53,6 +54,25 @@ def test_damaged_safetensors(tmp_path: Path) -> None:
         except DataError:
             continue
         assert source.read(0, len(source))["x"].shape[1] == 4
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["[" * 50_000, '{"x":' * 50_000, '{"x":{"dtype":"F32","shape":[Infinity,4],"data_offsets":[0,16]}}',
+     '{"x":{"dtype":"F32","shape":[1,4],"data_offsets":[0,Infinity]}}',
+     '{"x":{"dtype":[],"shape":{},"data_offsets":5}}'],
+)  # fmt: skip
+def test_headers_of_safetensors_that_make_no_sense(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "rows.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(16))
+    with pytest.raises(DataError, match=r"rows\.safetensors: .*write"):
+        opened(path)
+
+
+def test_offsets_of_safetensors_that_are_floats_are_read_as_they_are(tmp_path: Path) -> None:
+    path, header = tmp_path / "rows.safetensors", b'{"x":{"dtype":"F32","shape":[1,4],"data_offsets":[0.0,16.0]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + VECTORS[:1].tobytes())
+    assert opened(path).read(0, 1)["x"].tolist() == VECTORS[:1].tolist()
 
 
 def test_what_follows_in_safetensors_is_not_lost_in_silence(tmp_path: Path) -> None:
@@ -253,3 +273,28 @@ def test_a_name_that_is_not_utf8_is_the_cause_that_is_named(tmp_path: Path, exte
     path.write_bytes(path.read_bytes().replace(b"nXme", b"n\xe9me"))
     with pytest.raises(DataError, match=rf"rows\.{extension}: the name of a column is not UTF-8.*b'n\\xe9me'; write"):
         opened(path, [TensorSpec(name="x", dtype="float64", shape=("batch",))])
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_dict.json"])
+@pytest.mark.parametrize("text", ["[]", "null", "5", "[" * 50_000, '{"splits": null, "_data_files": 5}'])
+def test_a_saved_data_set_whose_files_make_no_sense(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    (tmp_path / "data.arrow").touch()
+    with pytest.raises(DataError, match=f"data {tmp_path}: "):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("extension", ["parquet", "arrow", "arrows"])
+def test_a_folder_whose_name_is_no_text_is_read(tmp_path: Path, extension: str) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    table = pa.table({"x": pa.array([1.0, 2.0], pa.float32())})
+    with (folder / f"rows.{extension}").open("wb") as file:
+        if extension == "parquet":
+            pq.write_table(table, file)
+        else:
+            with (pa.ipc.new_file if extension == "arrow" else pa.ipc.new_stream)(file, table.schema) as writer:
+                writer.write_table(table)
+    scalar = TensorSpec(name="x", dtype="float32", shape=("batch",))
+    for place in (folder, folder / f"rows.{extension}"):
+        assert opened(place, [scalar]).read(0, 2)["x"].tolist() == [1, 2]
