@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from deploykit.errors import DeploykitError, MissingExtraError, UsageError
 from deploykit.registry import Registry
+from deploykit.storage.paths import is_utf8
 from deploykit.tensors import DTYPES, TensorSpec
 from deploykit.writers.base import SAMPLE_ID, Writer
 from deploykit.writers.calling import told
@@ -94,6 +95,12 @@ def _refuse_clash(names: list[str]) -> None:
         raise UsageError(
             f"outputs {clash}: every file holds {SAMPLE_ID!r} and each output under its own name; "
             "rename the outputs and export again"
+        )
+    strange = [name for name in names if "\0" in name or not is_utf8(name)]
+    if strange:
+        raise UsageError(
+            f"output {strange[0]!r}: files hold names that are Unicode without a NUL; rename the output and export "
+            "again, or leave the column out of --keep"
         )
 
 

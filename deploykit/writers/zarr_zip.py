@@ -3,7 +3,7 @@
 import zipfile
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,8 +29,14 @@ class ZarrWriter(Writer):
 
     def __init__(self, outputs: Sequence[TensorSpec]) -> None:
         super().__init__(outputs)
+        names = {SAMPLE_ID, *(spec.name for spec in self.outputs)}
         for spec in self.outputs:
-            # A name is a path in the group.
+            # A name is a path in the group, and within an array there is none.
+            if within := names & {str(parent) for parent in PurePosixPath(spec.name).parents}:
+                raise UsageError(
+                    f"writer zarr: {spec.name!r} would lie within the array {min(within)!r}; use --writer parquet, "
+                    "arrow or npz"
+                )
             if {"", ".", ".."} & set(spec.name.split("/")):
                 raise UsageError(
                     f"writer zarr: {spec.name!r} is no name of an array, whose parts between slashes are neither empty "

@@ -209,6 +209,21 @@ def test_what_is_no_path_in_a_zarr_group_is_refused_before_any_work(name: str) -
     make_writer("zarr", [TensorSpec(name="a/b", dtype="int64", shape=("batch",))])
 
 
+def test_an_array_within_another_is_refused_before_any_work() -> None:
+    specs = [TensorSpec(name=name, dtype="int64", shape=("batch",)) for name in ("a/b", "a/c", "a")]
+    make_writer("zarr", specs[:2])
+    for names in (specs, [TensorSpec(name="sample_id/x", dtype="int64", shape=("batch",))]):
+        with pytest.raises(UsageError, match=r"would lie within the array '(a|sample_id)'; use --writer parquet"):
+            make_writer("zarr", names)
+
+
+@pytest.mark.parametrize("column", ["a\0b", "\ud800"])
+@pytest.mark.parametrize("name", ALL)
+def test_a_name_that_some_formats_cut_is_refused(name: str, column: str) -> None:
+    with pytest.raises(UsageError, match="Unicode without a NUL; rename the output"):
+        make_writer(name, [TensorSpec(name=column, dtype="int64", shape=("batch",))])
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_what_no_format_holds_is_refused(name: str) -> None:
     spec = TensorSpec(name="y", dtype="bfloat16", shape=("batch", 2))
