@@ -18,8 +18,8 @@ __all__ = ["ImagesSource"]
 
 _EXTENSIONS = {"png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp"}
 _KEPT = ("file", "folder")
-_BITS_PER_SAMPLE = 258
-"""The tag of TIFF."""
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+"""Tags of TIFF."""
 
 
 class ImagesSource:
@@ -152,7 +152,14 @@ def _eight_bits(file: DataFile, image: Any) -> Any:
     """The image with pixels of 0 to 255: of 16 bits the upper 8, which is how Pillow itself reads 16-bit colours."""
     from PIL import Image
 
-    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    # Of 8 bits Pillow turns them round.
+    if bits == 16 and tags.get(_PHOTOMETRIC) == 0:
+        raise DataError(
+            f"data {file.place}: pixels of 16 bits whose 0 is white, and black is read as 0; write the file again as "
+            "black is zero, or use a factory, package.module:function"
+        )
     # Older versions of Pillow call the 16-bit grey of a PNG so.
     if bits == 16 and (image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

@@ -193,6 +193,17 @@ def test_pixels_without_a_set_white_are_refused(tmp_path: Path, dtype: Any, mode
         opened(tmp_path / "a.tif", [PIXELS]).read(0, 1)
 
 
+def test_pixels_of_16_bits_whose_0_is_white_are_refused(tmp_path: Path) -> None:
+    grey = TensorSpec(name="x", dtype="uint8", shape=("batch", 1, "h", "w"))
+    pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(tmp_path / "deep.tif", tiffinfo={262: 0})
+    with pytest.raises(DataError, match=r"deep\.tif: pixels of 16 bits whose 0 is white"):
+        opened(tmp_path / "deep.tif", [grey]).read(0, 1)
+    # Those of 8 bits Pillow turns round, here twice.
+    Image.fromarray(pixels).save(tmp_path / "flat.tif", tiffinfo={262: 0})
+    assert opened(tmp_path / "flat.tif", [grey]).read(0, 1)["x"][0, 0].tolist() == pixels.tolist()
+
+
 def test_images_that_do_not_fit(tmp_path: Path) -> None:
     save_images(tmp_path / "all", [(5, 7), (5, 7), (5, 8)])
     with pytest.raises(DataError, match=r"data /.*/all/dog/2\.png, row 2"):
