@@ -76,6 +76,8 @@ def test_both_formats_equal_the_module_with_numpy_masks(name: str, tmp_path: Pat
     torch.manual_seed(0)
     module = models.CONSTRUCTS[name]()
     result = export_module(module.eval(), tmp_path / "a", inputs=[SPEC], mc_draws=5, keep_draws=True)
+    assert result.manifest.monte_carlo is not None
+    assert result.manifest.monte_carlo.form == "batched", "else a defect of that form would only make it slower"
     ids = np.array([3, 2**40, 0, 77, -5, 12, 13, 14, 15], dtype=np.int64)
     x = np.random.default_rng(1).standard_normal((len(ids), 6)).astype(np.float32)
     module.train()
