@@ -1,5 +1,6 @@
 """One batch in several calls: which calls are made, and that a row's result is its own."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from deploykit.manifest import OutputSpec
-from deploykit.passes import CACHE_BYTES, DRAWS_USED, PIECE_BYTES, Passes
+from deploykit.passes import CACHE_BYTES, DRAWS_USED, PIECE_BYTES, ROW_CACHE_BYTES, Passes
 from deploykit.statistics import summarize
 from runners.pipeline.drawing import most_draws, predict_in_passes
 
@@ -83,6 +84,9 @@ def test_draws_of_a_row_are_cut_to_the_cache_where_that_repeats_little(once: flo
     for other in (Fake(**given, kind="cuda"), Fake("std", **given)):
         call(other, Passes(), inputs)
         assert {draws for _, _, draws in other.calls} == {50}, "another device, or what cannot be combined"
+    small = Fake(row_bytes=ROW_CACHE_BYTES // DRAWS, once=0.0)
+    call(small, Passes(), inputs)
+    assert {draws for _, _, draws in small.calls} == {50}, "what fits as it is"
     asked = Fake(**given)
     call(asked, Passes(draws_per_call=30), inputs)
     assert {draws for _, _, draws in asked.calls} == {30, 20}, "what the user asked for"
@@ -116,6 +120,15 @@ def test_a_row_stops_at_the_first_decision_that_meets_the_bound() -> None:
     assert sum(len(ids) * draws for ids, _, draws in fake.calls) == found[DRAWS_USED].sum(), "only active rows run"
 
 
+@pytest.mark.parametrize("per_call", [1, 3, 7])
+def test_smaller_calls_decide_no_earlier(per_call: int) -> None:
+    """A row stops at the same number of draws however the draws are cut for memory."""
+    inputs = scales(40)
+    found = call(Fake(), replace(UNTIL, draws_per_call=per_call), inputs)
+    for name, value in call(Fake(), UNTIL, inputs).items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-9, err_msg=name)
+
+
 def test_a_row_depends_on_nothing_but_itself() -> None:
     inputs, ids = scales(12), np.arange(100, 112)
     together = call(Fake(), UNTIL, inputs, ids)
@@ -136,6 +149,10 @@ def test_the_bound_is_met_when_it_is_reached_exactly() -> None:
     exact = float((pieces["y.std"].max(axis=1) / np.sqrt(10))[0])
     assert call(Fake(), Passes(draws_until=exact * (1 + 1e-12), min_draws=10), inputs)[DRAWS_USED].tolist() == [10]
     assert call(Fake(), Passes(draws_until=exact * (1 - 1e-12), min_draws=10), inputs)[DRAWS_USED][0] > 10
+    coin = Fake()
+    coin.noise = lambda ids, seed, first, draws: np.tile([[[1.0]], [[-1.0]]], (25, len(ids), 2))[first : first + draws]  # type: ignore[method-assign]
+    found = call(coin, Passes(draws_until=1.0, min_draws=2), {"x": np.ones((1, 2))})
+    assert found[DRAWS_USED].tolist() == [2], "of 1 and -1 it is 1, without rounding"
 
 
 def test_a_nan_row_gets_all_draws_and_stops_no_other() -> None:
