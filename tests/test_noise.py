@@ -118,6 +118,13 @@ def test_the_two_words_of_a_normal_number_are_independent() -> None:
     assert stats.chisquare(counts.ravel()).pvalue > 1e-6
 
 
+@pytest.mark.parametrize("mode", ["independent", "shared"])
+def test_a_site_with_a_probability_draws_a_mask(mode: Any) -> None:
+    found = noise.sample("dropout", 5, 3, [7, 9], range(32), 512, 0.3, mode=mode)
+    np.testing.assert_array_equal(found, masks.keep_mask(5, 3, [7, 9], range(32), 512, 0.3, mode=mode))
+    assert (found[:, 0] == found[:, 1]).all() == (mode == "shared")
+
+
 @pytest.mark.parametrize("kind", noise.KINDS)
 def test_shared_noise_forgets_the_sample_and_a_number_its_company(kind: str) -> None:
     shared = draw(kind, mode="shared")

@@ -121,3 +121,19 @@ def test_what_a_bound_cannot_go_by_is_refused(manifest: Manifest) -> None:
     with pytest.raises(UsageError, match="no output has a standard deviation"):
         plan_passes(_outputs(manifest, "value"), 50, draws_until=0.1)
     assert plan_passes(_outputs(manifest, "mean", "std", "draws"), 50, draws_per_pass=5).draws_per_call == 5
+    two = replace(manifest, outputs=(*_outputs(manifest, "value").outputs, *_outputs(manifest, "mean", "std").outputs))
+    assert plan_passes(two, 50, draws_until=0.1).draws_until == 0.1, "one output that has it is enough"
+
+
+def test_pieces_that_cannot_be_combined_are_refused_where_there_are_any(manifest: Manifest) -> None:
+    alone = _outputs(manifest, "std")
+    with pytest.raises(ArtifactError, match=r"need y\.mean beside it"):
+        plan_passes(alone, 50, draws_per_pass=49)
+    assert plan_passes(alone, 50, draws_per_pass=50).pieces(50) == [50]
+
+
+@pytest.mark.parametrize("draws", [0, -1])
+def test_no_draws_are_refused(manifest: Manifest, draws: int) -> None:
+    with pytest.raises(UsageError, match=f"draws {draws}: at least one draw is needed"):
+        plan_passes(manifest, draws)
+    assert plan_passes(manifest, 1) == Passes()

@@ -130,6 +130,15 @@ def test_the_class_axis_is_one_of_the_output_and_not_the_batch(axis: int) -> Non
     for function in (probabilities, class_entropy):
         with pytest.raises(ValueError, match=f"class axis {axis}"):
             function(values, axis)
+        with pytest.raises(ValueError, match=f"class axis {axis}: an output of 1 dimensions"):
+            function(values[:, 0], axis)
+
+
+def test_the_only_one_of_a_varying_number_of_classes_is_certain() -> None:
+    values = np.random.default_rng(0).normal(size=(5, 3, 1))
+    found = summarize(values, classification=True, event=False)
+    for name, want in {"probs": 1, "probs_std": 0, "entropy": 0, "mutual_information": 0}.items():
+        np.testing.assert_array_equal(found[name], np.full_like(found[name], want))
 
 
 @pytest.mark.parametrize(("offset", "spread"), [(1e3, 1e-3), (1e5, 1e-2), (1e6, 1e-1)])

@@ -45,6 +45,8 @@ def test_contiguous_blocks_hold_each_row_once_in_whole_batches(rows: int, batch_
     layout = Layout(kind="contiguous", ranks=ranks)
     batches = [list(batch) for rank in range(ranks) for batch in layout.batches(rank, rows, batch_size)]
     assert batches == [list(range(rows))[at : at + batch_size] for at in range(0, rows, batch_size)]
+    shares = [len(list(layout.batches(rank, rows, batch_size))) for rank in range(ranks)]
+    assert max(shares) - min(shares) <= 1
 
 
 @pytest.mark.parametrize("number", ["65537", "99999999999", "9" * 5000])
