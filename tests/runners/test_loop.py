@@ -151,14 +151,39 @@ def test_the_pipeline_is_not_drained_between_shards(tmp_path: Path) -> None:
     assert case.directory.missing() == []
 
 
-def test_reading_and_writing_overlap_with_inference(tmp_path: Path) -> None:
+def test_the_next_batch_is_read_while_one_is_predicted(tmp_path: Path) -> None:
     case = Case(tmp_path / "r", Plan(rows=40, shard_rows=40, batch_size=1))
-    case.source.hook = case.runner.hook = lambda _: time.sleep(0.01)
+    begun = [threading.Event() for _ in range(41)]
+    begun[40].set()
+    case.source.hook = lambda start: begun[start].set()
+    overlapped: list[bool] = []
+    case.runner.hook = lambda start: overlapped.append(begun[start + 1].wait(5))
+    case.pipeline.run()
+    assert overlapped == [True] * 40
+
+
+def test_where_the_time_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part has the time of its own thread and no other's; what a thread waited is none of its work."""
+    monkeypatch.setattr(loop, "DEPTH", 1)
+    case = Case(tmp_path / "r", Plan(rows=12, shard_rows=4, batch_size=1))
+    case.source.hook = lambda _: time.sleep(0.02)
+    case.runner.hook = lambda _: time.sleep(0.005)
+    write = case.writer.write
+
+    def slow(path: Path, batches: Iterator[Batch], rows: int) -> None:
+        write(path, batches, rows)
+        time.sleep(0.05)
+
+    case.writer.write = slow  # type: ignore[method-assign]
     began = time.perf_counter()
     case.pipeline.run()
-    assert time.perf_counter() - began < 0.7, "40 reads and 40 inferences of 10 ms each, one after the other"
-    assert case.meter.read_s > 0.35
-    assert case.meter.infer_s > 0.35
+    seconds, meter = time.perf_counter() - began, case.meter
+    assert 12 * 0.02 <= meter.read_s <= seconds
+    assert meter.infer_s >= 12 * 0.005
+    assert meter.wait_input_s >= 0
+    assert meter.wait_output_s >= 0
+    assert meter.infer_s + meter.wait_input_s + meter.wait_output_s <= seconds
+    assert 3 * 0.05 <= meter.write_s <= seconds - case.pipeline._outputs.get_wait_s
 
 
 def test_queues_are_bounded(tmp_path: Path) -> None:
