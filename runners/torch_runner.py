@@ -37,7 +37,6 @@ class TorchRunner(Runner):
 
     _module: Any = None
     _threads_before: int | None = None
-    _joined = False
     _address: LauncherStore | None = None
 
     def __init__(self, artifact: Artifact, device: Device | None = None, *, threads: int | None = None) -> None:
@@ -89,11 +88,6 @@ class TorchRunner(Runner):
         if self._threads_before is not None:
             _torch().set_num_threads(self._threads_before)
             self._threads_before = None
-        if self._joined:
-            import torch.distributed as dist
-
-            dist.destroy_process_group()
-            self._joined = False
         if self._address is not None:
             self._address.close()
             self._address = None
@@ -143,8 +137,9 @@ class TorchRunner(Runner):
     def join(self, group: Group) -> None:
         """Join the process group (nccl on CUDA, gloo on a CPU) and compare the file's digest with the other ranks'.
 
-        A script that has made one of the same ranks before keeps it, and it is used. There is no collective after this
-        one, so a rank that dies later cannot make another wait.
+        A script that has made one of the same ranks before keeps it, and it is used. One that is made here ends here:
+        the end of an nccl group waits for all its ranks, so that later on one that died would keep the others for
+        ever. Nor does the user's code find a group by which to split its rows.
 
         Raises:
             RunError: the ranks did not meet in time, or hold different files; the script's group is of other ranks.
@@ -160,22 +155,24 @@ class TorchRunner(Runner):
         try:
             store = self._store(group)
             if dist.is_initialized():
-                device = _device_of_theirs(device, group)
-            else:
-                dist.init_process_group(
-                    backend="nccl" if self.device.kind == "cuda" else "gloo",
-                    store=store,
-                    rank=group.rank,
-                    world_size=group.world_size,
-                    timeout=timedelta(seconds=group.timeout_s),
-                    device_id=device if self.device.kind == "cuda" else None,
-                )
-                self._joined = True
-            self._compare_digests(device, group)
+                self._compare_digests(_device_of_theirs(device, group), group)
+                return
+            dist.init_process_group(
+                backend="nccl" if self.device.kind == "cuda" else "gloo",
+                store=store,
+                rank=group.rank,
+                world_size=group.world_size,
+                timeout=timedelta(seconds=group.timeout_s),
+                device_id=device if self.device.kind == "cuda" else None,
+            )
+            try:
+                self._compare_digests(device, group)
+            finally:
+                dist.destroy_process_group()
         except (RuntimeError, ValueError) as error:
             raise RunError(
                 f"rank {group.rank}: the {group.world_size} ranks did not meet within {group.timeout_s:g} s: "
-                f"{_first_line(error)}; see the other ranks' logs"
+                f"{_cause(error)}; see the other ranks' logs"
             ) from error
 
     def _store(self, group: Group) -> Any:
@@ -271,3 +268,9 @@ def _to_numpy(torch: Any, tensor: Any, inputs: Arrays) -> np.ndarray[Any, Any]:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def _cause(error: BaseException) -> str:
+    """The first line, and of nccl's errors what it tells at their end: ``Duplicate GPU detected ...``."""
+    _, found, last = str(error).rpartition("Last error:")
+    return f"{_first_line(error)}: {' '.join(last.split())}" if found and last.strip() else _first_line(error)

@@ -259,11 +259,47 @@ def test_a_group_of_the_script_is_used_and_left(artifacts: dict[str, Artifact], 
         torch.distributed.destroy_process_group()
 
 
-def test_a_group_of_one_meets_itself(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+def test_a_group_of_one_meets_itself_and_is_gone_before_the_first_row(
+    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of an nccl group waits for all ranks; and a data set that finds a group may give its rank's rows only."""
+    met = []
+    compare = TorchRunner._compare_digests
+    monkeypatch.setattr(
+        TorchRunner, "_compare_digests",
+        lambda *given: (met.append(torch.distributed.get_world_size()), compare(*given)),
+    )  # fmt: skip
     with TorchRunner(artifacts["plain"]) as runner:
         runner.join(Group(rank=0, world_size=1, store=tmp_path / "store"))
-        assert torch.distributed.get_world_size() == 1
+        assert met == [1]
+        assert not torch.distributed.is_initialized()
+        runner.predict(handmade.random_inputs("plain", 2))
+
+
+def test_a_group_in_which_files_differ_is_gone_too(
+    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.equal", lambda *_: False)
+    with TorchRunner(artifacts["plain"]) as runner, pytest.raises(RunError, match="hold another TorchScript file"):
+        runner.join(Group(rank=0, world_size=1, store=tmp_path / "store"))
     assert not torch.distributed.is_initialized()
+
+
+def test_what_nccl_tells_at_the_end_of_its_error_is_told(
+    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        "NCCL error in: NCCLUtils.cpp:77, invalid usage (run with NCCL_DEBUG=WARN for details), NCCL version 2.27.5\n"
+        "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\nLast error:\n"
+        "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000"
+    )
+
+    def refuse(**_: Any) -> None:
+        raise torch.distributed.DistBackendError(text)
+
+    monkeypatch.setattr("torch.distributed.init_process_group", refuse)
+    with TorchRunner(artifacts["plain"]) as runner, pytest.raises(RunError, match=r"77, .*: Duplicate GPU .*1b000; "):
+        runner.join(Group(rank=0, world_size=1, store=tmp_path / "store"))
 
 
 @pytest.mark.gpu
