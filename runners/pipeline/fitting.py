@@ -12,6 +12,7 @@ __all__ = ["Fitting", "is_out_of_memory"]
 
 # The runtimes raise a plain RuntimeError, or a type that only they have, for nearly everything. These are the texts
 # of torch (CPU and CUDA allocators, also from inside TorchScript) and of ONNX Runtime (arenas, CUDA, cuBLAS, cuDNN).
+# A convolution of torch says only that it found no engine, where there is no room for the workspace of any.
 _TEXTS = (
     "out of memory",
     "can't allocate memory",
@@ -21,6 +22,8 @@ _TEXTS = (
     "cannot allocate memory",
     "memory allocation failure",
     "alloc_failed",
+    "allocation_failed",
+    "unable to find an engine",
     "cudaerrormemoryallocation",
     "is smaller than requested bytes",
 )

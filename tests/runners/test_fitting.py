@@ -25,6 +25,10 @@ TEXTS = {
     "arena limit": "Available memory of 1024 is smaller than requested bytes of 4096",
     "cuda": "CUDA failure 2: out of memory ; GPU=0",
     "cublas": "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+    "torch cuda": "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+    "torch cublas": "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "torch cudnn": "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "torch convolution": "GET was unable to find an engine to execute this computation",
     "c++": "std::bad_alloc",
 }
 
