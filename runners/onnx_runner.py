@@ -1,7 +1,10 @@
 """Run an artifact's ONNX file with ONNX Runtime. Nothing here imports torch."""
 
+import contextlib
 import ctypes
 import importlib
+import re
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +20,12 @@ __all__ = ["SLOWER_FUSIONS", "OnnxRunner"]
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 _ERRORS_ONLY, _FATAL_ONLY = 3, 4
+
+_EXACT = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+"""On CUDA, where by default float32 is multiplied with 10 bits of each fraction instead of 23 (TF32), and some versions
+try out which algorithm of a convolution is the quickest, another one by chance in each session."""
+
+_FAILURE = re.compile(r"\b[A-Z]\w* failure \d+: [^;\n]+")
 
 SLOWER_FUSIONS = {"cpu": ["SkipLayerNormFusion"]}
 """By device, optimizers of ONNX Runtime that are switched off. On a CPU this one's kernel takes longer than the sum and
@@ -73,7 +82,7 @@ class OnnxRunner(Runner):
         try:
             session = ort.InferenceSession(
                 str(path), options, providers=_providers(ort, self.device),
-                disabled_optimizers=SLOWER_FUSIONS.get(self.device.kind),
+                disabled_optimizers=SLOWER_FUSIONS.get(self.device.kind), enable_fallback=False,
             )  # fmt: skip
         except Exception as error:
             # ONNX Runtime raises a dozen unrelated types; each of them means that this file cannot be run here.
@@ -144,8 +153,10 @@ def _providers(ort: ModuleType, device: Device) -> list[Any]:
     if _CUDA not in ort.get_available_providers():
         raise DeviceError(_not_obtained(ort, device))
     if hasattr(ort, "preload_dlls"):
-        ort.preload_dlls(directory="")  # CUDA libraries installed as Python packages are not on the loader's path.
-    return [(_CUDA, {"device_id": str(device.index)})]
+        # CUDA libraries installed as Python packages are not on the loader's path. What is missing is printed.
+        with contextlib.redirect_stdout(sys.stderr):
+            ort.preload_dlls(directory="")
+    return [(_CUDA, {"device_id": str(device.index), **_EXACT})]
 
 
 def _verify_provider(ort: ModuleType, session: Any, device: Device) -> None:
@@ -161,18 +172,27 @@ def _verify_provider(ort: ModuleType, session: Any, device: Device) -> None:
 
 
 def _not_obtained(ort: ModuleType, device: Device) -> str:
-    available = ", ".join(ort.get_available_providers())
+    available = ort.get_available_providers()
+    subject = f"device {device}: ONNX Runtime {ort.__version__} did not give {_CUDA}"
+    if _CUDA not in available:
+        return (
+            f"{subject}; it offers {', '.join(available)}. Install a build for the CUDA of this machine, "
+            "pip install 'deploykit[gpu]' in place of onnxruntime, or use --devices cpu"
+        )
     return (
-        f"device {device}: ONNX Runtime {ort.__version__} did not give {_CUDA}; it offers {available}. Install a build "
-        "for the CUDA of this machine, pip install 'deploykit[gpu]' in place of onnxruntime, or use --devices cpu"
+        f"{subject}, which it is built with: a library of CUDA {getattr(ort, 'cuda_version', '')} or the driver is "
+        "missing or of another version, and it has printed which (Failed to load library ...); "
+        "pip install 'onnxruntime-gpu[cuda,cudnn]' brings the libraries; or use --devices cpu"
     )
 
 
 def _cannot_load(path: object, device: Device, error: Exception) -> Exception:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, DeviceError):
         return error
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if device.kind == "cuda":
+        failure = _FAILURE.search(str(error))  # Behind the names of many C++ functions.
+        first = failure[0].strip() if failure else first
         return DeviceError(f"device {device}: ONNX Runtime could not load {path} there: {first}; or use --devices cpu")
     return ArtifactError(
         f"artifact {path}: ONNX Runtime cannot load its ONNX file: {first}; "

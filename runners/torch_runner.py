@@ -1,25 +1,22 @@
 """Run an artifact's TorchScript file with torch; several ranks meet in a torch.distributed process group."""
 
 import contextlib
-import os
-import sys
+import functools
 import threading
 import warnings
 from collections.abc import Iterator
-from datetime import timedelta
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from deploykit.artifact import Artifact
 from deploykit.devices import Device
-from deploykit.errors import ArtifactError, DeviceError, MissingExtraError, RunError
+from deploykit.errors import ArtifactError, DeviceError, MissingExtraError
 from runners.base import Arrays, Runner
+from runners.exactness import Exactness
 from runners.store import Group, LauncherStore
-
-if TYPE_CHECKING:
-    import torch
+from runners.torch_group import compare_files
 
 __all__ = ["TorchRunner"]
 
@@ -67,24 +64,44 @@ class TorchRunner(Runner):
 
     def _start(self) -> None:
         torch = _torch()
-        path = self.artifact.file(self.format)
         if self.device.kind == "cuda":
-            _take_device(torch, self.device)
+            _require_device(torch, self.device)
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            with _quiet_deprecation():
-                self._module = torch.jit.load(str(path), map_location=str(self.device))
+            self._module = self._loaded(torch)
         except RuntimeError as error:
-            raise ArtifactError(
-                f"artifact {self.artifact.path}: torch {torch.__version__} cannot load its TorchScript file: "
-                f"{_first_line(error)}; install the torch that the manifest asks for, or export the model again"
-            ) from error
-        if self.device.kind == "cuda":
+            raise self._cannot_load(torch, error) from error
+
+    def _loaded(self, torch: Any) -> Any:
+        on_gpu = self.device.kind == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(self.device.index)
+        with _quiet_deprecation():
+            module = torch.jit.load(str(self.artifact.file(self.format)), map_location=str(self.device))
+        if on_gpu:
             torch.cuda.synchronize(self.device.index)  # The weights are there before another stream reads them.
+        return module
+
+    def _cannot_load(self, torch: Any, error: RuntimeError) -> Exception:
+        first, version = _first_line(error), torch.__version__
+        if self.device.kind == "cuda":
+            return DeviceError(
+                f"device {self.device}: torch {version} could not load {self.artifact.path} there: {first}; "
+                "or use --devices cpu"
+            )
+        return ArtifactError(
+            f"artifact {self.artifact.path}: torch {version} cannot load its TorchScript file: {first}; "
+            "install the torch that the manifest asks for, or export the model again"
+        )
 
     def _stop(self) -> None:
         self._module = None
+        if self._threads_before is not None and self.device.kind == "cuda":
+            # A process that only tried batch sizes would keep the memory from the rank that is started next. A device
+            # that is broken gives nothing back, and says so again.
+            with contextlib.suppress(RuntimeError):
+                self.release_memory()
         if self._threads_before is not None:
             _torch().set_num_threads(self._threads_before)
             self._threads_before = None
@@ -102,20 +119,23 @@ class TorchRunner(Runner):
         given = [spec.name for spec in self.artifact.manifest.inputs]
         # Not optimised: the profiling executor rewrites the graph after the first calls, so that a batch's last bits
         # would depend on how many batches this process has seen.
-        with torch.inference_mode(), torch.jit.optimized_execution(False), self._stream(torch):
+        with torch.inference_mode(), torch.jit.optimized_execution(False), self._on_device(torch):
             tensors = [_to_tensor(torch, inputs[name], self.device) for name in given]
             found = self._module(*tensors, **self._keywords(torch, controls))
             names = [output.name for output in self.artifact.manifest.outputs]
             return dict(zip(names, self._to_host(torch, [found[name] for name in names], inputs), strict=True))
 
-    def _stream(self, torch: Any) -> Any:
-        """The calling thread's own, for torch queues all that threads do in the same one."""
+    @contextlib.contextmanager
+    def _on_device(self, torch: Any) -> Iterator[None]:
+        """On CUDA in a stream of the calling thread's own, for torch queues all that threads do in the same one."""
         if self.device.kind == "cpu":
-            return contextlib.nullcontext()
+            yield
+            return
         if not hasattr(self._own, "stream"):
             torch.cuda.set_device(self.device.index)  # A thread begins with the first device.
             self._own.stream = torch.cuda.Stream(self.device.index)
-        return torch.cuda.stream(self._own.stream)
+        with _exactness().held(), torch.cuda.stream(self._own.stream):
+            yield
 
     def _to_host(self, torch: Any, tensors: list[Any], inputs: Arrays) -> list[np.ndarray[Any, Any]]:
         if self.device.kind == "cpu":
@@ -135,69 +155,15 @@ class TorchRunner(Runner):
         return keywords
 
     def join(self, group: Group) -> None:
-        """Join the process group (nccl on CUDA, gloo on a CPU) and compare the file's digest with the other ranks'.
-
-        A script that has made one of the same ranks before keeps it, and it is used. One that is made here ends here:
-        the end of an nccl group waits for all its ranks, so that later on one that died would keep the others for
-        ever. Nor does the user's code find a group by which to split its rows.
+        """Meet the other ranks in a process group (nccl on CUDA, gloo on a CPU) and compare the file's digest.
 
         Raises:
             RunError: the ranks did not meet in time, or hold different files; the script's group is of other ranks.
         """
-        import torch
-        import torch.distributed as dist
-
-        if group.here and self.device.kind == "cpu" and sys.platform == "linux":
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        device = torch.device(str(self.device))
-        if self.device.kind == "cuda":
-            torch.cuda.set_device(device)  # A thread begins with the first device.
-        try:
-            store = self._store(group)
-            if dist.is_initialized():
-                self._compare_digests(_device_of_theirs(device, group), group)
-                return
-            dist.init_process_group(
-                backend="nccl" if self.device.kind == "cuda" else "gloo",
-                store=store,
-                rank=group.rank,
-                world_size=group.world_size,
-                timeout=timedelta(seconds=group.timeout_s),
-                device_id=device if self.device.kind == "cuda" else None,
-            )
-            try:
-                self._compare_digests(device, group)
-            finally:
-                dist.destroy_process_group()
-        except (RuntimeError, ValueError) as error:
-            raise RunError(
-                f"rank {group.rank}: the {group.world_size} ranks did not meet within {group.timeout_s:g} s: "
-                f"{_cause(error)}; see the other ranks' logs"
-            ) from error
-
-    def _store(self, group: Group) -> Any:
-        """Where the ranks meet: a file of the run, or the address of the launcher."""
-        import torch.distributed as dist
-
+        record = self.artifact.manifest.files[self.artifact.manifest.formats[self.format].file]
         if isinstance(group.store, LauncherStore):
             self._address = group.store
-            return group.store.met(group)
-        return dist.FileStore(str(group.store), group.world_size)  # type: ignore[attr-defined]
-
-    def _compare_digests(self, device: "torch.device", group: Group) -> None:
-        import torch
-        import torch.distributed as dist
-
-        record = self.artifact.manifest.files[self.artifact.manifest.formats[self.format].file]
-        own = torch.tensor(list(bytes.fromhex(record.sha256)), dtype=torch.uint8, device=device)
-        all_of_them = [torch.empty_like(own) for _ in range(group.world_size)]
-        dist.all_gather(all_of_them, own)
-        different = [rank for rank, other in enumerate(all_of_them) if not torch.equal(own, other)]
-        if different:
-            raise RunError(
-                f"rank {group.rank}: ranks {different} hold another TorchScript file than this one; "
-                "give every rank the same artifact"
-            )
+        compare_files(group, self.device, bytes.fromhex(record.sha256))
 
 
 def _torch() -> Any:
@@ -208,34 +174,18 @@ def _torch() -> Any:
     return torch
 
 
-def _device_of_theirs(device: "torch.device", group: Group) -> "torch.device":
-    """Where tensors must be for the process group that the script has made.
-
-    Raises:
-        RunError: it is not of the ranks that the launcher has started.
-    """
-    import torch
-    import torch.distributed as dist
-
-    rank, size = dist.get_rank(), dist.get_world_size()
-    if (rank, size) != (group.rank, group.world_size):
-        raise RunError(
-            f"rank {group.rank} of {group.world_size}: this script has a torch.distributed process group, in which it "
-            f"is rank {rank} of {size}; make the group of all ranks of the launcher, as init_process_group() does by "
-            "itself, or end it before deploykit runs (destroy_process_group())"
-        )
-    if "nccl" not in dist.get_backend():
-        return torch.device("cpu")
-    return device if device.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
+@functools.cache
+def _exactness() -> Exactness:
+    """One for all runners of the process, as torch's switches are."""
+    return Exactness(_torch().backends)
 
 
-def _take_device(torch: Any, device: Device) -> None:
+def _require_device(torch: Any, device: Device) -> None:
     there = TorchRunner.cuda_count()
     if device.index >= there:
         raise DeviceError(
             f"device {device}: torch {torch.__version__} sees {there} CUDA devices; use --devices cpu or another number"
         )
-    torch.cuda.set_device(device.index)
 
 
 @contextlib.contextmanager
@@ -268,9 +218,3 @@ def _to_numpy(torch: Any, tensor: Any, inputs: Arrays) -> np.ndarray[Any, Any]:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _cause(error: BaseException) -> str:
-    """The first line, and of nccl's errors what it tells at their end: ``Duplicate GPU detected ...``."""
-    _, found, last = str(error).rpartition("Last error:")
-    return f"{_first_line(error)}: {' '.join(last.split())}" if found and last.strip() else _first_line(error)

@@ -264,11 +264,8 @@ def test_a_group_of_one_meets_itself_and_is_gone_before_the_first_row(
 ) -> None:
     """The end of an nccl group waits for all ranks; and a data set that finds a group may give its rank's rows only."""
     met = []
-    compare = TorchRunner._compare_digests
-    monkeypatch.setattr(
-        TorchRunner, "_compare_digests",
-        lambda *given: (met.append(torch.distributed.get_world_size()), compare(*given)),
-    )  # fmt: skip
+    equal = torch.equal
+    monkeypatch.setattr("torch.equal", lambda *both: met.append(torch.distributed.get_world_size()) or equal(*both))
     with TorchRunner(artifacts["plain"]) as runner:
         runner.join(Group(rank=0, world_size=1, store=tmp_path / "store"))
         assert met == [1]
