@@ -4,11 +4,17 @@ import difflib
 from collections.abc import Sequence
 
 from deploykit.errors import CheckpointError
+from exporters.checkpoint.dialects import dialect
 
 __all__ = ["SHOWN", "ambiguous", "mismatch", "shown"]
 
 SHOWN = 10
 """So many names of a list are printed."""
+
+_ADVICE = (
+    "expected the module's own keys and shapes, with or without one prefix before all of them; "
+    "give the class and the constructor arguments (--arg name=value) that the checkpoint was trained with"
+)
 
 
 def shown(names: Sequence[str]) -> str:
@@ -41,8 +47,7 @@ def mismatch(
         *_section("missing", _with_closest(missing, unexpected, "the file has")),
         *_section("unexpected", _with_closest(unexpected, missing, "the module has")),
         *_section("shape", shapes[:SHOWN], len(shapes)),
-        "expected the module's own keys and shapes, with or without one prefix before all of them; "
-        "give the class and the constructor arguments (--arg name=value) that the checkpoint was trained with",
+        dialect(unexpected) or _ADVICE,
     ]
     return CheckpointError("\n".join(lines))
 
