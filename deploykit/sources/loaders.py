@@ -15,7 +15,7 @@ from deploykit.wording import said
 
 __all__ = ["Found", "Made", "called", "find_datasets", "left_out", "rows_of"]
 
-_TRANSFER_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer")
+_TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -503,6 +503,7 @@ class Wanting(Module):
         ),
         ("predict_dataloader = L.LightningDataModule.predict_dataloader", "predict_dataloader.*raised Misconfig"),
         ("on_after_batch_transfer = lambda self, batch, index: batch * 2", "defines on_after_batch_transfer"),
+        ("transfer_batch_to_device = lambda self, batch, device, index: batch", "defines transfer_batch_to_device"),
         ("setup = lambda self, stage: 1 / 0", r"setup\('predict'\): raised ZeroDivisionError"),
     ],
 )
