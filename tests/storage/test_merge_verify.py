@@ -212,6 +212,16 @@ class TestVerify:
         finish_epoch(directory, writer_of(directory.job))
         assert verify_run(tmp_path).ok
 
+    @pytest.mark.parametrize(("interval", "file"), [("batch", "parts/part-000001.npy"), ("epoch", "predictions_1.npy")])
+    def test_a_damaged_file_is_not_looked_into(self, tmp_path: Path, interval: str, file: str) -> None:
+        """What it holds counts no more, so nothing but the damage is said of it."""
+        run_all(tmp_path, make_job(write_interval=interval))
+        table = np.load(tmp_path / file)
+        table["sample_id"][0] = 99
+        np.save(tmp_path / file, table)
+        (damage,) = check_run(tmp_path).damaged
+        assert damage.startswith(f"{file}: SHA-256")
+
     @pytest.mark.parametrize("interval", ["batch", "epoch"])
     @pytest.mark.parametrize("writer", ["npy", "pt"])
     def test_ids_are_read_not_believed(self, tmp_path: Path, interval: str, writer: str) -> None:
