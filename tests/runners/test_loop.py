@@ -224,11 +224,10 @@ def test_a_fault_in_any_thread_stops_all_and_is_raised(tmp_path: Path, where: st
         case.writer.write = broken  # type: ignore[method-assign]
     else:
         getattr(case, where).hook = fail_at(row, ValueError("broken"))
-    began = time.perf_counter()
+    before = set(threading.enumerate())
     with pytest.raises(RunError, match="broken") as caught:
         case.pipeline.run()
-    assert time.perf_counter() - began < 3
-    assert threading.active_count() < 10
+    assert set(threading.enumerate()) <= before, "no thread goes on, and none was given up waiting for"
     if where != "writer":
         assert f"row {row}: " in str(caught.value)
         assert isinstance(caught.value.__cause__, ValueError)

@@ -220,6 +220,12 @@ def test_a_device_that_stays_broken_is_not_blamed_on_rows(tmp_path: Path) -> Non
     assert 1 in [shard.index for shard in case.directory.missing()]
 
 
+def test_an_error_without_a_text_goes_by_its_name(tmp_path: Path) -> None:
+    case = case_with(tmp_path / "r", failing({3}, ValueError))
+    case.pipeline.run()
+    assert case.directory.state().failed() == {3: "the model: ValueError"}
+
+
 def test_a_shard_of_which_nothing_is_left_stops_the_job(tmp_path: Path) -> None:
     case = case_with(tmp_path / "r", failing(set(range(32))))
     with pytest.raises(RunError, match=r"rows 0 to 31: every row failed.*ValueError: no.*not in single rows"):
