@@ -283,6 +283,21 @@ def test_a_reader_that_hangs_does_not_hold_up_an_error(tmp_path: Path, monkeypat
     release.set()
 
 
+def test_the_first_error_is_raised_and_none_that_follows_from_it(tmp_path: Path) -> None:
+    case = Case(tmp_path / "r", Plan(rows=20, shard_rows=20, batch_size=1))
+    case.runner.hook = fail_at(2, ValueError("first"))
+
+    def later(start: int) -> None:
+        if start == 3:
+            while not case.feed.closed:
+                time.sleep(0.001)
+            raise ValueError("second")
+
+    case.source.hook = later
+    with pytest.raises(RunError, match="row 2: the model failed with ValueError: first"):
+        case.pipeline.run()
+
+
 @pytest.mark.parametrize("nan", ["error", "allow"])
 def test_nan_policy(tmp_path: Path, nan: str) -> None:
     case = Case(tmp_path / "r", Plan(rows=20, shard_rows=4, batch_size=2), nan=nan)
