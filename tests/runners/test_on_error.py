@@ -233,6 +233,20 @@ def test_a_shard_of_which_nothing_is_left_stops_the_job(tmp_path: Path) -> None:
     assert 0 in {shard.index for shard in case.directory.missing()}
 
 
+@pytest.mark.parametrize(("broken", "stops"), [(32, False), (31, True), (1, True), (0, True)])
+def test_a_shard_without_numbers_is_left_out_but_not_one_that_fails_besides(
+    tmp_path: Path, broken: int, stops: bool
+) -> None:
+    case = case_with(tmp_path / "r", failing(set(range(broken, 32))))
+    case.source.x[:broken] = np.nan
+    if stops:
+        with pytest.raises(RunError, match="rows 0 to 31: every row failed"):
+            case.pipeline.run()
+        return
+    case.pipeline.run()
+    assert sorted(case.directory.state().failed()) == list(range(32))
+
+
 def test_without_skip_the_first_failure_stops_the_job(tmp_path: Path) -> None:
     case = case_with(tmp_path / "r", failing({3}), on_error="fail")
     with pytest.raises(RunError, match="rows 0 to 7: the model failed with ValueError"):
