@@ -101,6 +101,8 @@ WRITES = [
 def test_writes_in_place_around_a_dropout_are_exported(tmp_path: Path, function: Any) -> None:
     result = export_module(Body(function).eval(), tmp_path / "a", inputs=[SPEC], mc_draws=3)
     assert result.max_error < 1e-5
+    assert result.manifest.monte_carlo is not None
+    assert result.manifest.monte_carlo.form == "batched", "else a defect of that form would only make it slower"
 
 
 @pytest.mark.parametrize("draws", [None, 3])

@@ -93,6 +93,7 @@ def test_a_row_is_the_same_alone_and_in_company(exported: Exported, client: str)
 def test_sites_say_their_kind_and_p(exported: Exported) -> None:
     section = exported.result.manifest.monte_carlo
     assert section is not None
+    assert section.form_reason is None, "all draws run together"
     sites = {site.module: (site.kind, site.p, site.shape) for site in section.sites}
     by_name = {name: sites[f"inner.{index}"] for index, name in enumerate(noisy.FUNCTIONS)}
     assert by_name["torch.rand_like"] == ("uniform", None, ("batch", 6))

@@ -68,6 +68,8 @@ def test_both_formats_equal_the_module_with_numpy_masks(name: str, tmp_path: Pat
     torch.manual_seed(0)
     module = Model(WEIGHTS[name])
     result = export_module(module.eval(), tmp_path / "a", inputs=[SPEC], mc_draws=5, keep_draws=True)
+    assert result.manifest.monte_carlo is not None
+    assert result.manifest.monte_carlo.form_reason is None, "all draws run together"
     row_ids = np.array([3, 2**40, 7, 8, 0], np.int64)
     x = np.random.default_rng(1).standard_normal((5, 6)).astype(np.float32)
     wanted = []
@@ -86,14 +88,6 @@ def test_both_formats_equal_the_module_with_numpy_masks(name: str, tmp_path: Pat
     for client in clients(result.path, names_of(result)).values():
         got = np.swapaxes(client({"x": x}, sample_ids=row_ids, seed=9, first_draw=2, draws=4)["output.draws"], 0, 1)
         np.testing.assert_allclose(got, np.stack(wanted), rtol=0, atol=1e-5 * np.abs(wanted).max())
-
-
-def test_they_run_with_all_draws_together(tmp_path: Path) -> None:
-    """As DeBERTa's positions do."""
-    module = Model(WEIGHTS["positions repeated for the heads of all rows"]).eval()
-    result = export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=3, formats=["torchscript"])
-    assert result.manifest.monte_carlo is not None
-    assert result.manifest.monte_carlo.form_reason is None
 
 
 def test_all_rows_of_a_draw_share_the_mask_and_the_manifest_says_so(tmp_path: Path) -> None:
