@@ -76,6 +76,20 @@ def test_each_size_is_tried_once_and_all_rows_come_out(memory: int, batches: lis
     assert sum(rows for rows in tried if rows <= memory) == sum(batches), "no row is predicted twice"
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_what_is_not_for_want_of_memory_is_raised_at_once(together: bool) -> None:
+    tried, told = [], list[str]()
+
+    def predict(inputs: Any, ids: Any) -> Any:
+        tried.append(len(ids))
+        raise ValueError("bad rows")
+
+    fitting = Fitting(predict, release=lambda: told.append("released"), said=told.append, together=together)
+    with pytest.raises(ValueError, match="bad rows"):
+        fitting({"x": np.zeros(8)}, np.arange(8))
+    assert (tried, told, fitting.halvings, fitting.most) == ([8], [], [], None)
+
+
 def test_one_row_that_does_not_fit_is_an_error_even_where_rows_may_fail(tmp_path: Path) -> None:
     for policy in ("fail", "skip"):
         case = Case(tmp_path / policy, Plan(rows=20, shard_rows=20, batch_size=4), on_error=policy)
