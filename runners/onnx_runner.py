@@ -1,7 +1,6 @@
 """Run an artifact's ONNX file with ONNX Runtime. Nothing here imports torch."""
 
 import contextlib
-import ctypes
 import importlib
 import re
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from deploykit.devices import Device, available_cores
+from deploykit.driver import device_count
 from deploykit.errors import ArtifactError, DeviceError, MissingExtraError
 from deploykit.telemetry import decline_telemetry
 from runners.base import Arrays, Runner
@@ -58,7 +58,7 @@ class OnnxRunner(Runner):
     def cuda_count(cls) -> int:
         if _CUDA not in _onnxruntime().get_available_providers():
             return 0
-        return _driver_count()
+        return device_count()  # ONNX Runtime itself has no call for it.
 
     @classmethod
     def default_threads(cls, ranks: int) -> int:
@@ -198,15 +198,3 @@ def _cannot_load(path: object, device: Device, error: Exception) -> Exception:
         f"artifact {path}: ONNX Runtime cannot load its ONNX file: {first}; "
         "install the runtime version that the manifest asks for, or export the model again"
     )
-
-
-def _driver_count() -> int:
-    """CUDA devices that the driver shows to this process (ONNX Runtime itself has no call for it)."""
-    count = ctypes.c_int(0)
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value

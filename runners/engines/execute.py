@@ -164,7 +164,8 @@ def execute(
         failed_rows=write_failed(directory),
         notes=[renamed(note, setting.place, directory.path) for note in notes],
     )
-    where = environment(setting.runner.runtime, setting.runner.check_installed())
+    on_gpu = setting.devices[0].kind == "cuda"
+    where = environment(setting.runner.runtime, setting.runner.check_installed(), on_gpu=on_gpu)
     report = make_report(directory, assignments, outcome.meters, figures, where)
     write_report(directory, report)
     if missing:

@@ -68,7 +68,8 @@ def _report(setting: Setting, directory: RunDirectory, launch: Launch, notes: Se
     )
     assignments = [each.assignment for each in found]
     meters = {each.assignment.rank: each.meter for each in found}
-    where = environment(setting.runner.runtime, setting.runner.check_installed())
+    on_gpu = setting.devices[0].kind == "cuda"
+    where = environment(setting.runner.runtime, setting.runner.check_installed(), on_gpu=on_gpu)
     write_report(directory, make_report(directory, assignments, meters, figures, where))
 
 

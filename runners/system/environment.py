@@ -9,20 +9,22 @@ from typing import Any
 import numpy as np
 
 from deploykit.devices import available_cores
+from deploykit.driver import device_names
 from deploykit.version import __version__
 from runners.system.memory import available_memory_bytes, machine_memory_bytes
 
 __all__ = ["environment"]
 
 
-def environment(runtime: str, runtime_version: str) -> dict[str, Any]:
-    """CPU, cores, memory, platform, and the versions of everything that took part."""
+def environment(runtime: str, runtime_version: str, *, on_gpu: bool = False) -> dict[str, Any]:
+    """CPU, cores, memory, platform, and the versions of everything that took part; the GPUs where they did."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "cores_available": available_cores(),
         "memory_bytes": machine_memory_bytes(),
         "memory_available_bytes": available_memory_bytes(),
+        "gpus": device_names() if on_gpu else [],
         "platform": platform.platform(),
         "versions": {
             "deploykit": __version__,

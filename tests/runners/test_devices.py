@@ -80,6 +80,12 @@ def test_the_report_says_what_the_machine_has_and_what_a_container_may_use(monke
     assert found["memory_available_bytes"] == found["memory_bytes"]
 
 
+def test_the_report_names_the_gpus_where_they_took_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runners.system.environment.device_names", lambda: ["NVIDIA H200, 150.0 GB"])
+    assert environment("torch", "2.13", on_gpu=True)["gpus"] == ["NVIDIA H200, 150.0 GB"]
+    assert environment("torch", "2.13")["gpus"] == []
+
+
 def test_short_forms() -> None:
     assert parse_devices("cpu", never) == (Device(),)
     assert parse_devices("auto", none) == (Device(),)
