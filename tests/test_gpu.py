@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,11 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @both
 @pytest.mark.gpu
-def test_the_golden_outputs_come_out_on_the_gpu(runner: str, artifact: Path) -> None:
-    found = deploykit.verify(artifact, format={"onnx": "onnx", "torch": "torchscript"}[runner], device="cuda:0")
-    assert isinstance(found, list)
-    assert [each.device for each in found] == ["cuda:0"]
+def test_the_golden_outputs_come_out_on_the_gpu(runner: str, artifact: Path, noises: Path, layers: Any) -> None:
+    for path in (artifact, noises, layers[0]):
+        found = deploykit.verify(path, format={"onnx": "onnx", "torch": "torchscript"}[runner], device="cuda:0")
+        assert isinstance(found, list)
+        assert [each.device for each in found] == ["cuda:0"]
 
 
 @both
@@ -172,6 +174,82 @@ def test_two_sessions_give_the_same_bits(runner: str, device: str, layers: Any) 
     for outputs in found[1:]:
         for name, array in outputs.items():
             assert array.tobytes() == found[0][name].tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def noises(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every kind of noise, over rows of a fixed and of any length."""
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.alpha, self.slope = nn.Dropout(0.4), nn.AlphaDropout(0.2), nn.RReLU()
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {
+                "drop": self.drop(x), "alpha": self.alpha(x), "slope": torch.nn.functional.rrelu(x, training=True),
+                "normal": x + torch.randn_like(x), "exponential": torch.empty_like(x).exponential_() * x,
+                "bernoulli": torch.bernoulli(torch.sigmoid(x)), "channels": self.drop(x.mean(1)),
+            }  # fmt: skip
+
+    path = tmp_path_factory.mktemp("gpu") / "noises"
+    return deploykit.export(Net(), path, inputs=["x:float32[batch,steps,8]"], mc_draws=3, keep_draws=True).path
+
+
+FLOATS = {"double", "float", "float16"}
+INTEGERS = {"int32", "int64", "uint32", "uint64"}
+ANY = FLOATS | INTEGERS | {"bool", "int8", "int16", "uint8", "uint16"}
+KERNELS = (
+    dict.fromkeys(["Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", "Less", "Greater"], FLOATS | INTEGERS)
+    | dict.fromkeys(["LessOrEqual", "GreaterOrEqual"], FLOATS | INTEGERS)
+    | {"Equal": FLOATS | INTEGERS | {"bool"}, "Where": FLOATS | {"int32", "int64", "uint8"}, "Not": {"bool"}}
+    | dict.fromkeys(["Cast", "Concat", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Gather", "Expand", "Shape"], ANY)
+    | dict.fromkeys(["Identity", "Transpose", "Split", "ConstantOfShape", "Constant", "If"], ANY)
+    | {"Range": {"double", "float", "int16", "int32", "int64"}, "Neg": FLOATS | {"int8", "int16", "int32", "int64"}}
+    | {"Tile": FLOATS | {"int32", "int64"}, "Clip": FLOATS | {"int64", "uint64", "int8", "uint8"}}
+    | dict.fromkeys(["Exp", "Log", "Sqrt", "Cos", "Sigmoid", "Relu", "Elu", "LeakyRelu", "MatMul", "Gemm"], FLOATS)
+    | {"Pow": FLOATS | {"int32", "int64"}, "ReduceSum": FLOATS | {"int32", "int64"}, "ReduceMean": FLOATS | {"int32"}}
+    | {"ReduceProd": FLOATS | {"int32"}, "ReduceMax": FLOATS | {"int32", "int64"}}
+)
+"""Of the operations of opset 18 that noise may be made of, the types for which ONNX Runtime has a kernel on CUDA, as
+its docs/OperatorKernels.md lists them. BitShift, Bitwise* and trigonometry but for Sin and Cos have none."""
+
+
+def test_all_that_noise_is_made_of_has_a_kernel_for_cuda(noises: Path, artifact: Path) -> None:
+    import onnx
+
+    seen = set()
+    for folder in (noises, artifact):
+        model = onnx.shape_inference.infer_shapes(onnx.load(folder / "model.onnx"), strict_mode=True)
+        assert [(each.domain, each.version) for each in model.opset_import] == [("", 18)]
+        graph = model.graph
+        types = {name.name: name.type.tensor_type.elem_type for name in (*graph.input, *graph.value_info)}
+        types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+        for node in graph.node:
+            # The type that counts is that of the first input, or of the second, where the first one is a condition.
+            given = types[node.input[1 if node.op_type == "Where" else 0]]
+            seen.add((node.op_type, onnx.TensorProto.DataType.Name(given).lower()))
+    assert {("Mod", "int64"), ("Mul", "int32"), ("GreaterOrEqual", "int32"), ("Cos", "float")} <= seen
+    assert {(name, kind) for name, kind in seen if kind not in KERNELS.get(name, set())} == set()
+
+
+def test_a_torchscript_file_keeps_nothing_of_the_device_that_it_was_made_on(
+    noises: Path, artifact: Path, layers: Any
+) -> None:
+    """On torch's device without data, where a tensor that is left on the CPU is an error when it is used."""
+    import torch
+
+    for folder in (noises, artifact, layers[0]):
+        with Artifact.open(folder) as opened, warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            module = torch.jit.load(str(opened.file("torchscript")), map_location="meta")
+            (spec,) = opened.manifest.inputs
+        x = torch.empty([size if isinstance(size, int) else 5 for size in spec.shape], device="meta")
+        ids = {} if opened.manifest.monte_carlo is None else {"sample_ids": torch.arange(5)}
+        found = module(x, **ids)
+        assert {str(tensor.device) for tensor in found.values()} == {"meta"}
 
 
 def _large_nodes(artifact: Path, device: Device, inputs: Arrays, tmp_path: Path) -> dict[str, set[str]]:
