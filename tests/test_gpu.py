@@ -84,6 +84,23 @@ def test_masks_and_uniform_numbers_are_bit_for_bit_those_of_numpy(runner: str, d
     np.testing.assert_array_equal(np.swapaxes(got["uniform.draws"], 0, 1), numbers)
 
 
+@everywhere
+def test_a_client_without_deploykit_gets_the_same_masks_in_every_call(device: str, artifact: Path) -> None:
+    """From its second call on torch runs what it has rewritten after the first ones."""
+    import torch
+
+    with Artifact.open(artifact) as opened, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        module = torch.jit.load(str(opened.file("torchscript")), map_location=device)
+        sites = opened.manifest.monte_carlo.sites
+    plain = [site.index for site in sites if site.module == "drop"][-1]
+    for call in range(6):
+        ids = np.arange(5 + call % 2, dtype=np.int64) + call
+        found = module(torch.ones(len(ids), 257, device=device), sample_ids=torch.from_numpy(ids), seed=call, draws=4)
+        wanted = masks.keep_mask(call, plain, ids, range(4), 257, 0.3)
+        np.testing.assert_array_equal(np.swapaxes(found["mask.draws"].detach().cpu().numpy(), 0, 1) != 0, wanted)
+
+
 @both
 @pytest.mark.gpu
 def test_a_run_on_the_gpu_equals_one_on_the_cpu(runner: str, artifact: Path, tmp_path: Path) -> None:
