@@ -96,7 +96,7 @@ def _missing_operation(error: Exception, text: str) -> str | None:
         unknown := re.search(r"aten\.(\w+)", text.partition("\n")[0])
     ):
         return _without_form(unknown[1])
-    if "SymIntArrayRef" in text and _reads(error, "generator="):
+    if "torch._C.Generator" in text or ("SymIntArrayRef" in text and _reads(error, "generator=")):
         return (
             "draws with a generator of its own, whose state is no part of a file; leave generator= out, and the file's "
             "seed decides"

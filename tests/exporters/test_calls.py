@@ -1,5 +1,6 @@
 """The ways in which a method takes its inputs, and the modules that are no subject of an export at all."""
 
+import inspect
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,6 +130,9 @@ class Learned(nn.Module):
         return F.dropout(x, self.p, self.training)  # type: ignore[arg-type]
 
 
+TRUNCATED = inspect.getsource(nn.init._no_grad_trunc_normal_)
+
+
 class Bounded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + nn.init.trunc_normal_(torch.empty_like(x))
@@ -138,7 +142,11 @@ class Bounded(nn.Module):
     ("module", "message"),
     [
         (Learned(), r"keep the probability of a dropout as a number of Python's"),
-        (Bounded(), r"draw with torch.randn_like and clamp it"),
+        pytest.param(
+            Bounded(),
+            r"draw with torch.randn_like and clamp it",
+            marks=pytest.mark.skipif("erfinv" in TRUNCATED, reason="before torch 2.12 it looked at no values"),
+        ),
     ],
 )
 def test_a_way_out_is_named_for_what_looks_at_values(tmp_path: Path, module: nn.Module, message: str) -> None:

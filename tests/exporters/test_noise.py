@@ -248,7 +248,10 @@ def autocast(owner: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("operation", other_randomness())
 def test_other_randomness_is_refused_by_name(operation: str, tmp_path: Path) -> None:
     module = models.Wrapped(other_randomness()[operation])
-    with pytest.raises(ExportError, match=rf"inner: {re.escape(operation)}\. Supported are"):
+    by_name = rf"inner: {re.escape(operation)}\. Supported are"
+    if "generator=" in operation:  # Which torch 2.11 cannot capture at all.
+        by_name += r"|inner .*: draws with a generator of its own"
+    with pytest.raises(ExportError, match=by_name):
         export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=4)
     assert list(tmp_path.iterdir()) == []
 
