@@ -91,6 +91,7 @@ def test_a_client_without_deploykit_gets_the_same_masks_in_every_call(device: st
 
     with Artifact.open(artifact) as opened, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
         module = torch.jit.load(str(opened.file("torchscript")), map_location=device)
         sites = opened.manifest.monte_carlo.sites
     plain = [site.index for site in sites if site.module == "drop"][-1]
@@ -261,6 +262,7 @@ def test_a_torchscript_file_keeps_nothing_of_the_device_that_it_was_made_on(
     for folder in (noises, artifact, layers[0]):
         with Artifact.open(folder) as opened, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
             module = torch.jit.load(str(opened.file("torchscript")), map_location="meta")
             (spec,) = opened.manifest.inputs
         x = torch.empty([size if isinstance(size, int) else 5 for size in spec.shape], device="meta")

@@ -47,6 +47,7 @@ What is refused instead stands in [monte-carlo.md](monte-carlo.md#what-is-refuse
 def measured(construct: Construct) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
         return row(construct, gather(construct, Path(folder)))
 
 

@@ -83,7 +83,7 @@ def test_inputs_reach_a_method_however_it_takes_them(tmp_path: Path, kind: type[
     torch.manual_seed(0)
     module = kind()
     result = export_module(module, tmp_path / "a", inputs=SPECS, batch=batch, formats=["torchscript"])
-    with pytest.warns(DeprecationWarning, match="torch.jit.load"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="torch.jit.load"):
         exported = torch.jit.load(result.path / "model.torchscript.pt")
     x, y = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 6)).astype(np.float32))
     torch.testing.assert_close(exported(x, y)["output"], module.eval().weigh(x, y))
@@ -107,13 +107,13 @@ def test_a_missing_and_an_unknown_input_are_refused(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("make", [torch.jit.script, lambda module: torch.jit.trace(module, torch.zeros(2, 6))])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_scripted_module_is_refused(tmp_path: Path, make: Any) -> None:
     with pytest.raises(ExportError, match=r"made by torch.jit.script or torch.jit.trace, .*; export the nn.Module"):
         export_module(make(nn.Linear(6, 3)), tmp_path / "a", inputs=[SPECS[0]])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_a_quantised_module_is_refused_by_the_name_of_the_layer(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Dropout(0.3), nn.Linear(6, 3))
     quantised = torch.ao.quantization.quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8)
@@ -199,14 +199,14 @@ def made_in_inference_mode() -> nn.Module:
         (lambda: nn.Sequential(torch.jit.script(nn.Linear(6, 3))), r"^0: is a module of torch.jit.script, .*; build"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_weights_that_are_not_ready_are_named(tmp_path: Path, make: Any, message: str) -> None:
     module = make()
     with pytest.raises(ExportError, match=message):
         export_module(module, tmp_path / "a", inputs=[SPECS[0]])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_traced_part_is_exported(tmp_path: Path) -> None:
     module = nn.Sequential(torch.jit.trace(nn.Linear(6, 3), torch.zeros(2, 6)), nn.Dropout(0.3))
     result = export_module(module, tmp_path / "a", inputs=[SPECS[0]], formats=["torchscript"], mc_draws=3)

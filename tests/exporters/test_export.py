@@ -142,7 +142,7 @@ def test_deterministic_export_needs_no_controls(tmp_path: Path) -> None:
 
 def test_the_weights_of_the_torchscript_file_move_with_the_module(tmp_path: Path) -> None:
     result = export_module(models.Mlp(), tmp_path / "a", inputs=[SPEC], formats=["torchscript"], mc_draws=4)
-    with pytest.warns(DeprecationWarning, match="torch.jit.load"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="torch.jit.load"):
         module = torch.jit.load(result.path / "model.torchscript.pt")
     weights = [name for name, value in module.named_buffers() if value.is_floating_point()]
     assert len(weights) == 6

@@ -28,7 +28,7 @@ SPEC = "x:float32[batch,6]"
 def clients(artifact: Path, outputs: list[str]) -> dict[str, Any]:
     """The two files called as somebody without deploykit calls them."""
     session = onnxruntime.InferenceSession(artifact / "model.onnx", providers=["CPUExecutionProvider"])
-    with pytest.warns(DeprecationWarning, match="torch.jit.load"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="torch.jit.load"):
         module = torch.jit.load(artifact / "model.torchscript.pt")
 
     def onnx(inputs: dict[str, np.ndarray], **controls: Any) -> dict[str, np.ndarray]:

@@ -116,7 +116,7 @@ def run(result: ExportResult, inputs: dict[str, np.ndarray], **controls: Any) ->
     """Each file called without deploykit; ``draws`` by format."""
     (name,) = (output.name for output in result.manifest.outputs if output.name.endswith(("output", "draws")))
     session = onnxruntime.InferenceSession(result.path / "model.onnx", providers=["CPUExecutionProvider"])
-    with pytest.warns(DeprecationWarning, match="torch.jit.load"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="torch.jit.load"):
         module = torch.jit.load(result.path / "model.torchscript.pt")
     found = module(**{key: torch.from_numpy(array) for key, array in inputs.items()})
     return {"onnx": session.run([name], inputs)[0], "torchscript": found[name].numpy()}

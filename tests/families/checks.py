@@ -35,7 +35,7 @@ def clients(result: ExportResult) -> dict[str, Client]:
     """The two files called as somebody without deploykit calls them."""
     names = [output.name for output in result.manifest.outputs]
     session = onnxruntime.InferenceSession(result.path / "model.onnx", providers=["CPUExecutionProvider"])
-    with pytest.warns(DeprecationWarning, match="torch.jit.load"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="torch.jit.load"):
         module = torch.jit.load(result.path / "model.torchscript.pt")
 
     def onnx(feeds: Arrays) -> Arrays:
