@@ -18,6 +18,7 @@ from runners.engines.base import Engine
 from runners.engines.execute import ProgressChoice
 from runners.progress import make_progress
 from runners.spooling import Drawing, draw, find_spool, refuse_to_draw
+from runners.system.stop import stoppable
 from runners.writing import Writing, choose_writing
 
 __all__ = ["open_data"]
@@ -60,7 +61,8 @@ def open_data(
     )
     source: Source | None = find_spool(drawing, artifact.manifest.inputs)
     if source is None:
-        source = _opened(data, artifact.manifest.inputs, reading, engine.shown(progress))
+        with stoppable(out, lambda: "while the data was opened; give the same command again"):
+            source = _opened(data, artifact.manifest.inputs, reading, engine.shown(progress))
     stack.callback(source.close)
     _refuse_to_move(here, data, [place for place in (artifact.path, out) if isinstance(place, Path)])
     if isinstance(source, StreamSource):

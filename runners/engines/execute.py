@@ -231,6 +231,7 @@ def _assignments(setting: Setting, directory: RunDirectory, shards: int) -> list
             threads=threads,
             group=None,
             origin_s=setting.began_s,
+            place=str(setting.place),
         )
         for rank, device in enumerate(devices)
     ]

@@ -36,6 +36,7 @@ class Assignment:
         threads: CPU threads of this rank.
         group: how to meet the other ranks; None where there are none, or no need.
         origin_s: when the run began, on the machine's monotonic clock.
+        place: the run directory as the user named it, where that is a URL and ``directory`` its copy.
     """
 
     artifact: str
@@ -47,6 +48,7 @@ class Assignment:
     threads: int
     group: Group | None
     origin_s: float
+    place: str = ""
 
     def open(
         self,

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, Self
 from deploykit.plan import Shard
 from deploykit.runs.commit import Commit
 from deploykit.signs import RankSign, leave_sign
+from deploykit.storage.stores import renamed
 from deploykit.version import __version__
 from runners.pipeline.timing import Meter
 from runners.ranks.assignment import Assignment
@@ -75,8 +76,9 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self._line("error", type=type(error).__name__, message=str(error))
-            self._sign("failed", str(error))
+            text = self._named(str(error))
+            self._line("error", type=type(error).__name__, message=text)
+            self._sign("failed", text)
         else:
             meter = self._meter
             parts = ("read_s", "infer_s", "write_s", "wait_input_s", "wait_output_s")
@@ -120,7 +122,11 @@ class Recorder:
 
     def warned(self, text: str) -> None:
         """Something that people should know, and that stops nothing."""
-        self._line("warning", text=text)
+        self._line("warning", text=self._named(text))
+
+    def _named(self, text: str) -> str:
+        """Others read it, on other machines too, where nobody knows the copy of a URL."""
+        return renamed(text, self._assignment.place, self._directory)
 
     def _line(self, event: str, **values: Any) -> None:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")

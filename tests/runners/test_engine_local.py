@@ -176,3 +176,13 @@ def test_a_signal_while_what_is_there_is_checked_says_so(
     ) as end:
         run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "r")
     assert end.value.exit_code == 143
+
+
+def test_a_signal_while_the_data_is_opened_says_so(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    """As where the rows of a large text file are counted."""
+    data = tmp_path / "data.py"
+    data.write_text("import signal\ndef make():\n    signal.raise_signal(signal.SIGTERM)\n")
+    with pytest.raises(IncompleteRunError, match=r"r: stopped by SIGTERM while the data was opened; give") as end:
+        run(artifact_paths["plain"], f"{data}:make", tmp_path / "r")
+    assert end.value.exit_code == 143
+    assert not (tmp_path / "r").exists()

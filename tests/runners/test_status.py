@@ -208,6 +208,21 @@ def assignment(path: Path) -> Assignment:
     )  # fmt: skip
 
 
+def test_a_rank_of_a_run_at_a_url_names_the_url(tmp_path: Path) -> None:
+    """The copy is on one machine, and the sign and the log are read on others."""
+
+    def work() -> None:
+        with Recorder(replace(assignment(tmp_path), place="s3://bucket/today"), Quiet(), Meter()) as one:
+            one.warned(f"{tmp_path}/parts: slow")
+            raise RunError(f"cannot write {tmp_path}/parts/part-000000.npy")
+
+    with pytest.raises(RunError):
+        work()
+    assert read_signs(tmp_path)[1][0].error == "cannot write s3://bucket/today/parts/part-000000.npy"
+    told = [each.get("text") or each.get("message") for each in events(tmp_path, 3)]
+    assert told[1:] == ["s3://bucket/today/parts: slow", "cannot write s3://bucket/today/parts/part-000000.npy"]
+
+
 def test_signs_are_rare_and_a_full_disk_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[RankSign] = []
     monkeypatch.setattr(recorder, "leave_sign", lambda path, sign: written.append(sign))
