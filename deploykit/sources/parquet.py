@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import IO, Any, ClassVar
 
 from deploykit.errors import DataError
@@ -70,11 +71,8 @@ class _ParquetFiles(FileTables):
 
     def _chunks_of(self, opened: _Opened, inner: int, columns: Sequence[str]) -> Iterator[Any]:
         group = opened.reader.metadata.row_group(inner)
-        wanted = [
-            group.column(number).total_uncompressed_size
-            for number in range(group.num_columns)
-            if group.column(number).path_in_schema.partition(".")[0] in columns
-        ]
+        parts, names = map(group.column, range(group.num_columns)), frozenset(columns)
+        wanted = [part.total_uncompressed_size for part in parts if _is_of(part.path_in_schema, names)]
         row_bytes = max(1, sum(wanted) // max(1, group.num_rows))
         # A few rows together are faster, but not at any size of a row.
         few = min(_FEWEST_ROWS, _MOST_BYTES // row_bytes)
@@ -84,6 +82,11 @@ class _ParquetFiles(FileTables):
 
     def _close(self, opened: _Opened) -> None:
         opened.reader.close(force=True)
+
+
+def _is_of(path: str, columns: frozenset[str]) -> bool:
+    """Whether a path in the schema begins with the name of a column, which may have dots itself."""
+    return any(before in columns for before in accumulate(path.split("."), "{}.{}".format))
 
 
 def _is_signed(handle: Any, metadata: Any) -> bool:

@@ -558,12 +558,15 @@ def test_a_store_is_asked_once_for_each_file_of_a_folder(tmp_path: Path) -> None
     source.close()
 
 
-def test_few_large_rows_of_parquet_are_decoded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["x", "x.mean", "x.list.element"])
+def test_few_large_rows_of_parquet_are_decoded_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """Sixty-four rows of five million values are more than a gigabyte."""
     monkeypatch.setattr("deploykit.sources.parquet.CHUNK_BYTES", 16)
     monkeypatch.setattr("deploykit.sources.parquet._MOST_BYTES", 64)
-    pq.write_table(pa.table({"x": vectors(VECTORS)}), tmp_path / "rows.parquet", use_dictionary=False)
-    source: Any = opened(tmp_path / "rows.parquet")
+    pq.write_table(pa.table({name: vectors(VECTORS)}), tmp_path / "rows.parquet", use_dictionary=False)
+    source: Any = opened(tmp_path / "rows.parquet", columns={"x": (name,)})
     np.testing.assert_array_equal(source.read(0, ROWS)["x"], VECTORS)
     assert 1 <= source._cursor.chunk.num_rows <= 4
 
