@@ -49,14 +49,15 @@ def merge_run(
     """
     require_path("merge", destination, expected="the path of the file to write", advice="name it, as 'all.npz'")
     require_place("run directory", path)
+    run = str(path).rstrip("/")
     with (
         delivered(destination, "merge", RunError, overwrite=overwrite) as made,
         at_hand(path, "run directory", RunError, needs=[RUN_NAME]) as here,
     ):
         if not is_url(destination):
             _refuse_place(made, overwrite)
-        elif str(destination).startswith((f"{path}/parts/", f"{path}/commits/")):
-            raise _among_parts(destination, f"{path}/parts")
+        elif str(destination).startswith((f"{run}/parts/", f"{run}/commits/")):
+            raise _among_parts(destination, f"{run}/parts")
         left_out = _merge(here, made, allow_partial, progress)
     if told is not None:
         for text in left_out:

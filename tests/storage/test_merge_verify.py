@@ -88,6 +88,21 @@ def test_the_merged_file_is_not_put_among_the_parts(tmp_path: Path) -> None:
     merge_run(tmp_path / "run", tmp_path / "run" / "all.npy")
 
 
+@pytest.mark.parametrize("folder", ["parts", "commits"])
+@pytest.mark.parametrize("end", ["", "/"])
+def test_nor_is_that_of_a_run_at_a_url(tmp_path: Path, folder: str, end: str) -> None:
+    import fsspec
+
+    run_all(tmp_path / "run", make_job(writer="npy"))
+    store, url = fsspec.filesystem("memory"), f"memory://{tmp_path.name}"
+    store.put(str(tmp_path / "run"), tmp_path.name, recursive=True)
+    with pytest.raises(UsageError, match=rf"{folder}/all\.npy would lie among .* reads {url}/parts as one data set"):
+        merge_run(f"{url}{end}", f"{url}/{folder}/all.npy")
+    assert not store.exists(f"{tmp_path.name}/{folder}/all.npy")
+    merge_run(f"{url}{end}", f"{url}/all.npy")
+    assert store.exists(f"{tmp_path.name}/all.npy")
+
+
 def test_an_incomplete_run_is_merged_only_on_request(tmp_path: Path) -> None:
     run_all(tmp_path / "run", make_job())
     (tmp_path / "run/parts/part-000001.npy").write_text("")
