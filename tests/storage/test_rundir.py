@@ -194,6 +194,33 @@ def test_damage_costs_the_part_and_is_repaired(tmp_path: Path, file: str, change
     assert files_of(tmp_path) == whole
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"shards": [4, 2, 0]}, "its shards are not in order, or not each once"),
+        ({"shards": [0, 0, 2]}, "its shards are not in order, or not each once"),
+        ({"shards": [0, 2]}, "speaks of other rows or of other files than the plan"),
+        ({"shards": [0, 2, 5]}, "a field is missing or of another type"),
+        ({"rows": 11}, "speaks of other rows"),
+        ({"rank": 1}, "speaks of other rows"),
+        ({"files": []}, "speaks of other rows or of other files"),
+        ({"files": [{"file": "predictions_1.npy", "size_bytes": 1, "sha256": ""}]}, "of other files"),
+        ({"files": [{"file": "../predictions_0.npy", "size_bytes": 1, "sha256": ""}]}, "of other files"),
+    ],
+)
+def test_a_commit_of_a_rank_that_cannot_be_costs_its_rows(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    directory = run_all(tmp_path, make_job(write_interval="epoch"))
+    path = directory.commits / "rank-0000.json"
+    commit = json.loads(path.read_text())
+    assert (commit["shards"], commit["rows"]) == ([0, 2, 4], 12)
+    path.write_text(json.dumps({**commit, **change}))
+    state = directory.state()
+    (damage,) = state.damage
+    assert damage.startswith("rank-0000.json: ")
+    assert said in damage
+    assert [shard.index for shard in directory.missing()] == [0, 2, 4]
+
+
 def test_digests_can_be_left_out(tmp_path: Path) -> None:
     run_all(tmp_path, make_job())
     path = tmp_path / "parts" / "part-000001.npy"
