@@ -330,7 +330,7 @@ def _short_of_memory(left_bytes: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Half a megabyte of activations for each row, so that 8,192 take more than 4 GB; and 32,768 rows."""
+    """A quarter of a megabyte for each result of a row, 2.1 GB for 8,192 of them; and 32,768 rows."""
     import torch
     from torch import nn
 
@@ -346,7 +346,10 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_a_batch_that_does_not_fit_is_halved_on_the_gpu(runner: str, wide: tuple[Path, Path], tmp_path: Path) -> None:
     model, rows = wide
     values, halvings = [], []
-    for name, batch, room in (("roomy", 256, contextlib.nullcontext()), ("short", 8192, _short_of_memory(4 * 10**9))):
+    for name, batch, room in (
+        ("roomy", 256, contextlib.nullcontext()),
+        ("short", 8192, _short_of_memory(1_500_000_000)),
+    ):
         with room:
             deploykit.run(model, rows, tmp_path / name, runner=runner, devices="cuda:0", batch_size=batch)
         values.append(np.concatenate([np.load(part) for part in sorted((tmp_path / name / "parts").iterdir())]))
@@ -404,3 +407,27 @@ def test_the_command_finds_the_libraries_by_itself_and_names_the_device(
 def test_a_device_that_is_not_there_is_named(runner: str, artifact: Path) -> None:
     with pytest.raises(deploykit.errors.DeviceError, match=r"cuda:99 is not there; .* sees cuda:0"):
         deploykit.load(artifact, runner=runner, device="cuda:99")
+
+
+@pytest.mark.gpu
+def test_onnxruntime_reads_zeros_beyond_an_embedding_table_as_the_documents_say(tmp_path: Path) -> None:
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(10, 4)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.table(ids) + 1
+
+    path = deploykit.export(Net(), tmp_path / "model", inputs=["ids:int64[batch]"], ranges={"ids": (0, 10)}).path
+    ids = {"ids": np.array([3, 10])}
+    with (
+        deploykit.load(path, runner="onnx", device="cpu") as model,
+        pytest.raises(Exception, match="out of data bounds"),
+    ):
+        model.predict(ids)
+    with deploykit.load(path, runner="onnx", device="cuda:0") as model:
+        assert model.predict(ids)["output"][1].tolist() == [1.0] * 4
