@@ -14,10 +14,11 @@ from torch.nn.utils import rnn
 
 __all__ = ["Network", "pack", "pad"]
 
-_CLOSING = ((2, -1e4), (1, 0.0), (1, -1e4))
-"""What closes the input and the forget gate, leaves the cell and closes the output gate, in torch's order of an LSTM.
+_WAITING = (-1e4, 1e4, 0.0, -1e4)
+"""What closes the input gate, opens the forget gate, leaves the cell and closes the output gate, in an LSTM's order.
 
-Of -1e4 the sigmoid is 0 or nearly so, and every floating-point type can hold it.
+The cell state then stays what it is, and the hidden state is zero. Of these the sigmoid is 0 or 1, or nearly so, and
+every floating-point type can hold them.
 """
 
 
@@ -72,7 +73,7 @@ class Network:
             if network.dropout and layer + 1 < network.num_layers:
                 values = torch.dropout(values, network.dropout, network.training)
         hidden, *cells = zip(*ends, strict=True)
-        return values, (torch.stack(hidden), *(_NoCells() if states else torch.stack(each) for each in cells))
+        return values, (torch.stack(hidden), *map(torch.stack, cells))
 
     def _weights(self, place: int, ways: int) -> list[Tensor]:
         weights: list[Any] = list(self._network._flat_weights)
@@ -89,26 +90,27 @@ class Network:
         end = _along_steps(outputs, self._last).squeeze(1)
         # torch refuses a length of 0; a file gives the state before the first step.
         end = torch.where(self._lengths.unsqueeze(1) > 0, end, start[0].squeeze(0))
-        cells = [] if len(start) == 1 else [self._cells(values, weights, start) if states is None else None]
+        cells = [] if len(start) == 1 else [self._cells(values, weights, *start)]
         return (_along_steps(outputs, self._turned) if backwards else outputs, end, *cells)
 
-    def _cells(self, values: Tensor, weights: Sequence[Tensor], start: tuple[Tensor, ...]) -> Tensor:
+    def _cells(self, values: Tensor, weights: Sequence[Tensor], hidden: Tensor, cells: Tensor) -> Tensor:
         """The cell state behind the last step, which an operation gives for the last of all steps only.
 
-        So rows are moved to the end, and what stands before them closes all gates: the state stays zero.
+        So rows are moved to the end, and the cell state waits before them. The hidden state that a row starts with is
+        given beside the values of its first step, with the weights of a hidden state.
         """
         steps, before = _steps(values), values.shape[1] - self._lengths.unsqueeze(1)
-        closed = (steps < before).unsqueeze(-1)
+        waits, first = (steps < before).unsqueeze(-1), (steps == before).unsqueeze(-1)
         # Whatever stands before a row must not open a gate.
-        moved = _along_steps(values, (steps - before).clamp(min=0)).masked_fill(closed, 0.0)
-        moved = torch.cat([moved, closed.to(values.dtype)], -1)
+        moved = _along_steps(values, (steps - before).clamp(min=0)).masked_fill(waits, 0.0)
+        moved = torch.cat([moved, waits.to(values.dtype), first * hidden.transpose(0, 1)], -1)
         size = weights[0].shape[0] // 4
         options: Any = {"dtype": values.dtype, "device": values.device}
         # Not made of the values, which differ from draw to draw: one for all of them.
-        gates = [torch.full((count * size, 1), by, **options) for count, by in _CLOSING]
-        weighted = torch.cat([weights[0], torch.cat(gates)], 1)
-        cells: Tensor = self._call(moved, [weighted, *weights[1:]], start)[2]
-        return cells.squeeze(0)
+        gates = torch.cat([torch.full((size, 1), by, **options) for by in _WAITING])
+        weighted = torch.cat([weights[0], gates, weights[1]], 1)
+        end: Tensor = self._call(moved, [weighted, *weights[1:]], (torch.zeros_like(hidden), cells))[2]
+        return end.squeeze(0)
 
     def _zeros(self, values: Tensor) -> tuple[Tensor, ...]:
         network, batch = self._network, values.shape[0]
@@ -118,26 +120,6 @@ class Network:
     def _call(self, values: Tensor, weights: Sequence[Tensor], start: tuple[Tensor, ...]) -> Any:
         states = start if len(start) > 1 else start[0]
         return self._operation(values, states, list(weights), self._network.bias, 1, 0.0, False, False, True)
-
-
-class _NoCells:
-    """In the place of cell states that are not known; whatever is done with it is refused."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise RuntimeError(_NO_CELLS)
-
-    def __getitem__(self, key: Any) -> Any:
-        raise RuntimeError(_NO_CELLS)
-
-    @classmethod
-    def __torch_function__(cls, *_given: Any) -> Any:
-        raise RuntimeError(_NO_CELLS)
-
-
-_NO_CELLS = (
-    "uses the last cell state of an LSTM over a packed sequence with initial states of its own, which an exported "
-    "graph cannot compute; use its hidden state, or begin with zeros"
-)
 
 
 def _steps(values: Tensor) -> Tensor:

@@ -38,6 +38,8 @@ _ADVICE = (
     "With draws each row must stand alone: let a row be a whole graph or sequence, not a node of one, leave the output "
     "out with --task NAME=none, or export without --mc-draws"
 )
+_SORTED, _RECURRENT = {"sort", "argsort"}, {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+_UNSORTED = ". Rows that are sorted only to be packed need not be: pack_padded_sequence takes enforce_sorted=False"
 
 
 def check_rows_apart(
@@ -69,14 +71,14 @@ def check_rows_apart(
     others = {name: value[1:] for name, value in swapped.items() if value.ndim}
     changed = _changed(others, before, slice(1, None), limit)
     if changed:
-        raise ExportError(_text(changed, "another row of the batch does", _beginning(plan, example)))
+        raise ExportError(_text(changed, "another row of the batch does", _beginning(plan, example), plan))
     (output,) = (node for node in plan.captured.graph.nodes if node.op == "output")
     kept = [node for name, node in zip(names, output.args[0], strict=True) if name in reference.tasks]
     _refuse_values_of_all_rows(plan, kept)
     for rows, apart in zip(_PARTS, parts, strict=True):
         changed = _changed({name: value for name, value in apart.items() if value.ndim}, before, rows, limit)
         if changed:
-            raise ExportError(_text(changed, "it stands in a smaller batch or in another place of it", None))
+            raise ExportError(_text(changed, "it stands in a smaller batch or in another place of it", None, plan))
 
 
 def _refuse_values_of_all_rows(plan: MonteCarloPlan, outputs: Sequence[fx.Node]) -> None:
@@ -108,7 +110,7 @@ def _refuse_values_of_all_rows(plan: MonteCarloPlan, outputs: Sequence[fx.Node])
         if does:
             raise ExportError(
                 f"{_name(node)}: rows of a batch would influence each other: it {does}, on which outputs depend. "
-                f"{_ADVICE}"
+                f"{_advice(plan)}"
             )
 
 
@@ -174,11 +176,17 @@ def _changed(got: Arrays, before: Arrays, rows: slice, limit: float) -> str | No
     return max(far, key=lambda each: each.error).output if far else None
 
 
-def _text(output: str, when: str, where: str | None) -> str:
+def _text(output: str, when: str, where: str | None, plan: MonteCarloPlan) -> str:
     return (
         f"{where or '(root)'}: rows of a batch would influence each other: in output {output} a row changes when "
-        f"{when}, with its own inputs and masks the same. {_ADVICE}"
+        f"{when}, with its own inputs and masks the same. {_advice(plan)}"
     )
+
+
+def _advice(plan: MonteCarloPlan) -> str:
+    nodes = plan.captured.graph.nodes
+    sorts = any(operation_of(node) in _SORTED and _runs_along_the_batch(plan, node) for node in nodes)
+    return _ADVICE + (_UNSORTED if sorts and any(operation_of(node) in _RECURRENT for node in nodes) else "")
 
 
 def _beginning(plan: MonteCarloPlan, example: Sequence[Tensor]) -> str | None:
