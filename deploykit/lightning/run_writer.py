@@ -10,7 +10,7 @@ import numpy as np
 from deploykit.errors import DeploykitError, MissingExtraError, RunError, UsageError
 from deploykit.lightning.assemble import assemble
 from deploykit.lightning.indices import Loader, loaders_of
-from deploykit.lightning.spool import RankSpool
+from deploykit.lightning.spool import RankSpool, spool_path
 from deploykit.lightning.values import named_arrays, specs_of
 from deploykit.writers import WRITERS, make_writer
 from deploykit.writers.base import Batch
@@ -48,10 +48,7 @@ class RunWriting:
         super().setup(trainer, pl_module, stage)  # type: ignore[misc]
         self._spool = None
         if stage == "predict" and self._path.exists() and (not self._path.is_dir() or any(self._path.iterdir())):
-            raise RunError(
-                f"run directory {self._path}: is not empty; name a new directory: a Trainer predicts all rows anew, "
-                "and what another model predicted must not lie among them"
-            )
+            raise RunError(f"run directory {self._path}: {_why_not_anew(self._path)}")
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Look at the dataloaders and make the rank's folder."""
@@ -147,3 +144,16 @@ def make_run_writer(package: str, home: str) -> type:
     except ModuleNotFoundError as error:
         raise MissingExtraError(package.partition(".")[0], "lightning", "writing a run from Trainer.predict") from error
     return type("RunWriter", (RunWriting, base), {"__module__": home, "__doc__": RunWriting.__doc__})
+
+
+def _why_not_anew(run: Path) -> str:
+    """Of a directory that holds something: what it holds, and what leads on."""
+    if (aside := spool_path(run)).exists():
+        return (
+            f"is not whole, and what the last prediction has put aside is in {aside}: RunWriter({str(run)!r}, ...)"
+            ".assemble(), with the arguments of before, makes the directory of that without predicting; or remove both"
+        )
+    return (
+        "is not empty; name a new directory: a Trainer predicts all rows anew, and what another model predicted must "
+        "not lie among them"
+    )
