@@ -1,6 +1,5 @@
 """The Python interface: everything that the command line does, as functions."""
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,9 +31,6 @@ __all__ = [
     "Predictor", "RunCheck", "RunResult", "Verified",
     "export", "load", "merge", "open_artifact", "pack", "require_torch", "run", "status", "verify",
 ]  # fmt: skip
-
-_ONE_EXPORT = threading.RLock()
-"""torch captures one module at a time; other threads wait."""
 
 run = typed_arguments()(run_job)
 merge = merge_run
@@ -118,9 +114,11 @@ def export(
         "overwrite": overwrite, "user": user, "preprocess": preprocess, "progress": progress,
     }  # fmt: skip
     require_torch()
+    from exporters.turns import ONE_EXPORT
+
     require_path("export", destination, expected="the path of the artifact to create", advice="name it, as 'model'")
     where = delivered(destination, "artifact", ExportError, overwrite=overwrite, marker=MANIFEST_NAME)
-    with _ONE_EXPORT, where as here:
+    with ONE_EXPORT, where as here:
         result = _export(source, here, module, arguments, unsafe_load, options)
     return replace(result, path=destination) if is_url(destination) else result
 

@@ -31,6 +31,7 @@ from exporters.ranges import Range
 from exporters.request import check_values
 from exporters.subject import DrawOptions, Subject, prepare
 from exporters.tasks import TaskRequest, parse_tasks
+from exporters.turns import one_at_a_time
 from exporters.workshop import Workshop
 
 __all__ = ["DEFAULT_FORMATS", "ExportResult", "check_request", "export_module"]
@@ -54,6 +55,7 @@ class ExportResult:
         return max((record.max_error for record in self.manifest.parity), default=0.0)
 
 
+@one_at_a_time
 def export_module(
     module: nn.Module,
     destination: str | Path,

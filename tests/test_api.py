@@ -106,13 +106,14 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "run.json").read_text())["seed"] == 1
 
 
-def test_exports_of_several_threads_take_turns(tmp_path: Path) -> None:
+@pytest.mark.parametrize("export", [deploykit.export, export_module])
+def test_exports_of_several_threads_take_turns(tmp_path: Path, export: Any) -> None:
     """torch keeps what it captures in one place for all threads."""
     module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout(0.5)).eval()
 
     def exported(number: int) -> Any:
         path = tmp_path / str(number)
-        deploykit.export(module, path, inputs=["x:float32[batch,4]"], mc_draws=3, formats=["onnx"])
+        export(module, path, inputs=["x:float32[batch,4]"], mc_draws=3, formats=["onnx"])
         with deploykit.load(path) as model:
             return model.predict(np.ones((4, 4), np.float32))["output.mean"]
 
