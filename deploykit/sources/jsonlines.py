@@ -40,10 +40,12 @@ class _JsonFiles(TextTables):
     def _find_schema(self) -> Any:
         import pyarrow as pa
 
-        # A field whose values say nothing is one all the same, at its place in the order of the data.
-        kinds: dict[str, Counter[tuple[str, int]]] = defaultdict(Counter)
+        sample = list(self._sample())
+        # A record may leave fields out, or say nothing of them: the order of the data is that of the fullest.
+        fullest = max((record for _, record in sample), key=len, default={})
+        kinds: dict[str, Counter[tuple[str, int]]] = defaultdict(Counter, {name: Counter() for name in fullest})
         texts: dict[str, str] = {}
-        for row, record in self._sample():
+        for row, record in sample:
             for name, value in record.items():
                 counted, found = kinds[name], _kind_of(value)
                 if found is None:

@@ -103,9 +103,10 @@ def test_rows_of_numbers_are_told_from_counted_columns(row: list[float]) -> None
     assert not are_values([*map(repr, row), "label"])
 
 
-def test_a_field_without_values_keeps_its_place_in_the_order_of_the_data(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ['{"f0": null, "f1": 1}', '{"f1": 1}'])
+def test_a_field_without_a_value_keeps_its_place_in_the_order_of_the_data(tmp_path: Path, first: str) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"f0": null, "f1": 1}\n{"f0": 2, "f1": 3}\n')
+    path.write_text(first + '\n{"f0": 2, "f1": 3}\n')
     two = TensorSpec(name="x", dtype="float32", shape=("batch", 2))
     found = opened(path, [two], allow_nan=True).read(0, 2)["x"]
     assert np.array_equal(found, np.array([[np.nan, 1], [2, 3]], np.float32), equal_nan=True)
