@@ -186,8 +186,11 @@ def _begins_as_packed(path: Path | str, here: Path) -> bool:
 
 
 def _read_manifest(path: Path | str, directory: Path) -> Manifest:
+    file = directory / MANIFEST_NAME
     try:
-        data = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
+        if file.is_fifo() or file.is_char_device():  # These would never end.
+            raise ArtifactError(f"artifact {path}: {MANIFEST_NAME} is no regular file; copy the artifact again")
+        data = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(
             f"artifact {path}: holds no {MANIFEST_NAME}; create an artifact with deploykit export"

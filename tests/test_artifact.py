@@ -145,6 +145,9 @@ def test_things_that_are_no_artifact(tmp_path: Path, directory: Path) -> None:
     (directory / "manifest.json").unlink()
     (directory / "manifest.json").mkdir()
     refused(directory, "cannot be read")
+    (directory / "manifest.json").rmdir()
+    os.mkfifo(directory / "manifest.json")
+    refused(directory, "manifest.json is no regular file")
 
 
 BAD_NAMES = [
