@@ -35,7 +35,8 @@ class FileTables(abc.ABC):
         self.identity = FileIdentity(self.files)
         self.notes: list[str] = []
         self._opened: tuple[int, Any] | None = None
-        self._columns: tuple[str, ...] | None = None
+        self._columns: tuple[str, ...] = ()
+        self._others: dict[int, Any] = {}
         # Where the caller knows the rows of all files, only those that are read are opened.
         known = reading.index if _fits(reading.index, len(self.files)) else None
         if known is None:
@@ -75,15 +76,22 @@ class FileTables(abc.ABC):
         """Close an open file."""
 
     def select(self, columns: Sequence[str], dtypes: dict[str, str], kept: dict[str, str]) -> None:  # noqa: ARG002 (the file has types)
-        """Read these columns from now on."""
+        """Read these columns from now on.
+
+        Raises:
+            DataError: a file that was counted has others than the first one.
+        """
         self._columns = tuple(columns)
+        for number, schema in self._others.items():
+            self._check_columns(number, schema)
+        self._others.clear()
 
     def chunks(self, piece: int) -> Iterator[Any]:
         """The rows of one piece."""
         number, inner = self._where[piece]
         opened = self._file(number)
         self._check_columns(number, self._schema_of(opened))
-        return self._chunks_of(opened, inner, self._columns or self.schema.names)
+        return self._chunks_of(opened, inner, self._columns)
 
     def explain(self, piece: int, first_row: int, error: Exception) -> DataError:
         """The error, with the file and the rows."""
@@ -120,13 +128,15 @@ class FileTables(abc.ABC):
 
     def _rows_of(self, number: int) -> list[int]:
         opened = self._file(number)
-        self._check_columns(number, self._schema_of(opened))
+        schema = self._schema_of(opened)
+        if not schema.equals(self.schema):
+            self._others[number] = schema  # Which columns must be the same is not known yet.
         return self._pieces_of(self.files[number], opened)
 
     def _check_columns(self, number: int, schema: Any) -> None:
         if schema.equals(self.schema):
             return
-        for name in self._columns or self.schema.names:
+        for name in self._columns:
             have, want = _type_of(schema, name), _type_of(self.schema, name)
             if have != want:
                 raise DataError(

@@ -558,6 +558,22 @@ def test_a_store_is_asked_once_for_each_file_of_a_folder(tmp_path: Path) -> None
     source.close()
 
 
+@pytest.mark.parametrize("extension", ["parquet", "arrow"])
+def test_files_may_differ_in_columns_that_are_not_read(tmp_path: Path, extension: str) -> None:
+    """pandas writes a column in which all is missing with a type of its own."""
+    others = [{"k": pa.array(["a"] * ROWS)}, {"k": pa.nulls(ROWS)}, {}, {"more": pa.nulls(ROWS)}]
+    for number, other in enumerate(others):
+        table = pa.table({**other, "x": vectors(VECTORS)})
+        if extension == "parquet":
+            pq.write_table(table, tmp_path / f"{number}.parquet")
+        else:
+            pyarrow.feather.write_feather(table, tmp_path / f"{number}.arrow")
+    source = opened(tmp_path)
+    np.testing.assert_array_equal(source.read(0, 4 * ROWS)["x"], np.tile(VECTORS, (4, 1)))
+    with pytest.raises(DataError, match=r"1\.\w+: column 'k' is null, in .*0\.\w+ it is string; the files of one data"):
+        opened(tmp_path, keep=("k",))
+
+
 @pytest.mark.parametrize("name", ["x", "x.mean", "x.list.element"])
 def test_few_large_rows_of_parquet_are_decoded_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
