@@ -61,6 +61,11 @@ class _CsvFiles(TextTables):
                     f"data {file.place}: its header is {header[:8]}, that of {self.files[0].place} {self._header[:8]}; "
                     "the files of one data set must have the same columns"
                 )
+        if len(self._header) == 1 and self._blank:
+            raise DataError(
+                f"data {self._blank[0]}: an empty line before it, which in a file of one column is a missing value to "
+                "some writers and nothing to others; write NA for the value, or take the line out"
+            )
         types = {name: column_type(values) for name, values in zip(self._header, self._sample(), strict=True)}
         self.hints = {name: hint for name, (_, hint) in types.items() if hint is not None}
         return pa.schema([pa.field(name, types[name][0]) for name in self._header])

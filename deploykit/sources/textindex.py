@@ -50,6 +50,7 @@ def text_pieces(
     header: bool,
     block_bytes: int = BLOCK_BYTES,
     told: Callable[[int], object] | None = None,
+    blank: Callable[[int], object] | None = None,
 ) -> list[TextPiece]:
     """The pieces of a file, each of whole rows and about ``block_bytes`` long.
 
@@ -59,13 +60,15 @@ def text_pieces(
         header: the first row is no row of data.
         block_bytes: how much is read at a time.
         told: is called with the rows up to now, again and again.
+        blank: is called with the number of the first row that an empty line lies before, if there is one; in a file of
+            one column it may be a row without a value.
 
     Raises:
         OpenQuoteError: a quote is not closed, or only by the quote that was to open a later value.
     """
     pieces: list[TextPiece] = []
     counted = 0
-    for start, stop, rows, first_end in _blocks(file, delimiter, block_bytes):
+    for start, stop, rows, first_end in _blocks(file, delimiter, block_bytes, blank):
         if header:
             start, rows, header = start + first_end, rows - 1, False
         if rows:
@@ -89,12 +92,14 @@ def whole_rows(block: bytes, *, delimiter: bytes | None) -> bytes:
     return block[: ends[-1] + 1] if len(ends) else b""
 
 
-def _blocks(file: IO[bytes], delimiter: bytes | None, block_bytes: int) -> Iterator[tuple[int, int, int, int]]:
+def _blocks(
+    file: IO[bytes], delimiter: bytes | None, block_bytes: int, blank: Callable[[int], object] | None
+) -> Iterator[tuple[int, int, int, int]]:
     """Start, stop and rows of blocks of whole rows, and the length of the first row, empty lines before it included."""
     rest = file.read(len(_MARK))
     position = len(_MARK) if rest == _MARK else 0
     rest = rest.removeprefix(_MARK)
-    seen = 0
+    seen, empty = 0, None
     while True:
         # A long row is looked through again with what follows; twice as much each time keeps that linear.
         data = file.read(max(block_bytes, len(rest)))
@@ -110,11 +115,21 @@ def _blocks(file: IO[bytes], delimiter: bytes | None, block_bytes: int) -> Itera
         stop = int(ends[-1]) + 1 if len(ends) else 0
         full = _is_full(block, ends, delimiter)
         rows = int(full.sum())
+        empty = empty or _first_empty(full, seen)
+        if blank is not None and empty is not None and empty < seen + rows:
+            blank(empty - 1)
+            blank = None
         if rows:
             yield position, position + stop, rows, int(ends[np.argmax(full)]) + 1
         position, rest, seen = position + stop, block[stop:], seen + rows
         if not data:
             return
+
+
+def _first_empty(full: Array, seen: int) -> int | None:
+    """How many rows come before the first empty line that has some, where ``seen`` came before these lines."""
+    before = seen + np.cumsum(full)[~full]
+    return next((int(rows) for rows in before[before > 0][:1]), None)
 
 
 def _count(block: bytes, delimiter: bytes | None) -> int:

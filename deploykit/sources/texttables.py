@@ -53,6 +53,7 @@ class TextTables(abc.ABC):
         self._dtypes: dict[str, str] = {}
         self._kept: dict[str, str] = {}
         self._columns: tuple[str, ...] = ()
+        self._blank: list[str] = []
         index = reading.index
         self.is_known = known = isinstance(index, list) and len(index) == len(files)
         if not known:
@@ -147,7 +148,10 @@ class TextTables(abc.ABC):
             with file.open() as opened:
                 require_text(file, opened.read(8))
                 opened.seek(0)
-                return text_pieces(opened, delimiter=self.delimiter, header=self.delimiter is not None, told=told)
+                return text_pieces(
+                    opened, delimiter=self.delimiter, header=self.delimiter is not None, told=told,
+                    blank=lambda row: self._blank.append(f"{file.place}, row {row}"),
+                )  # fmt: skip
         except OSError as error:
             raise DataError(f"data {file.place}: cannot be read ({error}); check the disk or the connection") from error
         except OpenQuoteError as error:

@@ -1,11 +1,14 @@
 """What the beginning of a text file says of its columns: a bad row there is an error of that row alone."""
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from deploykit.errors import DataError
 from deploykit.sources import KEPT
 from deploykit.sources.csvvalues import are_values
+from deploykit.sources.textindex import text_pieces
 from deploykit.tensors import TensorSpec
 
 from .helpers import X
@@ -151,3 +155,30 @@ def test_a_line_that_the_parser_alone_refuses_takes_no_others_with_it_where_a_wo
                 source.read(row, row + 1)
         else:
             assert source.read(row, row + 1)["v"].tolist() == [row]
+
+
+@pytest.mark.parametrize("block", [1, 7, 4096])
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ("v\n1\n\n3\n", 1), ("v\r\n\r\n1\r\n", 0), ("v\r1\r2\r\r3", 2), ("\n\nv\n1\n\n\n2\n\n", 1),
+        ("v\n1\n\n\n", None),
+        ("\n\nv\n1\n2", None), ('v\n"a\n\nb"\n1\n', None), ("", None), ("v\n\n", None), ('v\n""\n1\n', None),
+    ],
+)  # fmt: skip
+def test_the_first_row_behind_an_empty_line_is_told(text: str, row: int | None, block: int) -> None:
+    found: list[int] = []
+    text_pieces(io.BytesIO(text.encode()), delimiter=b",", header=True, block_bytes=block, blank=found.append)
+    assert found == ([] if row is None else [row])
+
+
+def test_an_empty_line_in_a_file_of_one_column_is_no_row_that_is_lost(tmp_path: Path) -> None:
+    """pyarrow writes a missing value so, and reads no row there."""
+    scalar = TensorSpec(name="v", dtype="float32", shape=("batch",))
+    pyarrow.csv.write_csv(pa.table({"v": [1.0, None, 3.0]}), tmp_path / "rows.csv")
+    with pytest.raises(DataError, match=r"rows\.csv, row 1: an empty line before it, .*; write NA for the value"):
+        opened(tmp_path / "rows.csv", [scalar], allow_nan=True)
+    (tmp_path / "rows.csv").write_text("v,k\n1,2\n\n3,4\n\n")
+    assert opened(tmp_path / "rows.csv", [scalar]).read(0, 2)["v"].tolist() == [1, 3]
+    (tmp_path / "rows.csv").write_text("v\n1\n3\n\n\n")
+    assert opened(tmp_path / "rows.csv", [scalar]).read(0, 2)["v"].tolist() == [1, 3]
