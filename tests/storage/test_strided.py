@@ -147,6 +147,19 @@ def test_what_is_damaged_is_written_again_from_the_parts(tmp_path: Path) -> None
         verify_run(tmp_path)
 
 
+def test_a_run_that_has_lost_a_part_is_not_finished_for_its_strided_files(tmp_path: Path) -> None:
+    job = make_job(9, write_interval="epoch", layout="strided:2")
+    directory = run_all(tmp_path, job)
+    whole = files_of(tmp_path)
+    (directory.parts / "part-000001.npy").unlink()
+    assert not is_finished(directory)
+    with pytest.raises(IncompleteRunError, match="missing: rows 4 to 7"):
+        verify_run(tmp_path)
+    run_all(tmp_path, job)
+    assert is_finished(directory)
+    assert files_of(tmp_path) == whole
+
+
 def test_ids_in_strided_files_are_read_not_believed(tmp_path: Path) -> None:
     job = make_job(9, write_interval="epoch", layout="strided:2")
     directory = run_all(tmp_path, job)
