@@ -394,6 +394,36 @@ class TestEpoch:
             assert len(list(directory.parts.iterdir())) == (0 if interval == "epoch" else 5)
             assert json.loads((directory.commits / "rank-0001.json").read_text())["shards"] == [1, 3]
 
+    @pytest.mark.parametrize(
+        ("place", "written"),
+        [
+            ("results.npy", True),
+            ("predictions_1.npy", True),
+            ("../predictions_0.npy", True),
+            ("deeper/predictions_0.npy", True),
+            ("predictions_0.npy", False),
+        ],
+    )
+    def test_files_of_a_users_writer_have_their_names_and_place(
+        self, tmp_path: Path, place: str, written: bool
+    ) -> None:
+        class Own(NpyWriter):
+            def write_epoch(self, directory: Path, rank: int, batches: Iterator[Batch], rows: int) -> list[Path]:
+                list(batches)
+                path = directory / place
+                if written:
+                    path.parent.mkdir(exist_ok=True)
+                    path.write_bytes(b"rows")
+                return [path]
+
+        job = make_job(write_interval="epoch")
+        said = rf"writer Own: write_epoch gave {Path(place).name}; it must write predictions_0 or batch_indices_0"
+        with pytest.raises(RunError, match=said):
+            run_all(tmp_path, job, writer=Own(OUTPUTS))
+        assert not list(tmp_path.rglob(".tmp*"))
+        assert not list(tmp_path.glob("commits/rank-*"))
+        assert is_finished(run_all(tmp_path, job)), "the parts are there still"
+
     def test_again_changes_nothing(self, tmp_path: Path) -> None:
         directory = run_all(tmp_path, make_job(write_interval="epoch"))
         stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
