@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -423,6 +424,43 @@ class TestEpoch:
         assert not list(tmp_path.rglob(".tmp*"))
         assert not list(tmp_path.glob("commits/rank-*"))
         assert is_finished(run_all(tmp_path, job)), "the parts are there still"
+
+    @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks /proc for the path of a descriptor")
+    def test_rows_are_on_the_disk_in_their_new_place_before_their_old_one_goes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = make_job(write_interval="epoch")
+        directory = RunDirectory.prepare(tmp_path, job)
+        for shard in job.plan.shards():
+            directory.write_part(shard, writer_of(job), batches_of(job.plan, shard), rank=0, timings={})
+        events: list[tuple[str, str]] = []
+        flush, rename, unlink = os.fsync, os.replace, Path.unlink
+
+        def noted(kind: str, path: Any) -> None:
+            events.append((kind, Path(path).relative_to(tmp_path).name))
+
+        def fsync(descriptor: int) -> None:
+            noted("flush", Path(f"/proc/self/fd/{descriptor}").readlink())
+            flush(descriptor)
+
+        def moved(source: Path, target: Path) -> None:
+            noted("rename", target)
+            rename(source, target)
+
+        def removed(path: Path, missing_ok: bool = False) -> None:
+            noted("remove", path)
+            unlink(path, missing_ok=missing_ok)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        monkeypatch.setattr(os, "replace", moved)
+        monkeypatch.setattr(Path, "unlink", removed)
+        finish_epoch(directory, writer_of(job))
+        steps = [
+            ("flush", "predictions_0.npy"), ("rename", "predictions_0.npy"), ("flush", ""),
+            ("rename", "rank-0000.json"), ("flush", "commits"), ("remove", "part-000000.json"),
+        ]  # fmt: skip
+        assert [event for event, _ in groupby(event for event in events if event in steps)] == steps
+        assert events.index(("remove", "part-000000.npy")) > events.index(steps[-1])
 
     def test_again_changes_nothing(self, tmp_path: Path) -> None:
         directory = run_all(tmp_path, make_job(write_interval="epoch"))
