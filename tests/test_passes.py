@@ -121,7 +121,9 @@ def test_what_a_bound_cannot_go_by_is_refused(manifest: Manifest) -> None:
     with pytest.raises(UsageError, match="no output has a standard deviation"):
         plan_passes(_outputs(manifest, "value"), 50, draws_until=0.1)
     assert plan_passes(_outputs(manifest, "mean", "std", "draws"), 50, draws_per_pass=5).draws_per_call == 5
-    two = replace(manifest, outputs=(*_outputs(manifest, "value").outputs, *_outputs(manifest, "mean", "std").outputs))
+    (plain,) = _outputs(manifest, "value").outputs
+    other = replace(plain, name="z", source="z")
+    two = replace(manifest, outputs=(other, *_outputs(manifest, "mean", "std").outputs))
     assert plan_passes(two, 50, draws_until=0.1).draws_until == 0.1, "one output that has it is enough"
 
 

@@ -1,5 +1,6 @@
 import json
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from deploykit.runs.verify_run import check_run, verify_run
 from deploykit.storage.files import sha256_of
 from deploykit.tensors import TensorSpec
 from deploykit.writers import WRITERS, Batch
+from deploykit.writers.npy import NpyWriter
 
 from .helpers import MEAN, batch_of, files_of, make_job, run_all, writer_of
 from .test_writers import CSV, RAGGED, ragged
@@ -101,6 +103,20 @@ def test_nor_is_that_of_a_run_at_a_url(tmp_path: Path, folder: str, end: str) ->
     assert not store.exists(f"{tmp_path.name}/{folder}/all.npy")
     merge_run(f"{url}{end}", f"{url}/all.npy")
     assert store.exists(f"{tmp_path.name}/all.npy")
+
+
+def test_the_file_of_a_rank_is_read_once_for_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_all(tmp_path / "run", make_job(write_interval="epoch"), ranks=2)
+    reads: list[int] = []
+    read = NpyWriter.read_epoch
+
+    def counted(self: NpyWriter, directory: Path, rank: int) -> Iterator[Batch]:
+        reads.append(rank)
+        return read(self, directory, rank)
+
+    monkeypatch.setattr(NpyWriter, "read_epoch", counted)
+    merge_run(tmp_path / "run", tmp_path / "all.npz")
+    assert sorted(reads) == [0, 1]
 
 
 def test_an_incomplete_run_is_merged_only_on_request(tmp_path: Path) -> None:
