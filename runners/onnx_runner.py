@@ -124,14 +124,16 @@ class OnnxRunner(Runner):
         return found
 
     def _run_bound(self, inputs: Arrays, controls: Arrays) -> list[np.ndarray[Any, Any]]:
-        """Data goes to the device once and comes back once; controls stay where the graph reads them."""
+        """Data goes to the device once and comes back once.
+
+        The copy of an array that is bound as it is would only be queued, in a stream that another call may get
+        meanwhile, so that the run of this one may begin before it is there. An OrtValue is copied when it is made.
+        """
         kind, index = self.device.kind, self.device.index
         binding = self._session.io_binding()
         put = _onnxruntime().OrtValue.ortvalue_from_numpy
-        for name, array in inputs.items():
-            binding.bind_ortvalue_input(name, put(np.ascontiguousarray(array), kind, index))
-        for name, array in controls.items():
-            binding.bind_cpu_input(name, array)
+        for name, array in (inputs | controls).items():
+            binding.bind_ortvalue_input(name, put(np.asarray(array, order="C"), kind, index))
         for name in self._outputs:
             binding.bind_output(name, kind, index)
         self._session.run_with_iobinding(binding, self._quiet)

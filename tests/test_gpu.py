@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,23 @@ def test_masks_and_uniform_numbers_are_bit_for_bit_those_of_numpy(runner: str, d
     (uniform,) = (site.index for site in sites if site.kind == "uniform")
     numbers = noise.sample("uniform", -9, uniform, ids, range(3, 8), 257, None)
     np.testing.assert_array_equal(np.swapaxes(got["uniform.draws"], 0, 1), numbers)
+
+
+@both
+@everywhere
+def test_batches_in_work_at_the_same_time_have_each_its_own_masks(runner: str, device: str, artifact: Path) -> None:
+    """What tells a batch's rows and seed reaches the device before the batch begins, whichever stream it gets."""
+    x = np.ones((64, 257), np.float32)
+    with deploykit.load(artifact, runner=runner, device=device) as model, ThreadPoolExecutor(2) as lanes:
+        sites = model.artifact.manifest.monte_carlo.sites
+        plain = [site.index for site in sites if site.module == "drop"][-1]
+
+        def found(call: int) -> Any:
+            return model.predict(x, sample_ids=np.arange(64) + 64 * call, seed=call, draws=2)["mask.draws"]
+
+        for call, got in enumerate(lanes.map(found, range(60))):
+            wanted = masks.keep_mask(call, plain, np.arange(64) + 64 * call, range(2), 257, 0.3)
+            np.testing.assert_array_equal(np.swapaxes(got, 0, 1) != 0, wanted, err_msg=f"call {call}")
 
 
 @everywhere
