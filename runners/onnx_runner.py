@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import re
 import sys
 from types import ModuleType
@@ -154,6 +155,8 @@ def _providers(ort: ModuleType, device: Device) -> list[Any]:
         return [_CPU]
     if _CUDA not in ort.get_available_providers():
         raise DeviceError(_not_obtained(ort, device))
+    # Recurrent layers heed no use_tf32, but what NVIDIA's own libraries are told.
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     if hasattr(ort, "preload_dlls"):
         # CUDA libraries installed as Python packages are not on the loader's path. What is missing is printed.
         with contextlib.redirect_stdout(sys.stderr):

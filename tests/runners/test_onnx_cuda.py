@@ -4,6 +4,7 @@ The stand-in computes on the CPU, with the real ONNX Runtime. Texts of errors ar
 machine without a device.
 """
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +25,13 @@ NO_DEVICE = (
     "CUDA-capable device is detected ; GPU=-1 ; hostname=h ; file=cuda_execution_provider.cc ; line=355 ; "
     "expr=cudaSetDevice(info_.device_id); \n\n"
 )
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test sets is taken back after it."""
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
 
 
 class Session:
@@ -126,7 +134,17 @@ def test_a_session_is_in_full_float32_and_never_falls_back(
         ("CUDAExecutionProvider", {"device_id": "0", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})
     ]
     assert Session.asked["enable_fallback"] is False
+    assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0", "recurrent layers heed nothing else"
     assert capsys.readouterr() == ("", "Failed to load libcublasLt.so.13\n"), "standard output is for results"
+
+
+def test_what_the_user_told_nvidias_libraries_stays(
+    artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_runner, "_onnxruntime", stand_in)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    with OnnxRunner(artifacts["plain"], Device(kind="cuda")):
+        assert os.environ["NVIDIA_TF32_OVERRIDE"] == "1"
 
 
 def test_why_cuda_did_not_start_is_told(artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch) -> None:
