@@ -1,6 +1,5 @@
 """Where torch decides by sizes or values only to be faster or stricter, let it go the one way that a graph can hold."""
 
-import builtins
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -8,9 +7,12 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.amp.autocast_mode import autocast
 from torch.distributions.utils import lazy_property
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.modules import transformer
+
+from exporters.capture.sizes import free_sizes
 
 __all__ = ["plainly"]
 
@@ -19,7 +21,7 @@ __all__ = ["plainly"]
 def plainly() -> Iterator[None]:
     """For the time of a capture: what is computed stays the same."""
     with ExitStack() as stack:
-        for each in (_masks_as_given, _plain_distributions, _plain_distances, _even_parts, _sizes_by_len):
+        for each in (_masks_as_given, _plain_distributions, _plain_distances, _even_parts, _autocast, free_sizes):
             stack.enter_context(each())
         yield
 
@@ -93,14 +95,21 @@ def _even_parts() -> Iterator[None]:
 
 
 @contextmanager
-def _sizes_by_len() -> Iterator[None]:
-    """``len(x)`` makes a number of a size, because Python asks for one; ``x.shape[0]`` does not."""
-    length: Any = builtins.len
+def _autocast() -> Iterator[None]:
+    """A block of ``torch.autocast`` that is off, or for a device that no capture runs on, would be one in the graph."""
+    enter: Any = autocast.__enter__
+    leave: Any = autocast.__exit__
+    entered: list[bool] = []
 
-    def size(value: Any, /) -> Any:
-        return value.shape[0] if isinstance(value, Tensor) and value.ndim else length(value)
+    def entering(self: Any) -> Any:
+        # One that is off does something within one that is on.
+        entered.append((self._enabled and self.device == "cpu") or torch.is_autocast_enabled(self.device))
+        return enter(self) if entered[-1] else self
 
-    with mock.patch.object(builtins, "len", size):
+    def leaving(self: Any, *error: Any) -> Any:
+        return leave(self, *error) if entered.pop() else False
+
+    with mock.patch.object(autocast, "__enter__", entering), mock.patch.object(autocast, "__exit__", leaving):
         yield
 
 

@@ -128,6 +128,11 @@ BIAS = torch.tensor([[0.0, -1.0, 0.5], [0.3, 0.0, -torch.inf], [0.0, 0.2, 0.1]])
 EIGHT: dict[str, Any] = {"d_model": 8, "nhead": 2, "dim_feedforward": 16, "dropout": 0.2, "batch_first": True}
 
 
+def _uncast(owner: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return F.dropout(x.float(), 0.3, owner.training)
+
+
 def _plain() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     yield "nn.Dropout", models.Mlp
     yield "nn.Dropout, one module called three times", models.Shared
@@ -144,6 +149,7 @@ def _plain() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     yield "F.alpha_dropout", models.CONSTRUCTS["F.alpha_dropout"]
     yield "F.feature_alpha_dropout", models.CONSTRUCTS["F.feature_alpha_dropout"]
     yield "torch.dropout_", lambda: models.Wrapped(lambda m, x: torch.dropout_(x * 2, 0.3, m.training))
+    yield "a dropout in a block of autocast that is off", lambda: models.Wrapped(_uncast)
     yield "a batch that comes second", models.SequenceFirst
     yield "a batch folded with heads", models.FoldedHeads
     yield "a batch folded with steps", models.FoldedInner

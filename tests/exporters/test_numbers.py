@@ -1,11 +1,13 @@
 """Numbers and sizes in the arithmetic of tensors: both files give what the module gives, whatever the types are."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from exporters.export import export_module
@@ -23,6 +25,32 @@ class Computed(nn.Module):
         return {"computed": self.compute(x, mask), "drawn": self.drop(x)}
 
 
+def rooted(x: Tensor, mask: Tensor) -> Tensor:
+    return x / math.sqrt(x.shape[1]) + x * np.sqrt(2 * mask.shape[1])
+
+
+def spaced(x: Tensor, mask: Tensor) -> Tensor:
+    """Steps from both ends, whether their number is odd or even."""
+    return x * torch.linspace(-1, 3, x.shape[1]) + torch.linspace(0.1, 0.7, 2 * mask.shape[1])[::2]
+
+
+def half(x: Tensor, _: Tensor) -> Tensor:
+    """Tensors of sizes as bounds and as numbers, as in DeBERTa."""
+    size = torch.tensor(x.shape[1])
+    return x[:, : 1 + (size - 1) // 2].sum(1, keepdim=True) / torch.sqrt(size * 2)
+
+
+def scaled(x: Tensor, _: Tensor) -> Tensor:
+    each = x[:, None, :, None]
+    return F.scaled_dot_product_attention(each, each, each, scale=1 / math.sqrt(x.shape[1]))[:, 0, :, 0]
+
+
+def in_full(x: Tensor, _: Tensor) -> Tensor:
+    """As rotary embeddings of transformers have it."""
+    with torch.autocast("cpu", enabled=False):
+        return torch.sin(x.float() @ x.float().mT) @ x
+
+
 COMPUTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "a fraction less integers": lambda _, mask: (1.0 - mask) * -10000.0,
     "an integer less integers": lambda _, mask: 3 - mask,
@@ -33,6 +61,11 @@ COMPUTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "tensors of two types": lambda x, mask: torch.rsub(mask, x, alpha=2),
     "integers by a size": lambda x, _: x * (torch.arange(x.shape[1]) / x.shape[1]),
     "integers by an integer": lambda _, mask: mask / 4,
+    "roots of sizes": rooted,
+    "a size many steps": spaced,
+    "tensors of sizes": half,
+    "a scale made of a size": scaled,
+    "autocast that is off": lambda x, mask: in_full(x[:, :, None], mask)[:, :, 0],
 }
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from tests.families.checks import Arrays, Family
 from tests.families.huggingface import RANGES, SIZES, TOKENS, text
 
-__all__ = ["FAMILIES"]
+__all__ = ["DEBERTA", "FAMILIES"]
 
 # With the small weights that it begins with, its boxes would hardly move.
 _DETR: dict[str, Any] = {
@@ -25,6 +25,14 @@ def deberta() -> nn.Module:
         norm_rel_ebd="layer_norm", type_vocab_size=0,
     )  # fmt: skip
     return transformers.DebertaV2ForSequenceClassification(config)
+
+
+def deberta_of_old() -> nn.Module:
+    """Its relative positions are cut at a tensor that it makes of the number of steps."""
+    config = transformers.DebertaConfig(
+        **SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], type_vocab_size=0
+    )
+    return transformers.DebertaForSequenceClassification(config)
 
 
 def llama() -> nn.Module:
@@ -77,6 +85,8 @@ def _detr() -> tuple[tuple[str, str], ...]:
     encoder, decoder = "model.encoder.layers.0", "model.decoder.layers.0"
     return _drop("model.encoder", encoder, f"{encoder}.mlp", decoder, decoder, f"{decoder}.mlp")
 
+
+DEBERTA = Family(build=deberta_of_old, inputs=TOKENS, ranges=RANGES, feeds=text, sites=_deberta())
 
 FAMILIES = {
     "DeBERTa-v2": Family(build=deberta, inputs=TOKENS, ranges=RANGES, feeds=text, sites=_deberta()),

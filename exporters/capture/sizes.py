@@ -1,0 +1,134 @@
+"""Where a module's code makes numbers or tensors of dynamic sizes, let them stay sizes, which a graph can hold."""
+
+import builtins
+import math
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["free_sizes"]
+
+_SIZE, _NUMBER = torch.SymInt, (torch.SymInt, torch.SymFloat)
+
+
+@contextmanager
+def free_sizes() -> Iterator[None]:
+    """For the time of a capture: what is computed stays the same, up to rounding."""
+    with ExitStack() as stack:
+        for each in (_by_len, _roots, _scales, _spaces, _Sizes):
+            stack.enter_context(each())
+        yield
+
+
+@contextmanager
+def _by_len() -> Iterator[None]:
+    """``len(x)`` makes a number of a size, because Python asks for one; ``x.shape[0]`` does not."""
+    length: Any = builtins.len
+
+    def size(value: Any, /) -> Any:
+        return value.shape[0] if isinstance(value, Tensor) and value.ndim else length(value)
+
+    with mock.patch.object(builtins, "len", size):
+        yield
+
+
+@contextmanager
+def _roots() -> Iterator[None]:
+    """``math.sqrt`` makes a number of a size too, and ``numpy.sqrt`` asks for a method that none has."""
+    original: Any = math.sqrt
+
+    def root(value: Any, /) -> Any:
+        return value**0.5 if isinstance(value, _NUMBER) else original(value)
+
+    with ExitStack() as stack:
+        for owner, name in ((math, "sqrt"), *((each, "sqrt") for each in _NUMBER)):
+            stack.enter_context(mock.patch.object(owner, name, root, create=True))
+        yield
+
+
+@contextmanager
+def _scales() -> Iterator[None]:
+    """The scale of an attention is a plain number; the query may be multiplied by any."""
+    original: Any = functional.scaled_dot_product_attention
+
+    def attention(query: Any, *given: Any, scale: Any = None, **named: Any) -> Any:
+        if isinstance(scale, torch.SymFloat):
+            query, scale = query * scale, 1.0
+        return original(query, *given, scale=scale, **named)
+
+    with mock.patch.object(functional, "scaled_dot_product_attention", attention):
+        yield
+
+
+@contextmanager
+def _spaces() -> Iterator[None]:
+    """``linspace`` takes a plain number of steps, and ``arange`` takes any."""
+    original: Any = torch.linspace
+    arange: Any = torch.arange
+    larger: Any = torch.sym_max
+
+    def linspace(start: Any, end: Any, steps: Any, *, dtype: Any = None, device: Any = None, **named: Any) -> Any:
+        dtype = dtype or torch.get_default_dtype()
+        if not isinstance(steps, _SIZE) or named or not dtype.is_floating_point:
+            return original(start, end, steps, dtype=dtype, device=device, **named)
+        places = arange(steps, dtype=dtype, device=device)
+        step = (end - start) / larger(steps - 1, 1)
+        # From both ends, as torch does it: each is exactly what was asked for.
+        return torch.where(2 * places < steps, start + places * step, end - (steps - 1 - places) * step)
+
+    with mock.patch.object(torch, "linspace", linspace):
+        yield
+
+
+_SAME = {"scalar_tensor", "to", "long", "detach_"}
+"""Functions whose result holds the size that they are given; ``torch.tensor(size)`` is made of them."""
+
+_SUMS: dict[str, Callable[[Any, Any], Any]] = {
+    **dict.fromkeys(("add", "__add__", "__radd__"), operator.add),
+    **dict.fromkeys(("sub", "__sub__"), operator.sub),
+    **dict.fromkeys(("rsub", "__rsub__"), lambda one, other: other - one),
+    **dict.fromkeys(("mul", "__mul__", "__rmul__"), operator.mul),
+    **dict.fromkeys(("floor_divide", "__floordiv__"), operator.floordiv),
+}
+
+
+class _Sizes(TorchFunctionMode):
+    """Tensors made of sizes alone give these sizes back where numbers are made of them, as the bounds of a slice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The tensors are held, so that no other gets the number of one that is gone.
+        self._known: dict[int, tuple[Tensor, int, Any]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, given = getattr(func, "__name__", ""), kwargs or {}
+        sizes = [self._size(each) for each in args]
+        if name == "item" and sizes[0] is not None:
+            return sizes[0]
+        result, size = func(*args, **given), None
+        if name in _SAME:
+            size = sizes[0]
+        elif name in _SUMS and not given and None not in sizes:
+            size = _SUMS[name](*sizes)
+        if size is not None and isinstance(result, Tensor) and _is_whole(result):
+            self._known[id(result)] = result, result._version, size
+        return result
+
+    def _size(self, value: object) -> Any:
+        """The size that a value is, or that a tensor holds as long as it is not written to."""
+        if isinstance(value, (int, _SIZE)):
+            return value
+        tensor, version, size = self._known.get(id(value), (None, 0, None))
+        return size if tensor is not None and tensor._version == version else None
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    # torch does not tell of a tensor of inference mode whether it was written to.
+    return not (tensor.is_inference() or tensor.is_floating_point() or tensor.is_complex() or tensor.ndim)
