@@ -18,6 +18,7 @@ from deploykit.sources.reading import split
 from deploykit.standin import StandIn
 from deploykit.writers import Writer
 from deploykit.writers.pt import as_returned
+from runners.lightning.loaders import RankBatches, loaders_of_rank
 from runners.lightning.trainer import make_module, make_trainer
 from runners.pipeline.isolate import read_rows
 
@@ -71,13 +72,13 @@ class Calls:
     def _stand_ins(self, writer: Any) -> tuple[StandIn, StandIn]:
         size = self.directory.job.plan.batch_size
         rows = loader_rows(self.source)
-        batches = [sum(1 for _ in self.layout.batches(self.rank, count, size)) for count in rows]
+        batches = [RankBatches(self.layout, self.rank, count, size) for count in rows]
         trainer = make_trainer(
             self.rank,
             self.layout.ranks,
             writer,
-            loaders=getattr(self.source, "loader", None) or _Loader(self.source, size),
-            batches=batches,
+            loaders=loaders_of_rank(self.source, batches, size),
+            batches=[len(each) for each in batches],
             datamodule=getattr(self.source, "datamodule", None),
         )
         return trainer, make_module(self.model, trainer)
@@ -120,19 +121,6 @@ class Calls:
             read, arrays = np.arange(first, stop), split(self.source.read(first, stop))[0]
         tensors = _tensors({name: array[np.searchsorted(read, ids)] for name, array in arrays.items()})
         return tensors if len(tensors) > 1 else next(iter(tensors.values()))
-
-
-class _Loader(StandIn):
-    """What ``trainer.predict_dataloaders`` is, where the data came from no DataLoader."""
-
-    def __init__(self, source: Source, batch_size: int) -> None:
-        known = {"batch_size": batch_size, "num_workers": 0}
-        dataset = getattr(source, "dataset", None)
-        super().__init__("predict_dataloaders", known if dataset is None else {**known, "dataset": dataset})
-        self._length = -(-len(source) // batch_size)
-
-    def __len__(self) -> int:
-        return self._length
 
 
 def loader_rows(source: Source) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ class Recorder(Base):  # type: ignore[misc]
             facts["kind"] = type(loaders).__name__
             loaders = list(loaders.values()) if isinstance(loaders, dict) else loaders
             loaders = loaders if isinstance(loaders, list) else [loaders]
-            facts["loaders"] = [(len(one), len(one.dataset)) for one in loaders] if trainer.world_size == 1 else []
+            facts["loaders"] = [(len(one), len(one.dataset)) for one in loaders]
         facts["mode"] = (torch.is_inference_mode_enabled(), module.training, str(module.device))
         self.calls.append((name, arguments, facts))
 
