@@ -24,6 +24,7 @@ from exporters.onnx_format.addition import log_add, log_add_base_two, refuse_run
 from exporters.onnx_format.attention import attention
 from exporters.onnx_format.difference import reversed_difference
 from exporters.onnx_format.exact import exact_constants
+from exporters.onnx_format.lookup import lookup_translations
 from exporters.onnx_format.names import free_output_names
 from exporters.onnx_format.order import distances, stable_sort
 from exporters.onnx_format.recurrence import recurrent_translations
@@ -124,6 +125,7 @@ def _translations() -> dict[Any, Any]:
         torch.ops.aten.sort.stable: stable_sort,
         torch.ops.aten.cdist.default: distances,
         torch.ops.aten.rrelu_with_noise_functional.default: mean_slope,
+        **lookup_translations(),
         **recurrent_translations(),
     }
 

@@ -82,3 +82,48 @@ def test_numbers_and_tensors_of_other_types(name: str, draws: int | None, tmp_pa
         got = client({"x": x, "mask": mask})["computed"]
         assert got.dtype == wanted.dtype
         np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+LOOKUPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "embedding": lambda x, places: F.embedding(places, torch.arange(30.0).view(10, 3)),
+    "gather": lambda x, places: x.gather(1, places[:, None]),
+    "index_select": lambda x, places: torch.arange(30.0).view(10, 3).index_select(0, places),
+    "scatter": lambda x, places: torch.zeros_like(x).scatter(1, places[:, None], x[:, :1]),
+    "scatter_add": lambda x, places: x.scatter_add(1, places[:, None], x[:, :1]),
+}
+
+
+class Looked(nn.Module):
+    def __init__(self, lookup: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.lookup = lookup
+
+    def forward(self, x: Tensor, places: Tensor) -> Tensor:
+        return self.lookup(x, places)
+
+
+@pytest.mark.parametrize("lookup", LOOKUPS)
+def test_a_place_that_is_none_is_an_error_in_both_formats_as_in_torch(tmp_path: Path, lookup: str) -> None:
+    """ONNX counts numbers below zero from the end: the row would get what is there."""
+    module = Looked(LOOKUPS[lookup])
+    inputs = ["x:float32[batch,10]", "places:int64[batch]"]
+    export_module(module, tmp_path / "a", inputs=inputs, ranges={"places": (0, 10)})
+    x = np.arange(20, dtype=np.float32).reshape(2, 10)
+    right, wrong = {"x": x, "places": np.array([3, 9])}, [{"x": x, "places": np.array([3, bad])} for bad in (-1, 10)]
+    expected = module(torch.from_numpy(x), torch.tensor([3, 9])).numpy()
+    for client in clients(tmp_path / "a", ["output"]).values():
+        assert np.array_equal(client(right)["output"], expected)
+        for arrays in wrong:
+            with pytest.raises(Exception, match=r"(?i)out of (data )?(bounds|range)"):
+                client(arrays)
+    for arrays in wrong:
+        with pytest.raises((IndexError, RuntimeError), match=r"out of (bounds|range)"):
+            module(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def test_a_number_that_no_table_has_is_an_error_where_the_numbers_are_of_32_bits(tmp_path: Path) -> None:
+    module = nn.Embedding(10, 4, padding_idx=0)
+    export_module(module, tmp_path / "a", inputs=["input:int32[batch]"], ranges={"input": (0, 10)})
+    for client in clients(tmp_path / "a", ["output"]).values():
+        with pytest.raises(Exception, match=r"out of (data bounds|range)"):
+            client({"input": np.array([3, -1], np.int32)})
