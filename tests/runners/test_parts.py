@@ -206,6 +206,10 @@ def pace(rank: int, rows: int, *, working_s: float = 20.0, silent_s: float = 0.1
         ([pace(0, 100), pace(1, 10), pace(2, 100)], "rank 1 at 10% of the median rate"),
         ([pace(0, 100), pace(1, 100, silent_s=61.2)], "rank 1 silent for 61 s"),
         ([pace(0, 100), pace(1, 0, working_s=1.0)], ""),
+        ([pace(0, 100), pace(1, 0, working_s=1.0), pace(2, 49, working_s=10.0)], ""),  # it began later
+        ([pace(0, 100), pace(1, 100), pace(2, 50)], ""),
+        ([pace(0, 100), pace(1, 100), pace(2, 49)], "rank 2 at 49% of the median rate"),
+        ([pace(0, 100), pace(1, 0, working_s=1.0, silent_s=5.0), pace(2, 90)], "rank 1 silent for 5 s"),
         ([pace(0, 0, silent_s=9), pace(1, 0, silent_s=9)], "rank 0 silent for 9 s; rank 1 silent for 9 s"),
     ],
 )
