@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import IncompleteRunError, RunError, UsageError
-from deploykit.runs.epoch import is_finished
+from deploykit.runs.epoch import finish_epoch, is_finished
 from deploykit.runs.layout import Layout, parse_layout
 from deploykit.runs.merging import merge_run
 from deploykit.runs.rankrows import rank_batches
@@ -20,6 +20,7 @@ from deploykit.storage.files import sha256_of
 from deploykit.tensors import TensorSpec
 
 from .helpers import batch_of, files_of, make_job, run_all, writer_of
+from .test_writers import RAGGED, ragged
 
 BARE = TensorSpec(name="output", dtype="float32", shape=("batch", 3))
 SIZES = {"rows": st.integers(0, 40), "batch_size": st.integers(1, 5), "ranks": st.integers(1, 5)}
@@ -117,6 +118,23 @@ def test_the_nesting_that_lightning_users_know(tmp_path: Path) -> None:
     predictions = torch.load(tmp_path / "predictions_1.pt", weights_only=True)
     assert [prediction.shape for prediction in predictions] == [(2, 3), (1, 3)]
     assert predictions[1].tolist() == [[50, 51, 52]]
+
+
+def test_rows_of_different_shapes_that_meet_in_a_batch_are_refused(tmp_path: Path) -> None:
+    job = make_job(8, 2, 4, writer="pt", write_interval="epoch", layout="strided:2", outputs=(RAGGED,))
+    for widths, said in (([3, 3, 4, 4], None), ([3, 4, 4, 4], r"\[3\] and \[4\] meet in one batch .*--layout contig")):
+        path = tmp_path / str(said is None)
+        directory = RunDirectory.prepare(path, job)
+        for shard in job.plan.shards():
+            batches = [ragged(start, stop, widths[start // 2]) for start, stop in job.plan.batches(shard)]
+            directory.write_part(shard, writer_of(job), batches, rank=0, timings={})
+        if said is None:
+            finish_epoch(directory, writer_of(job))
+            assert verify_run(path).ok
+            continue
+        with pytest.raises(RunError, match=said):
+            finish_epoch(directory, writer_of(job))
+        assert not list(path.glob("predictions_*"))
 
 
 def test_one_row_on_two_ranks(tmp_path: Path) -> None:
