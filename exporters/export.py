@@ -23,7 +23,7 @@ from deploykit.storage.stores import local_path
 from deploykit.tensors import TensorSpec, parse_spec
 from deploykit.texts import several
 from exporters.eager.entry import Entry, arrangement_for
-from exporters.exportable import check_exportable
+from exporters.exportable import advising_on_experts, check_exportable
 from exporters.formats import FORMATS, Format
 from exporters.inputs import ModelInputs, find_inputs
 from exporters.parity import check_parity, tested_sizes
@@ -130,11 +130,11 @@ def export_module(
     given = find_inputs(module, specs=inputs, example=example, ranges=ranges)
     preprocessing = parse_preprocessing(preprocess, given.specs)
     entry = Entry(module, method, given.names, arrangement_for(module, method, given.names, batch), tasks.left_out)
-    subject = prepare(entry, given, DrawOptions(
+    subject = _prepared(module, entry, given, DrawOptions(
         draws=mc_draws, modules=several(mc_modules), mode=mask_mode, seed=seed, tasks=tasks, keep_draws=keep_draws
     ))  # fmt: skip
     limit = subject.captured.tolerance if tolerance is None else tolerance
-    with Workshop(path) as workshop:
+    with Workshop(path) as workshop, advising_on_experts(module):
         records, parity = _write_formats(workshop.path, writers, subject, given, limit, progress)
         golden = _write_golden(workshop.path / GOLDEN_NAME, subject, given)
         manifest = Manifest(
@@ -146,7 +146,12 @@ def export_module(
         )  # fmt: skip
         write_json(workshop.path / MANIFEST_NAME, manifest.to_json())
         workshop.publish()
-    return ExportResult(path=path, manifest=manifest, notes=(*notes, *given.notes(), *_notes(subject, golden)))
+    return ExportResult(path=path, manifest=manifest, notes=(*notes, *_notes(given, subject, golden)))
+
+
+def _prepared(module: nn.Module, entry: Entry, inputs: ModelInputs, options: DrawOptions) -> Subject:
+    with advising_on_experts(module):
+        return prepare(entry, inputs, options)
 
 
 def _write_formats(
@@ -164,13 +169,17 @@ def _write_formats(
     return records, check_parity(clients, subject, inputs, tolerance)
 
 
-def _notes(subject: Subject, golden: Mapping[str, NDArray[Any]]) -> list[str]:
-    limits = [
-        f"dimension {name}: the module's code allows only sizes with "
-        + " and ".join(f"{end} {size}" for end, size in ends.items())
-        for name, ends in subject.captured.bounds.items()
-    ]
-    return [*subject.notes, *limits, *_without_numbers(golden)]
+def _notes(inputs: ModelInputs, subject: Subject, golden: Mapping[str, NDArray[Any]]) -> list[str]:
+    sizes = inputs.default_sizes()
+    limits = [_limit(name, ends, sizes.get(name)) for name, ends in subject.captured.bounds.items()]
+    return [*inputs.notes(), *subject.notes, *limits, *_without_numbers(golden)]
+
+
+def _limit(name: str, ends: Mapping[str, int], size: int | None) -> str:
+    text = " and ".join(f"{end} {bound}" for end, bound in ends.items())
+    # Of the ways that the code may go a graph has one, for sizes around the one that it was captured at.
+    more = f"; it was captured at {size}, and an --example of a real size may allow others" if len(ends) == 2 else ""
+    return f"dimension {name}: the module's code allows only sizes with {text}{more if size else ''}"
 
 
 def _without_numbers(golden: Mapping[str, NDArray[Any]]) -> list[str]:

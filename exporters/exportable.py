@@ -1,5 +1,8 @@
 """What no module can be exported with, whatever it computes: told by its kind, before anything is tried."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.jit._script import RecursiveScriptModule
@@ -7,9 +10,10 @@ from torch.nn.parameter import is_lazy
 
 from deploykit.errors import ExportError
 
-__all__ = ["check_exportable"]
+__all__ = ["advising_on_experts", "check_exportable"]
 
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
+_EXPERTS = "set_experts_implementation"
 
 
 def check_exportable(module: nn.Module) -> None:
@@ -38,6 +42,23 @@ def check_exportable(module: nn.Module) -> None:
                 f"{name or '(root)'}: is a quantised {type(part).__name__}, which cannot be captured; export the "
                 "module from before torch.ao's quantisation, and quantise the exported file with its runtime's tools"
             )
+
+
+@contextmanager
+def advising_on_experts(module: nn.Module) -> Iterator[None]:
+    """Say what to do where experts of transformers are refused, which sort all tokens or loop over chosen experts.
+
+    Raises:
+        ExportError: the one that was raised, with the advice where it begins with the name of such experts.
+    """
+    try:
+        yield
+    except ExportError as error:
+        parts = dict(module.named_modules())
+        part = parts.get(str(error).partition(" ")[0].removesuffix(":"))
+        if "Experts" not in type(part).__name__ or not any(hasattr(each, _EXPERTS) for each in parts.values()):
+            raise
+        raise ExportError(f'{error}. First call {_EXPERTS}("batched_mm") on the model of transformers') from error
 
 
 def _trouble(tensor: Tensor) -> str | None:

@@ -155,7 +155,7 @@ def _sizes(specs: Sequence[TensorSpec], example: Sequence[Tensor]) -> str:
 
 def _condition(text: str) -> str:
     """What torch found of a dimension: the sizes for which the code holds, or that it holds for one."""
-    guard = re.search(r"the generated guard (.*?)\.?$", text, re.MULTILINE)
+    guard = re.search(r"the generated guard (.*?)\.?(?:Specializations unexpectedly|$)", text, re.MULTILINE)
     if guard is not None:
         return f"its code works only where {guard[1]}"
     constant = re.search(r"specialized it to be a constant \((\d+)\)", text)

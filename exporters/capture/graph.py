@@ -41,7 +41,7 @@ _CHECKS = (
 
 _MEND = (
     ", which an exported graph cannot follow; mend always, without asking, as torch.nan_to_num(x) and "
-    "torch.where(torch.isnan(x), 0.0, x) do it"
+    "torch.where(torch.isnan(x), 0.0, x) do it. Code for float16 alone does nothing in a module exported in float32"
 )
 _LEFT_OUT = "an error for numbers that are not finite, which no file can raise, is left out of the file"
 

@@ -29,6 +29,18 @@ class Positions(nn.Module):
         return F.scaled_dot_product_attention(tokens, tokens, tokens, mask, 0.3 if self.training else 0.0)
 
 
+def test_bounds_on_both_sides_come_of_the_size_at_capture_which_is_told(tmp_path: Path) -> None:
+    class Ways(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum(1) if 8 <= x.shape[1] < 16 else x.mean(1)
+
+    result = export_module(Ways(), tmp_path / "a", inputs=["x:float32[batch,steps]"], formats=["torchscript"])
+    assert result.notes == (
+        "dimension steps: the module's code allows only sizes with min 8 and max 15; it was captured at 12, and an "
+        "--example of a real size may allow others",
+    )
+
+
 def test_bounds_of_the_code_bound_the_dimension_and_rows_may_attend_to_nothing(tmp_path: Path) -> None:
     import onnxruntime
 
@@ -159,6 +171,12 @@ def test_a_refusal_names_the_size_as_the_user_does(tmp_path: Path) -> None:
     even = r"width == \(2\*\(width // 2\)\)|\(\(\(-2\) \+ width\) % 2\) == 0"  # As torch 2.13 and 2.11 have it.
     with pytest.raises(ExportError, match=rf"its code works only where ({even}); write it"):
         export_module(Halves(), tmp_path / "a", inputs=["image:float32[batch,1,4,width]"])
+
+
+def test_a_size_that_becomes_a_number_is_told_in_one_condition(tmp_path: Path) -> None:
+    module = Wrapped(lambda _, x: x[:, : int(x.shape[1] / 2)].sum(1))
+    with pytest.raises(ExportError, match=r"its code works only where \(steps // 2\) == 6; write it without that size"):
+        export_module(module, tmp_path / "a", inputs=["x:float32[batch,steps,6]"])
 
 
 def at_random(owner: nn.Module, x: Tensor) -> Tensor:

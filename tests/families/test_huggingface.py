@@ -124,6 +124,19 @@ def test_a_cache_among_the_outputs_is_refused_with_the_switch_to_turn(tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.families
+@pytest.mark.parametrize("draws", [None, 4])
+def test_experts_are_refused_with_the_call_that_helps(draws: int | None, tmp_path: Path) -> None:
+    """Mixtral sorts the tokens of all rows by their experts."""
+    config = transformers.MixtralConfig(
+        **hf.SIZES, num_key_value_heads=2, num_local_experts=4, use_cache=False, pad_token_id=0, attention_dropout=0.1
+    )
+    module = transformers.MixtralForSequenceClassification(config)
+    with pytest.raises(ExportError, match=r"^model\.layers\.0\.mlp\.experts.*set_experts_implementation\(.batched_mm"):
+        export_module(module, tmp_path / "a", inputs=hf.TOKENS[:1], ranges={"input_ids": (3, 100)}, mc_draws=draws)
+
+
+@pytest.mark.slow
+@pytest.mark.families
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     """It is active in training mode only, in which the dropouts are found."""
     family = hf.family("BERT", "eager")
