@@ -37,10 +37,10 @@ class ZarrWriter(Writer):
                     f"writer zarr: {spec.name!r} would lie within the array {min(within)!r}; use --writer parquet, "
                     "arrow or npz"
                 )
-            if {"", ".", ".."} & set(spec.name.split("/")):
+            if "\\" in spec.name or {"", ".", ".."} & set(spec.name.split("/")):
                 raise UsageError(
-                    f"writer zarr: {spec.name!r} is no name of an array, whose parts between slashes are neither empty "
-                    "nor . nor ..; use --writer parquet, arrow or npz"
+                    f"writer zarr: {spec.name!r} is no name of an array, which has no backslash, and whose parts "
+                    "between slashes are neither empty nor . nor ..; use --writer parquet, arrow or npz"
                 )
 
     def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:
