@@ -90,7 +90,7 @@ def capture(
         graph_module: fx.GraphModule = program.module()
     asked = tuple(masks_asked(graph_module.graph))
     _drop_checks(graph_module)
-    _refuse_functorch(graph_module.graph)
+    _refuse_contexts(graph_module.graph)
     symbols = _symbols(graph_module.graph, specs)
     return Captured(program=program, module=graph_module, symbols=symbols, bounds=bounds, asked=asked, notes=notes)
 
@@ -210,11 +210,16 @@ def _drop_checks(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def _refuse_functorch(graph: fx.Graph) -> None:
-    """What is left of ``torch.vmap`` in a graph belongs to a call that is over."""
+def _refuse_contexts(graph: fx.Graph) -> None:
+    """What is left of ``torch.vmap`` in a graph belongs to a call that is over, and no format knows autocast."""
     for node in graph.nodes:
         if "functorch" in str(getattr(node.target, "__module__", "")):
             raise ExportError(f"{module_of(node)}: {NO_FUNCTORCH}")
+        if str(node.target) == "wrap_with_autocast":
+            raise ExportError(
+                f"{module_of(node)}: computes in a block of torch.autocast, which no file can hold; switch it off for "
+                "the export (enabled=False), or cast by hand what is to be in another type"
+            )
 
 
 def _symbols(graph: fx.Graph, specs: Sequence[TensorSpec]) -> dict[str, Any]:

@@ -27,7 +27,6 @@ SWITCHED = {
 """Names of the operations with ``p`` and ``train``, which give back their input when they are off."""
 
 _OPENED_BY = {
-    "wrap_with_autocast": " of torch.autocast",
     "wrap_with_set_grad_enabled": " of torch.enable_grad",
     "cond": " of torch.cond",
 }
@@ -51,7 +50,7 @@ class Draw:
 
 
 def find_draws(graph: fx.Graph) -> list[Draw]:
-    """Every node that really draws, in the order of execution; then those in blocks such as autocast's, of no kind."""
+    """Every node that really draws, in the order of execution; then those in blocks, as of a condition, of no kind."""
     found = [_describe(node) for node in graph.nodes if draws_random(node)]
     for block, opener in _blocks(graph):
         opened_by = _OPENED_BY.get(str(opener.target), "") if opener else ""

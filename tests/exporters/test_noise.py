@@ -234,15 +234,8 @@ def other_randomness() -> dict[str, Any]:
         "log_normal_": lambda m, x: x + torch.empty_like(x).log_normal_(),
         "random_": lambda m, x: x + torch.empty_like(x).random_(3),
         "randn of complex numbers": lambda m, x: x + torch.randn(x.shape, dtype=torch.complex64).real,
-        "rand_like in a block of torch.autocast": autocast,
         "uniform_(generator=)": lambda m, x: x + torch.empty_like(x).uniform_(generator=torch.Generator()),
     }
-
-
-def autocast(owner: nn.Module, x: Tensor) -> Tensor:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        noise = torch.rand_like(x)
-    return x * noise
 
 
 @pytest.mark.parametrize("operation", other_randomness())

@@ -204,6 +204,15 @@ def test_a_dropout_in_a_condition_is_refused_by_its_module(tmp_path: Path) -> No
         exported(function, tmp_path)
 
 
+def test_a_block_of_autocast_is_refused_by_its_module(tmp_path: Path) -> None:
+    def function(owner: Body, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return owner.drop(owner.first(x)) * torch.rand_like(x)
+
+    with pytest.raises(ExportError, match=r"^1: computes in a block of torch\.autocast.*enabled=False"):
+        exported(function, tmp_path)
+
+
 @pytest.mark.parametrize("read", [lambda batch: batch["x"], lambda batch: sum(value for _, value in batch.items())])
 def test_a_module_that_takes_one_dict_is_told_of_its_option(tmp_path: Path, read: Any) -> None:
     class Net(nn.Module):
