@@ -511,7 +511,7 @@ def test_why_a_column_of_numbers_is_kept_as_text_is_said(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (gzip.compress(b'v,k\n1,2\n{"v": 1}\n'), "is no text, but packed with gzip: unpack it first"),
+        (gzip.compress(b'v,k\n1,2\n{"v": 1}\n', mtime=0), "is no text, but packed with gzip: unpack it first"),
         (b"PAR1" + bytes(20), "is no text, but Parquet: give it that extension"),
         ('{"v": 1}\n'.encode("utf-16"), "is UTF-16, expected UTF-8.*iconv -f UTF-16"),
     ],
