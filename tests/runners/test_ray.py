@@ -226,7 +226,10 @@ def test_a_death_is_one_death_however_many_calls_fail(monkeypatch: pytest.Monkey
         get=fail, kill=killed.append, exceptions=SimpleNamespace(RayError=RuntimeError), available_resources=dict
     )
     dead, successor = ranks.cast._actors[0], SimpleNamespace()
-    ranks.cast._work = SimpleNamespace(stop=SimpleNamespace(finishing=False), assignments=["the first"])  # type: ignore[assignment]
+    said: list[str] = []
+    ranks.cast._work = SimpleNamespace(  # type: ignore[assignment]
+        stop=SimpleNamespace(finishing=False), assignments=["the first"], progress=SimpleNamespace(say=said.append)
+    )
     monkeypatch.setattr(ranks.cast, "_how_it_died", lambda *_: "died")
 
     def start(_: Any) -> None:
@@ -239,6 +242,7 @@ def test_a_death_is_one_death_however_many_calls_fail(monkeypatch: pytest.Monkey
     for answer in calls:
         ranks.cast._take(answer)
     assert (killed, started, ranks.cast._deaths) == ([dead], [0], ["died"])
+    assert said == ["warning: rank 0 died; a new one takes its place where there is room"]
     assert ranks.cast._actors[0] is successor
     assert sorted(shard.index for shard in ranks.cast._waiting) == [0, 2]
 
