@@ -1,5 +1,6 @@
 """What a capture keeps dynamic, and what it says about the rest."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,37 @@ def test_rows_that_attend_to_nothing_are_zeros_without_draws_too(tmp_path: Path)
     for found in session.run(None, {"x": x, "real": real}):
         np.testing.assert_allclose(found[0], 1, rtol=1e-6)
         np.testing.assert_array_equal(found[1], 0)
+
+
+HEADLESS: dict[str, Callable[[Tensor, Tensor], dict[str, Any]]] = {
+    "plain": lambda _x, _real: {},
+    "causal": lambda _x, _real: {"is_causal": True},
+    "scaled": lambda _x, _real: {"scale": 0.3},
+    "mask of all rows": lambda x, _real: {"attn_mask": torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril(-1)},
+    "mask of each row": lambda _x, real: {"attn_mask": real[:, None]},
+    "bias of each row": lambda x, real: {"attn_mask": (x[..., 0] * real)[:, None].expand(-1, x.shape[1], -1)},
+}
+
+
+class HeadlessAttention(nn.Module):
+    """Attention as torch takes it too: (batch, steps, size), with no dimension for heads."""
+
+    def __init__(self, options: Callable[[Tensor, Tensor], dict[str, Any]]) -> None:
+        super().__init__()
+        self.options, self.drop = options, nn.Dropout(0.3)
+
+    def forward(self, x: Tensor, real: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(self.drop(x), x, x * 2, **self.options(x, real))
+
+
+@pytest.mark.parametrize("draws", [None, 3])
+@pytest.mark.parametrize("options", HEADLESS)
+def test_attention_without_heads_exports(tmp_path: Path, options: str, draws: int | None) -> None:
+    """The check of every export compares both files with the module at other sizes, rows that attend to nothing too."""
+    inputs = ["x:float32[batch,steps,6]", "real:bool[batch,steps]"]
+    result = export_module(HeadlessAttention(HEADLESS[options]), tmp_path / "a", inputs=inputs, mc_draws=draws)
+    assert set(result.manifest.formats) == {"onnx", "torchscript"}
+    assert result.max_error < 1e-5
 
 
 class Steps(nn.Module):
