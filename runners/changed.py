@@ -10,6 +10,7 @@ from time import monotonic
 from deploykit.errors import RunError
 from deploykit.runs.datachange import ANEW, data_change, mark_data_change
 from deploykit.sources import Source
+from deploykit.wording import said
 
 __all__ = ["look_for_change", "watched"]
 
@@ -21,11 +22,21 @@ def look_for_change(source: Source, name: str, run: Path) -> str:
     """What to say where the data ``name`` was written to since it was opened; the run directory is marked then.
 
     Nothing where it is as it was, and where it is at a URL, at which nobody looks again. What another process has
-    marked is said, too.
+    marked is said, too, and that the data could not be looked at.
 
     Raises:
         RunError: the mark cannot be read or written.
     """
+    try:
+        return _change(source, name, run)
+    except OSError as error:
+        return (
+            f"data {name}: cannot be looked at again at the end of the run ({said(error)}), so that nobody knows "
+            "whether it changed meanwhile; give the same command again, which looks again"
+        )
+
+
+def _change(source: Source, name: str, run: Path) -> str:
     change = data_change(run)
     is_unchanged = getattr(source, "is_unchanged", None)
     if not change and is_unchanged is not None and not is_unchanged():
@@ -47,22 +58,24 @@ def watched(source: Source, name: str, run: Path, say: Callable[[str], object]) 
         yield
         return
     over = threading.Event()
-    look = partial(look_for_change, source, name, run)
+    look = partial(_change, source, name, run)
     thread = threading.Thread(target=_watch, args=(look, say, over), name="data", daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
-        thread.join()
+        thread.join(LOOK_S)  # Not a whole look at very many files: the last look is still to come.
 
 
 def _watch(look: Callable[[], str], say: Callable[[str], object], over: threading.Event) -> None:
     pause = LOOK_S
     while not over.wait(pause):
         began = monotonic()
-        with contextlib.suppress(RunError):  # On a full disk the part that does not fit says so, and the last look.
+        # A server that does not answer may do so next time. On a full disk the part that does not fit says so.
+        with contextlib.suppress(OSError, RunError):
             if changed := look():
-                say(f"warning: {changed}")
+                if not over.is_set():
+                    say(f"warning: {changed}")
                 return
         pause = max(LOOK_S, COSTS * (monotonic() - began))

@@ -14,7 +14,10 @@ from deploykit.storage.files import write_json
 __all__ = ["ANEW", "CHANGED_NAME", "data_change", "mark_data_change"]
 
 CHANGED_NAME = "data-changed.json"
-ANEW = "predict the data again into a new directory"
+ANEW = (
+    f"predict the data again into a new directory, or remove {CHANGED_NAME} if you know that the rows that were read "
+    "are those that are meant"
+)
 
 
 def data_change(run: Path) -> str:

@@ -28,7 +28,7 @@ class Source(Protocol):
     and ``depth``, how many of them it reads at the same time. One that has to read many rows to give a few has
     ``rows_together``: how many at most. One whose neighbouring rows can always be read in one call has ``joins``. One
     over files has ``is_unchanged()``: whether none of them was written to since they were opened, as far as they are
-    on this machine.
+    on this machine; an ``OSError`` where that cannot be told.
 
     Attributes:
         notes: what was ignored or assumed, for people to read.
@@ -94,13 +94,16 @@ class FileIdentity:
         """Whether none was written to, replaced or removed since the first look.
 
         Only files of this machine are looked at: what a store says of a file may be what it said before.
+
+        Raises:
+            OSError: a file cannot be looked at, as on a network file system whose server does not answer.
         """
         if not all(file.is_local for file in self._files):
             return True
         known = self.values()
         try:
             now = _versions(self._files)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return all(known[name] == value for name, value in now.items())
 

@@ -7,6 +7,7 @@ other, or again, as those of job arrays do.
 """
 
 import abc
+import contextlib
 import os
 import signal
 import time
@@ -86,6 +87,14 @@ class LaunchedEngine(Engine):
             return self.launch.local_world_size
         # Where the scheduler pins, the cores of this process are all it sees; where it does not, they are a share.
         return max(1, available_cores() // self.launch.cores)
+
+    def _watching(
+        self, setting: Setting, directory: RunDirectory, progress: Progress
+    ) -> contextlib.AbstractContextManager[None]:
+        """One rank of each machine looks at the data meanwhile: all of them would ask much of a file server."""
+        if self.launch.local_rank:
+            return contextlib.nullcontext()
+        return watched(setting.source, setting.job.data_source, directory.path, progress.say)
 
     def shown(self, progress: ProgressChoice) -> ProgressChoice:
         """One rank speaks for all; a function of the caller's is called in each."""
@@ -170,8 +179,7 @@ class LaunchedEngine(Engine):
         progress = make_progress(self.shown(choice), plan.rows, directory.committed_rows())
         listener = _Listener(progress, directory, claims)
         try:
-            data = watched(setting.source, setting.job.data_source, directory.path, progress.say)
-            with on_signals(stop, tells=self.launch.rank == 0), data:
+            with on_signals(stop, tells=self.launch.rank == 0), self._watching(setting, directory, progress):
                 outcome = run_here(
                     assignment,
                     claims,

@@ -1,12 +1,14 @@
 """Data that is changed during a run and put back: the run stays marked, because nothing else tells what was read."""
 
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -20,8 +22,10 @@ from deploykit.errors import DataError, DeviceError, IncompleteRunError, RunErro
 from deploykit.runs.datachange import CHANGED_NAME
 from deploykit.runs.merging import merge_run
 from deploykit.runs.verify_run import check_run
-from deploykit.sources import open_source
+from deploykit.sources import base, open_source
+from deploykit.storage.locations import DataFile
 from deploykit.storage.stores import Store
+from runners import changed
 from runners.changed import watched
 from tests import handmade
 
@@ -69,7 +73,7 @@ def require_marked(artifact: Path, rows: Path, out: Path, **options: Any) -> Non
     assert "resume" not in str(found.value)
     status = deploykit.status(out)
     assert (status.state, status.error is not None and "was written to" in status.error) == ("failed", True)
-    assert status.to_resume == "predict the data again into a new directory"
+    assert str(status.to_resume).startswith("predict the data again into a new directory")
 
 
 @pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
@@ -110,7 +114,8 @@ artifact, rows, out, options = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.ar
 def told(done, total):
     if done and not former(rows).exists():
         swap(rows)
-        while not (out / "data-changed.json").exists():
+        until = time.monotonic() + 60
+        while not (out / "data-changed.json").exists() and time.monotonic() < until:
             time.sleep(0.01)
         assert deploykit.status(out).state == "running"
         assert "was written to" in deploykit.status(out).error
@@ -130,6 +135,7 @@ def test_a_run_that_was_killed(artifact: Path, rows: Path, tmp_path: Path, optio
         env=os.environ | {"RANK": "0", "WORLD_SIZE": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
         stdin=subprocess.DEVNULL,
         check=False,
+        timeout=200,
     )
     assert ended.returncode == -signal.SIGKILL
     assert check_run(out).missing
@@ -189,3 +195,49 @@ def test_a_mark_that_cannot_be_read_is_none_the_less_one(artifact: Path, rows: P
     for ask in (deploykit.verify, deploykit.status):
         with pytest.raises(RunError, match=r"data-changed\.json cannot be read .*into a new directory"):
             ask(tmp_path / "r")
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, looks: int) -> list[int]:
+    """A file server that does not answer the next ``looks`` questions after the first; gives those that are left."""
+    left, first, real = [looks], [True], base._versions
+
+    def versions(files: Sequence[DataFile]) -> dict[str, Any]:
+        if not first and left[0]:
+            left[0] -= 1
+            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        first.clear()
+        return real(files)
+
+    monkeypatch.setattr(base, "_versions", versions)
+    return left
+
+
+def test_a_server_that_does_not_answer_once_is_asked_again(
+    artifacts: dict[str, Artifact], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changed, "LOOK_S", 0.01)
+    told: Queue[str] = Queue()
+    left = failing(monkeypatch, 2)
+    source = open_source(str(rows), artifacts["plain"].manifest.inputs)
+    source.fingerprint()
+    with watched(source, str(rows), tmp_path, told.put):
+        while left[0]:
+            time.sleep(0.001)
+        assert not (tmp_path / CHANGED_NAME).exists()
+        swap(rows)
+        assert "was written to" in told.get(timeout=60)
+    source.close()
+
+
+def test_data_that_cannot_be_looked_at_in_the_end_marks_nothing(
+    artifact: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "r"
+    failing(monkeypatch, 10**9)
+    with pytest.raises(DataError, match=r"rows\.npy: cannot be looked at again .*timed out.*same command again"):
+        deploykit.run(artifact, rows, out, **SIZE)
+    assert not (out / CHANGED_NAME).exists()
+    monkeypatch.undo()
+    deploykit.run(artifact, rows, out, **SIZE)
+    assert not check_run(out).missing
+    deploykit.verify(out)
