@@ -441,11 +441,12 @@ def test_onnxruntime_reads_zeros_beyond_an_embedding_table_as_the_documents_say(
             return self.table(ids) + 1
 
     path = deploykit.export(Net(), tmp_path / "model", inputs=["ids:int64[batch]"], ranges={"ids": (0, 10)}).path
-    ids = {"ids": np.array([3, 10])}
-    with (
-        deploykit.load(path, runner="onnx", device="cpu") as model,
-        pytest.raises(Exception, match="out of data bounds"),
-    ):
-        model.predict(ids)
-    with deploykit.load(path, runner="onnx", device="cuda:0") as model:
-        assert model.predict(ids)["output"][1].tolist() == [1.0] * 4
+    for number in (10, -1):
+        ids = {"ids": np.array([3, number])}
+        with (
+            deploykit.load(path, runner="onnx", device="cpu") as model,
+            pytest.raises(Exception, match="out of data bounds"),
+        ):
+            model.predict(ids)
+        with deploykit.load(path, runner="onnx", device="cuda:0") as model:
+            assert model.predict(ids)["output"][1].tolist() == [1.0] * 4

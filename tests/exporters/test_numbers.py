@@ -87,10 +87,19 @@ def test_numbers_and_tensors_of_other_types(name: str, draws: int | None, tmp_pa
 LOOKUPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "embedding": lambda x, places: F.embedding(places, torch.arange(30.0).view(10, 3)),
     "gather": lambda x, places: x.gather(1, places[:, None]),
+    "one_hot": lambda x, places: F.one_hot(places, 10) * x,
     "index_select": lambda x, places: torch.arange(30.0).view(10, 3).index_select(0, places),
     "scatter": lambda x, places: torch.zeros_like(x).scatter(1, places[:, None], x[:, :1]),
+    "scatter of a number": lambda x, places: torch.zeros_like(x).scatter(1, places[:, None], 1.0),
     "scatter_add": lambda x, places: x.scatter_add(1, places[:, None], x[:, :1]),
+    "scatter_reduce": lambda x, places: x.scatter_reduce(1, places[:, None], x[:, :1] * 2, "amax"),
+    "a gather of vectors": lambda x, places: (
+        x.view(-1, 10, 1).expand(-1, -1, 3).gather(1, places[:, None, None].expand(-1, 1, 3))
+    ),
 }
+
+
+OUTSIDE = r"(?i)out of (data )?(bounds|range)|class values must be (non-negative|smaller)"
 
 
 class Looked(nn.Module):
@@ -114,10 +123,10 @@ def test_a_place_that_is_none_is_an_error_in_both_formats_as_in_torch(tmp_path: 
     for client in clients(tmp_path / "a", ["output"]).values():
         assert np.array_equal(client(right)["output"], expected)
         for arrays in wrong:
-            with pytest.raises(Exception, match=r"(?i)out of (data )?(bounds|range)"):
+            with pytest.raises(Exception, match=OUTSIDE):
                 client(arrays)
     for arrays in wrong:
-        with pytest.raises((IndexError, RuntimeError), match=r"out of (bounds|range)"):
+        with pytest.raises((IndexError, RuntimeError), match=OUTSIDE):
             module(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
