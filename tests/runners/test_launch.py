@@ -160,5 +160,5 @@ def test_the_table() -> None:
     assert ENGINES.names() == ["array", "local", "ray", "slurm", "torchrun"]
     with pytest.raises(UnknownNameError, match="array, auto, local, ray, slurm, torchrun"):
         choose_engine("spark")
-    with pytest.raises(UsageError, match=r"not a subclass of runners\.engine\.Engine"):
+    with pytest.raises(UsageError, match=r"not a subclass of runners\.engines\.base\.Engine"):
         choose_engine("builtins:dict")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from tests import handmade
 from tests.trainer.rows import make_two
@@ -38,7 +39,8 @@ class Recorder(Base):  # type: ignore[misc]
             facts["kind"] = type(loaders).__name__
             loaders = list(loaders.values()) if isinstance(loaders, dict) else loaders
             loaders = loaders if isinstance(loaders, list) else [loaders]
-            facts["loaders"] = [(len(one), len(one.dataset)) for one in loaders]
+            # A file has no dataset, and what stands in for its loader says so.
+            facts["loaders"] = [(len(one), isinstance(one, DataLoader) and len(one.dataset)) for one in loaders]
         facts["mode"] = (torch.is_inference_mode_enabled(), module.training, str(module.device))
         self.calls.append((name, arguments, facts))
 
