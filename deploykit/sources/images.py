@@ -154,14 +154,14 @@ def _eight_bits(file: DataFile, image: Any) -> Any:
 
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
-    # Of 8 bits Pillow turns them round.
-    if bits == 16 and tags.get(_PHOTOMETRIC) == 0:
-        raise DataError(
-            f"data {file.place}: pixels of 16 bits whose 0 is white, and black is read as 0; write the file again as "
-            "black is zero, or use a factory, package.module:function"
-        )
-    # Older versions of Pillow call the 16-bit grey of a PNG so.
+    # Older versions of Pillow call the 16-bit grey of a PNG I.
     if bits == 16 and (image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")):
+        # Of fewer bits Pillow turns them round.
+        if tags.get(_PHOTOMETRIC) == 0:
+            raise DataError(
+                f"data {file.place}: pixels of 16 bits whose 0 is white, and black is read as 0; write the file again "
+                "as black is zero, or use a factory, package.module:function"
+            )
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode[0] in "IF":
         raise DataError(

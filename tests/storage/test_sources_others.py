@@ -202,6 +202,10 @@ def test_pixels_of_16_bits_whose_0_is_white_are_refused(tmp_path: Path) -> None:
     # Those of 8 bits Pillow turns round, here twice.
     Image.fromarray(pixels).save(tmp_path / "flat.tif", tiffinfo={262: 0})
     assert opened(tmp_path / "flat.tif", [grey]).read(0, 1)["x"][0, 0].tolist() == pixels.tolist()
+    # Of one bit the number of bits is not written: it is what TIFF takes for granted.
+    for black_is in (0, 1):
+        Image.fromarray(pixels % 2 == 1).save(tmp_path / "bits.tif", tiffinfo={262: black_is})
+        assert opened(tmp_path / "bits.tif", [grey]).read(0, 1)["x"][0, 0].tolist() == (pixels % 2 * 255).tolist()
 
 
 def test_images_that_do_not_fit(tmp_path: Path) -> None:
