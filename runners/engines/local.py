@@ -190,18 +190,17 @@ class _Ranks(contextlib.AbstractContextManager["_Ranks"]):
         return Outcome(meters=meters, deaths=tuple(self._deaths))
 
     def _gone(self, rank: RankProcess, *, joins_group: bool) -> None:
-        if rank.meter is not None:
-            return
         if rank.error is not None:
             self._fail(rebuilt(rank.error))
+        elif rank.meter is not None or rank.was_ended:
+            return
         elif joins_group and not rank.ready:
             # The others wait for it and would wait in vain.
             self._fail(RunError(f"{rank.how_it_died()}\nThe ranks could not meet; nothing was computed"))
             self._abandon()
         else:
-            if not self._stop.finishing:  # Those that are ended by the stop did not die of anything.
-                self._deaths.append(rank.how_it_died())
-                self._progress.say(f"warning: {rank.death()}")
+            self._deaths.append(rank.how_it_died())
+            self._progress.say(f"warning: {rank.death()}")
             self._waiting.extendleft(reversed(rank.unbegun))
 
     def _fail(self, error: DeploykitError) -> None:
@@ -212,7 +211,7 @@ class _Ranks(contextlib.AbstractContextManager["_Ranks"]):
         self._tell_all(2, {"abandon": True})
         for rank in self._ranks:
             if not rank.ready:
-                rank.process.terminate()  # It has nothing to lose yet, and may be stuck in loading or meeting.
+                rank.terminate()
 
     def _pass_on_stop(self) -> None:
         if self._stop.finishing and self._told < 1:

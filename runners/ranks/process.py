@@ -37,6 +37,7 @@ class RankProcess:
         heard_s, ready_s: when it last said anything, and when it was ready, on the monotonic clock.
         meter: its measurements, once it is done.
         error: type and text of the error that it reported.
+        was_ended: whether the run has ended it, which no rank dies of.
         descriptor: where its messages come from.
     """
 
@@ -45,7 +46,7 @@ class RankProcess:
         self.given: dict[int, Shard] = {}
         self.begun: set[int] = set()
         self.rows = self.committed = 0
-        self.ready = self.ended = self._was_killed = False
+        self.ready = self.ended = self.was_ended = False
         self.heard_s = self.ready_s = monotonic()
         self.meter: Meter | None = None
         self.error: dict[str, str] | None = None
@@ -114,7 +115,7 @@ class RankProcess:
     def death(self) -> str:
         """``rank 1 on cpu died, killed by SIGKILL``, or ``exited with code 1``."""
         code = self.process.wait()
-        hint = "" if self._was_killed else _hint(-code)
+        hint = "" if self.was_ended else _hint(-code)
         how = f"killed by {signal.Signals(-code).name}{hint}" if code < 0 else f"exited with code {code}"
         return f"rank {self.rank} on {self.assignment.device} died, {how}"
 
@@ -135,11 +136,17 @@ class RankProcess:
             silent_s=pace.silent_s,
         )
 
+    def terminate(self) -> None:
+        """End it while it has nothing to lose: it may be stuck in loading or meeting."""
+        if self.process.poll() is None:
+            self.was_ended = True
+            self.process.terminate()
+
     def kill(self) -> None:
         """End it at once, and what it has started in its process group: a rank that hangs hears nothing."""
         with contextlib.suppress(ProcessLookupError):
             if self.process.poll() is None:
-                self._was_killed = True
+                self.was_ended = True
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def close(self) -> None:

@@ -16,6 +16,8 @@ import pytest
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import check_run, verify_run
+from deploykit.runs.watching import run_status
+from deploykit.signs import read_signs
 from runners import progress
 from runners.job import run
 from runners.ranks import pace
@@ -39,9 +41,11 @@ except DeploykitError as error:
 """
 
 
-def start(artifact: Path, out: Path, environment: dict[str, str], **options: object) -> "subprocess.Popen[str]":
+def start(
+    artifact: Path, out: Path, environment: dict[str, str], data: str = SLOW, **options: object
+) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(artifact), SLOW, str(out), json.dumps({**OPTIONS, **options})],
+        [sys.executable, "-c", SCRIPT, str(artifact), data, str(out), json.dumps({**OPTIONS, **options})],
         env={**os.environ, **environment},
         stderr=subprocess.PIPE,
         text=True,
@@ -191,6 +195,51 @@ def test_the_second_ctrl_c_abandons_at_once(artifact_paths: dict[str, Path], tmp
         assert time.monotonic() - began < 4, "a shard takes more than six seconds"
     assert process.returncode == 130
     assert check_run(out).committed_rows == 0
+
+
+def test_a_rank_that_dies_while_the_run_stops_is_told(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    """The other one is ended by the run itself, and did not die of anything."""
+    out = tmp_path / "r"
+    options = {"devices": "cpu:2", "shard_rows": 32, "progress": "lines"}
+    with start(artifact_paths["mc"], out, {"SLOW_S": "0.5"}, **options) as process:
+        wait_for(lambda: len(run_status(out).ranks) == 2 and all(rank.rows for rank in run_status(out).ranks))
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        next(line for line in process.stderr if "stopping" in line)
+        os.kill(next(sign.pid for sign in read_signs(out)[1] if sign.rank == 1), signal.SIGKILL)
+        said = next(line for line in process.stderr if "warning" in line)
+        process.send_signal(signal.SIGINT)
+        ended = process.communicate()[1]
+    assert process.returncode == 130
+    assert "warning: rank 1 on cpu died, killed by SIGKILL" in said
+    assert "stopped by SIGINT; rank 1 on cpu died, killed by SIGKILL" in ended
+    assert "rank 0 on cpu died" not in ended
+
+
+@pytest.mark.parametrize("runner", ["onnx", "torch"])
+def test_ranks_that_are_ended_while_they_start_died_of_nothing(
+    artifact_paths: dict[str, Path], tmp_path: Path, runner: str
+) -> None:
+    hanging = tmp_path / "hanging.py"
+    hanging.write_text(
+        "import os, pathlib, sys, time, numpy as np\n"
+        "def make():\n"
+        "    if 'runners.ranks.rank' in ' '.join(sys.orig_argv):\n"
+        f"        pathlib.Path({str(tmp_path)!r}, f'{{os.getpid()}}.here').touch()\n"
+        "        time.sleep(600)\n"
+        "    return [np.ones(4, np.float32)] * 40\n"
+    )
+    options = {"devices": "cpu:2", "runner": runner}
+    with start(artifact_paths["mc"], tmp_path / "r", {}, data=f"{hanging}:make", **options) as process:
+        wait_for(lambda: len(list(tmp_path.glob("*.here"))) == 2)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        next(line for line in process.stderr if "stopping" in line)
+        process.send_signal(signal.SIGINT)
+        ended = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, ended
+    assert "stopped by SIGINT\n" in ended
+    assert "died" not in ended
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks through /proc")
