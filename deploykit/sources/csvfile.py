@@ -62,13 +62,24 @@ class _CsvFiles(TextTables):
                     "the files of one data set must have the same columns"
                 )
         if len(self._header) == 1 and self._blank:
-            raise DataError(
-                f"data {self._blank[0]}: an empty line before it, which in a file of one column is a missing value to "
-                "some writers and nothing to others; write NA for the value, or take the line out"
-            )
+            self._judge_empty_lines()
         types = {name: column_type(values) for name, values in zip(self._header, self._sample(), strict=True)}
         self.hints = {name: hint for name, (_, hint) in types.items() if hint is not None}
         return pa.schema([pa.field(name, types[name][0]) for name in self._header])
+
+    def _judge_empty_lines(self) -> None:
+        """In a file of one column: among rows each may be one itself, at the end they most often are nothing."""
+        for number, row in self._blank.items():
+            if row < sum(rows for _, _, rows in self.index[number]):
+                raise DataError(
+                    f"data {self.files[number].place}, row {row}: an empty line before it, which in a file of one "
+                    "column is a missing value to some writers and nothing to others; write NA for the value, or take "
+                    "the line out"
+                )
+        places, more = self.files[min(self._blank)].place, len(self._blank) - 1
+        if more:
+            places += f" and {counted(more, 'more file')}"
+        self.notes.append(f"empty lines at the end of {places} are no rows; write NA where a value is missing")
 
     def _header_of(self, file: DataFile) -> list[str]:
         header = next(filter(None, self._rows(self._first if file is self.files[0] else _beginning(file))), None)

@@ -60,8 +60,8 @@ def text_pieces(
         header: the first row is no row of data.
         block_bytes: how much is read at a time.
         told: is called with the rows up to now, again and again.
-        blank: is called with the number of the first row that an empty line lies before, if there is one; in a file of
-            one column it may be a row without a value.
+        blank: is called with the number of rows that come before the first empty line behind a row, if there is one;
+            in a file of one column it may be a row without a value.
 
     Raises:
         OpenQuoteError: a quote is not closed, or only by the quote that was to open a later value.
@@ -99,7 +99,7 @@ def _blocks(
     rest = file.read(len(_MARK))
     position = len(_MARK) if rest == _MARK else 0
     rest = rest.removeprefix(_MARK)
-    seen, empty = 0, None
+    seen = 0
     while True:
         # A long row is looked through again with what follows; twice as much each time keeps that linear.
         data = file.read(max(block_bytes, len(rest)))
@@ -115,8 +115,7 @@ def _blocks(
         stop = int(ends[-1]) + 1 if len(ends) else 0
         full = _is_full(block, ends, delimiter)
         rows = int(full.sum())
-        empty = empty or _first_empty(full, seen)
-        if blank is not None and empty is not None and empty < seen + rows:
+        if blank is not None and (empty := _first_empty(full, seen)) is not None:
             blank(empty - 1)
             blank = None
         if rows:

@@ -53,7 +53,7 @@ class TextTables(abc.ABC):
         self._dtypes: dict[str, str] = {}
         self._kept: dict[str, str] = {}
         self._columns: tuple[str, ...] = ()
-        self._blank: list[str] = []
+        self._blank: dict[int, int] = {}  # By file, the rows before its first empty line.
         index = reading.index
         self.is_known = known = isinstance(index, list) and len(index) == len(files)
         if not known:
@@ -66,8 +66,8 @@ class TextTables(abc.ABC):
     def _counted(self, told: Callable[[int], object]) -> list[list[TextPiece]]:
         """The pieces of each file; ``told`` is how many rows there are up to now."""
         index, before = [], 0
-        for file in self.files:
-            index.append(self._scan(file, lambda rows: told(before + rows)))  # noqa: B023 (called at once)
+        for number in range(len(self.files)):
+            index.append(self._scan(number, lambda rows: told(before + rows)))  # noqa: B023 (called at once)
             before += sum(rows for _, _, rows in index[-1])
         return index
 
@@ -143,14 +143,15 @@ class TextTables(abc.ABC):
     def close(self) -> None:  # noqa: B027 (a subclass may have something to close)
         """Nothing stays open."""
 
-    def _scan(self, file: DataFile, told: Callable[[int], object]) -> list[TextPiece]:
+    def _scan(self, number: int, told: Callable[[int], object]) -> list[TextPiece]:
+        file = self.files[number]
         try:
             with file.open() as opened:
                 require_text(file, opened.read(8))
                 opened.seek(0)
                 return text_pieces(
                     opened, delimiter=self.delimiter, header=self.delimiter is not None, told=told,
-                    blank=lambda row: self._blank.append(f"{file.place}, row {row}"),
+                    blank=lambda row: self._blank.update({number: row}),
                 )  # fmt: skip
         except OSError as error:
             raise DataError(f"data {file.place}: cannot be read ({error}); check the disk or the connection") from error

@@ -162,8 +162,8 @@ def test_a_line_that_the_parser_alone_refuses_takes_no_others_with_it_where_a_wo
     ("text", "row"),
     [
         ("v\n1\n\n3\n", 1), ("v\r\n\r\n1\r\n", 0), ("v\r1\r2\r\r3", 2), ("\n\nv\n1\n\n\n2\n\n", 1),
-        ("v\n1\n\n\n", None),
-        ("\n\nv\n1\n2", None), ('v\n"a\n\nb"\n1\n', None), ("", None), ("v\n\n", None), ('v\n""\n1\n', None),
+        ("v\n1\n\n\n", 1), ("v\n1\n\n\r\n", 1), ("v\n1\n2\n\r", 2), ("v\n\n", 0),
+        ("\n\nv\n1\n2", None), ('v\n"a\n\nb"\n1\n', None), ("", None), ("\n\n", None), ('v\n""\n1\n', None),
     ],
 )  # fmt: skip
 def test_the_first_row_behind_an_empty_line_is_told(text: str, row: int | None, block: int) -> None:
@@ -179,6 +179,23 @@ def test_an_empty_line_in_a_file_of_one_column_is_no_row_that_is_lost(tmp_path: 
     with pytest.raises(DataError, match=r"rows\.csv, row 1: an empty line before it, .*; write NA for the value"):
         opened(tmp_path / "rows.csv", [scalar], allow_nan=True)
     (tmp_path / "rows.csv").write_text("v,k\n1,2\n\n3,4\n\n")
-    assert opened(tmp_path / "rows.csv", [scalar]).read(0, 2)["v"].tolist() == [1, 3]
-    (tmp_path / "rows.csv").write_text("v\n1\n3\n\n\n")
-    assert opened(tmp_path / "rows.csv", [scalar]).read(0, 2)["v"].tolist() == [1, 3]
+    source = opened(tmp_path / "rows.csv", [scalar])
+    assert source.read(0, 2)["v"].tolist() == [1, 3]
+    assert not any("empty" in note for note in source.notes)
+
+
+def test_empty_lines_at_the_end_of_a_file_of_one_column_are_told(tmp_path: Path) -> None:
+    """Most often they are nothing, and a missing value where pyarrow wrote them."""
+    scalar = TensorSpec(name="v", dtype="float32", shape=("batch",))
+    for name in ("a", "b", "c"):
+        last = 5.0 if name == "b" else None
+        pyarrow.csv.write_csv(pa.table({"v": [1.0, 3.0, last]}), tmp_path / f"{name}.csv")
+    source = opened(tmp_path / "a.csv", [scalar])
+    assert source.read(0, len(source))["v"].tolist() == [1, 3]
+    (said,) = (note for note in source.notes if "empty" in note)
+    assert said.endswith("a.csv are no rows; write NA where a value is missing")
+    source = opened(tmp_path, [scalar])
+    assert source.read(0, len(source))["v"].tolist() == [1, 3, 1, 3, 5, 1, 3]
+    (said,) = (note for note in source.notes if "empty" in note)
+    assert said.startswith("empty lines at the end of ")
+    assert "a.csv and 1 more file are no rows" in said
