@@ -255,9 +255,10 @@ class _Cast:
             self._meters[rank] = Meter.from_json(answer["meter"])
 
     def _bury(self, call: _Call, error: Exception) -> None:
+        goes_on = self._error is None and not self._work.stop.finishing
         if call.shard is not None:
             self._tries[call.shard.index] += 1
-            if self._tries[call.shard.index] < TRIES and self._error is None and not self._work.stop.finishing:
+            if self._tries[call.shard.index] < TRIES and goes_on:
                 self._waiting.appendleft(call.shard)
         rank = call.rank
         if self._actors.get(rank) is not call.actor:
@@ -266,16 +267,14 @@ class _Cast:
         with suppress(self._ray.exceptions.RayError):
             self._ray.kill(call.actor)
         self._ready.pop(rank, None)
-        self._deaths.append(self._how_it_died(rank, error))
-        self._work.progress.say(f"warning: rank {rank} died; a new one takes its place where there is room")
-        self._barren[rank] += 1
-        if self._barren[rank] < TRIES and self._error is None:
-            self._start(self._work.assignments[rank])
-
-    def _how_it_died(self, rank: int, error: Exception) -> str:
         said = " ".join(str(error).split())[:300]
-        log = self._work.logs / f"rank-{rank}.log"
-        return f"rank {rank} on {self._work.assignments[rank].device} died, {said}; {log_ending(log)}"
+        died = f"rank {rank} on {self._work.assignments[rank].device} died, {said}"
+        self._deaths.append(f"{died}; {log_ending(self._work.logs / f'rank-{rank}.log')}")
+        self._barren[rank] += 1
+        if is_replaced := goes_on and self._barren[rank] < TRIES:
+            self._start(self._work.assignments[rank])
+        follows = "; a new one takes its place where there is room" if is_replaced else ""
+        self._work.progress.say(f"warning: {died}{follows}")
 
     def _refuse_to_wait(self, idle_s: float) -> None:
         if idle_s > PATIENCE_S:

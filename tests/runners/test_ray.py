@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from deploykit.artifact import Artifact
-from deploykit.errors import ArtifactError, DataError, DeviceError, IncompleteRunError, UsageError
+from deploykit.errors import ArtifactError, DataError, DeviceError, IncompleteRunError, RunError, UsageError
 from deploykit.plan import Shard
 from deploykit.runs.verify_run import check_run, verify_run
 from runners.engines import ray_engine as engine_ray
@@ -213,8 +213,17 @@ def test_the_last_shards_go_by_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unknown.given(1), "nothing is known of it"
 
 
-def test_a_death_is_one_death_however_many_calls_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("deaths", "error", "finishing"),
+    [(0, None, False), (2, None, False), (0, RunError("broken"), False), (0, None, True)],
+)
+def test_a_death_is_one_death_however_many_calls_fail(
+    monkeypatch: pytest.MonkeyPatch, deaths: int, error: RunError | None, finishing: bool
+) -> None:
+    """Another one takes its place only where there is work for it, and only then is that said."""
     ranks = Ranks(monkeypatch, (0, 0), 4)
+    ranks.cast._barren[0], ranks.cast._error = deaths, error
+    goes_on = error is None and not finishing
     ranks.cast._hand_out()
     killed: list[Any] = []
     started: list[int] = []
@@ -228,9 +237,9 @@ def test_a_death_is_one_death_however_many_calls_fail(monkeypatch: pytest.Monkey
     dead, successor = ranks.cast._actors[0], SimpleNamespace()
     said: list[str] = []
     ranks.cast._work = SimpleNamespace(  # type: ignore[assignment]
-        stop=SimpleNamespace(finishing=False), assignments=["the first"], progress=SimpleNamespace(say=said.append)
-    )
-    monkeypatch.setattr(ranks.cast, "_how_it_died", lambda *_: "died")
+        stop=SimpleNamespace(finishing=finishing), assignments=[SimpleNamespace(device="cpu")], logs=Path("nowhere"),
+        progress=SimpleNamespace(say=said.append),
+    )  # fmt: skip
 
     def start(_: Any) -> None:
         started.append(0)
@@ -241,10 +250,13 @@ def test_a_death_is_one_death_however_many_calls_fail(monkeypatch: pytest.Monkey
     assert len(calls) == 2
     for answer in calls:
         ranks.cast._take(answer)
-    assert (killed, started, ranks.cast._deaths) == ([dead], [0], ["died"])
-    assert said == ["warning: rank 0 died; a new one takes its place where there is room"]
-    assert ranks.cast._actors[0] is successor
-    assert sorted(shard.index for shard in ranks.cast._waiting) == [0, 2]
+    died, is_replaced = "rank 0 on cpu died, the actor is dead", goes_on and deaths == 0
+    assert killed == [dead]
+    assert ranks.cast._deaths == [f"{died}; {Path('nowhere') / 'rank-0.log'} is empty"]
+    assert said == [f"warning: {died}" + "; a new one takes its place where there is room" * is_replaced]
+    assert started == [0] * is_replaced
+    assert ranks.cast._actors.get(0) is (successor if is_replaced else None)
+    assert sorted(shard.index for shard in ranks.cast._waiting) == [0, 2] * goes_on
 
 
 @pytest.mark.slow
