@@ -112,8 +112,9 @@ def plan_passes(
         return Passes()
     if draws_until is None and min_draws is not None:
         raise UsageError(f"min draws {min_draws}: goes with --draws-until; give the bound too, or leave it out")
+    whose = "draws" if draws is not None else f"artifact {manifest.name}: without --draws its own"
     draws = manifest.monte_carlo.draws if draws is None else draws
-    require_draws("draws", draws)
+    require_draws(whose, draws)
     if draws_per_pass is not None:
         require_whole("draws per pass", draws_per_pass)
     if draws_per_pass is not None and draws_per_pass < 1:

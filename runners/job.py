@@ -205,7 +205,7 @@ def _checked(
     runner = choose_runner(artifact, options["runner"])
     devices = engine.devices(options["devices"], runner)
     seed, draws = _controls(artifact, options["seed"], options["draws"])
-    passes = _passes(artifact, draws, options)
+    passes = _passes(artifact, options)
     added = passes.column(artifact.manifest.batch_dimension)
     predicted = (*(output.tensor for output in artifact.manifest.outputs), *added)
     source, writing = open_data(
@@ -265,10 +265,10 @@ def _controls(artifact: Artifact, seed: int | None, draws: int | None) -> tuple[
     return section.seed if seed is None else seed, section.draws if draws is None else draws
 
 
-def _passes(artifact: Artifact, draws: int | None, options: Mapping[str, Any]) -> Passes:
+def _passes(artifact: Artifact, options: Mapping[str, Any]) -> Passes:
     return plan_passes(
         artifact.manifest,
-        draws,
+        options["draws"],
         draws_per_pass=options["draws-per-pass"],
         draws_until=options["draws-until"],
         min_draws=options["min-draws"],

@@ -97,6 +97,15 @@ def test_bad_requests(manifest: Manifest, options: dict[str, Any], text: str) ->
         plan_passes(manifest, 50, **options)
 
 
+def test_too_many_draws_are_told_as_whose_they_are(manifest: Manifest) -> None:
+    with pytest.raises(UsageError, match=r"^draws 1000001: at most 1,000,000 draws"):
+        plan_passes(manifest, 1_000_001)
+    own = _with(manifest, draws=1_000_001)
+    with pytest.raises(UsageError, match=r"^artifact .*: without --draws its own 1000001: at most 1,000,000 draws"):
+        plan_passes(own, None)
+    assert plan_passes(own, 1_000_000).draws_per_call == plan_passes(manifest, 1_000_000).draws_per_call
+
+
 @pytest.mark.parametrize("options", [{"draws_until": 0.1}, {"min_draws": 5}, {"draws_per_pass": 5}])
 def test_a_deterministic_artifact_takes_none_of_it(manifest: Manifest, options: dict[str, Any]) -> None:
     plain = replace(manifest, monte_carlo=None)

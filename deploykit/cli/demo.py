@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from deploykit.cli.text import NamedPath
+from deploykit.counts import MOST_DRAWS
 
 __all__ = ["demo"]
 
@@ -15,7 +16,9 @@ __all__ = ["demo"]
     help="The directory to create; what an earlier demo wrote there is replaced.",
 )  # fmt: skip
 @click.option("--ranks", default=2, show_default=True, type=click.IntRange(1), help="CPU ranks of each run.")
-@click.option("--draws", default=50, show_default=True, type=click.IntRange(2), help="Monte Carlo draws.")
+@click.option(
+    "--draws", default=50, show_default=True, type=click.IntRange(2, MOST_DRAWS), help="Monte Carlo draws."
+)  # fmt: skip
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1),
     help="Of the training, the noise images and the masks.",

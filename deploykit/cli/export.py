@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deploykit.cli.text import NamedPath, pairs, size
+from deploykit.counts import MOST_DRAWS
 from deploykit.wording import counted
 
 if TYPE_CHECKING:
@@ -46,7 +47,10 @@ Examples:
     help="How the method gets its inputs: each by itself (a step method: one batch), one list, or one dict.",
 )  # fmt: skip
 @click.option("--format", "formats", default="torchscript,onnx", show_default=True, help="Formats, with commas.")
-@click.option("--mc-draws", type=int, help="Monte Carlo draws; without it the model is exported as in evaluation.")
+@click.option(
+    "--mc-draws", type=int,
+    help=f"Monte Carlo draws, at most {MOST_DRAWS:,}; without it the model is exported as in evaluation.",
+)  # fmt: skip
 @click.option(
     "--mc-modules", multiple=True, metavar="PATTERN",
     help="Names of the modules that draw, with all in them, such as head or '*.dropout'; by default all modules.",

@@ -8,6 +8,7 @@ import click
 
 from deploykit.cli.showing import shown
 from deploykit.cli.text import NamedPath, at_home, number
+from deploykit.counts import MOST_DRAWS
 from deploykit.wording import counted
 
 __all__ = ["merge", "run"]
@@ -72,7 +73,7 @@ Examples:
     help="Rows per call of the model; auto tries powers of two on the first device and takes the fastest.",
 )  # fmt: skip
 @click.option("--seed", type=int, help="Seed of the Monte Carlo masks; the artifact's by default.")
-@click.option("--draws", type=int, help="Monte Carlo draws; the artifact's number by default.")
+@click.option("--draws", type=int, help=f"Monte Carlo draws, at most {MOST_DRAWS:,}; the artifact's number by default.")
 @click.option(
     "--draws-until", type=float,
     help="Stop a row when the standard error of its mean is at most this; adds the output draws_used.",

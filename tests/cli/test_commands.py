@@ -203,6 +203,12 @@ def test_every_command_has_help_without_heavy_imports(place: Path) -> None:
         assert done.stdout.startswith("Usage: deploykit")
 
 
+@pytest.mark.parametrize("command", ["export", "run"])
+def test_the_most_draws_are_in_the_help(call: Call, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert call(command, "--help") == 0
+    assert "Monte Carlo draws, at most 1,000,000" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_onnx_path_never_imports_torch(place: Path) -> None:
     code = (
         "import sys\nfrom deploykit.cli import main\n"

@@ -233,6 +233,15 @@ def test_nan_stops_with_the_row_and_allow_counts(artifact_paths: dict[str, Path]
     assert (report["nan"], report["nan_rows"]) == ("allow", 1)
 
 
+def test_too_many_draws_of_an_artifact_are_told_as_its_own(
+    artifact_paths: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploykit.counts.MOST_DRAWS", handmade.DRAWS - 1)
+    with pytest.raises(UsageError, match=rf"^artifact .*: without --draws its own {handmade.DRAWS}: at most"):
+        run(artifact_paths["mc"], data, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
 def test_the_report_adds_up(artifact_paths: dict[str, Path], data: Path, tmp_path: Path) -> None:
     result = run(artifact_paths["plain"], data, tmp_path / "r", batch_size=8, devices="cpu:2")
     report = json.loads((tmp_path / "r" / "report.json").read_text())
