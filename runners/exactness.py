@@ -15,24 +15,22 @@ _TF32, _FULL = "tf32", "ieee"
 
 
 class Exactness:
-    """Holds torch's switches, which belong to the process, while calls go on, and then gives them back as they were.
+    """Holds torch's switches, which belong to the process, while calls go on, and then gives them back as they were."""
 
-    Args:
-        backends: ``torch.backends``.
-    """
-
-    def __init__(self, backends: Any) -> None:
-        self._cudnn = backends.cudnn
-        self._precise = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+    def __init__(self) -> None:
         self._lock, self._calls = threading.Lock(), 0
         self._given_back = contextlib.ExitStack()
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Around a call; calls of several threads may overlap."""
+    def held(self, backends: Any) -> Iterator[None]:
+        """Around a call; calls of several threads may overlap.
+
+        Args:
+            backends: ``torch.backends``.
+        """
         with self._lock:
             if not self._calls:
-                self._hold()
+                self._hold(backends)
             self._calls += 1
         try:
             yield
@@ -42,14 +40,15 @@ class Exactness:
                 if not self._calls:
                     self._given_back.close()
 
-    def _hold(self) -> None:
-        # One by one, and by the newer of torch's two ways: where both were used, the older one raises when it is read.
-        for operations in self._precise:
+    def _hold(self, backends: Any) -> None:
+        precise = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+        # By the newer of torch's two ways: where both were used, the older one raises when it is read.
+        for operations in precise:
             if operations.fp32_precision == _TF32:
                 self._set(operations, "fp32_precision", _FULL)
         # Tried out anew in each process, the quickest algorithm is another one by chance; some add in any order.
-        self._set(self._cudnn, "benchmark", False)
-        self._set(self._cudnn, "deterministic", True)
+        self._set(backends.cudnn, "benchmark", False)
+        self._set(backends.cudnn, "deterministic", True)
 
     def _set(self, place: Any, name: str, value: object) -> None:
         self._given_back.callback(setattr, place, name, getattr(place, name))

@@ -1,7 +1,6 @@
 """Run an artifact's TorchScript file with torch; several ranks meet in a torch.distributed process group."""
 
 import contextlib
-import functools
 import threading
 import warnings
 from collections.abc import Iterator
@@ -19,6 +18,9 @@ from runners.store import Group, LauncherStore
 from runners.torch_group import compare_files
 
 __all__ = ["TorchRunner"]
+
+_EXACTNESS = Exactness()
+"""One for all runners and threads of the process, as torch's switches are."""
 
 
 class TorchRunner(Runner):
@@ -134,7 +136,7 @@ class TorchRunner(Runner):
         if not hasattr(self._own, "stream"):
             torch.cuda.set_device(self.device.index)  # A thread begins with the first device.
             self._own.stream = torch.cuda.Stream(self.device.index)
-        with _exactness().held(), torch.cuda.stream(self._own.stream):
+        with _EXACTNESS.held(torch.backends), torch.cuda.stream(self._own.stream):
             yield
 
     def _to_host(self, torch: Any, tensors: list[Any], inputs: Arrays) -> list[np.ndarray[Any, Any]]:
@@ -172,12 +174,6 @@ def _torch() -> Any:
     except ImportError as error:
         raise MissingExtraError("torch", "torch", "running a TorchScript artifact") from error
     return torch
-
-
-@functools.cache
-def _exactness() -> Exactness:
-    """One for all runners of the process, as torch's switches are."""
-    return Exactness(_torch().backends)
 
 
 def _require_device(torch: Any, device: Device) -> None:

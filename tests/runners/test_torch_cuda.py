@@ -1,5 +1,7 @@
 """What the torch runner asks of a CUDA device, in which order and with which switches, on a device that is played."""
 
+import contextlib
+import runpy
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,8 @@ import torch
 from deploykit.artifact import Artifact
 from deploykit.devices import Device
 from deploykit.errors import DeviceError
+from runners import torch_runner
+from runners.exactness import Exactness
 from runners.torch_runner import TorchRunner
 from tests import handmade
 from tests.runners.fakecuda import RUBBISH, FakeCuda
@@ -140,6 +144,27 @@ def test_the_switches_hold_until_the_last_of_several_calls_ends(
         second.join()
     assert seen == ["ieee"]
     assert switches() == before
+
+
+def test_the_first_two_lanes_of_a_process_hold_the_same_switches(
+    artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeCuda(monkeypatch)
+    make, both, made = Exactness.__init__, threading.Barrier(2), list[Exactness]()
+
+    def slowly(self: Exactness, *given: Any) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.2)
+        made.append(self)
+        make(self, *given)
+
+    monkeypatch.setattr(Exactness, "__init__", slowly)
+    anew = runpy.run_path(torch_runner.__file__)["TorchRunner"]
+    inputs = handmade.random_inputs("plain", 2)
+    with anew(artifacts["plain"], CUDA) as runner, ThreadPoolExecutor(2) as lanes:
+        for outputs in lanes.map(runner.predict, [inputs, inputs]):
+            close(outputs, handmade.expected("plain", inputs))
+    assert len(made) == 1
 
 
 def test_a_runner_that_ends_gives_its_memory_back(
