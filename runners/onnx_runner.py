@@ -5,6 +5,7 @@ import importlib
 import os
 import re
 import sys
+import threading
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +26,9 @@ _ERRORS_ONLY, _FATAL_ONLY = 3, 4
 _EXACT = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 """On CUDA, where by default float32 is multiplied with 10 bits of each fraction instead of 23 (TF32), and some versions
 try out which algorithm of a convolution is the quickest, another one by chance in each session."""
+
+_STDOUT = threading.Lock()
+"""Held where standard output is redirected: that is the process's, and each thread puts back what it has found."""
 
 _FAILURE = re.compile(r"\b[A-Z]\w* failure \d+: [^;\n]+")
 
@@ -159,7 +163,7 @@ def _providers(ort: ModuleType, device: Device) -> list[Any]:
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     if hasattr(ort, "preload_dlls"):
         # CUDA libraries installed as Python packages are not on the loader's path. What is missing is printed.
-        with contextlib.redirect_stdout(sys.stderr):
+        with _STDOUT, contextlib.redirect_stdout(sys.stderr):
             ort.preload_dlls(directory="")
     return [(_CUDA, {"device_id": str(device.index), **_EXACT})]
 

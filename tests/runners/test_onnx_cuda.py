@@ -5,6 +5,9 @@ machine without a device.
 """
 
 import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -136,6 +139,35 @@ def test_a_session_is_in_full_float32_and_never_falls_back(
     assert Session.asked["enable_fallback"] is False
     assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0", "recurrent layers heed nothing else"
     assert capsys.readouterr() == ("", "Failed to load libcublasLt.so.13\n"), "standard output is for results"
+
+
+def test_two_threads_that_load_at_once_leave_standard_output_as_it_was(
+    artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_is_in, second_is_in, first_is_over = threading.Event(), threading.Event(), threading.Event()
+
+    def overlapping(directory: str) -> None:
+        if not first_is_in.is_set():
+            first_is_in.set()
+            second_is_in.wait(timeout=0.2)
+        else:
+            second_is_in.set()
+            first_is_over.wait(timeout=60)
+
+    def load(index: int) -> None:
+        with OnnxRunner(artifacts["plain"], Device(kind="cuda", index=index)):
+            pass
+
+    monkeypatch.setattr(onnx_runner, "_onnxruntime", lambda: stand_in(preload_dlls=overlapping))
+    monkeypatch.setattr(sys, "stdout", before := sys.stdout)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(load, 0)
+        assert first_is_in.wait(timeout=60)
+        second = threads.submit(load, 1)
+        first.result()
+        first_is_over.set()
+        second.result()
+    assert sys.stdout is before
 
 
 def test_what_the_user_told_nvidias_libraries_stays(
