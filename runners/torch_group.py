@@ -1,5 +1,6 @@
 """The torch.distributed process group in which the ranks of a run meet, and find out whether all hold the same file."""
 
+import contextlib
 import os
 import sys
 from datetime import timedelta
@@ -36,7 +37,7 @@ def compare_files(group: Group, device: Device, digest: bytes) -> None:
     try:
         store = _store(group)
         if dist.is_initialized():
-            _compare(_device_of_theirs(place, group), group, digest)
+            _require_none(_different(_device_of_theirs(place, group), group, digest), group)
             return
         dist.init_process_group(
             backend="nccl" if device.kind == "cuda" else "gloo",
@@ -46,10 +47,12 @@ def compare_files(group: Group, device: Device, digest: bytes) -> None:
             timeout=timedelta(seconds=group.timeout_s),
             device_id=place if device.kind == "cuda" else None,
         )
-        try:
-            _compare(place, group, digest)
-        finally:
-            dist.destroy_process_group()
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(_abandon)
+            different = _different(place, group, digest)
+            on_failure.pop_all()
+        dist.destroy_process_group()
+        _require_none(different, group)
     except (RuntimeError, ValueError) as error:
         raise RunError(
             f"rank {group.rank}: the {group.world_size} ranks did not meet within {group.timeout_s:g} s: "
@@ -66,14 +69,26 @@ def _store(group: Group) -> Any:
     return dist.FileStore(str(group.store), group.world_size)  # type: ignore[attr-defined]
 
 
-def _compare(device: "torch.device", group: Group, digest: bytes) -> None:
+def _abandon() -> None:
+    """End the group where a rank may have died: the usual end of an nccl group would wait for it, and tell nothing."""
+    from torch.distributed.distributed_c10d import _abort_process_group
+
+    with contextlib.suppress(RuntimeError):  # What went wrong first is told.
+        _abort_process_group()
+
+
+def _different(device: "torch.device", group: Group, digest: bytes) -> list[int]:
+    """The ranks whose digest is another one than ours."""
     import torch
     import torch.distributed as dist
 
     own = torch.tensor(list(digest), dtype=torch.uint8, device=device)
     all_of_them = [torch.empty_like(own) for _ in range(group.world_size)]
     dist.all_gather(all_of_them, own)
-    different = [rank for rank, other in enumerate(all_of_them) if not torch.equal(own, other)]
+    return [rank for rank, other in enumerate(all_of_them) if not torch.equal(own, other)]
+
+
+def _require_none(different: list[int], group: Group) -> None:
     if different:
         raise RunError(
             f"rank {group.rank}: ranks {different} hold another TorchScript file than this one; "

@@ -282,6 +282,19 @@ def test_a_group_in_which_files_differ_is_gone_too(
     assert not torch.distributed.is_initialized()
 
 
+def test_a_rank_that_died_is_told_without_the_end_of_the_group_which_waits_for_all(
+    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def died(*_: Any) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr("torch.distributed.all_gather", died)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: pytest.fail("waits for ever"))
+    with TorchRunner(artifacts["plain"]) as runner, pytest.raises(RunError, match=r"meet .* Connection closed by peer"):
+        runner.join(Group(rank=0, world_size=1, store=tmp_path / "store"))
+    assert not torch.distributed.is_initialized()
+
+
 def test_what_nccl_tells_at_the_end_of_its_error_is_told(
     artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
