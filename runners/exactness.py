@@ -41,14 +41,18 @@ class Exactness:
                     self._given_back.close()
 
     def _hold(self, backends: Any) -> None:
-        precise = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+        cudnn, operations = backends.cudnn, (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+        # From the top, whose setting holds below wherever nothing else was set. What is read then is TF32 only where it
+        # was set, so that nothing is set, and put back, that was not: it would no longer follow what is set above it.
         # By the newer of torch's two ways: where both were used, the older one raises when it is read.
-        for operations in precise:
-            if operations.fp32_precision == _TF32:
-                self._set(operations, "fp32_precision", _FULL)
+        if any(each.fp32_precision == _TF32 for each in operations):
+            self._set(backends, "fp32_precision", _FULL)
+        for place in (cudnn, *operations):
+            if place.fp32_precision == _TF32:
+                self._set(place, "fp32_precision", _FULL)
         # Tried out anew in each process, the quickest algorithm is another one by chance; some add in any order.
-        self._set(backends.cudnn, "benchmark", False)
-        self._set(backends.cudnn, "deterministic", True)
+        self._set(cudnn, "benchmark", False)
+        self._set(cudnn, "deterministic", True)
 
     def _set(self, place: Any, name: str, value: object) -> None:
         self._given_back.callback(setattr, place, name, getattr(place, name))

@@ -2,6 +2,8 @@
 
 import contextlib
 import runpy
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,14 +25,43 @@ from tests.runners.fakecuda import RUBBISH, FakeCuda
 CUDA = Device(kind="cuda")
 
 
+SETTINGS = """
+import contextlib, sys
+import torch
+from runners.exactness import Exactness
+
+everywhere, cudnn, matmul = torch.backends, torch.backends.cudnn, torch.backends.cuda.matmul
+called = Exactness().held if sys.argv[1] == "called" else (lambda _: contextlib.nullcontext())
+
+def show():
+    print(*(each.fp32_precision for each in (everywhere, cudnn, cudnn.conv, cudnn.rnn, matmul, torch.backends.mkldnn)))
+
+def call():
+    with called(torch.backends):
+        if sys.argv[1] == "called":
+            assert {each.fp32_precision for each in (cudnn.conv, cudnn.rnn, matmul)} <= {"ieee", "none"}
+    show()
+
+call()
+for place in (matmul, everywhere, cudnn, everywhere, cudnn.conv):
+    for setting in ("tf32", "ieee", "none", "tf32"):
+        place.fp32_precision = setting
+        call()
+for place in (matmul, cudnn.conv, cudnn, everywhere):
+    for setting in ("none", "ieee", "tf32", "none"):
+        place.fp32_precision = setting
+        call()
+"""
+
+
 @pytest.fixture(autouse=True)
 def default_switches() -> Iterator[None]:
     """Whatever a test does, the next one finds torch's own."""
     yield
     backends: Any = torch.backends
     torch.set_float32_matmul_precision("highest")
-    backends.cudnn.conv.fp32_precision = backends.cudnn.rnn.fp32_precision = "tf32"
-    backends.cudnn.benchmark = backends.cudnn.deterministic = False
+    backends.cuda.matmul.fp32_precision = backends.mkldnn.matmul.fp32_precision = "none"  # As in a new process.
+    backends.cudnn.benchmark = False
 
 
 def switches() -> dict[str, Any]:
@@ -117,6 +148,16 @@ def test_a_call_is_in_full_float32_and_the_same_each_time_and_gives_the_switches
     assert seen == [{"conv": "ieee", "rnn": "ieee", "matmul": "ieee", "benchmark": False, "deterministic": True}]
     assert switches() == before
     assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_settings_hold_after_calls_as_if_none_had_been_made() -> None:
+    """torch has them in three layers, of which an upper one holds where a lower one was not set."""
+    without, with_calls = (
+        subprocess.run([sys.executable, "-c", SETTINGS, how], capture_output=True, text=True, check=True).stdout
+        for how in ("not called", "called")
+    )
+    assert len(without.splitlines()) == 37
+    assert with_calls == without
 
 
 def test_the_switches_hold_until_the_last_of_several_calls_ends(
