@@ -17,7 +17,7 @@ __all__ = ["environment"]
 
 
 def environment(runtime: str, runtime_version: str, *, on_gpu: bool = False) -> dict[str, Any]:
-    """CPU, cores, memory, platform, and the versions of everything that took part; the GPUs where they did."""
+    """CPU, cores, memory, platform, and the versions of everything that took part; all GPUs here where some did."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
