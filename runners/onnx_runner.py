@@ -100,9 +100,16 @@ class OnnxRunner(Runner):
         self._quiet.log_severity_level = _FATAL_ONLY
         self._outputs = tuple(output.name for output in self.artifact.manifest.outputs)
         self._optional = frozenset(node.name for node in session.get_overridable_initializers())
-        self._check_outputs()
+        self._check_names()
 
-    def _check_outputs(self) -> None:
+    def _check_names(self) -> None:
+        needed = sorted(node.name for node in self._session.get_inputs())
+        given = sorted(spec.name for spec in self.artifact.manifest.inputs)
+        if needed != given:
+            raise ArtifactError(
+                f"{self.artifact.path}: the ONNX file needs the inputs {', '.join(needed)}, but its manifest has "
+                f"{', '.join(given)}; export the model again"
+            )
         found = {node.name for node in self._session.get_outputs()}
         missing = sorted(set(self._outputs) - found)
         if missing:

@@ -125,7 +125,16 @@ class TorchRunner(Runner):
             tensors = [_to_tensor(torch, inputs[name], self.device) for name in given]
             found = self._module(*tensors, **self._keywords(torch, controls))
             names = [output.name for output in self.artifact.manifest.outputs]
+            self._require_outputs(names, found)
             return dict(zip(names, self._to_host(torch, [found[name] for name in names], inputs), strict=True))
+
+    def _require_outputs(self, names: list[str], found: dict[str, Any]) -> None:
+        missing = sorted(set(names) - set(found))
+        if missing:
+            raise ArtifactError(
+                f"{self.artifact.path}: the TorchScript file has no output {', '.join(missing)}, only "
+                f"{', '.join(sorted(found))}; export the model again"
+            )
 
     @contextlib.contextmanager
     def _on_device(self, torch: Any) -> Iterator[None]:

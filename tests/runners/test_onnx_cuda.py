@@ -47,8 +47,8 @@ class Session:
         self.real = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         ((self._name, self.provider),) = asked["providers"]
         assert all(isinstance(value, str) for value in self.provider.values())
-        self.get_outputs, self.get_overridable_initializers = (
-            self.real.get_outputs, self.real.get_overridable_initializers,
+        self.get_inputs, self.get_outputs, self.get_overridable_initializers = (
+            self.real.get_inputs, self.real.get_outputs, self.real.get_overridable_initializers,
         )  # fmt: skip
 
     def get_providers(self) -> list[str]:

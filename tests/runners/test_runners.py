@@ -1,9 +1,11 @@
 """Both runners through the same tests: the same interface must mean the same."""
 
+import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from deploykit.artifact import Artifact
+from deploykit.artifact import MANIFEST_NAME, Artifact
 from deploykit.devices import Device
 from deploykit.errors import (
     ArtifactError,
@@ -132,6 +134,31 @@ def test_a_file_that_does_not_load_is_an_artifact_error(
         pass
 
 
+def renamed(path: Path, part: str, names: dict[str, str]) -> Artifact:
+    """A ``plain`` artifact whose manifest names its inputs or outputs differently than its files do."""
+    with Artifact.open(handmade.build(path)) as found:
+        specs = [replace(spec, name=names.get(spec.name, spec.name)) for spec in getattr(found.manifest, part)]
+        manifest = replace(found.manifest, **{part: tuple(specs)})  # type: ignore[arg-type]
+    (path / MANIFEST_NAME).write_text(json.dumps(manifest.to_json()))
+    return Artifact.open(path)
+
+
+@both
+def test_an_output_that_the_file_lacks_is_named(runner_class: type[Runner], tmp_path: Path) -> None:
+    artifact = renamed(tmp_path / "a", "outputs", {"aux.norm": "length"})
+    wanted = rf"^{artifact.path}: the \w+ file has no output length, only aux\.norm, logits; export the model again$"
+    with pytest.raises(ArtifactError, match=wanted), runner_class(artifact) as runner:
+        runner.predict(handmade.random_inputs("plain", 2))
+
+
+@pytest.mark.parametrize("name", ["y", "draws"])
+def test_an_input_that_the_onnx_file_lacks_is_named(tmp_path: Path, name: str) -> None:
+    artifact = renamed(tmp_path / "a", "inputs", {"x": name})
+    wanted = rf"^{artifact.path}: the ONNX file needs the inputs x, but its manifest has {name}; export the model .*$"
+    with pytest.raises(ArtifactError, match=wanted), OnnxRunner(artifact):
+        pass
+
+
 @both
 def test_cuda_without_cuda_is_an_error(artifacts: dict[str, Artifact], runner_class: type[Runner]) -> None:
     if runner_class.cuda_count():
@@ -189,7 +216,7 @@ class Refuse:
         if name.partition(".")[0] in ("torch", "onnx", "exporters"):
             raise ImportError(f"{name} was imported")
 sys.meta_path.insert(0, Refuse())
-from deploykit.artifact import Artifact
+from deploykit.artifact import MANIFEST_NAME, Artifact
 from runners.table import choose_runner
 with Artifact.open(sys.argv[1]) as artifact, choose_runner(artifact)(artifact) as runner:
     print(runner.predict({"x": np.ones((2, 4), np.float32)}, seed=3)["logits.mean"].shape)
