@@ -22,6 +22,9 @@ __all__ = ["TorchRunner"]
 _EXACTNESS = Exactness()
 """One for all runners and threads of the process, as torch's switches are."""
 
+_FILTERS = threading.Lock()
+"""Held where warnings are filtered: the filters are the process's, and each thread puts back what it has found."""
+
 
 class TorchRunner(Runner):
     """One copy of the module on one device, in inference mode.
@@ -196,7 +199,7 @@ def _require_device(torch: Any, device: Device) -> None:
 @contextlib.contextmanager
 def _quiet_deprecation() -> Iterator[None]:
     """Since 2.13 torch marks torch.jit as deprecated; the user of an artifact can do nothing about that."""
-    with warnings.catch_warnings():
+    with _FILTERS, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=FutureWarning)
         yield

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -191,6 +193,38 @@ def test_torch_threads_are_set_and_given_back(artifacts: dict[str, Artifact]) ->
     with TorchRunner(artifacts["plain"], threads=before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
+
+
+def test_two_threads_that_load_at_once_leave_the_filters_of_warnings_as_they_were(
+    artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_is_in, second_is_in, first_is_over = threading.Event(), threading.Event(), threading.Event()
+    real = torch.jit.load
+
+    def overlapping(*args: Any, **options: Any) -> Any:
+        if not first_is_in.is_set():
+            first_is_in.set()
+            second_is_in.wait(timeout=0.2)
+        else:
+            second_is_in.set()
+            first_is_over.wait(timeout=60)
+        return real(*args, **options)
+
+    def load() -> None:
+        with TorchRunner(artifacts["plain"]):
+            pass
+
+    monkeypatch.setattr(torch.jit, "load", overlapping)
+    with warnings.catch_warnings():
+        before = list(warnings.filters)
+        with ThreadPoolExecutor(2) as threads:
+            first = threads.submit(load)
+            assert first_is_in.wait(timeout=60)
+            second = threads.submit(load)
+            first.result()
+            first_is_over.set()
+            second.result()
+        assert list(warnings.filters) == before
 
 
 def test_bfloat16_comes_back_as_float32() -> None:
