@@ -90,26 +90,31 @@ class Network:
         end = _along_steps(outputs, self._last).squeeze(1)
         # torch refuses a length of 0; a file gives the state before the first step.
         end = torch.where(self._lengths.unsqueeze(1) > 0, end, start[0].squeeze(0))
-        cells = [] if len(start) == 1 else [self._cells(values, weights, *start)]
+        cells = [] if len(start) == 1 else [self._cells(values, weights, *start, given=states is not None)]
         return (_along_steps(outputs, self._turned) if backwards else outputs, end, *cells)
 
-    def _cells(self, values: Tensor, weights: Sequence[Tensor], hidden: Tensor, cells: Tensor) -> Tensor:
+    def _cells(
+        self, values: Tensor, weights: Sequence[Tensor], hidden: Tensor, cells: Tensor, *, given: bool
+    ) -> Tensor:
         """The cell state behind the last step, which an operation gives for the last of all steps only.
 
-        So rows are moved to the end, and the cell state waits before them. The hidden state that a row starts with is
-        given beside the values of its first step, with the weights of a hidden state.
+        So rows are moved to the end, and the cell state waits before them. A hidden state that a row was given to start
+        with stands beside the values of its first step, with the weights of a hidden state.
         """
         steps, before = _steps(values), values.shape[1] - self._lengths.unsqueeze(1)
         waits, first = (steps < before).unsqueeze(-1), (steps == before).unsqueeze(-1)
         # Whatever stands before a row must not open a gate.
         moved = _along_steps(values, (steps - before).clamp(min=0)).masked_fill(waits, 0.0)
-        moved = torch.cat([moved, waits.to(values.dtype), first * hidden.transpose(0, 1)], -1)
         size = weights[0].shape[0] // 4
         options: Any = {"dtype": values.dtype, "device": values.device}
         # Not made of the values, which differ from draw to draw: one for all of them.
         gates = torch.cat([torch.full((size, 1), by, **options) for by in _WAITING])
-        weighted = torch.cat([weights[0], gates, weights[1]], 1)
-        end: Tensor = self._call(moved, [weighted, *weights[1:]], (torch.zeros_like(hidden), cells))[2]
+        columns, weighted = [moved, waits.to(values.dtype)], [weights[0], gates]
+        if given:
+            columns.append(torch.where(first, hidden.transpose(0, 1), 0.0))
+            weighted.append(weights[1])
+        moved, weighted = torch.cat(columns, -1), [torch.cat(weighted, 1), *weights[1:]]
+        end: Tensor = self._call(moved, weighted, (torch.zeros_like(hidden), cells))[2]
         return end.squeeze(0)
 
     def _zeros(self, values: Tensor) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from deploykit.errors import ExportError
+from exporters.capture.padded import Network
 from exporters.export import ExportResult, export_module
 
 pytestmark = pytest.mark.slow
@@ -162,6 +163,30 @@ def test_large_values_open_no_gate(tmp_path: Path) -> None:
         wanted = module(*map(torch.from_numpy, inputs.values())).numpy()
     for got in run(result, inputs).values():
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_an_lstm_that_starts_with_nothing_costs_one_more_input_for_its_last_cells(monkeypatch: Any) -> None:
+    """The gate that waits; the columns of a hidden state, as many as it has, are for states that are given."""
+    lstm, widths, original = nn.LSTM(6, 5), [], torch._VF.lstm
+
+    def counted(values: Tensor, *rest: Any) -> Any:
+        widths.append(values.shape[-1])
+        return original(values, *rest)
+
+    monkeypatch.setattr(torch._VF, "lstm", counted)
+    x, lengths = torch.randn(3, 4, 6), torch.tensor([4, 1, 2])
+    Network(lstm, x, lengths).run(None)
+    assert widths == [6, 6 + 1]
+
+
+def test_a_start_that_is_not_finite_ends_as_with_packing() -> None:
+    lstm, x, lengths = nn.LSTM(6, 5), torch.randn(3, 4, 6), torch.tensor([4, 1, 2])
+    start = torch.randn(1, 3, 5), torch.randn(1, 3, 5)
+    start[0][0, 1, 2] = torch.inf
+    _, wanted = lstm(packed(x, lengths), start)
+    assert torch.isfinite(wanted[1]).all()
+    for got, each in zip(Network(lstm, x, lengths).run(start)[1], wanted, strict=True):
+        torch.testing.assert_close(got, each, rtol=0, atol=1e-5)
 
 
 def test_a_projection_is_torchscripts_own(tmp_path: Path) -> None:
