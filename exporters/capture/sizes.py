@@ -79,9 +79,10 @@ def _spaces() -> Iterator[None]:
         if not isinstance(steps, _SIZE) or named or not dtype.is_floating_point:
             return original(start, end, steps, dtype=dtype, device=device, **named)
         places = arange(steps, dtype=dtype, device=device)
-        step = (end - start) / larger(steps - 1, 1)
-        # From both ends, as torch does it: each is exactly what was asked for.
-        return torch.where(2 * places < steps, start + places * step, end - (steps - 1 - places) * step)
+        # Divided as tensors: in ONNX a fraction made of sizes alone has float32. And from both ends, as torch does it:
+        # each is exactly what was asked for.
+        before, behind = (number / larger(steps - 1, 1) for number in (places, steps - 1 - places))
+        return torch.where(2 * places < steps, start + before * (end - start), end - behind * (end - start))
 
     with mock.patch.object(torch, "linspace", linspace):
         yield
@@ -110,14 +111,15 @@ class _Sizes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, given = getattr(func, "__name__", ""), kwargs or {}
         sizes = [self._size(each) for each in args]
-        if name == "item" and sizes[0] is not None:
-            return sizes[0]
+        own = sizes[0] if sizes else None
+        if name == "item" and own is not None:
+            return own
         result, size = func(*args, **given), None
         if name in _SAME:
-            size = sizes[0]
+            size = own
         elif name in _SUMS and not given and None not in sizes:
             size = _SUMS[name](*sizes)
-        if size is not None and isinstance(result, Tensor) and _is_whole(result):
+        if size is not None and isinstance(result, Tensor) and _holds_a_size(result):
             self._known[id(result)] = result, result._version, size
         return result
 
@@ -129,6 +131,7 @@ class _Sizes(TorchFunctionMode):
         return size if tensor is not None and tensor._version == version else None
 
 
-def _is_whole(tensor: Tensor) -> bool:
+def _holds_a_size(tensor: Tensor) -> bool:
+    """Whether it is one whole number, of a type in which every size is what it was."""
     # torch does not tell of a tensor of inference mode whether it was written to.
-    return not (tensor.is_inference() or tensor.is_floating_point() or tensor.is_complex() or tensor.ndim)
+    return tensor.dtype in (torch.int32, torch.int64) and not (tensor.is_inference() or tensor.ndim)

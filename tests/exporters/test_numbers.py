@@ -64,6 +64,8 @@ COMPUTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "roots of sizes": rooted,
     "a size many steps": spaced,
     "tensors of sizes": half,
+    "tensors of sizes by name": lambda x, _: x * torch.scalar_tensor(s=x.shape[1], dtype=torch.float32),
+    "spaces of float64": lambda x, _: x.double() * torch.linspace(-1, 3, x.shape[1], dtype=torch.float64),
     "a scale made of a size": scaled,
     "autocast that is off": lambda x, mask: in_full(x[:, :, None], mask)[:, :, 0],
 }
@@ -81,7 +83,25 @@ def test_numbers_and_tensors_of_other_types(name: str, draws: int | None, tmp_pa
     for client in clients(result.path, names_of(result)).values():
         got = client({"x": x, "mask": mask})["computed"]
         assert got.dtype == wanted.dtype
-        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+        np.testing.assert_allclose(got, wanted, rtol=1e-12 if wanted.dtype == np.float64 else 1e-6)
+
+
+class Sized(nn.Module):
+    def __init__(self, compute: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.compute = compute
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(x, x.shape[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_a_size_in_a_narrow_type_is_what_torch_makes_of_it(dtype: torch.dtype, tmp_path: Path) -> None:
+    module = Sized(lambda x, size: x[:, : torch.tensor(size).to(dtype)].sum(1))
+    result = export_module(module, tmp_path / "a", inputs=["x:float32[batch,steps]"])
+    x = np.ones((1, 300 if dtype.itemsize == 1 else 33_000), np.float32)
+    for client in clients(result.path, names_of(result)).values():
+        assert client({"x": x})["output"] == module(torch.from_numpy(x)).numpy()
 
 
 LOOKUPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
