@@ -1,8 +1,8 @@
 """Where a module's code makes a number of a dynamic size: torch tells that it happened, and not where."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 from unittest import mock
@@ -18,16 +18,19 @@ Step = tuple[FrameType, int]
 @contextmanager
 def noting_fixed_sizes(places: list[Step]) -> Iterator[None]:
     """Note the frames, with their lines, that run when the first dynamic size becomes a number."""
-    original: Any = SymNode.guard_int
+    with ExitStack() as stack:
+        for name in ("guard_int", "guard_float"):
+            stack.enter_context(mock.patch.object(SymNode, name, _noting(getattr(SymNode, name), places)))
+        yield
 
-    def noting(self: SymNode, file: str, line: int) -> int:
+
+def _noting(original: Callable[..., Any], places: list[Step]) -> Callable[..., Any]:
+    def noting(self: SymNode, file: str, line: int) -> Any:
         if not places and self.expr.free_symbols:
             places.extend(steps_to(sys._getframe(1)))
-        found: int = original(self, file, line)
-        return found
+        return original(self, file, line)
 
-    with mock.patch.object(SymNode, "guard_int", noting):
-        yield
+    return noting
 
 
 def steps_to(frame: FrameType | None) -> list[Step]:

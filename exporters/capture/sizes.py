@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._sympy.functions import FloatPow
 
 __all__ = ["free_sizes"]
 
@@ -22,7 +23,7 @@ _SIZE, _NUMBER = torch.SymInt, (torch.SymInt, torch.SymFloat)
 def free_sizes() -> Iterator[None]:
     """For the time of a capture: what is computed stays the same, up to rounding."""
     with ExitStack() as stack:
-        for each in (_by_len, _roots, _scales, _spaces, _Sizes):
+        for each in (_by_len, _roots, _whole_numbers, _scales, _spaces, _Sizes):
             stack.enter_context(each())
         yield
 
@@ -51,6 +52,25 @@ def _roots() -> Iterator[None]:
         for owner, name in ((math, "sqrt"), *((each, "sqrt") for each in _NUMBER)):
             stack.enter_context(mock.patch.object(owner, name, root, create=True))
         yield
+
+
+@contextmanager
+def _whole_numbers() -> Iterator[None]:
+    """A root has float32 in ONNX, where a whole number made of it may be another: it is one of a plain number here."""
+    with ExitStack() as stack:
+        for name in ("__ceil__", "__floor__", "__trunc__", "__round__"):
+            stack.enter_context(mock.patch.object(torch.SymFloat, name, _unless_a_root(name)))
+        yield
+
+
+def _unless_a_root(name: str) -> Callable[..., Any]:
+    original: Any = getattr(torch.SymFloat, name)
+
+    def whole(value: Any, *digits: Any) -> Any:
+        own: Any = getattr(float, name)
+        return own(float(value), *digits) if value.node.expr.has(FloatPow) else original(value, *digits)
+
+    return whole
 
 
 @contextmanager

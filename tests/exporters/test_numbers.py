@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from deploykit.errors import ExportError
 from exporters.export import export_module
 from tests.exporters.test_monte_carlo import clients, names_of
 
@@ -102,6 +103,25 @@ def test_a_size_in_a_narrow_type_is_what_torch_makes_of_it(dtype: torch.dtype, t
     x = np.ones((1, 300 if dtype.itemsize == 1 else 33_000), np.float32)
     for client in clients(result.path, names_of(result)).values():
         assert client({"x": x})["output"] == module(torch.from_numpy(x)).numpy()
+
+
+WHOLE: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "ceil": lambda x, size: x * math.ceil(math.sqrt(size * size + 1)),
+    "floor": lambda x, size: x * math.floor((size * size - 1) ** 0.5),
+    "trunc": lambda x, size: x * math.trunc(2 / math.sqrt(size)),
+    "whole steps": lambda x, size: x * (np.sqrt(size * size - 1) // 1),
+    "round": lambda x, size: x * round(math.sqrt(size)),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_number_made_of_a_root_is_refused(name: str, tmp_path: Path) -> None:
+    """The root has float32 in ONNX, where the whole number may be the next one."""
+    with pytest.raises(
+        ExportError,
+        match=r"^\(root\) \(test_numbers.py:\d+: .*fixes a dimension that was declared dynamic",
+    ):
+        export_module(Sized(WHOLE[name]), tmp_path / "a", inputs=["x:float32[batch,steps]"])
 
 
 LOOKUPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
