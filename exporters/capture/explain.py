@@ -160,7 +160,10 @@ def _condition(text: str) -> str:
         return f"its code works only where {guard[1]}"
     constant = re.search(r"specialized it to be a constant \((\d+)\)", text)
     if constant is not None:
-        return f"its code makes the constant {constant[1]} of it, as range(n), int(n) and math.log(n) do with a size n"
+        return (
+            f"its code makes the constant {constant[1]} of it, as range(n), int(n) and math.log(n) do with a size n, "
+            "and sqrt(n) imported by name (use math.sqrt(n))"
+        )
     return next((line.strip(" -") for line in text.splitlines() if "specialized" in line), text.splitlines()[0])
 
 

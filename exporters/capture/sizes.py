@@ -1,6 +1,7 @@
 """Where a module's code makes numbers or tensors of dynamic sizes, let them stay sizes, which a graph can hold."""
 
 import builtins
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ _SIZE, _NUMBER = torch.SymInt, (torch.SymInt, torch.SymFloat)
 def free_sizes() -> Iterator[None]:
     """For the time of a capture: what is computed stays the same, up to rounding."""
     with ExitStack() as stack:
-        for each in (_by_len, _roots, _whole_numbers, _scales, _spaces, _Sizes):
+        for each in (_by_len, _roots, _whole_numbers, _within_torch, _Sizes):
             stack.enter_context(each())
         yield
 
@@ -73,38 +74,44 @@ def _unless_a_root(name: str) -> Callable[..., Any]:
     return whole
 
 
-@contextmanager
-def _scales() -> Iterator[None]:
+def _attention(original: Any, query: Any, *given: Any, scale: Any = None, **named: Any) -> Any:
     """The scale of an attention is a plain number; the query may be multiplied by any."""
-    original: Any = functional.scaled_dot_product_attention
-
-    def attention(query: Any, *given: Any, scale: Any = None, **named: Any) -> Any:
-        if isinstance(scale, torch.SymFloat):
-            query, scale = query * scale, 1.0
-        return original(query, *given, scale=scale, **named)
-
-    with mock.patch.object(functional, "scaled_dot_product_attention", attention):
-        yield
+    if isinstance(scale, torch.SymFloat):
+        query, scale = query * scale, 1.0
+    return original(query, *given, scale=scale, **named)
 
 
-@contextmanager
-def _spaces() -> Iterator[None]:
+def _linspace(
+    original: Any, start: Any, end: Any, steps: Any, *, dtype: Any = None, device: Any = None, **named: Any
+) -> Any:
     """``linspace`` takes a plain number of steps, and ``arange`` takes any."""
-    original: Any = torch.linspace
+    dtype = dtype or torch.get_default_dtype()
+    if not isinstance(steps, _SIZE) or named or not dtype.is_floating_point:
+        return original(start, end, steps, dtype=dtype, device=device, **named)
     arange: Any = torch.arange
     larger: Any = torch.sym_max
+    places = arange(steps, dtype=dtype, device=device)
+    # Divided as tensors: in ONNX a fraction made of sizes alone has float32. And from both ends, as torch does it:
+    # each is exactly what was asked for.
+    before, behind = (number / larger(steps - 1, 1) for number in (places, steps - 1 - places))
+    return torch.where(2 * places < steps, start + before * (end - start), end - behind * (end - start))
 
-    def linspace(start: Any, end: Any, steps: Any, *, dtype: Any = None, device: Any = None, **named: Any) -> Any:
-        dtype = dtype or torch.get_default_dtype()
-        if not isinstance(steps, _SIZE) or named or not dtype.is_floating_point:
-            return original(start, end, steps, dtype=dtype, device=device, **named)
-        places = arange(steps, dtype=dtype, device=device)
-        # Divided as tensors: in ONNX a fraction made of sizes alone has float32. And from both ends, as torch does it:
-        # each is exactly what was asked for.
-        before, behind = (number / larger(steps - 1, 1) for number in (places, steps - 1 - places))
-        return torch.where(2 * places < steps, start + before * (end - start), end - behind * (end - start))
 
-    with mock.patch.object(torch, "linspace", linspace):
+_OTHERWISE: dict[Any, tuple[Any, Callable[..., Any]]] = {
+    functional.scaled_dot_product_attention: (functional, _attention),
+    torch.linspace: (torch, _linspace),
+}
+"""Functions that take sizes as numbers: where they are found, and what does the same without.
+
+A mode meets them under whatever name they were imported, but not where torch's own functions call them.
+"""
+
+
+@contextmanager
+def _within_torch() -> Iterator[None]:
+    with ExitStack() as stack:
+        for original, (owner, other) in _OTHERWISE.items():
+            stack.enter_context(mock.patch.object(owner, original.__name__, functools.partial(other, original)))
         yield
 
 
@@ -121,7 +128,10 @@ _SUMS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 class _Sizes(TorchFunctionMode):
-    """Tensors made of sizes alone give these sizes back where numbers are made of them, as the bounds of a slice."""
+    """Tensors made of sizes alone give these sizes back where numbers are made of them, as the bounds of a slice.
+
+    And functions of torch that would make numbers of sizes are let do without.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,6 +144,8 @@ class _Sizes(TorchFunctionMode):
         own = sizes[0] if sizes else None
         if name == "item" and own is not None:
             return own
+        if func in _OTHERWISE:
+            return _OTHERWISE[func][1](func, *args, **given)
         result, size = func(*args, **given), None
         if name in _SAME:
             size = own

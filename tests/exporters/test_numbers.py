@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable
+from math import sqrt
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor, linspace, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from deploykit.errors import ExportError
 from exporters.export import export_module
@@ -46,6 +48,11 @@ def scaled(x: Tensor, _: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(each, each, each, scale=1 / math.sqrt(x.shape[1]))[:, 0, :, 0]
 
 
+def by_name(x: Tensor, _: Tensor) -> Tensor:
+    each = (x * linspace(0, 1, x.shape[1]))[:, None, :, None]
+    return scaled_dot_product_attention(each, each, each, scale=1 / math.sqrt(x.shape[1]))[:, 0, :, 0]
+
+
 def in_full(x: Tensor, _: Tensor) -> Tensor:
     """As rotary embeddings of transformers have it."""
     with torch.autocast("cpu", enabled=False):
@@ -68,6 +75,7 @@ COMPUTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "tensors of sizes by name": lambda x, _: x * torch.scalar_tensor(s=x.shape[1], dtype=torch.float32),
     "spaces of float64": lambda x, _: x.double() * torch.linspace(-1, 3, x.shape[1], dtype=torch.float64),
     "a scale made of a size": scaled,
+    "functions imported by name": by_name,
     "autocast that is off": lambda x, mask: in_full(x[:, :, None], mask)[:, :, 0],
 }
 
@@ -122,6 +130,19 @@ def test_a_whole_number_made_of_a_root_is_refused(name: str, tmp_path: Path) -> 
         match=r"^\(root\) \(test_numbers.py:\d+: .*fixes a dimension that was declared dynamic",
     ):
         export_module(Sized(WHOLE[name]), tmp_path / "a", inputs=["x:float32[batch,steps]"])
+
+
+def test_a_grid_of_torchs_own_keeps_its_sizes(tmp_path: Path) -> None:
+    """``affine_grid`` calls ``linspace`` itself; the export holds the file against the module at other sizes."""
+    module = Sized(lambda x, size: F.affine_grid(x[:, :2, :3], [x.shape[0], 1, size, x.shape[2]], align_corners=True))
+    inputs = ["x:float32[batch,height,width]"]
+    result = export_module(module, tmp_path / "a", inputs=inputs, formats=["torchscript"])
+    assert result.max_error < 1e-6
+
+
+def test_a_root_imported_by_name_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"sqrt\(n\) imported by name \(use math.sqrt\(n\)\)"):
+        export_module(Sized(lambda x, size: x / sqrt(size)), tmp_path / "a", inputs=["x:float32[batch,steps]"])
 
 
 LOOKUPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
