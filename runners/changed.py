@@ -18,6 +18,10 @@ LOOK_S, COSTS = 0.5, 50
 """So often the data is looked at; of very many files seldom enough that it takes a fiftieth of the time."""
 
 
+_STACK_BYTES = 256 * 2**10
+"""Of the thread that looks: where memory is limited (``ulimit -d``), the usual 8 MiB are missing elsewhere."""
+
+
 def look_for_change(source: Source, name: str, run: Path) -> str:
     """What to say where the data ``name`` was written to since it was opened; the run directory is marked then.
 
@@ -60,7 +64,11 @@ def watched(source: Source, name: str, run: Path, say: Callable[[str], object]) 
     over = threading.Event()
     look = partial(_change, source, name, run)
     thread = threading.Thread(target=_watch, args=(look, say, over), name="data", daemon=True)
-    thread.start()
+    before = threading.stack_size(_STACK_BYTES)
+    try:
+        thread.start()
+    finally:
+        threading.stack_size(before)
     try:
         yield
     finally:
