@@ -17,7 +17,6 @@ __all__ = ["look_for_change", "watched"]
 LOOK_S, COSTS = 0.5, 50
 """So often the data is looked at; of very many files seldom enough that it takes a fiftieth of the time."""
 
-
 _STACK_BYTES = 256 * 2**10
 """Of the thread that looks: where memory is limited (``ulimit -d``), the usual 8 MiB are missing elsewhere."""
 

@@ -1,5 +1,6 @@
 """The benchmark report of a run: ``report.json``, and the same as a page, ``report.html``."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from runners.pipeline.timing import RESOLUTION, Histogram, Meter
 from runners.ranks.assignment import Assignment
 from runners.report_page import page
 
-__all__ = ["REPORT_SCHEMA_VERSION", "Figures", "halving_notes", "make_report", "spent", "write_report"]
+__all__ = ["REPORT_SCHEMA_VERSION", "Figures", "halving_notes", "is_reported", "make_report", "spent", "write_report"]
 
 REPORT_SCHEMA_VERSION = 1
 PERCENTILES = (50, 90, 95, 99, 100)
@@ -128,6 +129,15 @@ def write_report(directory: RunDirectory, report: Mapping[str, Any]) -> None:
         temporary.write_text(page(report), encoding="utf-8", errors="backslashreplace")
     with writing(directory.path / "report.json"):
         write_json(directory.path / "report.json", report)
+
+
+def is_reported(directory: RunDirectory) -> bool:
+    """Whether a report says that the job is complete."""
+    try:
+        report = json.loads((directory.path / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(report.get("complete"))
 
 
 def _steady(meters: Sequence[Meter]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from runners.engines.work import Outcome, Work
 from runners.progress import ProgressMode, make_progress
 from runners.ranks.assignment import Assignment
 from runners.ranks.dataindex import save_index
-from runners.report import Figures, halving_notes, make_report, write_report
+from runners.report import Figures, halving_notes, is_reported, make_report, write_report
 from runners.spooling import discard_spool, require_same_spool
 from runners.system.environment import environment
 from runners.system.lock import locked
@@ -107,7 +107,7 @@ def drive(setting: Setting, out: Path, place: Placer, *, progress: ProgressChoic
         state = _looked_at(directory, progress)
         missing = state.missing(directory.job.plan, from_parts=directory.job.keeps_parts)
         # An epoch job without rows has no rank and no file; its report says that it was done.
-        if not missing and is_finished(directory, state) and (directory.path / "report.json").exists():
+        if not missing and is_finished(directory, state) and is_reported(directory):
             notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
             discard_spool(setting.source)
             return Computed(skipped_shards=len(directory.job.plan))

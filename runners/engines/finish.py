@@ -1,6 +1,5 @@
 """The end of a job whose ranks know nothing of each other: whoever finds every part there writes the job's files."""
 
-import json
 import time
 from collections.abc import Sequence
 
@@ -12,7 +11,7 @@ from runners.changed import look_for_change
 from runners.engines.execute import Setting, finish_files
 from runners.engines.launch import Launch
 from runners.engines.measured import Measured, load_measured
-from runners.report import Figures, make_report, write_report
+from runners.report import Figures, is_reported, make_report, write_report
 from runners.spooling import discard_spool
 from runners.system.environment import environment
 from runners.system.lock import finishing
@@ -33,7 +32,7 @@ def finish_together(
         DataError: every row is there, but the data is not what it was at the beginning.
     """
     with finishing(directory.path):
-        if not worked and _is_reported(directory) and is_finished(directory):
+        if not worked and is_reported(directory) and is_finished(directory):
             notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
             discard_spool(setting.source)
             return
@@ -46,14 +45,6 @@ def finish_together(
     if changed:
         raise DataError(changed)
     notes.append(f"{launch} found every part there and finished the job: report.json, report.html")
-
-
-def _is_reported(directory: RunDirectory) -> bool:
-    try:
-        report = json.loads((directory.path / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(report.get("complete"))
 
 
 def _report(setting: Setting, directory: RunDirectory, launch: Launch, notes: Sequence[str], *, complete: bool) -> None:

@@ -237,7 +237,9 @@ def test_data_that_cannot_be_looked_at_in_the_end_marks_nothing(
     with pytest.raises(DataError, match=r"rows\.npy: cannot be looked at again .*timed out.*same command again"):
         deploykit.run(artifact, rows, out, **SIZE)
     assert not (out / CHANGED_NAME).exists()
+    assert not json.loads((out / "report.json").read_text())["complete"]
     monkeypatch.undo()
     deploykit.run(artifact, rows, out, **SIZE)
+    assert json.loads((out / "report.json").read_text())["complete"]
     assert not check_run(out).missing
     deploykit.verify(out)
