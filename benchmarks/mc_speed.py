@@ -7,7 +7,7 @@ left out (``mc_floor``), in the same runtime with one thread; each side gets its
 
 ``python -m benchmarks.mc_speed [CASE ...]`` measures some cases only; ``--floor`` measures the floor of all again, and
 keeps the rest of the results. ``--as NAME`` writes to another file: how the masks compare with matrix products depends
-on the processor, so there are results of two, ``mc_speed`` and ``mc_speed_intel``.
+on the processor, so there are results of three: ``mc_speed``, ``mc_speed_epyc`` and ``mc_speed_intel``.
 """
 
 import json

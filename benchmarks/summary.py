@@ -13,7 +13,8 @@ README = ROOT / "README.md"
 
 def summary() -> str:
     startup, throughput, memory, digits = (load(name) for name in ("startup", "throughput", "memory", "digits"))
-    speed, other, large = load("mc_speed"), load("mc_speed_intel"), load("large")
+    speed, large, older = load("mc_speed"), load("large"), load("large_epyc")
+    others = [dict(_by_case(load(f"mc_speed_{name}"))) for name in PROCESSORS]
     onnx = next(case for case in memory["cases"] if case["runner"] == "onnx")
     click = f"import click: {_s(startup['help_floor_click_s'])}"
     rows = [
@@ -30,10 +31,10 @@ def summary() -> str:
             f"{onnx['peak_bytes_small'] / 1e6:.0f} and {onnx['peak_bytes_large'] / 1e6:.0f} MB",
             f"ratio {onnx['large_over_small']:.2f}",
         ),
-        *(_large(case, large["rows"]) for case in large["cases"]),
+        *(_large(*cases, large["rows"]) for cases in zip(large["cases"], older["cases"], strict=True)),
         *(_rivals(case) for case in load("rivals")["cases"]),
-        *_ranks(load("ranks")),
-        *(_monte_carlo(*cases, speed["draws"]) for cases in zip(speed["cases"], other["cases"], strict=True)),
+        *_ranks(load("ranks"), load("ranks_epyc")),
+        *(_monte_carlo(case, [each[name] for each in others], speed["draws"]) for name, case in _by_case(speed)),
     ]
     lines = ["| what | measured | beside it |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
     return "\n".join(lines) + "\n\n" + _quality(digits["summary"], len(digits["cases"]))
@@ -54,15 +55,17 @@ def _throughput(case: dict[str, Any], rows: int) -> tuple[str, str, str]:
     )
 
 
-def _large(case: dict[str, Any], rows: int) -> tuple[str, str, str]:
+def _large(case: dict[str, Any], older: dict[str, Any], rows: int) -> tuple[str, str, str]:
     peak, small = case["peak_bytes"] / 1e6, case["peak_bytes_with_a_tenth_of_the_rows"] / 1e6
     return (
         "rows per second of `deploykit run` on two ranks over those of two bare `session.run` loops with the rows in "
         f"memory, {rows:,} rows, a small MLP, written as {case['writer']}",
         f"{case['rows_per_s_over_bare']['median']:.2f}",
         f"{case['rows_per_s_over_least']['median']:.2f} of two processes that read, predict, write and hash the same "
-        f"rows and do nothing else; {case['rows_per_s']:,.0f} rows/s; peak memory of a rank {peak:.0f} MB, with a "
-        f"tenth of the rows {small:.0f} MB",
+        f"rows and do nothing else; {case['rows_per_s']:,.0f} rows/s; {PROCESSORS['epyc']} "
+        f"{older['rows_per_s_over_bare']['median']:.2f} and {older['rows_per_s_over_least']['median']:.2f}, "
+        f"{older['rows_per_s']:,.0f} rows/s; peak memory of a rank {peak:.0f} MB, with a tenth of the rows "
+        f"{small:.0f} MB",
     )
 
 
@@ -77,21 +80,26 @@ def _rivals(case: dict[str, Any]) -> tuple[str, str, str]:
     )
 
 
-def _ranks(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _ranks(found: dict[str, Any], older: dict[str, Any]) -> list[tuple[str, str, str]]:
+    late, late_then = found["slowed_over_ideal"], older["slowed_over_ideal"]
     return [
         (
             f"two ranks over one, one thread each, {found['rows']:,} rows through an MLP on two cores",
             f"{found['two_over_one']['median']:.2f}",
-            f"{found['two_over_one_without_start']['median']:.2f} without the start of the processes; two bare loops "
-            f"over one {found['bare_two_over_one']['median']:.2f}",
+            f"{found['two_over_one_at_best']['median']:.2f} if two ranks needed no more processor time than one, which "
+            f"reads and writes on the other core; two bare loops over one {found['bare_two_over_one']['median']:.2f}; "
+            f"{PROCESSORS['epyc']} {older['two_over_one']['median']:.2f}",
         ),
         (
             f"time with one of two ranks at {found['slowed_speed']:.0%} of its speed, over that of the ideal split",
-            f"{found['slowed_over_ideal']['median']:.2f}",
-            f"{found['slowed_over_ideal']['min']:.2f} to {found['slowed_over_ideal']['max']:.2f}",
+            f"{late['median']:.2f}",
+            f"{late['min']:.2f} to {late['max']:.2f}; {PROCESSORS['epyc']} {late_then['median']:.2f}",
         ),
     ]
 
+
+PROCESSORS = {"epyc": "on a slower AMD EPYC", "intel": "on an Intel Xeon"}
+"""The others on which some was measured, by the end of the results' names."""
 
 MODELS = {
     "output_dropout": "the example of Lightning's documentation, dropout on a small convnet's output",
@@ -101,18 +109,31 @@ MODELS = {
 }
 
 
-def _monte_carlo(case: dict[str, Any], other: dict[str, Any], draws: int) -> tuple[str, str, str]:
-    """``other`` is the same case on another processor."""
-    floors = [found["against_floor"]["masked_over_floor"] for found in (case, other) if "against_floor" in found]
-    beside = [f"{floor['median']:.2f} times the graph without masks" for floor in floors]
-    here, there = (found["against_lightning"]["kit_over_lightning"] for found in (case, other))
-    on_other = f"on an Intel Xeon {there['median']:.1f} ({there['min']:.1f} to {there['max']:.1f})"
+def _by_case(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [(case["case"], case) for case in found["cases"]]
+
+
+def _monte_carlo(case: dict[str, Any], others: list[dict[str, Any]], draws: int) -> tuple[str, str, str]:
+    """``others`` are the same case on the other ``PROCESSORS``."""
+    elsewhere = [
+        f"{name} {_over_lightning(other)}{_over_floor(other, ' and {:.2f}')}"
+        for name, other in zip(PROCESSORS.values(), others, strict=True)
+    ]
     return (
         f"rows per second with {draws} draws over Lightning's `Trainer.predict` with that loop, both on two cores: "
         f"{MODELS[case['case']]}",
-        f"{here['median']:.1f}",
-        "; ".join([*beside[:1], ", ".join([on_other, *beside[1:]])]),
+        _over_lightning(case),
+        "; ".join([*filter(None, [_over_floor(case, "{:.2f} times the time of the graph without masks")]), *elsewhere]),
     )
+
+
+def _over_lightning(case: dict[str, Any]) -> str:
+    return f"{case['against_lightning']['kit_over_lightning']['median']:.1f}"
+
+
+def _over_floor(case: dict[str, Any], text: str) -> str:
+    found = case.get("against_floor")
+    return text.format(found["masked_over_floor"]["median"]) if found else ""
 
 
 def _quality(found: dict[str, Any], seeds: int) -> str:

@@ -15,6 +15,8 @@ from runners.system.memory import available_memory_bytes, machine_memory_bytes
 
 __all__ = ["environment"]
 
+CPUINFO = Path("/proc/cpuinfo")
+
 
 def environment(runtime: str, runtime_version: str, *, on_gpu: bool = False) -> dict[str, Any]:
     """CPU, cores, memory, platform, and the versions of everything that took part; all GPUs here where some did."""
@@ -37,9 +39,13 @@ def environment(runtime: str, runtime_version: str, *, on_gpu: bool = False) -> 
 
 
 def _cpu_model() -> str:
+    """Its name, with its family and model where Linux tells them: a cloud calls generations that differ alike."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.machine())
+    # Reversed, so that of several processors the first counts.
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    generation = [f"{word} {said[key]}" for word, key in (("family", "cpu family"), ("model", "model")) if key in said]
+    name = said.get("model name", platform.machine())
+    return f"{name} ({', '.join(generation)})" if generation else name

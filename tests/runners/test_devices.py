@@ -1,3 +1,6 @@
+import platform
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,6 +81,25 @@ def test_the_report_says_what_the_machine_has_and_what_a_container_may_use(monke
     monkeypatch.setattr("runners.system.memory.memory_limit", lambda: 2**63 - 4096)
     found = environment("onnxruntime", "1.0")
     assert found["memory_available_bytes"] == found["memory_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (
+            "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n\n"
+            "processor\t: 1\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: other\n",
+            "AMD EPYC (family 26, model 2)",
+        ),
+        ("processor\t: 0\nCPU implementer\t: 0x41\n", platform.machine()),
+    ],
+)
+def test_the_report_tells_generations_of_a_processor_apart(
+    text: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr("runners.system.environment.CPUINFO", tmp_path / "cpuinfo")
+    assert environment("onnxruntime", "1.0")["cpu"] == named
 
 
 def test_the_report_names_the_gpus_where_they_took_part(monkeypatch: pytest.MonkeyPatch) -> None:
