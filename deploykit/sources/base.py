@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from deploykit.errors import DataError
+from deploykit.storage.files import sha256_of
 from deploykit.storage.locations import DataFile
 from deploykit.tensors import TensorSpec, check_inputs
 
@@ -16,6 +18,9 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 _BLOCK_BYTES = 64 * 2**10
 _BLOCKS = 16
+
+_LITTLE_BYTES = 64 * 2**20
+"""So much is read in a moment, to tell what it is by all of it; each file counts as one block at least."""
 
 
 class Source(Protocol):
@@ -74,20 +79,20 @@ def check_header(name: str, inputs: Sequence[TensorSpec], headers: dict[str, tup
 
 
 class FileIdentity:
-    """What tells files from others, and from what they were at the first look: sizes, times of change, and a sample.
+    """What tells files from others, and from what they were at the first look: their sizes, and what is in them.
 
-    Only names inside a directory are in it: the data may move between a run and its resume.
+    Of little data that is all that is in it. Of much it is a sample, and the times of change. Only names inside a
+    directory are in it: the data may move between a run and its resume.
     """
 
     def __init__(self, files: Sequence[DataFile]) -> None:
         self._files = tuple(files)
-        self._values: dict[str, Any] | None = None
+        self._versions: dict[str, Any] | None = None
+        self._values: dict[str, Any] = {}
 
     def values(self) -> dict[str, Any]:
-        """JSON values, those of the first look; a digest of at most 1 MiB of the files is among them."""
-        if self._values is None:
-            known = _versions(self._files)
-            self._values = {**known, "sha256_sample": _sample(self._files, known["size_bytes"])}
+        """JSON values, those of the first look; a digest of the files, or of at most 1 MiB of them, is among them."""
+        self._look()
         return self._values
 
     def holds(self) -> bool:
@@ -100,12 +105,39 @@ class FileIdentity:
         """
         if not all(file.is_local for file in self._files):
             return True
-        known = self.values()
+        known = self._look()
         try:
-            now = _versions(self._files)
+            return known == _versions(self._files)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        return all(known[name] == value for name, value in now.items())
+
+    def _look(self) -> dict[str, Any]:
+        """The versions of the first look, which is this one where there was none."""
+        if self._versions is None:
+            versions = _versions(self._files)
+            self._values = _identity(self._files, versions)
+            self._versions = versions
+        return self._versions
+
+
+def _identity(files: Sequence[DataFile], versions: dict[str, Any]) -> dict[str, Any]:
+    size = versions["size_bytes"]
+    if all(file.is_local for file in files) and size + len(files) * _BLOCK_BYTES <= _LITTLE_BYTES:
+        counts: dict[str, Any] = {name: versions[name] for name in ("size_bytes", "files") if name in versions}
+        return {**counts, "sha256": _digest(files)}
+    return {**versions, "sha256_sample": _sample(files, size)}
+
+
+def _digest(files: Sequence[DataFile]) -> str:
+    """A digest of all that is in the files, and of the names of several."""
+    digest = hashlib.sha256()
+    for name, file in zip(_short_names(files) if len(files) > 1 else [""], files, strict=True):
+        try:
+            content = sha256_of(Path(file.path))
+        except OSError:
+            content = "cannot be read"  # Whoever reads its rows says why, or leaves them out.
+        digest.update(f"{name}\0{content}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def _versions(files: Sequence[DataFile]) -> dict[str, Any]:

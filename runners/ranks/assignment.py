@@ -102,15 +102,15 @@ class Assignment:
 def _refuse_other_data(source: Source, job: Job) -> None:
     """Refuse what has taken the data's place since the process that prepared the job looked at them.
 
-    Only what costs little is compared: the rows, and of a single file the size and a sample.
+    Only what costs little is compared: the rows, and of a single file the size and the digest.
 
     Raises:
         DataError: it is not the data of the job.
     """
     same = len(source) == job.plan.rows
-    if same and "sha256_sample" in job.data and "files" not in job.data:
+    if same and "size_bytes" in job.data and "files" not in job.data:
         found = source.fingerprint()
-        same = all(found.get(name) == job.data[name] for name in ("size_bytes", "sha256_sample"))
+        same = all(found.get(name) == job.data.get(name) for name in ("size_bytes", "sha256", "sha256_sample"))
     if not same:
         raise DataError(
             f"data {job.data_source}: were replaced while the run began; leave them as they are while it goes on, and "

@@ -187,8 +187,40 @@ def test_bad_paths_are_refused_before_anything_is_written(
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+@pytest.mark.parametrize("several", [False, True])
+def test_little_data_is_the_same_by_what_is_in_it(
+    artifact_paths: dict[str, Path], data: Path, tmp_path: Path, several: bool, devices: str
+) -> None:
+    """However it was copied, touched or downloaded again; and another content is, whatever its size and time."""
+    x, rows = np.load(data), tmp_path / "rows"
+    rows.mkdir()
+    for part, name in enumerate(["a.csv", "b.csv"] if several else ["a.csv"]):
+        np.savetxt(rows / name, x[part::2], "%.9e", ",", header="x0,x1,x2,x3", comments="")
+    options: dict[str, Any] = {"columns": {"x": ["x*"]}, "batch_size": 8, "devices": devices}
+    run(artifact_paths["plain"], rows, tmp_path / "r", **options)
+    (tmp_path / "r" / "commits" / "part-000001.json").unlink()
+    shutil.copytree(rows, tmp_path / "again" / "rows")
+    for path in (tmp_path / "again" / "rows").iterdir():
+        os.utime(path, (1, 1))
+    resumed = run(artifact_paths["plain"], tmp_path / "again" / "rows", tmp_path / "r", **options)
+    assert resumed.computed_rows == RunDirectory.open(tmp_path / "r").job.plan.shard(1).rows
+    last = max(rows.iterdir())
+    text, times = last.read_text(), last.stat()
+    last.write_text(text[:-2] + str(9 - int(text[-2])) + "\n")
+    os.utime(last, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(RunError, match=r"the data \S*rows is not .* \(other content\)\. To resume it, put the old"):
+        run(artifact_paths["plain"], rows, tmp_path / "r", **options)
+
+
+@pytest.fixture
+def sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All data is so much that only a sample of it is looked at."""
+    monkeypatch.setattr("deploykit.sources.base._LITTLE_BYTES", 0)
+
+
 def test_data_that_was_copied_again_is_refused_in_words_that_lead_on(
-    artifact_paths: dict[str, Path], data: Path, tmp_path: Path
+    artifact_paths: dict[str, Path], data: Path, tmp_path: Path, sampled: None
 ) -> None:
     copied = tmp_path / "the rows.npy"
     shutil.copy2(data, copied)
@@ -207,7 +239,7 @@ def test_data_that_was_copied_again_is_refused_in_words_that_lead_on(
         run(artifact_paths["plain"], copied, tmp_path / "r", batch_size=8)
 
 
-def test_files_that_were_copied_again(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+def test_files_that_were_copied_again(artifact_paths: dict[str, Path], tmp_path: Path, sampled: None) -> None:
     for name in ("a.csv", "b.csv"):
         (tmp_path / name).write_text("x0,x1,x2,x3\n1,2,3,4\n")
     words = {"data": str(tmp_path / "*.csv"), "out": tmp_path / "r", "columns": {"x": ["x*"]}}

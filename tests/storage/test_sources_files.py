@@ -1,3 +1,4 @@
+import errno
 import os
 import zipfile
 from pathlib import Path
@@ -10,6 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from deploykit.errors import DataError
+from deploykit.sources import base
+from deploykit.storage.files import sha256_of
+from deploykit.storage.locations import local_file
 from deploykit.tensors import DTYPES, TensorSpec
 
 from .helpers import X, close_opened, opened
@@ -250,10 +254,16 @@ def test_an_object_array_in_npz_is_refused(tmp_path: Path) -> None:
         opened(tmp_path / "d.npz", [X])
 
 
-def test_fingerprint_follows_the_content_not_the_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("digest", ["sha256", "sha256_sample"])
+def test_fingerprint_follows_the_content_not_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest: str
+) -> None:
     array = np.random.default_rng(0).random((200_000, 4), np.float32)
     prints = []
-    for name, change in (("a.npy", None), ("b.npy", None), ("c.npy", 0), ("d.npy", 199_999)):
+    size_bytes = 128 + array.nbytes
+    # With the block as which a file counts at least.
+    monkeypatch.setattr(base, "_LITTLE_BYTES", size_bytes + 2**16 - (digest == "sha256_sample"))
+    for name, change in (("a.npy", None), ("b.npy", None), ("c.npy", 0), ("d.npy", 199_999), ("e.npy", 10_000)):
         changed = array.copy()
         if change is not None:
             changed[change, 0] += 1
@@ -261,8 +271,26 @@ def test_fingerprint_follows_the_content_not_the_place(tmp_path: Path) -> None:
         os.utime(tmp_path / name, ns=(0, 10**18))
         prints.append(opened(tmp_path / name, [X]).fingerprint())
     assert prints[0] == prints[1]
-    assert prints[0]["sha256_sample"] != prints[2]["sha256_sample"]
-    assert prints[0]["sha256_sample"] != prints[3]["sha256_sample"]
+    assert prints[0]["size_bytes"] == size_bytes
+    assert [one[digest] != prints[0][digest] for one in prints[2:]] == [True, True, digest == "sha256"]
     assert str(tmp_path) not in str(prints)
     os.utime(tmp_path / "a.npy", ns=(0, 2 * 10**18))
-    assert opened(tmp_path / "a.npy", [X]).fingerprint() != prints[0]
+    assert (opened(tmp_path / "a.npy", [X]).fingerprint() == prints[0]) == (digest == "sha256")
+
+
+def test_a_file_that_cannot_be_read_is_left_to_who_reads_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [local_file(tmp_path / name) for name in ("a", "b")]
+    for file in files:
+        Path(file.path).write_bytes(b"abc")
+    before = base.FileIdentity(files).values()
+
+    def damaged(path: Path) -> str:
+        if path.name == "b":
+            raise OSError(errno.EIO, "Input/output error")
+        return sha256_of(path)
+
+    monkeypatch.setattr(base, "sha256_of", damaged)
+    assert base.FileIdentity(files).values() == before | {"sha256": base.FileIdentity(files).values()["sha256"]}
+    assert base.FileIdentity(files).values() != before

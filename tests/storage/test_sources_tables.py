@@ -120,7 +120,7 @@ def test_the_fingerprint_follows_data_and_columns(tmp_path: Path, name: str) -> 
     assert json.loads(json.dumps(first)) == first
     assert str(tmp_path) not in str(first)
     other = opened(tmp_path / "b" / name).fingerprint()
-    assert other["sha256_sample"] != first["sha256_sample"]
+    assert other["sha256"] != first["sha256"]
     two = TensorSpec(name="x", dtype="float64" if "jsonl" in name else "float32", shape=("batch", "n"))
     assert opened(tmp_path / "a" / name, [two], columns={"x": ("v",)}).fingerprint() != first
 
