@@ -1,11 +1,11 @@
-"""What user code gets where Lightning has a Trainer or a LightningModule, and deploykit has none."""
+"""What user code gets where Lightning has a Trainer, a LightningModule or a batch, and deploykit has none."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from deploykit.errors import UsageError
 
-__all__ = ["NotThereError", "StandIn"]
+__all__ = ["GoneBatch", "NotThereError", "StandIn"]
 
 
 class NotThereError(UsageError, AttributeError):
@@ -25,3 +25,22 @@ class StandIn:
             f"{self.__dict__.get('_what')}.{name}: deploykit run has no Trainer and no LightningModule; in their place "
             f"there is {there}; use one of these, or predict with Lightning and deploykit.lightning.RunWriter"
         )
+
+
+class GoneBatch:
+    """In the place of a batch that was not kept: whoever looks at it, or saves it, gets an error that says so.
+
+    Args:
+        what: the data, and why there are no batches of it any more.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.__dict__["_what"] = what
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise NotThereError(
+            f"batch: {self.__dict__.get('_what')}; every prediction is there: leave the batch out in the writer and "
+            "give the same command again, which predicts nothing again; or return a map-style dataset"
+        )
+
+    __getattr__ = __getitem__ = __iter__ = __len__ = __contains__ = __reduce_ex__ = _refuse

@@ -17,7 +17,7 @@ from deploykit.writers.base import SAMPLE_ID
 from runners.engines.base import Engine
 from runners.engines.execute import ProgressChoice
 from runners.progress import make_progress
-from runners.spooling import Drawing, draw, find_spool, refuse_to_draw
+from runners.spooling import Drawing, draw, find_spool
 from runners.system.stop import stoppable
 from runners.writing import Writing, choose_writing
 
@@ -42,8 +42,7 @@ def open_data(
     ranks, else by the rank that comes first.
 
     Raises:
-        UsageError: an unknown writer, a kept column that has the name of an output, or a Lightning writer that is to
-            see the batches of data that comes but once.
+        UsageError: an unknown writer, or a kept column that has the name of an output.
         RunError: data cannot be drawn into this directory.
         DataError: the data cannot be opened, or does not fit the model.
     """
@@ -66,11 +65,6 @@ def open_data(
     stack.callback(source.close)
     _refuse_to_move(here, data, [place for place in (artifact.path, out) if isinstance(place, Path)])
     if isinstance(source, StreamSource):
-        if writing.lightning is not None:
-            from runners.lightning.calls import looks_at_batches  # only for those who have such a writer
-
-            if looks_at_batches(writing.made):
-                refuse_to_draw(source, writing.lightning)
         source = draw(source, drawing)
         stack.callback(source.close)
     kept = tuple(getattr(source, "kept", ()))

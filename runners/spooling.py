@@ -8,19 +8,18 @@ from time import monotonic, time
 from typing import Any
 
 from deploykit.artifact import Artifact
-from deploykit.errors import RunError, UsageError
+from deploykit.errors import RunError
 from deploykit.runs.rundir import RUN_NAME, SPOOL_NAME, RunDirectory, refuse_foreign
 from deploykit.signs import leave_drawing, read_drawing
 from deploykit.sources import Source
 from deploykit.sources.spool import Spool, SpoolSource, clear, spooled_facts
 from deploykit.sources.stream import StreamSource
 from deploykit.tensors import TensorSpec
-from runners.lightning_writer import LightningWriter
 from runners.progress import Progress
 from runners.system.lock import BusyError, locked
 from runners.system.stop import stoppable
 
-__all__ = ["Drawing", "discard_spool", "draw", "find_spool", "open_spool", "refuse_to_draw", "require_same_spool"]
+__all__ = ["Drawing", "discard_spool", "draw", "find_spool", "open_spool", "require_same_spool"]
 
 Facts = dict[str, Any]
 
@@ -255,16 +254,3 @@ def _refuse_other_rows(drawing: Drawing) -> None:
             f"run directory {drawing.out}: holds rows of {facts['target']}, drawn for another model, data or columns, "
             f"asked for {drawing.asked['target']}; use the old values to resume it, or name a new directory"
         )
-
-
-def refuse_to_draw(stream: StreamSource, lightning: LightningWriter) -> None:
-    """Refuse what needs a second look at the batches.
-
-    Raises:
-        UsageError: always.
-    """
-    raise UsageError(
-        f"data {stream.target}: {stream.why}, so its rows are drawn once and in order, and the writer "
-        f"{lightning.target} is to see the batches when all rows are predicted; where it needs none, add "
-        "--write-interval epoch, else use a writer of deploykit, or return a map-style dataset"
-    )

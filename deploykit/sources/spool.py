@@ -29,6 +29,7 @@ from deploykit.sources.base import Arrays
 from deploykit.sources.factory import without_folder
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.sources.spoolfiles import HashedFile, KeptColumn, read_kept, read_values
+from deploykit.standin import GoneBatch
 from deploykit.storage.files import TEMPORARY_PREFIX, write_json
 from deploykit.tensors import TensorSpec
 from deploykit.wording import row_range
@@ -179,6 +180,11 @@ class SpoolSource:
         first, end = np.searchsorted(self._starts, start, "right"), np.searchsorted(self._starts, stop, "left")
         rows: list[int] = self._starts[first:end].tolist()
         return rows
+
+    def collated(self, rows: Sequence[int]) -> GoneBatch:
+        """In the place of the batch of these rows: what it was, with labels and all else, is not in the spool."""
+        which = row_range(rows[0], rows[-1] + 1)
+        return GoneBatch(f"{self._what} came once, and the batches are gone ({which})")
 
     def fingerprint(self) -> dict[str, Any]:
         """The target, the number of rows, and a digest of all of them."""

@@ -1,5 +1,6 @@
 """``--writer`` with a class of Lightning's: how it is made, what it may read, and what happens when it fails."""
 
+import copy
 import json
 import os
 import shutil
@@ -13,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from deploykit.errors import IncompleteRunError, RunError, UsageError
+from deploykit.errors import DeploykitError, IncompleteRunError, RunError, UsageError
 from deploykit.runs.layout import Layout
 from deploykit.runs.verify_run import verify_run
-from deploykit.standin import NotThereError
+from deploykit.standin import GoneBatch, NotThereError
 from runners.job import run
 from runners.lightning.trainer import make_module, make_trainer
 from runners.lightning_writer import find_lightning_writer, parse_writer_arguments
@@ -73,6 +74,14 @@ class Late(BasePredictionWriter):
         if os.environ.get("FAIL_AT") == "end":
             raise KeyError("a field that is not there")
         torch.save((predictions, batch_indices), f"late.{trainer.global_rank}")
+
+
+class Each(BasePredictionWriter):
+    def write_on_batch_end(self, trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx):
+        if os.environ.get("LOOKS"):
+            batch.shape
+        # The ranks have neighbouring batches.
+        torch.save((batch_indices, prediction), f"each.{batch_indices[0]}")
 
 
 class Curious(BasePredictionWriter):
@@ -326,5 +335,44 @@ def test_data_that_comes_but_once(artifact: Path, place: Path, monkeypatch: pyte
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-5, atol=1e-5)
     assert verify_run("run").ok
     assert not list(Path("run/spool").glob("*.bin"))
-    with pytest.raises(UsageError, match=r"Whole is to see the batches .* where it needs none, add --write-interval"):
-        run(artifact, "once.py:make", "other", writer="mine.py:Whole", writer_arg={"file": "seen"}, devices="cpu")
+
+
+@pytest.mark.parametrize("devices", ["cpu", pytest.param("cpu:2", marks=pytest.mark.slow)])
+def test_a_writer_of_batches_of_data_that_comes_but_once(
+    artifact: Path, place: Path, monkeypatch: pytest.MonkeyPatch, devices: str
+) -> None:
+    """It gets every prediction, and an error where it looks at a batch; mended, it is called again for nothing else."""
+    (place / "once.py").write_text("import numpy\ndef make():\n    return iter(numpy.load('x.npy'))\n")
+    options: dict[str, Any] = {"devices": devices, "batch_size": 4, "writer": "mine.py:Each"}
+    monkeypatch.setenv("LOOKS", "1")
+    with pytest.raises(DeploykitError, match=r"^batch: data once.py:make .*\(rows \d+ to \d+\); every prediction is"):
+        run(artifact, "once.py:make", "run", **options)
+    monkeypatch.delenv("LOOKS")
+    assert run(artifact, "once.py:make", "run", **options).computed_rows == 0
+    written = [torch.load(path, weights_only=True) for path in sorted(place.glob("each.*"))]
+    assert [indices for indices, _ in written] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    expected = handmade.expected("plain", {"x": np.load("x.npy")})["logits"]
+    got = torch.cat([prediction["logits"] for _, prediction in written])
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-5, atol=1e-5)
+    assert verify_run("run").ok
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda batch: batch.shape,
+        lambda batch: batch["x"],
+        lambda batch: dict(batch),
+        lambda batch: [*batch],
+        lambda batch: "x" in batch,
+        lambda batch: batch or None,
+        lambda batch: torch.save(batch, os.devnull),
+        copy.deepcopy,
+    ],
+)
+def test_a_batch_that_is_gone_says_so(look: Any) -> None:
+    batch = GoneBatch("data rows came once")
+    assert "GoneBatch" in repr(batch)
+    assert not hasattr(batch, "to")
+    with pytest.raises(UsageError, match=r"^batch: data rows came once; every prediction is there"):
+        look(batch)
