@@ -7,6 +7,7 @@ from typing import Any
 
 from deploykit.runs.layout import CONTIGUOUS
 from runners.engines.base import Engine
+from runners.lightning_writer import writer_argument
 
 __all__ = ["DEFAULT_BATCH_SIZE", "command_of"]
 
@@ -34,7 +35,7 @@ def command_of(
         elif name == "keep":
             words += ["--keep", ",".join(value)] if value else []
         elif isinstance(value, Mapping):
-            words += [word for key, one in value.items() for word in (f"--{name}", f"{key}={one}")]
+            words += [word for key, one in value.items() for word in (f"--{name}", f"{key}={writer_argument(one)}")]
         elif name == "engine" and not engine.prepares_alone:
             continue
         elif value is not None and value != defaults.get(name):

@@ -13,7 +13,7 @@ from typing import Any
 from deploykit.errors import UsageError
 from deploykit.registry import import_target
 
-__all__ = ["LightningWriter", "find_lightning_writer", "parse_writer_arguments"]
+__all__ = ["LightningWriter", "find_lightning_writer", "parse_writer_arguments", "writer_argument"]
 
 BASE, PACKAGES = "BasePredictionWriter", ("lightning.", "pytorch_lightning.")
 INTERVAL = "write_interval"
@@ -151,3 +151,12 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def writer_argument(value: Any) -> str:
+    """The text of a value that ``parse_writer_arguments`` reads as it is.
+
+    >>> writer_argument("out"), writer_argument(3), writer_argument("3")
+    ('out', '3', "'3'")
+    """
+    return repr(value) if isinstance(value, str) and _literal(value) != value else str(value)

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import torch
 
 from deploykit.errors import DeploykitError, IncompleteRunError, RunError, UsageError
 from deploykit.runs.layout import Layout
+from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import verify_run
 from deploykit.standin import GoneBatch, NotThereError
 from runners.job import run
@@ -27,6 +29,7 @@ from tests.trainer.rows import UNREADABLE, Rows
 
 WRITERS = """
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -376,3 +379,10 @@ def test_a_batch_that_is_gone_says_so(look: Any) -> None:
     assert not hasattr(batch, "to")
     with pytest.raises(UsageError, match=r"^batch: data rows came once; every prediction is there"):
         look(batch)
+
+
+def test_the_command_that_resumes_gives_the_writer_the_same_arguments(artifact: Path, place: Path) -> None:
+    given: dict[str, Any] = {"file": "3"}
+    start(artifact, writer_arg=given)
+    words = shlex.split(RunDirectory.open("run").job.command)
+    assert parse_writer_arguments([words[words.index("--writer-arg") + 1]]) == given
