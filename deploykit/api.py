@@ -199,7 +199,7 @@ def verify(
     Raises:
         ArtifactError: a file differs from the manifest, or an output from the golden one.
         RunError: rows are missing, doubled or damaged.
-        UsageError: not the path of anything.
+        UsageError: not the path of anything, or a format or device for a run, which has none.
     """
     require_path(
         "verify", path, expected="the path of an artifact or a run", advice="give the path, such as result.path"
@@ -216,6 +216,11 @@ def _verify(path: Path, format: str | None, device: str, progress: Told | None) 
             "directory of a run, which deploykit run makes"
         )
     if (path / "run.json").is_file():
+        if format is not None or device != "cpu":
+            raise UsageError(
+                f"verify {path}: a run, whose files are read and not replayed; --format and --device are for an "
+                "artifact: leave them out"
+            )
         return verify_run(path, progress=progress)
     if path.is_dir() and not (path / MANIFEST_NAME).is_file():
         raise RunError(f"{path}: holds neither {MANIFEST_NAME} (an artifact) nor run.json (a run); name one of these")

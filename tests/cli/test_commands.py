@@ -162,6 +162,9 @@ def test_rows_that_fail_are_left_out_on_request_and_said(
     assert "NaN in input 'x' at [0]" in Path("out/failed.jsonl").read_text()
     assert call("verify", "out") == 0
     assert "38 rows are there, each once, and 2 are recorded as failed" in capsys.readouterr().out
+    for option in (["--format", "onnx"], ["--device", "cuda:0"]):
+        assert call("verify", "out", *option) == 2
+        assert "--format and --device are for an artifact" in capsys.readouterr().err
     assert call("merge", "out", "-o", "all.npz") == 0
     assert "2 rows failed, not in the file: out/failed.jsonl" in capsys.readouterr().err
     assert call("merge", "out", "-o", "quiet.npz", "--quiet") == 0
