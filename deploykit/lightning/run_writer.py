@@ -12,6 +12,10 @@ from deploykit.lightning.assemble import assemble
 from deploykit.lightning.indices import Loader, loaders_of
 from deploykit.lightning.spool import RankSpool, spool_path
 from deploykit.lightning.values import named_arrays, specs_of
+from deploykit.plan import make_plan
+from deploykit.runs.rundir import refuse_foreign
+from deploykit.storage.paths import require_place
+from deploykit.storage.stores import local_path
 from deploykit.writers import WRITERS, make_writer
 from deploykit.writers.base import Batch
 
@@ -31,14 +35,16 @@ class RunWriting:
         shard_rows: rows per part, a multiple of the batch size; chosen if not given.
 
     Raises:
-        UsageError, RunError, DataError: from ``Trainer.predict``: the directory holds something, or it cannot be known
-            which sample a row belongs to.
+        UsageError: the path is a URL or none, or no writer has this name.
+        UsageError, RunError, DataError: from ``Trainer.predict``: the directory holds something, ``shard_rows`` does
+            not fit, or it cannot be known which sample a row belongs to.
     """
 
     def __init__(self, path: str | Path, *, writer: str = "npy", shard_rows: int | None = None) -> None:
         super().__init__("batch")  # type: ignore[call-arg]
         WRITERS.load(writer)
-        self._path, self._writer, self._shard_rows = Path(path), writer, shard_rows
+        require_place("run directory", path)
+        self._path, self._writer, self._shard_rows = local_path(path), writer, shard_rows
         self._loaders: list[Loader] = []
         self._spool: RankSpool | None = None
         self._attempt = ""
@@ -47,13 +53,18 @@ class RunWriting:
         """Refuse a directory that holds something, before anything is predicted."""
         super().setup(trainer, pl_module, stage)  # type: ignore[misc]
         self._spool = None
-        if stage == "predict" and self._path.exists() and (not self._path.is_dir() or any(self._path.iterdir())):
+        if stage != "predict":
+            return
+        if self._path.is_dir() and any(self._path.iterdir()):
             raise RunError(f"run directory {self._path}: {_why_not_anew(self._path)}")
+        refuse_foreign(self._path)
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Look at the dataloaders and make the rank's folder."""
         del pl_module
         self._loaders = loaders_of(trainer)
+        # A size of the parts that does not fit is refused before anything is predicted.
+        make_plan(sum(loader.rows for loader in self._loaders), self._loaders[0].batch_size, 1, self._shard_rows)
         self._attempt = trainer.strategy.broadcast(uuid4().hex, 0)
         self._spool = RankSpool(self._path, trainer.global_rank)
         self._spool.start()

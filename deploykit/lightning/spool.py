@@ -31,8 +31,9 @@ CHUNK_BYTES = 16 * 2**20
 
 
 def spool_path(run: Path) -> Path:
-    """Where the ranks put their rows meanwhile."""
-    return run.with_name(f"{run.name}.spool")
+    """Where the ranks put their rows meanwhile: beside the run, on its disk where it is a link, or named ``.``."""
+    place = run.resolve()
+    return place.with_name(f"{place.name}.spool")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -237,6 +237,42 @@ def test_only_into_a_new_directory(tmp_path: Path) -> None:
         RunWriter(tmp_path / "new", writer="xml")
 
 
+@pytest.mark.parametrize(
+    ("path", "options", "said"),
+    [
+        ("s3://bucket/run", {}, r"s3://bucket/run: is a URL, and a path of this machine is needed here"),
+        ("", {}, "run directory: got an empty text"),
+        ("link", {}, "run directory link: is a link to nowhere, which is not there"),
+        ("file", {}, "run directory file: is a file; name a new directory"),
+        ("run", {"shard_rows": 3}, "shard rows 3: must be a multiple of the batch size 2; use 4"),
+        ("run", {"shard_rows": 0}, "shard rows 0: must be a multiple of the batch size 2; use 2"),
+    ],
+)
+def test_what_could_not_be_written_is_refused_before_anything_is_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, options: dict[str, Any], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("nowhere")
+    Path("file").touch()
+    before = sorted(tmp_path.iterdir())
+    calls: list[int] = []
+    with pytest.raises((UsageError, RunError), match=f"^{said}"):
+        predict([RunWriter(path, **options)], DataLoader(Rows(5), batch_size=2), inner=Odd(lambda x: calls.append(1)))
+    assert (calls, sorted(tmp_path.iterdir())) == ([], before)
+
+
+@pytest.mark.parametrize("path", [".", "link"])
+def test_into_the_working_directory_or_where_a_link_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to("here")
+    monkeypatch.chdir(tmp_path / "here" if path == "." else tmp_path)
+    predict([RunWriter(path)], DataLoader(Rows(5), batch_size=2))
+    assert verify_run(tmp_path / "here").ok
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "here", tmp_path / "link"]
+
+
 def test_an_end_that_failed_is_made_again_without_predicting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, data, written = tmp_path / "run", Rows(13), []
     write = RunDirectory.write_part
