@@ -19,7 +19,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 _BLOCK_BYTES = 64 * 2**10
 _BLOCKS = 16
 
-_LITTLE_BYTES = 64 * 2**20
+_LITTLE_BYTES = 16 * 2**20
 """So much is read in a moment, to tell what it is by all of it; each file counts as one block at least."""
 
 
