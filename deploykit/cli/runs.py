@@ -37,8 +37,11 @@ def _writer_arguments(_context: click.Context, _option: click.Parameter, texts: 
     return parse_writer_arguments(texts)
 
 
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+def _names(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    if text is not None and not names:
+        raise click.BadParameter(f"{text!r} names no column; name some, or leave it out")
+    return names
 
 
 @click.command(
@@ -64,7 +67,10 @@ Examples:
     "--pad", multiple=True, metavar="INPUT[=NUMBER]",
     help="Fill the lists of an input that are shorter than others of their batch, with 0 if no number is given.",
 )  # fmt: skip
-@click.option("--keep", metavar="COLUMNS", help="Columns (keys) of the data that go with the predictions, with commas.")
+@click.option(
+    "--keep", metavar="COLUMNS", callback=_names,
+    help="Columns (keys) of the data that go with the predictions, with commas.",
+)  # fmt: skip
 @click.option("-o", "--output", required=True, type=NamedPath(urls=True), help="The run directory, or its URL.")
 @click.option("--runner", default="auto", show_default=True, help="onnx, torch, or auto: ONNX where there is a choice.")
 @click.option("--devices", default="auto", show_default=True, help="cpu, cpu:4 (four ranks), cuda, cuda:0,2 or auto.")
@@ -119,7 +125,7 @@ def run(
     output: Path | str,
     quiet: bool,
     mapping: tuple[str, ...],
-    keep: str | None,
+    keep: tuple[str, ...],
     pad: tuple[str, ...],
     **options: Any,
 ) -> None:
@@ -130,7 +136,7 @@ def run(
     from deploykit.sources import parse_map, parse_pad
     from runners.job import run as run_job
 
-    options |= {"columns": parse_map(mapping), "keep": _names(keep), "pad": parse_pad(pad)}
+    options |= {"columns": parse_map(mapping), "keep": keep, "pad": parse_pad(pad)}
     result = run_job(artifact, at_home(data), output, **options, progress="none" if quiet else "auto")
     if quiet:
         return

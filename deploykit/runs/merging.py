@@ -5,7 +5,9 @@ from pathlib import Path
 
 from deploykit.errors import IncompleteRunError, RunError, UsageError
 from deploykit.plan import Shard, describe_ranges
+from deploykit.runs.commit import rank_of_file
 from deploykit.runs.datachange import ANEW, data_change
+from deploykit.runs.failed import FAILED_NAME
 from deploykit.runs.feed import writing
 from deploykit.runs.rundir import RUN_NAME, RunDirectory
 from deploykit.runs.runrows import RunRows
@@ -58,6 +60,8 @@ def merge_run(
             _refuse_place(made, overwrite)
         elif str(destination).startswith((f"{run}/parts/", f"{run}/commits/")):
             raise _among_parts(destination, f"{run}/parts")
+        elif str(destination).rpartition("/")[0] == run:
+            _refuse_own_name(destination, Path(str(destination)).name)
         left_out = _merge(here, made, allow_partial, progress)
     if told is not None:
         for text in left_out:
@@ -117,6 +121,14 @@ def _refuse_place(destination: Path, overwrite: bool) -> None:
 def _refuse_among_parts(destination: Path, directory: RunDirectory) -> None:
     if destination.parent.resolve() in (directory.parts.resolve(), directory.commits.resolve()):
         raise _among_parts(destination, directory.parts)
+    if destination.parent.resolve() == directory.path.resolve():
+        _refuse_own_name(destination, destination.name)
+
+
+def _refuse_own_name(destination: Path | str, name: str) -> None:
+    """Of a file beside those of the run: refuse a name that the run gives to files of its own."""
+    if rank_of_file(name) is not None or name == FAILED_NAME:
+        raise UsageError(f"merge: {destination} is the name of a file that the run itself writes; name another one")
 
 
 def _among_parts(destination: Path | str, parts: Path | str) -> UsageError:

@@ -238,6 +238,7 @@ def test_a_path_that_is_not_there_or_empty_is_said_so(call: Call, capsys: pytest
         (["verify", ""], "the path is empty; name one, or . for the working directory"),
         (["run", "model", "--data", "rows.npy", "-o", ""], "Invalid value for '-o' / '--output': the path is empty"),
         (["run", "model", "--data", "", "-o", "out"], "data: got an empty text, expected a path"),
+        (["run", "model", "--data", "x.csv", "-o", "out", "--keep", ""], "'' names no column; name some, or leave it"),
     ):
         assert call(*words) in {1, 2}
         assert said in capsys.readouterr().err

@@ -105,6 +105,23 @@ def test_nor_is_that_of_a_run_at_a_url(tmp_path: Path, folder: str, end: str) ->
     assert store.exists(f"{tmp_path.name}/all.npy")
 
 
+@pytest.mark.parametrize("name", ["predictions_1.npy", "failed.jsonl"])
+@pytest.mark.parametrize("at_url", [False, True])
+def test_nor_does_it_replace_a_file_of_the_run(tmp_path: Path, at_url: bool, name: str) -> None:
+    import fsspec
+
+    run: Path | str = tmp_path / "run"
+    run_all(tmp_path / "run", make_job(write_interval="epoch"), ranks=2)
+    if at_url:
+        run = f"memory://{tmp_path.name}"
+        fsspec.filesystem("memory").put(str(tmp_path / "run"), tmp_path.name, recursive=True)
+    with pytest.raises(UsageError, match=rf"{name} is the name of a file that the run itself writes; name another"):
+        merge_run(run, f"{run}/{name}", overwrite=True)
+    assert verify_run(tmp_path / "run").ok
+    (tmp_path / "beside").mkdir()
+    merge_run(run, tmp_path / "beside" / name)
+
+
 def test_the_file_of_a_rank_is_read_once_for_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_all(tmp_path / "run", make_job(write_interval="epoch"), ranks=2)
     reads: list[int] = []
