@@ -18,7 +18,7 @@ import pytest
 import deploykit
 from deploykit.cli import main
 from deploykit.cli.status import _describe as describe
-from deploykit.errors import DataError, DeploykitError, RunError, UsageError
+from deploykit.errors import DataError, DeploykitError, RunError
 from deploykit.runs.rundir import RunDirectory, refuse_foreign
 from deploykit.runs.verify_run import verify_run
 from deploykit.runs.watching import run_status
@@ -245,17 +245,6 @@ def test_a_signal_while_rows_are_drawn(
     assert ended.value.code == 0
     assert times(drawn) == 2
     assert verify_run(out).ok
-
-
-def test_a_lightning_writer_is_refused_before_anything_is_drawn(
-    artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path
-) -> None:
-    pytest.importorskip("lightning")
-    options = {"writer": "tests.trainer.recording:DocsWriter", "writer_arg": {"output_dir": "x"}}
-    with pytest.raises(UsageError, match=r"the writer tests\.trainer\.recording:DocsWriter is to see the batches"):
-        run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **{**OPTIONS, **options})
-    assert not (tmp_path / "r").exists()
-    assert times(drawn) == 0
 
 
 def test_what_may_be_there_before_a_run(tmp_path: Path) -> None:
