@@ -18,7 +18,7 @@ import pytest
 import deploykit
 from deploykit.cli import main
 from deploykit.cli.status import _describe as describe
-from deploykit.errors import DataError, DeploykitError, RunError
+from deploykit.errors import DataError, DeploykitError, RunError, UsageError
 from deploykit.runs.rundir import RunDirectory, refuse_foreign
 from deploykit.runs.verify_run import verify_run
 from deploykit.runs.watching import run_status
