@@ -34,6 +34,7 @@ from runners.mirror import mirrored
 from runners.onerank import as_one_rank
 from runners.pipeline.batchsize import Probe, check_batch_size, probe_batch_size, settle_batch_size
 from runners.progress import check_kind
+from runners.spooling import rows_stay
 from runners.table import choose_runner
 
 __all__ = ["RunResult", "run"]
@@ -154,12 +155,12 @@ def run(
         check_threads(threads, here=chosen.engine.is_here)
     with contextlib.ExitStack() as stack:
         stack.enter_context(as_one_rank())
-        engine_here = stack.enter_context(chosen.engine)
-        opened = stack.enter_context(Artifact.open(artifact))
+        engine_here, opened = stack.enter_context(chosen.engine), stack.enter_context(Artifact.open(artifact))
         here = stack.enter_context(mirrored(out, engine_here))
         command = command_of(artifact, data, out, options, engine_here)
         setting = _checked(stack, opened, str(data), here, options, began, engine_here, progress, command, out)
         notes = [*chosen.notes, *setting.source.notes, *setting.notes]
+        stack.enter_context(rows_stay(setting.source))
         return _result(setting, here, out, engine_here.run(setting, here, progress=progress, notes=notes), notes)
 
 

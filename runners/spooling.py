@@ -8,7 +8,7 @@ from time import monotonic, time
 from typing import Any
 
 from deploykit.artifact import Artifact
-from deploykit.errors import RunError
+from deploykit.errors import DataError, RunError
 from deploykit.runs.rundir import RUN_NAME, SPOOL_NAME, RunDirectory, refuse_foreign
 from deploykit.signs import leave_drawing, read_drawing
 from deploykit.sources import Source
@@ -19,7 +19,7 @@ from runners.progress import Progress
 from runners.system.lock import BusyError, locked
 from runners.system.stop import stoppable
 
-__all__ = ["Drawing", "discard_spool", "draw", "find_spool", "open_spool", "require_same_spool"]
+__all__ = ["Drawing", "discard_spool", "draw", "find_spool", "open_spool", "require_same_spool", "rows_stay"]
 
 Facts = dict[str, Any]
 
@@ -132,6 +132,20 @@ def require_same_spool(source: Source, directory: RunDirectory) -> None:
             f"run directory {directory.path}: another run has replaced the rows in {SPOOL_NAME} by others; name a new "
             "directory"
         )
+
+
+@contextlib.contextmanager
+def rows_stay(source: Source) -> Iterator[None]:
+    """Let errors of drawn rows say that mended data is not drawn into the same directory again."""
+    try:
+        yield
+    except DataError as error:
+        if isinstance(source, SpoolSource) and source.is_there:
+            error.args = (
+                f"{error}. The rows are drawn already, and the same command uses them again: predict mended data into "
+                "a new run directory",
+            )
+        raise
 
 
 def discard_spool(source: Source) -> None:

@@ -176,6 +176,20 @@ def test_an_iterable_that_fails_names_the_row_and_is_drawn_again(
     assert times(drawn) == 2
 
 
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+def test_who_mends_a_drawn_row_is_told_that_it_is_not_drawn_again(
+    artifact_paths: dict[str, Path], tmp_path: Path, devices: str
+) -> None:
+    np.save(tmp_path / "x.npy", np.full((20, 4), np.nan, np.float32))
+    factory = tmp_path / "odd.py"
+    factory.write_text(f"import numpy\ndef make():\n    return iter(numpy.load({str(tmp_path / 'x.npy')!r}))\n")
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"NaN; .*\. The rows are drawn already, .* into a new run directory"):
+            run(artifact_paths["plain"], f"{factory}:make", tmp_path / "r", **{**OPTIONS, "devices": devices})
+        np.save(tmp_path / "x.npy", np.zeros((20, 4), np.float32))
+    assert run(artifact_paths["plain"], f"{factory}:make", tmp_path / "new", **OPTIONS).rows == 20
+
+
 def test_a_full_disk(artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, calls = spoolfiles.HashedFile.write, []
 
