@@ -57,6 +57,8 @@ def choose_writing(options: Mapping[str, Any], outputs: Sequence[TensorSpec], ra
     interval = interval or "batch"
     if lightning is None and options["layout"] != CONTIGUOUS:
         _require_files_of_ranks(options["layout"], interval, is_strided=layout.is_strided)
+    if layout.is_strided and options["pad"]:
+        _refuse_other_sizes(options["layout"], outputs)
     return Writing(
         writer=make_writer(name, outputs, write_interval=interval),
         name=name,
@@ -78,6 +80,17 @@ def _require_files_of_ranks(layout: str, interval: str, *, is_strided: bool) -> 
             f"layout {layout!r}: is that of the files of the ranks, and with the write interval batch there are none; "
             "add --write-interval epoch or batch_and_epoch"
         )
+
+
+def _refuse_other_sizes(layout: str, outputs: Sequence[TensorSpec]) -> None:
+    """Refuse what could be joined only if all rows had the same length, rather than when all are predicted."""
+    for spec in outputs:
+        if sizes := [size for size in spec.row_shape if isinstance(size, str)]:
+            raise UsageError(
+                f"layout {layout!r}: puts rows of several batches into one, and --pad gives each batch a size of its "
+                f"own, which the output {spec.name!r} has, too ({', '.join(sizes)}); use --layout {CONTIGUOUS}, or "
+                "pad all rows of the data to one length and leave --pad out"
+            )
 
 
 def _parts_format(outputs: Sequence[TensorSpec]) -> str:

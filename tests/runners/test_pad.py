@@ -1,5 +1,6 @@
 """Lists of different lengths, filled up to the longest row of a batch: against numpy, row by row."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import deploykit
 from deploykit.errors import DataError, RunError, UsageError
 from deploykit.sources import Reading, open_source, parse_pad
 from deploykit.tensors import TensorSpec
+from runners.writing import choose_writing
 
 IDS = TensorSpec(name="ids", dtype="int64", shape=("batch", "steps"))
 MASK = TensorSpec(name="mask", dtype="float32", shape=("batch", "steps"))
@@ -237,3 +239,16 @@ def test_what_pads_is_said_in_words(tokens: tuple[Path, Tokens], tmp_path: Path)
     data = data_of(sentences(4), tmp_path / "rows.parquet")
     with pytest.raises(UsageError, match="pad 'ids': of type str, expected what rows of an input are filled with"):
         deploykit.run(tokens[0], data, tmp_path / "run", pad="ids")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("shape", "pad", "is_refused"), [(("steps", 3), True, True), ((3,), True, False), (("steps", 3), False, False)]
+)
+def test_strided_rows_of_batches_of_other_sizes_are_refused_before_any_is_predicted(
+    shape: tuple[int | str, ...], pad: bool, is_refused: bool
+) -> None:
+    outputs = [TensorSpec(name="states", dtype="float32", shape=("batch", *shape))]
+    options = {"writer": "pt", "writer-arg": None, "write-interval": "epoch", "layout": "strided:2"}
+    said = r"layout 'strided:2': .*the output 'states' has, too \(steps\); use --layout contiguous"
+    with pytest.raises(UsageError, match=said) if is_refused else contextlib.nullcontext():
+        choose_writing({**options, "pad": {"ids": 0.0} if pad else {}}, outputs, 1)
