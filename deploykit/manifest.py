@@ -173,7 +173,9 @@ class Manifest:
 
     def _fields(self) -> dict[str, Any]:
         try:
-            plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
+            # Of an input what is not known is left out, so that older artifacts keep their digest.
+            data = asdict(self) | {"inputs": [spec.to_json() for spec in self.inputs]}
+            plain: dict[str, Any] = json.loads(json.dumps(data, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
             raise ArtifactError(
                 f"manifest of {self.name}: a value cannot be kept as JSON ({error}); expected texts, finite numbers, "

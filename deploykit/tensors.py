@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from deploykit.errors import DataError, UsageError
 
-__all__ = ["DTYPES", "TEXT", "TensorSpec", "check_inputs", "parse_spec", "unmasked"]
+__all__ = ["DTYPES", "TEXT", "Allowed", "TensorSpec", "check_inputs", "parse_spec", "unmasked"]
 
 DTYPES = (
     "float16", "float32", "float64",
@@ -26,15 +26,46 @@ _SIZE = re.compile(r"0*[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Allowed:
+    """Which integers an input may hold, ``min`` and ``max`` included, because ``module`` looks something up by them.
+
+    ``operation`` is that of ATen, such as ``embedding``. ``first_column`` to ``last_column`` are the places along the
+    second dimension of the input that this holds for; None for all values.
+    """
+
+    min: int
+    max: int
+    module: str
+    operation: str
+    first_column: int | None = None
+    last_column: int | None = None
+
+    def __str__(self) -> str:
+        """``allowed are 0 to 99, because words has 100 rows``."""
+        there = f"{self.max + 1:,}"
+        why = f"has {there} rows" if "embedding" in self.operation else f"looks up one of {there} ({self.operation})"
+        return f"allowed are {self.min} to {self.max}, because {self.module} {why}"
+
+    def of(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The values of an array of the input, (batch, ...), that this holds for: a view, (batch, ...)."""
+        return array if self.last_column is None else array[:, self.first_column : self.last_column + 1]
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
     """One tensor of a model.
 
     ``shape`` holds an int for a fixed dimension and a name for a dynamic one; the first dimension is the batch.
+    ``allowed`` says which values an integer input may hold, as far as that is known.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    allowed: tuple[Allowed, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.name}:{self.dtype}[{','.join(map(str, self.shape))}]"
@@ -53,11 +84,13 @@ class TensorSpec:
         return tuple(d if isinstance(d, int) else sizes[d] for d in self.shape)
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+        data = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+        return data | {"allowed": [each.to_json() for each in self.allowed]} if self.allowed else data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "TensorSpec":
-        return cls(name=data["name"], dtype=data["dtype"], shape=tuple(data["shape"]))
+        allowed = tuple(Allowed(**each) for each in data.get("allowed", ()))
+        return cls(name=data["name"], dtype=data["dtype"], shape=tuple(data["shape"]), allowed=allowed)
 
 
 def parse_spec(text: str) -> TensorSpec:

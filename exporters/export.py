@@ -139,7 +139,7 @@ def export_module(
         golden = _write_golden(workshop.path / GOLDEN_NAME, subject, given)
         manifest = Manifest(
             name=path.name, created=datetime.now(UTC).isoformat(timespec="seconds"), method=method,
-            inputs=given.specs, outputs=subject.outputs, tested=tested_sizes(given, subject),
+            inputs=subject.inputs, outputs=subject.outputs, tested=tested_sizes(given, subject),
             monte_carlo=subject.monte_carlo, formats=records, files=_digests(workshop.path), golden=GOLDEN_NAME,
             tolerance=limit, parity=tuple(_worst_per_output(parity)), checkpoint=checkpoint, versions=_versions(),
             preprocessing=preprocessing, bounds=subject.captured.bounds, user=dict(user or {}),

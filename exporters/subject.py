@@ -11,7 +11,9 @@ from torch import Tensor
 from deploykit import masks
 from deploykit.errors import ExportError
 from deploykit.manifest import MonteCarlo, OutputSpec
+from deploykit.tensors import TensorSpec
 from exporters.capture.graph import Captured
+from exporters.capture.lookups import with_allowed
 from exporters.checks.reference import Reference
 from exporters.checks.rows import check_rows_apart
 from exporters.checks.trainmodes import Training
@@ -52,6 +54,7 @@ class DrawOptions:
 class Subject:
     """A captured module, ready to be written: the graph, its outputs, its Monte Carlo section, and the oracle.
 
+    ``inputs`` are the module's, with the values that they may hold as far as the graph tells.
     ``notes`` is what people should know of the modes that it was captured in.
     """
 
@@ -60,6 +63,7 @@ class Subject:
     monte_carlo: MonteCarlo | None
     controls: Controls | None
     reference: Reference
+    inputs: tuple[TensorSpec, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -95,13 +99,14 @@ def _prepared(found: ModalCapture, inputs: ModelInputs, example: Sequence[Tensor
     seen = found.run(found.evaluation) if options.draws is None else found.with_dropout(options.modules)
     refuse_state(seen.captured)
     shapes, entry = found.shapes(), found.entry
+    specs = with_allowed(inputs.specs, seen.captured.graph)
     if not seen.draws:
         subject = _deterministic(entry, seen.captured, shapes, seen.training, inputs.batch_name, options.tasks)
-        return replace(subject, notes=seen.notes)
+        return replace(subject, notes=seen.notes, inputs=specs)
     refuse_own_seed(found.random_calls(seen.training))
     plan = plan_monte_carlo(seen.captured, seen.draws, inputs.batch_name, example)
     subject = _monte_carlo(entry, plan, shapes, inputs, example, seen.training, options)
-    return replace(subject, notes=seen.notes)
+    return replace(subject, notes=seen.notes, inputs=specs)
 
 
 def _deterministic(

@@ -122,8 +122,8 @@ def run(
         layout: ``contiguous`` or ``strided``: which rank's files or calls hold which rows.
         shard_rows: rows per part, a multiple of the batch size; chosen if not given.
         nan: what a NaN in the inputs does, ``error`` or ``allow``.
-        on_error: what a row does that cannot be read, has a NaN under ``error``, or makes the model raise: ``fail``
-            stops the job, ``skip`` leaves the row out and lists it in ``failed.jsonl``.
+        on_error: what a row does that cannot be read, has a NaN under ``error`` or a value that the model does not look
+            up, or makes it raise: ``fail`` stops the job, ``skip`` leaves the row out and lists it in ``failed.jsonl``.
         threads: CPU threads per rank; the runner's choice if not given.
         engine: who starts the ranks: ``local``, ``torchrun``, ``slurm``, ``array``, ``ray``, ``package.module:Class``,
             or ``auto``: the launcher that has started this process as one of several ranks, else ``local``.
@@ -134,7 +134,7 @@ def run(
 
     Raises:
         UsageError, ArtifactError, DeviceError, DataError, MissingExtraError: refused before any work.
-        DataError: a row that does not fit the model, or a NaN.
+        DataError: a row that does not fit the model, with a NaN, or with a value that it does not look up.
         IncompleteRunError: a rank died, or a signal came (then with exit code 130, 143 or 129); the message says what
             is missing and how to resume.
         RunError: the directory holds another job or is in use, or the disk or the model failed.

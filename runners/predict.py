@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from deploykit.allowed import check_allowed
 from deploykit.arguments import typed_arguments
 from deploykit.artifact import Artifact, Golden
 from deploykit.compare import worst_difference
@@ -91,7 +92,8 @@ class Predictor:
             int64.
 
         Raises:
-            DataError: the inputs do not fit the model, or ``sample_ids`` are no integers, one for each row.
+            DataError: the inputs do not fit the model or hold values that it does not look up, or ``sample_ids`` are no
+                integers, one for each row.
             UsageError: a control that the artifact does not take, or a bad batch size.
         """
         runner = self._active()
@@ -105,6 +107,7 @@ class Predictor:
             if batch_size < 1:
                 raise UsageError(f"batch size {batch_size}: must be 1 or more")
         ids = np.arange(rows) if sample_ids is None else checked_ids(unmasked("sample_ids", sample_ids), rows)
+        check_allowed(runner.artifact.manifest.inputs, named, ids)
         passes = plan_passes(
             runner.artifact.manifest,
             draws,

@@ -19,7 +19,7 @@ from deploykit.manifest import (
     Task,
 )
 from deploykit.storage.files import sha256_of
-from deploykit.tensors import DTYPES, TensorSpec
+from deploykit.tensors import DTYPES, Allowed, TensorSpec
 
 TEXT = st.text(min_size=1, max_size=12)
 NAMES = st.from_regex(r"[A-Za-z_]\w{0,8}", fullmatch=True)
@@ -35,7 +35,15 @@ SHAPES = st.lists(st.integers(1, 4096) | NAMES, min_size=1, max_size=4).map(tupl
 FILES = st.from_regex(r"[a-z0-9_.-]{0,6}[a-z0-9](/[a-z0-9]{1,6})?", fullmatch=True)
 FILE_RECORDS = st.builds(FileRecord, sha256=st.from_regex(r"[0-9a-f]{64}", fullmatch=True), size_bytes=SIZES)
 
-TENSORS = st.builds(TensorSpec, name=NAMES, dtype=st.sampled_from(DTYPES), shape=SHAPES)
+INTEGERS = st.integers(-(2**63), 2**63 - 1)
+ALLOWED = st.builds(
+    Allowed, min=INTEGERS, max=INTEGERS, module=TEXT, operation=TEXT, first_column=st.none() | SIZES,
+    last_column=st.none() | SIZES,
+)  # fmt: skip
+TENSORS = st.builds(
+    TensorSpec, name=NAMES, dtype=st.sampled_from(DTYPES), shape=SHAPES,
+    allowed=st.lists(ALLOWED, max_size=2).map(tuple),
+)  # fmt: skip
 OUTPUTS = st.builds(
     OutputSpec,
     name=TEXT,

@@ -438,10 +438,10 @@ def test_onnxruntime_reads_zeros_beyond_an_embedding_table_as_the_documents_say(
             self.table = nn.Embedding(10, 4)
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            return self.table(ids) + 1
+            return self.table(ids * 2) + 1  # Computed with first, so that nothing is known of the input.
 
-    path = deploykit.export(Net(), tmp_path / "model", inputs=["ids:int64[batch]"], ranges={"ids": (0, 10)}).path
-    for number in (10, -1):
+    path = deploykit.export(Net(), tmp_path / "model", inputs=["ids:int64[batch]"], ranges={"ids": (0, 5)}).path
+    for number in (5, -1):
         ids = {"ids": np.array([3, number])}
         with (
             deploykit.load(path, runner="onnx", device="cpu") as model,
@@ -450,3 +450,21 @@ def test_onnxruntime_reads_zeros_beyond_an_embedding_table_as_the_documents_say(
             model.predict(ids)
         with deploykit.load(path, runner="onnx", device="cuda:0") as model:
             assert model.predict(ids)["output"][1].tolist() == [1.0] * 4
+
+
+@both
+@pytest.mark.gpu
+def test_tokens_beyond_the_vocabulary_are_left_out_and_the_device_goes_on(runner: str, tmp_path: Path) -> None:
+    from torch import nn
+
+    table = nn.Embedding(10, 4).eval()
+    path = deploykit.export(table, tmp_path / "model", inputs=["input:int64[batch]"], ranges={"input": (0, 10)}).path
+    ids = np.arange(40) % 10
+    ids[[3, 17]] = 10, -1
+    np.save(tmp_path / "rows.npy", ids)
+    options = {"runner": runner, "devices": "cuda:0", "batch_size": 8, "shard_rows": 16, "on_error": "skip"}
+    assert deploykit.run(path, tmp_path / "rows.npy", tmp_path / "out", **options).failed_rows == 2
+    with np.load(deploykit.merge(tmp_path / "out", tmp_path / "out.npz")) as merged:
+        kept = np.delete(np.arange(40), [3, 17])
+        assert merged["sample_id"].tolist() == kept.tolist()
+        np.testing.assert_allclose(merged["output"], table.weight.detach().numpy()[ids[kept]], rtol=1e-6)

@@ -137,6 +137,11 @@ WRONG: list[tuple[str, Any, str]] = [
     ("files", {"a": {"sha256": "0" * 63, "size_bytes": 1}}, "files.a.sha256"),
     ("tested", {"batch": ["1"]}, r"tested.batch\[0\]: '1' is no integer"),
     ("monte_carlo", {"draws": 50}, "monte_carlo: the field 'mask_mode' is missing"),
+    (
+        "inputs",
+        [{"name": "x", "dtype": "int64", "shape": ["batch"], "allowed": [{"min": 0, "module": "m", "operation": "o"}]}],
+        r"inputs\[0\].allowed\[0\]: the field 'max' is missing",
+    ),
     ("created", "yesterday", "created: 'yesterday'"),
 ]
 
@@ -163,6 +168,12 @@ def test_the_digest_leaves_out_the_date_and_nothing_else() -> None:
     digest = small_manifest().digest
     assert small_manifest(created="2027-01-02T03:04:05+00:00").digest == digest
     assert small_manifest(user={"a": 1}).digest != digest
+
+
+def test_what_is_not_known_of_an_input_is_absent_as_in_older_artifacts() -> None:
+    data = small_manifest().to_json()
+    assert data["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 3]}]
+    assert Manifest.from_json(data).digest == data["digest"]
 
 
 def test_a_schema_with_an_unknown_keyword_is_not_half_checked() -> None:

@@ -8,6 +8,7 @@ import click
 from deploykit.artifact import Artifact
 from deploykit.cli.text import NamedPath, size, table
 from deploykit.manifest import Manifest, MonteCarlo, OutputSpec, Site
+from deploykit.tensors import Allowed, TensorSpec
 
 __all__ = ["inspect", "pack"]
 
@@ -48,6 +49,7 @@ def _describe(artifact: Artifact) -> str:
         "",
         "inputs",
         table(["name", "dtype", "shape"], [_row(spec.name, spec.dtype, spec.shape) for spec in manifest.inputs]),
+        *(f"  {_values(spec, each)}" for spec in manifest.inputs for each in spec.allowed),
         "",
         "outputs",
         table(
@@ -82,6 +84,13 @@ def _describe(artifact: Artifact) -> str:
 
 def _row(name: str, dtype: str, shape: tuple[int | str, ...]) -> list[str]:
     return [name, dtype, "[" + ", ".join(map(str, shape)) + "]"]
+
+
+def _values(spec: TensorSpec, allowed: Allowed) -> str:
+    """What the values of an input may be, or those of some of its columns."""
+    first, last = allowed.first_column, allowed.last_column
+    where = "" if last is None else f", column {last}" if first == last else f", columns {first} to {last}"
+    return f"{spec.name}{where}: {allowed}"
 
 
 def _classes(output: OutputSpec) -> str:

@@ -74,6 +74,9 @@ def fills_of(pad: Mapping[str, float], inputs: Sequence[TensorSpec]) -> dict[str
         # A fraction is rounded to the dtype, as in a text.
         if not np.isfinite(fill) or (fill.dtype.kind != "f" and fill != value):
             raise UsageError(f"--pad {name}={value}: {spec.dtype} does not hold it; give a number that it holds")
+        for allowed in (each for each in spec.allowed if each.last_column is None):
+            if not allowed.min <= fill <= allowed.max:
+                raise UsageError(f"--pad {name}={value}: {allowed}; pad with one of these")
         found[name] = fill
     return found
 

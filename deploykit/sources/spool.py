@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -211,7 +212,8 @@ def asked_for(data: str, inputs: Sequence[TensorSpec], reading: Reading) -> dict
     """What makes the rows of a spool those that were asked for, in JSON values."""
     return {
         "target": without_folder(data),
-        "inputs": [spec.to_json() for spec in inputs],
+        # Which values the model allows changes no row.
+        "inputs": [replace(spec, allowed=()).to_json() for spec in inputs],
         "keys": {name: list(keys) for name, keys in reading.columns.items()},
         "keep": list(reading.keep),
     }

@@ -1,29 +1,34 @@
 """Rows that fail, found by halving their batch until each is alone, so that the others go on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deploykit.allowed import check_allowed, outside
 from deploykit.errors import ArtifactError, DeviceError, MissingExtraError, RunError, UsageError
 from deploykit.plan import Shard, remaining
-from deploykit.sources.finite import nan_rows
+from deploykit.sources.finite import check_finite, nan_rows
 from deploykit.sources.ragged import padded_together
 from deploykit.sources.reading import split
+from deploykit.tensors import TensorSpec
 from runners.base import Arrays
 from runners.pipeline.fitting import is_out_of_memory
 
 if TYPE_CHECKING:
     from deploykit.sources import Source
 
-__all__ = ["Predictable", "Sound", "isolated", "read_rows", "refuse_all_failed"]
+__all__ = ["Predictable", "Sound", "isolated", "read_rows", "read_whole", "refuse_all_failed"]
 
 FEWEST = 16
 """A shard of fewer rows may fail as a whole."""
 
 _MOST_TEXT = 500
+_OF_ITS_OWN = ("NaN in ", "value ")
+"""How the reasons begin that lie in what a row holds, which was looked at and not tried."""
+
 _NOT_THE_ROWS = (UsageError, ArtifactError, DeviceError, MissingExtraError)
 
 
@@ -42,8 +47,8 @@ class Sound:
         return Sound(ids=self.ids[places], inputs=inputs, kept=kept, failed={})
 
 
-def read_rows(source: "Source", start: int, stop: int, *, refuse_nan: bool) -> Sound:
-    """Read rows ``[start, stop)``, each that can be read.
+def read_rows(source: "Source", start: int, stop: int, *, refuse_nan: bool, specs: Sequence[TensorSpec] = ()) -> Sound:
+    """Read rows ``[start, stop)``, each that can be read and holds values that ``specs``, the inputs, allow.
 
     Raises:
         Exception: what the source raised, where rows fail only together, or for want of memory.
@@ -56,13 +61,27 @@ def read_rows(source: "Source", start: int, stop: int, *, refuse_nan: bool) -> S
         ids = remaining(start, stop, failed)
         inputs = _read_runs(source, ids)
     inputs, kept = split(inputs)
-    if refuse_nan:
-        broken = {int(ids[place]): why for place, why in nan_rows(inputs).items()}
-        failed |= broken
-        keep = ~np.isin(ids, list(broken))
-        if broken:
-            ids, inputs, kept = ids[keep], _chosen(inputs, keep), _chosen(kept, keep)
+    wrong = outside(specs, inputs) | (nan_rows(inputs) if refuse_nan else {})
+    if wrong:
+        failed |= {int(ids[place]): why for place, why in wrong.items()}
+        keep = ~np.isin(np.arange(len(ids)), list(wrong))
+        ids, inputs, kept = ids[keep], _chosen(inputs, keep), _chosen(kept, keep)
     return Sound(ids=ids, inputs=inputs, kept=kept, failed=failed)
+
+
+def read_whole(source: "Source", start: int, stop: int, *, refuse_nan: bool, specs: Sequence[TensorSpec] = ()) -> Sound:
+    """Read rows ``[start, stop)`` where none may fail.
+
+    Raises:
+        DataError: a NaN, or a value that ``specs``, the inputs, do not allow; names the first row.
+        Exception: what the source raised.
+    """
+    inputs, kept = split(source.read(start, stop))
+    sound = Sound(ids=remaining(start, stop, ()), inputs=inputs, kept=kept, failed={})
+    if refuse_nan:
+        check_finite(inputs, start)
+    check_allowed(specs, inputs, sound.ids)
+    return sound
 
 
 def _read_runs(source: "Source", ids: NDArray[np.int64]) -> Arrays:
@@ -161,9 +180,9 @@ def refuse_all_failed(shard: Shard, failed: Mapping[int, str]) -> None:
     """Refuse a shard of which nothing is left: a source or a device that is gone fails every row.
 
     Raises:
-        RunError: every row failed, though not for a NaN.
+        RunError: every row failed, though not for what it holds.
     """
-    if len(failed) < max(shard.rows, FEWEST) or all(why.startswith("NaN") for why in failed.values()):
+    if len(failed) < max(shard.rows, FEWEST) or all(why.startswith(_OF_ITS_OWN) for why in failed.values()):
         return
     raise RunError(
         f"rows {shard.start} to {shard.stop - 1}: every row failed, the first with {failed[shard.start]}; the cause is "

@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 
 from deploykit.errors import CodeExitedError, DeploykitError, RunError
 from deploykit.passes import DRAWS_USED
-from deploykit.plan import Shard, remaining
+from deploykit.plan import Shard
 from deploykit.runs.commit import Commit
-from deploykit.sources.finite import check_finite, count_nan_rows
-from deploykit.sources.reading import split
+from deploykit.sources.finite import count_nan_rows
 from deploykit.wording import counted, row_range
 from deploykit.writers.base import Batch, Writer
 from runners.base import Arrays, Runner
@@ -33,7 +32,7 @@ from runners.pipeline.channel import Channel, Closed
 from runners.pipeline.drawing import most_draws, predict_in_passes
 from runners.pipeline.fitting import Fitting
 from runners.pipeline.groups import grouped, size_of
-from runners.pipeline.isolate import Predictable, Sound, read_rows, refuse_all_failed
+from runners.pipeline.isolate import Predictable, Sound, read_rows, read_whole, refuse_all_failed
 from runners.pipeline.lanes import Turns
 from runners.pipeline.piece import PiecePredicted, PieceRead
 from runners.pipeline.timing import Meter
@@ -180,20 +179,15 @@ class Pipeline:
 
     def _read(self, shard: Shard, start: int, stop: int) -> PieceRead:
         began, refuse_nan = perf_counter(), self._job.nan == "error"
+        read, specs = read_rows if self._skips else read_whole, self._task.runner.artifact.manifest.inputs
         try:
-            if self._skips:
-                sound = read_rows(self._task.source, start, stop, refuse_nan=refuse_nan)
-            else:
-                inputs, kept = split(self._task.source.read(start, stop))
-                sound = Sound(ids=remaining(start, stop, ()), inputs=inputs, kept=kept, failed={})
+            sound = read(self._task.source, start, stop, refuse_nan=refuse_nan, specs=specs)
         except DeploykitError:
             raise
         except Exception as error:
             # A data set is the user's own code and may raise anything.
             raise RunError(_failed(start, stop, "reading the data", error)) from error
-        if refuse_nan and not self._skips:
-            check_finite(sound.inputs, start)
-        elif not refuse_nan:
+        if not refuse_nan:
             self._meter.nan_rows += count_nan_rows(sound.inputs)
         seconds = perf_counter() - began
         self._meter.read_s += seconds

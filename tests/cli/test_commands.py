@@ -14,9 +14,11 @@ import pytest
 from deploykit.artifact import Artifact
 from deploykit.cli import _COMMANDS, main
 from deploykit.cli.export import _describe
+from deploykit.tensors import Allowed, TensorSpec
 from exporters.export import ExportResult
 from tests.cli.conftest import Call
 from tests.handmade import build
+from tests.strategies import write_artifact
 
 EXPORT = ["--module", "net.py:Net", "--input", "x:float32[batch,4]"]
 
@@ -57,6 +59,29 @@ def test_the_main_job_from_checkpoint_to_merged_predictions(
         for name in onnx.files:
             np.testing.assert_allclose(onnx[name], torch[name], rtol=0, atol=2e-6)
         np.testing.assert_allclose(onnx["logits.probs"].sum(1), 1, atol=1e-5)
+
+
+def test_inspect_tells_which_values_an_input_may_hold(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = Allowed(min=0, max=30_521, module="words", operation="embedding")
+    claims = (
+        replace(words, module="days", max=6, first_column=1, last_column=1),
+        replace(words, module="(root)", min=-3, max=2, operation="index", first_column=2, last_column=4),
+    )
+    inputs = (
+        TensorSpec(name="ids", dtype="int64", shape=("batch", "steps"), allowed=(words,)),
+        TensorSpec(name="codes", dtype="int64", shape=("batch", 5), allowed=claims),
+        TensorSpec(name="x", dtype="float32", shape=("batch",)),
+    )
+    write_artifact(tmp_path / "small", inputs=inputs)
+    assert call("inspect", str(tmp_path / "small")) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if ": allowed" in line]
+    assert lines == [
+        "ids: allowed are 0 to 30521, because words has 30,522 rows",
+        "codes, column 1: allowed are 0 to 6, because days has 7 rows",
+        "codes, columns 2 to 4: allowed are -3 to 2, because (root) looks up one of 3 (index)",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import nn
 
 from deploykit.errors import ExportError
 from exporters.export import export_module
+from tests.exporters.test_lookups import allowed
 from tests.families import huggingface as hf
 from tests.families.checks import check_family, clients, export
 
@@ -20,6 +21,24 @@ def test_bert(tmp_path: Path) -> None:
     result = check_family(hf.family("BERT", "sdpa"), tmp_path)
     assert result.notes == ("dimension steps: the module's code allows only sizes with max 64",)
     assert [output.name for output in result.manifest.outputs] == ["logits.mean", "logits.std", "logits.draws"]
+    tokens, mask = result.manifest.inputs
+    assert [str(each) for each in tokens.allowed] == [
+        "allowed are 0 to 99, because bert.embeddings.word_embeddings has 100 rows"
+    ]
+    assert mask.allowed == ()
+
+
+def test_each_kind_of_numbers_of_bert_has_its_own_values() -> None:
+    names = ("input_ids", "token_type_ids", "position_ids")
+    ranges = {"input_ids": (0, 100), "token_type_ids": (0, 2), "position_ids": (0, 64)}
+    torch.manual_seed(0)
+    specs = [f"{name}:int64[batch,steps]" for name in names]
+    found = allowed(hf.family("BERT", "sdpa").build().eval(), *specs, ranges=ranges)
+    tables = ("word_embeddings", "token_type_embeddings", "position_embeddings")
+    for name, table in zip(names, tables, strict=True):
+        (claim,) = found[name]
+        assert (claim.min, claim.max + 1) == ranges[name]
+        assert claim.module == f"bert.embeddings.{table}"
 
 
 @pytest.mark.slow

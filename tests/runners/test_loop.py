@@ -39,7 +39,7 @@ class Source:
 
 
 class Runner:
-    artifact = SimpleNamespace(manifest=SimpleNamespace(monte_carlo=None))
+    artifact = SimpleNamespace(manifest=SimpleNamespace(monte_carlo=None, inputs=()))
     lanes = 1
 
     def __init__(self) -> None:

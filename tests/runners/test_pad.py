@@ -216,7 +216,7 @@ def test_a_run_over_tokens_gives_each_row_its_own_on_any_number_of_ranks(
 
 def test_a_row_that_fails_leaves_the_others_of_its_batch(tokens: tuple[Path, Tokens], tmp_path: Path) -> None:
     rows = sentences(40)
-    rows[13] = [5, 1000]  # No such token: the model fails.
+    rows[13] = [5, 1000]  # No such token.
     rows[21] = [3, None]
     data, options = data_of(rows, tmp_path / "rows.parquet"), {"batch_size": 8, "pad": {"ids": 0, "mask": 0}}
     result = deploykit.run(tokens[0], data, tmp_path / "run", **options, on_error="skip", devices="cpu")
