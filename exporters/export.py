@@ -56,6 +56,7 @@ class ExportResult:
 
 
 @one_at_a_time
+@advising_on_experts
 def export_module(
     module: nn.Module,
     destination: str | Path,
@@ -130,11 +131,11 @@ def export_module(
     given = find_inputs(module, specs=inputs, example=example, ranges=ranges)
     preprocessing = parse_preprocessing(preprocess, given.specs)
     entry = Entry(module, method, given.names, arrangement_for(module, method, given.names, batch), tasks.left_out)
-    subject = _prepared(module, entry, given, DrawOptions(
+    subject = prepare(entry, given, DrawOptions(
         draws=mc_draws, modules=several(mc_modules), mode=mask_mode, seed=seed, tasks=tasks, keep_draws=keep_draws
     ))  # fmt: skip
     limit = subject.captured.tolerance if tolerance is None else tolerance
-    with Workshop(path) as workshop, advising_on_experts(module):
+    with Workshop(path) as workshop:
         records, parity = _write_formats(workshop.path, writers, subject, given, limit, progress)
         golden = _write_golden(workshop.path / GOLDEN_NAME, subject, given)
         manifest = Manifest(
@@ -147,11 +148,6 @@ def export_module(
         write_json(workshop.path / MANIFEST_NAME, manifest.to_json())
         workshop.publish()
     return ExportResult(path=path, manifest=manifest, notes=(*notes, *_notes(given, subject, golden)))
-
-
-def _prepared(module: nn.Module, entry: Entry, inputs: ModelInputs, options: DrawOptions) -> Subject:
-    with advising_on_experts(module):
-        return prepare(entry, inputs, options)
 
 
 def _write_formats(

@@ -1,7 +1,8 @@
 """What no module can be exported with, whatever it computes: told by its kind, before anything is tried."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from torch.nn.parameter import is_lazy
 from deploykit.errors import ExportError
 
 __all__ = ["advising_on_experts", "check_exportable"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
 _EXPERTS = "set_experts_implementation"
@@ -44,21 +48,24 @@ def check_exportable(module: nn.Module) -> None:
             )
 
 
-@contextmanager
-def advising_on_experts(module: nn.Module) -> Iterator[None]:
+def advising_on_experts(export: Callable[Concatenate[nn.Module, P], T]) -> Callable[Concatenate[nn.Module, P], T]:
     """Say what to do where experts of transformers are refused, which sort all tokens or loop over chosen experts.
 
-    Raises:
-        ExportError: the one that was raised, with the advice where it begins with the name of such experts.
+    The ExportError that begins with the name of such experts gets the advice.
     """
-    try:
-        yield
-    except ExportError as error:
-        parts = dict(module.named_modules())
-        part = parts.get(str(error).partition(" ")[0].removesuffix(":"))
-        if "Experts" not in type(part).__name__ or not any(hasattr(each, _EXPERTS) for each in parts.values()):
-            raise
-        raise ExportError(f'{error}. First call {_EXPERTS}("batched_mm") on the model of transformers') from error
+
+    @wraps(export)
+    def advised(module: nn.Module, /, *given: P.args, **named: P.kwargs) -> T:
+        try:
+            return export(module, *given, **named)
+        except ExportError as error:
+            parts = dict(module.named_modules())
+            part = parts.get(str(error).partition(" ")[0].removesuffix(":"))
+            if "Experts" not in type(part).__name__ or not any(hasattr(each, _EXPERTS) for each in parts.values()):
+                raise
+            raise ExportError(f'{error}. First call {_EXPERTS}("batched_mm") on the model of transformers') from error
+
+    return advised
 
 
 def _trouble(tensor: Tensor) -> str | None:

@@ -78,9 +78,9 @@ class MonteCarloModule(nn.Module):
             self._check_batch(name, node)
         given: Any = {"batch": sample_ids.shape[0], "draws": draw_ids.shape[0], "keys": keys, "draw_keys": draw_keys}
         run = (
-            TiledRun(self.plan, self.body, inputs, **given)
+            TiledRun(self.plan, inputs, **given)
             if self.form == "batched"
-            else SequentialRun(self.plan, self.body, inputs, **given, wanted=list(nodes.values()))
+            else SequentialRun(self.plan, inputs, **given, wanted=list(nodes.values()))
         )
         values = {name: self._value(node, run) for name, node in nodes.items()}
         return make_reports(values, self.tasks, keep_draws=self.keep_draws)

@@ -18,7 +18,7 @@ from exporters.noise.mask_ops import Keys, unit_keys, unit_numbers
 from exporters.noise.noise_ops import key_sites, sample
 from exporters.noise.sites import arguments, made_for
 from exporters.rewrite.drawplan import MonteCarloPlan, Placed
-from exporters.rewrite.tiling import call_node, constant_of, shape_of
+from exporters.rewrite.tiling import call_node, given_values, shape_of
 
 __all__ = ["SequentialRun"]
 
@@ -33,7 +33,6 @@ class SequentialRun:
     def __init__(
         self,
         plan: MonteCarloPlan,
-        body: fx.GraphModule,
         inputs: Sequence[Tensor],
         *,
         batch: int,
@@ -43,14 +42,9 @@ class SequentialRun:
         wanted: Sequence[fx.Node],
     ) -> None:
         self.plan, self.batch, self.draws = plan, batch, draws
-        self.once: dict[fx.Node, Any] = {}
-        feed = iter(inputs)
+        self.once: dict[fx.Node, Any] = given_values(plan, inputs)
         for node in plan.captured.graph.nodes:
-            if node.op == "placeholder":
-                self.once[node] = next(feed)
-            elif node.op == "get_attr":
-                self.once[node] = constant_of(node, body)
-            elif node.op == "call_function" and node not in plan.reached:
+            if node.op == "call_function" and node not in plan.reached:
                 with made_for(node):
                     self.once[node] = call_node(node, self.once.__getitem__)
         self._wanted = tuple(dict.fromkeys(node for node in wanted if node in plan.reached))

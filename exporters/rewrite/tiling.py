@@ -27,7 +27,7 @@ from exporters.rewrite.perdraw import NotBatchedError, call_per_draw
 from exporters.rewrite.rowplaces import numbers_of_rows, stay_exact
 from exporters.rewrite.wide import find_wide, linear_of_dropped
 
-__all__ = ["TiledRun", "call_node", "constant_of", "shape_of"]
+__all__ = ["TiledRun", "call_node", "given_values", "shape_of"]
 
 
 class TiledRun:
@@ -40,7 +40,6 @@ class TiledRun:
     def __init__(
         self,
         plan: MonteCarloPlan,
-        body: fx.GraphModule,
         inputs: Sequence[Tensor],
         *,
         batch: int,
@@ -49,21 +48,16 @@ class TiledRun:
         draw_keys: Callable[[], Keys],
     ) -> None:
         self.plan, self.batch, self.draws, self.keys, self.draw_keys = plan, batch, draws, keys, draw_keys
-        self.once: dict[fx.Node, Any] = {}
+        self.once: dict[fx.Node, Any] = given_values(plan, inputs)
         self.per_draw: dict[fx.Node, Tensor] = {}
         self._wide = find_wide(plan)
         self._numbers = numbers_of_rows(plan, plan.captured.graph.nodes)
         self._left_out = frozenset[fx.Node]().union(*(between for _, between in self._wide.values()))
         self.tiled: dict[tuple[fx.Node, int], Any] = {}
-        feed = iter(inputs)
         for node in plan.captured.graph.nodes:
-            if node.op == "placeholder":
-                self.once[node] = next(feed)
-                if node in plan.reached:
-                    # A draw is written into it, so that it must be one tensor and not a new copy for each use.
-                    self.tiled[node, 1] = self._tile(node, 1).clone()
-            elif node.op == "get_attr":
-                self.once[node] = constant_of(node, body)
+            if node.op == "placeholder" and node in plan.reached:
+                # A draw is written into it, so that it must be one tensor and not a new copy for each use.
+                self.tiled[node, 1] = self._tile(node, 1).clone()
             elif node.op == "call_function":
                 with made_for(node):
                     self._step(node)
@@ -227,9 +221,14 @@ class TiledRun:
         return axis.place(drawn.reshape(-1, math.prod(row)), shape)
 
 
-def constant_of(node: fx.Node, body: fx.GraphModule) -> Any:
-    """What a ``get_attr`` stands for."""
-    return operator.attrgetter(str(node.target))(body)
+def given_values(plan: MonteCarloPlan, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
+    """What the graph is given: the inputs, and the module's own tensors."""
+    feed, module = iter(inputs), plan.captured.module
+    return {
+        node: next(feed) if node.op == "placeholder" else operator.attrgetter(str(node.target))(module)
+        for node in plan.captured.graph.nodes
+        if node.op in ("placeholder", "get_attr")
+    }
 
 
 def shape_of(value: Any) -> tuple[int, ...]:

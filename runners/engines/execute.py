@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from deploykit.artifact import Artifact
 from deploykit.devices import Device, available_cores
@@ -33,15 +34,7 @@ from runners.system.lock import locked
 from runners.system.stop import StopRequest, on_signals, stoppable
 from runners.writing import Writing
 
-__all__ = [
-    "Computed",
-    "Placer",
-    "ProgressChoice",
-    "Setting",
-    "drive",
-    "execute",
-    "finish_files",
-]
+__all__ = ["Computed", "Placer", "ProgressChoice", "Setting", "drive", "execute", "finish_files"]
 
 ProgressChoice = ProgressMode | Callable[[int, int], None]
 Placer = Callable[[Work], Outcome]
@@ -72,6 +65,10 @@ class Setting:
     cut: Callable[[int], Plan] | None = None
     notes: tuple[str, ...] = ()
     place: str | Path = ""
+
+    def environment(self) -> dict[str, Any]:
+        """Where the run was made, for its report."""
+        return environment(self.runner.runtime, self.runner.check_installed(), on_gpu=self.devices[0].kind == "cuda")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,9 +161,7 @@ def execute(
         failed_rows=write_failed(directory),
         notes=[renamed(note, setting.place, directory.path) for note in notes],
     )
-    on_gpu = setting.devices[0].kind == "cuda"
-    where = environment(setting.runner.runtime, setting.runner.check_installed(), on_gpu=on_gpu)
-    report = make_report(directory, assignments, outcome.meters, figures, where)
+    report = make_report(directory, assignments, outcome.meters, figures, setting.environment())
     write_report(directory, report)
     if missing:
         advice = changed or f"To resume, give the same command again: {setting.job.command}"

@@ -13,7 +13,6 @@ from runners.engines.launch import Launch
 from runners.engines.measured import Measured, load_measured
 from runners.report import Figures, is_reported, make_report, write_report
 from runners.spooling import discard_spool
-from runners.system.environment import environment
 from runners.system.lock import finishing
 
 __all__ = ["finish_together"]
@@ -59,9 +58,7 @@ def _report(setting: Setting, directory: RunDirectory, launch: Launch, notes: Se
     )
     assignments = [each.assignment for each in found]
     meters = {each.assignment.rank: each.meter for each in found}
-    on_gpu = setting.devices[0].kind == "cuda"
-    where = environment(setting.runner.runtime, setting.runner.check_installed(), on_gpu=on_gpu)
-    write_report(directory, make_report(directory, assignments, meters, figures, where))
+    write_report(directory, make_report(directory, assignments, meters, figures, setting.environment()))
 
 
 def _absent(found: Sequence[Measured], launch: Launch) -> list[str]:

@@ -139,7 +139,6 @@ def test_a_rank_that_cannot_start_does_not_hang_the_others(
         "            sys.stderr.write('no room left for me\\n'); sys.stderr.flush(); os._exit(77)\n"
         "    return [np.ones(4, np.float32)] * 40\n"
     )
-    began = time.monotonic()
     expected = RunError if runner == "torch" else IncompleteRunError
     try:
         run(artifact_paths["mc"], f"{deadly}:make", tmp_path / "r", runner=runner, devices="cpu:2", batch_size=4)
@@ -152,7 +151,8 @@ def test_a_rank_that_cannot_start_does_not_hang_the_others(
         assert verify_run(tmp_path / "r").ok
     assert "exited with code 77" in text
     assert "no room left for me" in text
-    assert time.monotonic() - began < 60
+    logs = [log.read_text() for log in (tmp_path / "r" / "logs").iterdir()]
+    assert "did not meet" not in "".join([text, *logs]), "the other one waited for it until the end"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -186,15 +186,13 @@ def test_the_second_ctrl_c_abandons_at_once(artifact_paths: dict[str, Path], tmp
     environment = {"SLOW_S": "0.2", "STARTED": str(marker)}
     with start(artifact_paths["mc"], out, environment, devices="cpu:2", shard_rows=32) as process:
         wait_for(marker.exists)
-        began = time.monotonic()
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
         assert process.poll() is None, "the first lets the shard finish"
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
-        assert time.monotonic() - began < 4, "a shard takes more than six seconds"
     assert process.returncode == 130
-    assert check_run(out).committed_rows == 0
+    assert check_run(out).committed_rows == 0, "neither rank has finished its shard"
 
 
 def test_a_rank_that_dies_while_the_run_stops_is_told(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
@@ -253,7 +251,7 @@ def test_ranks_of_a_killed_run_end_and_free_the_directory(
         assert len(pids) == 2
         process.kill()
         process.communicate()
-    wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids), timeout_s=5)
+    wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids))
     run(artifact_paths["mc"], SLOW, out, devices="cpu:2", **OPTIONS)  # type: ignore[arg-type]
     assert {part.name: part.read_bytes() for part in (out / "parts").iterdir()} == whole["onnx"]
 
