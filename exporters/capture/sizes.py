@@ -140,6 +140,8 @@ class _Sizes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, given = getattr(func, "__name__", ""), kwargs or {}
+        if func in (Tensor.__getitem__, Tensor.__setitem__):
+            args = (args[0], self._index(args[1]), *args[2:])
         sizes = [self._size(each) for each in args]
         own = sizes[0] if sizes else None
         if name == "item" and own is not None:
@@ -154,6 +156,20 @@ class _Sizes(TorchFunctionMode):
         if size is not None and isinstance(result, Tensor) and _holds_a_size(result):
             self._known[id(result)] = result, result._version, size
         return result
+
+    def _index(self, index: Any) -> Any:
+        """An index whose slices end at numbers: torch 2.11 asks for that of a tensor in a way that no capture can."""
+        if isinstance(index, tuple):
+            return tuple(map(self._index, index))
+        if isinstance(index, slice):
+            return slice(*map(self._number, (index.start, index.stop, index.step)))
+        return index
+
+    def _number(self, end: Any) -> Any:
+        if not isinstance(end, Tensor):
+            return end
+        size = self._size(end)
+        return end.item() if size is None else size
 
     def _size(self, value: object) -> Any:
         """The size that a value is, or that a tensor holds as long as it is not written to."""

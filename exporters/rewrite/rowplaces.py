@@ -44,6 +44,8 @@ def where_values_say(plan: MonteCarloPlan, nodes: Sequence[fx.Node]) -> tuple[fx
             # A size holds nothing of the values.
             told |= {node} if isinstance(node.meta.get("val"), (Tensor, list, tuple)) else set()
         if sources and _picks(plan, node):
+            if plan.symbol in symbols_of(node):
+                return node, "gives the rows a size that torch does not know beforehand"
             return node, "picks some of the rows of a batch by their values"
         if any(index in told for index in _indices_of_rows(plan, node)):
             return node, "finds rows of a batch at places that values decide"

@@ -83,6 +83,8 @@ COMPUTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("draws", [None, 3])
 @pytest.mark.parametrize("name", COMPUTED)
 def test_numbers_and_tensors_of_other_types(name: str, draws: int | None, tmp_path: Path) -> None:
+    if name == "tensors of sizes" and draws and torch.__version__.startswith("2.11."):
+        pytest.skip("torch 2.11 does not know how long a slice up to a computed size is: refused with draws")
     module = Computed(COMPUTED[name]).eval()
     specs = ["x:float32[batch,steps]", "mask:int64[batch,steps]"]
     result = export_module(module, tmp_path / "a", inputs=specs, ranges={"mask": (0, 7)}, mc_draws=draws)

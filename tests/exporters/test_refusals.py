@@ -60,6 +60,16 @@ def test_rows_picked_by_their_values_are_refused_in_these_words(tmp_path: Path, 
         exported(function, tmp_path)
 
 
+def test_a_size_that_values_decide_is_refused_in_these_words(tmp_path: Path) -> None:
+    """As well as, under torch 2.11, one that is computed from others."""
+
+    def cut(owner: Body, x: Tensor) -> Tensor:
+        return owner.drop(x[:, : x[:, 0].abs().amax().long().item()]).sum(1)
+
+    with pytest.raises(ExportError, match=r"^1 \(aten\.slice\.Tensor\): gives the rows a size that torch does not"):
+        exported(cut, tmp_path)
+
+
 def neighbour(owner: Body, x: Tensor) -> Tensor:
     """The place of the row beside, where values are larger than any in a check."""
     return (torch.arange(x.shape[0]) + (x[:, 0] > 1e4).long()).clamp(max=x.shape[0] - 1)
