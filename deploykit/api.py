@@ -14,8 +14,9 @@ from deploykit.errors import ArtifactError, CheckpointError, ExportError, RunErr
 from deploykit.runs.merging import merge_run
 from deploykit.runs.verify_run import RunCheck, verify_run
 from deploykit.runs.watching import run_status
+from deploykit.storage.copies import at_hand, delivered, renamed
 from deploykit.storage.paths import require_path, require_utf8
-from deploykit.storage.stores import at_hand, delivered, is_url, renamed
+from deploykit.storage.stores import is_url
 from deploykit.tally import Told
 from runners.job import RunResult
 from runners.job import run as run_job

@@ -16,10 +16,11 @@ import numpy as np
 
 from deploykit.errors import ArtifactError
 from deploykit.manifest import FileRecord, Manifest
+from deploykit.storage.copies import at_hand
 from deploykit.storage.files import sha256_of
 from deploykit.storage.packed import is_plain_name, pack_files, reading, unpack
 from deploykit.storage.paths import is_utf8, require_place, require_utf8
-from deploykit.storage.stores import at_hand, is_url
+from deploykit.storage.stores import is_url
 
 __all__ = ["MANIFEST_NAME", "Artifact", "Golden", "pack"]
 

@@ -20,8 +20,9 @@ from deploykit.runs.layout import CONTIGUOUS
 from deploykit.runs.rundir import RunDirectory
 from deploykit.sources.base import Source
 from deploykit.sources.ragged import plain_fills
+from deploykit.storage.copies import renamed
 from deploykit.storage.paths import require_place
-from deploykit.storage.stores import is_url, renamed
+from deploykit.storage.stores import is_url
 from deploykit.texts import several
 from deploykit.version import __version__
 from runners.base import check_controls
@@ -30,12 +31,12 @@ from runners.engines.base import Engine
 from runners.engines.execute import Computed, ProgressChoice, Setting
 from runners.engines.table import choose_engine
 from runners.jobdata import open_data
-from runners.mirror import mirrored
 from runners.onerank import as_one_rank
 from runners.pipeline.batchsize import Probe, check_batch_size, probe_batch_size, settle_batch_size
 from runners.progress import check_kind
 from runners.spooling import rows_stay
 from runners.table import choose_runner
+from runners.workplace import Workplace, workplace
 
 __all__ = ["RunResult", "run"]
 
@@ -156,32 +157,31 @@ def run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(as_one_rank())
         engine_here, opened = stack.enter_context(chosen.engine), stack.enter_context(Artifact.open(artifact))
-        here = stack.enter_context(mirrored(out, engine_here))
+        where = stack.enter_context(workplace(out, engine_here))
         command = command_of(artifact, data, out, options, engine_here)
-        setting = _checked(stack, opened, str(data), here, options, began, engine_here, progress, command, out)
+        setting = _checked(stack, opened, str(data), where, options, began, engine_here, progress, command)
         notes = [*chosen.notes, *setting.source.notes, *setting.notes]
         stack.enter_context(rows_stay(setting.source))
-        return _result(setting, here, out, engine_here.run(setting, here, progress=progress, notes=notes), notes)
+        return _result(setting, where, engine_here.run(setting, where.path, progress=progress, notes=notes), notes)
 
 
 def _each_several(columns: Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:
     return {name: several(names) for name, names in columns.items()}
 
 
-def _result(setting: Setting, here: Path, out: str | Path, computed: Computed, notes: Sequence[str]) -> RunResult:
-    """The result of a run in the directory ``here``, which may be the copy of a URL."""
+def _result(setting: Setting, where: Workplace, computed: Computed, notes: Sequence[str]) -> RunResult:
     seconds = monotonic() - setting.began_s
     return RunResult(
-        path=str(out) if is_url(out) else here,
+        path=str(where.place) if is_url(where.place) else where.path,
         rows=setting.job.plan.rows,
         computed_rows=computed.rows,
         seconds=seconds,
         rows_per_s=computed.rows / seconds,
         skipped_shards=computed.skipped_shards,
-        notes=tuple(renamed(note, out, here) for note in notes),
+        notes=tuple(renamed(note, where.place, where.path) for note in notes),
         draws_per_row=computed.draws_per_row,
         missing_shards=computed.missing_shards,
-        failed_rows=_failed_rows(here, setting.job),
+        failed_rows=_failed_rows(where.path, setting.job),
         spent_s=computed.spent_s,
     )
 
@@ -194,13 +194,12 @@ def _checked(
     stack: contextlib.ExitStack,
     artifact: Artifact,
     data: str,
-    out: Path,
+    where: Workplace,
     options: Mapping[str, Any],
     began: float,
     engine: Engine,
     progress: ProgressChoice,
     command: str,
-    place: str | Path,
 ) -> Setting:
     """Everything that can be refused is refused here, before anything is written."""
     runner = choose_runner(artifact, options["runner"])
@@ -211,7 +210,7 @@ def _checked(
     predicted = (*(output.tensor for output in artifact.manifest.outputs), *added)
     source, writing = open_data(
         stack, artifact, data, predicted, options,
-        ranks=len(devices), out=out, engine=engine, progress=progress,
+        ranks=len(devices), where=where, engine=engine, progress=progress,
     )  # fmt: skip
     ranks = engine.ranks_here(devices)
     threads = options["threads"] or runner.default_threads(ranks)
@@ -219,7 +218,7 @@ def _checked(
         probe_batch_size, artifact, runner, devices[0], source,
         threads=threads, passes=passes, seed=seed, draws=draws, shard_rows=options["shard-rows"], ranks=ranks,
     )  # fmt: skip
-    batch_size, notes = _batch_size(options["batch-size"], out, probe)
+    batch_size, notes = _batch_size(options["batch-size"], where.path, probe)
     check_batch_size(artifact.manifest, batch_size)
     cut = _cut(source, artifact.manifest, options["shard-rows"])
     job = Job(
@@ -233,7 +232,7 @@ def _checked(
     return Setting(
         artifact=artifact, source=source, writing=writing, runner=runner, runner_name=options["runner"],
         devices=devices, threads=options["threads"], job=job, began_s=began,
-        cut=cut if notes else None, notes=notes, place=place,
+        cut=cut if notes else None, notes=notes, place=where.place, exchange=where.exchange,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from runners.engines.execute import ProgressChoice
 from runners.progress import make_progress
 from runners.spooling import Drawing, draw, find_spool
 from runners.system.stop import stoppable
+from runners.workplace import Workplace
 from runners.writing import Writing, choose_writing
 
 __all__ = ["open_data"]
@@ -32,24 +33,27 @@ def open_data(
     options: Mapping[str, Any],
     *,
     ranks: int,
-    out: Path,
+    where: Workplace,
     engine: Engine,
     progress: ProgressChoice,
 ) -> tuple[Source, Writing]:
     """The data, and the writing of what is ``predicted`` and of the columns of the data that are kept.
 
-    Data that comes but once is drawn into the run directory ``out``: by this process if it prepares the job for all
+    Data that comes but once is drawn into the run directory: by this process if it prepares the job for all
     ranks, else by the rank that comes first.
 
     Raises:
-        UsageError: an unknown writer, or a kept column that has the name of an output.
+        UsageError: an unknown writer, a kept column that has the name of an output, or a Lightning writer, or data that
+            comes but once, where the ranks share no directory.
         RunError: data cannot be drawn into this directory.
         DataError: the data cannot be opened, or does not fit the model.
     """
     _refuse_clash(options["keep"], [spec.name for spec in predicted])
-    here = Path.cwd()
+    here, out = Path.cwd(), where.path
     # Opening the data may take long; a writer that cannot be used at all is refused first.
     writing = choose_writing(options, predicted, ranks)
+    if writing.lightning is not None:
+        _require_shared(where, f"the writer {writing.lightning.target} is called once", "use a writer of deploykit")
     reading = _reading(artifact, options)
     drawing = Drawing(
         out=out,
@@ -65,11 +69,20 @@ def open_data(
     stack.callback(source.close)
     _refuse_to_move(here, data, [place for place in (artifact.path, out) if isinstance(place, Path)])
     if isinstance(source, StreamSource):
+        _require_shared(where, f"the data {source.target} comes but once ({source.why})", "return a map-style dataset")
         source = draw(source, drawing)
         stack.callback(source.close)
     kept = tuple(getattr(source, "kept", ()))
     # Chosen once where it can be: a Lightning writer is the user's own class, made on the way.
     return source, choose_writing(options, (*predicted, *kept), ranks) if kept else writing
+
+
+def _require_shared(where: Workplace, why: str, otherwise: str) -> None:
+    if not where.is_shared:
+        raise UsageError(
+            f"run directory {where.place}: is at a URL, and {why}, for which all ranks need a directory that they "
+            f"share; name one and copy it to the URL afterwards, {otherwise}, or use --engine local"
+        )
 
 
 def _opened(data: str, inputs: Sequence[TensorSpec], reading: Reading, progress: ProgressChoice) -> Source:

@@ -5,18 +5,16 @@ URL can be resumed at any moment, by whoever gives the command again, on any mac
 """
 
 import contextlib
-import errno
 import json
 import os
 import shutil
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from deploykit.errors import DeploykitError, RunError, UsageError
+from deploykit.errors import RunError
 from deploykit.runs.commit import rank_of_file
 from deploykit.runs.epoch import is_finished
 from deploykit.runs.job import Job
@@ -24,11 +22,10 @@ from deploykit.runs.otherjob import refuse_other_job
 from deploykit.runs.rundir import LOCK_NAME, RUN_NAME, SPOOL_NAME, RunDirectory
 from deploykit.signs import STATUS_NAME
 from deploykit.storage.files import TEMPORARY_PREFIX
-from deploykit.storage.stores import AT_ONCE, Store, is_url, local_path, naming
-from runners.engines.base import Engine
+from deploykit.storage.stores import AT_ONCE, Store
 from runners.system.stop import stoppable
 
-__all__ = ["Mirror", "mirrored"]
+__all__ = ["COMMITS", "Mirror", "is_result", "stamp_of"]
 
 PERIOD_S = 5.0
 """So often it is looked for what is new."""
@@ -36,74 +33,29 @@ PERIOD_S = 5.0
 TRIES, PAUSE_S = 3, 2.0
 """How often the last files are sent, should the store refuse them."""
 
-_COMMITS, _PARTS, _STATUS = "commits/", "parts/", f"{STATUS_NAME}/"
+COMMITS, _PARTS, _STATUS = "commits/", "parts/", f"{STATUS_NAME}/"
 _PROBE = ".writable"
 
 Stamp = tuple[int, int]
 
 
-@contextlib.contextmanager
-def mirrored(out: str | Path, engine: Engine) -> Iterator[Path]:
-    """A path of this machine for the run directory ``out``: that itself, or the copy of what is at a URL.
-
-    At the end of the block everything is sent and the copy goes; it stays where it cannot be sent.
-
-    Raises:
-        UsageError: the ranks of the engine are not all children of this process, so that none can send for all.
-        IncompleteRunError: a signal came while files were copied.
-        RunError: the store cannot be read or written, or something else than this run is there.
-    """
-    if not is_url(out):
-        yield local_path(out)
-        return
-    if not (engine.prepares_alone and engine.is_here):
-        raise UsageError(
-            f"run directory {out}: is at a URL, and the ranks of this engine are started elsewhere, so they need a "
-            "directory that all of them share; name one and copy it to the URL afterwards, or use --engine local"
-        )
-    store = Store(str(out), "run directory", RunError)
-    copy = Path(tempfile.mkdtemp(prefix="deploykit-")).resolve() / store.name
-    mirror = Mirror(store, copy)
-    try:
-        with stoppable(store.url, lambda: "before it began"):
-            mirror.fetch()
-            mirror.probe()
-    except BaseException:
-        shutil.rmtree(copy.parent, ignore_errors=True)
-        raise
-    mirror.start()
-    try:
-        with naming(store.url, copy):
-            yield copy
-    except BaseException as error:
-        _add(error, [*_full_disk(error), *map(str, filter(None, [mirror.finish()]))])
-        raise
-    problem = mirror.finish()
-    if problem is not None:
-        raise problem
-
-
-def _add(error: BaseException, texts: Iterable[str]) -> None:
-    """Say more with an error, which stays what it is."""
-    for text in texts:
-        if isinstance(error, DeploykitError):
-            error.args = (f"{error}\n{text}",)
-        else:
-            error.add_note(text)
-
-
-def _full_disk(error: BaseException) -> list[str]:
-    if not (isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENOSPC):
-        return []
-    return [f"The run works in a copy in {tempfile.gettempdir()}; set TMPDIR to a disk with room for all predictions"]
-
-
 class Mirror:
-    """What of the run directory ``copy`` is in the ``store``."""
+    """What of the run directory ``copy`` is in the ``store``. One thread sends while others work in the copy.
+
+    Attributes:
+        url: that of the store.
+        copy: the run directory on this machine; what is beside it goes with it.
+    """
+
+    held = "All of the run"
+    """What is in the copy, for messages."""
 
     def __init__(self, store: Store, copy: Path) -> None:
-        self._store, self._copy = store, copy
+        self.url, self.copy = store.url, copy
+        self._store = store
         self._sent: dict[str, Stamp] = {}
+        self._turn = threading.RLock()
+        self._removes = True
         self._over = threading.Event()
         self._sender = threading.Thread(target=self._keep_up, name="mirror", daemon=True)
 
@@ -113,12 +65,7 @@ class Mirror:
         Raises:
             RunError: the store cannot be read, or something else than a run is there.
         """
-        names = [name for name in self._store.files() if not name.startswith((".", f"{SPOOL_NAME}/"))]
-        if names and RUN_NAME not in names:
-            raise self._store.refused(
-                f"is not empty and holds no {RUN_NAME}; name a new or empty place, or one that deploykit run made"
-            )
-        self._store.fetch(names, self._copy)
+        self._store.fetch(self._there(), self.copy)
         self._sent = self._listed()
 
     def probe(self) -> None:
@@ -127,7 +74,7 @@ class Mirror:
         Raises:
             RunError: it cannot.
         """
-        empty = self._copy.with_name(_PROBE)
+        empty = self.copy.with_name(_PROBE)
         empty.touch()
         self._store.put({_PROBE: empty})
         self._store.remove([_PROBE])
@@ -138,17 +85,18 @@ class Mirror:
 
     def finish(self) -> RunError | None:
         """Send the last files and remove the copy; or what went wrong, and then the copy stays."""
-        advice = f"All of the run is in {self._copy}: copy it there, or give the same command again"
+        advice = f"{self.held} is in {self.copy}: copy it there, or give the same command again"
         try:
-            with stoppable(self._store.url, lambda: f"before all was sent. {advice}"):
+            with stoppable(self.url, lambda: f"before all was sent. {advice}"):
                 self._over.set()
                 self._sender.join()
-                self._send_last()
+                self._let_go()
+                self._insist(self._send_last)
         except (RunError, OSError) as error:
             if isinstance(error, RunError) and advice in str(error):
                 return error
             return RunError(f"{error}. {advice}")
-        shutil.rmtree(self._copy.parent, ignore_errors=True)
+        shutil.rmtree(self.copy.parent, ignore_errors=True)
         return None
 
     def send(self) -> None:
@@ -157,68 +105,94 @@ class Mirror:
         Raises:
             RunError: the store cannot be written, or another job has begun there.
         """
-        # Commits are listed first: whatever they name is there when the others are listed.
-        commits = self._listed(_COMMITS)
-        others = {name: stamp for name, stamp in self._listed().items() if not name.startswith(_COMMITS)}
-        if RUN_NAME in others:
-            self._require_same_job()
-        new = self._new(others)
-        self._put([name for name in new if name.startswith(_STATUS)], others)
-        rest = [name for name in new if not name.startswith(_STATUS)]
-        waiting = {_stem(name): name for name in self._new(commits)}
-        for first in range(0, len(rest), AT_ONCE):
-            some = rest[first : first + AT_ONCE]
-            self._put(some, others)
-            signs = self._listed(_STATUS)
-            self._put(self._new(signs), signs)
-            # A part is the one file of its name.
-            parts = [_stem(name) for name in some if name.startswith(_PARTS)]
-            self._put([waiting.pop(stem) for stem in parts if stem in waiting], commits)
-        self._put(list(waiting.values()), commits)
+        with self._turn:
+            # Commits are listed first: whatever they name is there when the others are listed.
+            commits = self._listed(COMMITS)
+            others = {name: stamp for name, stamp in self._listed().items() if not name.startswith(COMMITS)}
+            if RUN_NAME in others:
+                self._require_same_job()
+            new = self._new(others)
+            self._put([name for name in new if name.startswith(_STATUS)], others)
+            rest = [name for name in new if not name.startswith(_STATUS)]
+            waiting = {_stem(name): name for name in self._new(commits)}
+            for first in range(0, len(rest), AT_ONCE):
+                some = rest[first : first + AT_ONCE]
+                self._put(some, others)
+                signs = self._listed(_STATUS)
+                self._put(self._new(signs), signs)
+                # A part is the one file of its name.
+                parts = [_stem(name) for name in some if name.startswith(_PARTS)]
+                self._put([waiting.pop(stem) for stem in parts if stem in waiting], commits)
+            self._put(list(waiting.values()), commits)
 
-    def _send_last(self) -> None:
+    def _there(self) -> dict[str, int]:
+        """The files of the run that are there, and their sizes.
+
+        Raises:
+            RunError: the store cannot be read, or something else than a run is there.
+        """
+        found = self._store.files().items()
+        there = {name: size for name, size in found if not name.startswith((".", f"{SPOOL_NAME}/"))}
+        if there and RUN_NAME not in there:
+            raise self._store.refused(
+                f"is not empty and holds no {RUN_NAME}; name a new or empty place, or one that deploykit run made"
+            )
+        return there
+
+    def _let_go(self) -> None:
+        """Leave in the copy what is to be sent or kept."""
+
+    def _see(self) -> None:
+        """Look at what others have sent, if it is time."""
+
+    def _insist(self, do: Callable[[], None]) -> None:
         for left in reversed(range(TRIES)):
             try:
-                self.send()
-                self._remove()
+                do()
                 return
             except RunError:
                 if not left:
                     raise
                 time.sleep(PAUSE_S)
 
+    def _send_last(self) -> None:
+        self.send()
+        if self._removes:
+            self._remove()
+
     def _remove(self) -> None:
         """Remove what the run has removed, and, when it is finished, whatever of its kind another machine has left."""
         here, there = self._listed(), self._store.files()
         gone = self._sent.keys() & there.keys() - here.keys()
-        if RUN_NAME in here and _has_files_of_ranks(RunDirectory.open(self._copy)):
-            gone |= {name for name in there.keys() - here.keys() if _is_result(name)}
+        if RUN_NAME in here and _has_files_of_ranks(RunDirectory.open(self.copy)):
+            gone |= {name for name in there.keys() - here.keys() if is_result(name)}
         # A commit without its part would be taken for damage.
-        self._store.remove(sorted(name for name in gone if name.startswith(_COMMITS)))
-        self._store.remove(sorted(name for name in gone if not name.startswith(_COMMITS)))
+        self._store.remove(sorted(name for name in gone if name.startswith(COMMITS)))
+        self._store.remove(sorted(name for name in gone if not name.startswith(COMMITS)))
 
     def _require_same_job(self) -> None:
         """Two machines may have begun at the same time; the first job that is there is the one that counts."""
-        copy, ours = self._copy.with_name(RUN_NAME), self._listed()
-        try:
-            self._store.fetch([RUN_NAME], copy.parent)
-        except RunError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):
-                raise
-            self._put([RUN_NAME], ours)
-            return
-        there = Job.from_json(json.loads(copy.read_text(encoding="utf-8")))
-        refuse_other_job(self._store.url, there, RunDirectory.open(self._copy).job)
-        self._sent[RUN_NAME] = ours[RUN_NAME]
+        there = Job.from_json(json.loads(self._job_there().read_text(encoding="utf-8")))
+        refuse_other_job(self.url, there, RunDirectory.open(self.copy).job)
+        self._sent[RUN_NAME] = stamp_of(self.copy / RUN_NAME)
+
+    def _job_there(self) -> Path:
+        """The ``run.json`` that is there, in a file beside the copy; where there was none it is ours."""
+        if RUN_NAME not in self._sent:
+            self._store.put_new(RUN_NAME, self.copy / RUN_NAME)
+        # Asked also when it is ours: not every store can keep the first of two that come at the same time.
+        self._store.fetch([RUN_NAME], self.copy.parent)
+        return self.copy.with_name(RUN_NAME)
 
     def _keep_up(self) -> None:
         told = False
         while not self._over.wait(PERIOD_S):
             try:
                 self.send()
+                self._see()
             except (RunError, OSError) as error:
                 if not told:
-                    _tell(f"note: {error}. The run goes on in {self._copy}, and it is tried again")
+                    _tell(f"note: {error}. The run goes on in {self.copy}, and it is tried again")
                 told = True
 
     def _new(self, listed: dict[str, Stamp]) -> list[str]:
@@ -226,17 +200,31 @@ class Mirror:
 
     def _put(self, names: list[str], stamps: dict[str, Stamp]) -> None:
         for some in (names[first : first + AT_ONCE] for first in range(0, len(names), AT_ONCE)):
-            self._store.put({name: self._copy / name for name in some})
+            self._store.put({name: self.copy / name for name in some})
             self._sent |= {name: stamps[name] for name in some}
 
     def _listed(self, folder: str = "") -> dict[str, Stamp]:
         """Files that belong to the run, sorted by name, and what changes when they do."""
         found = {}
-        for name, entry in _entries(str(self._copy), folder):
+        for name, entry in _entries(str(self.copy), folder):
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                status = entry.stat()
-                found[name] = (status.st_size, status.st_mtime_ns)
+                found[name] = stamp_of(entry)
         return dict(sorted(found.items()))
+
+
+def stamp_of(file: "Path | os.DirEntry[str]") -> Stamp:
+    """What changes when a file does: its size in bytes and its time of change.
+
+    Raises:
+        FileNotFoundError: it is gone.
+    """
+    status = file.stat()
+    return (status.st_size, status.st_mtime_ns)
+
+
+def is_result(name: str) -> bool:
+    """Whether a file holds predictions, or says that they count."""
+    return name.startswith((COMMITS, _PARTS)) or rank_of_file(name) is not None
 
 
 def _entries(root: str, folder: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
@@ -255,10 +243,6 @@ def _entries(root: str, folder: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]
 def _stem(name: str) -> str:
     """``part-000012`` of that part and of its commit."""
     return name.rpartition("/")[2].partition(".")[0]
-
-
-def _is_result(name: str) -> bool:
-    return name.startswith((_COMMITS, _PARTS)) or rank_of_file(name) is not None
 
 
 def _has_files_of_ranks(directory: RunDirectory) -> bool:

@@ -12,9 +12,10 @@ from deploykit.runs.feed import writing
 from deploykit.runs.rundir import RUN_NAME, RunDirectory
 from deploykit.runs.runrows import RunRows
 from deploykit.runs.runstate import State
+from deploykit.storage.copies import at_hand, delivered, renamed
 from deploykit.storage.files import appears_whole
 from deploykit.storage.paths import require_path, require_place
-from deploykit.storage.stores import at_hand, delivered, is_url, renamed
+from deploykit.storage.stores import is_url
 from deploykit.tally import Tally, Told
 from deploykit.wording import counted
 from deploykit.writers import Batch, Writer, make_writer, writer_for_file

@@ -12,8 +12,8 @@ from deploykit.runs.rundir import RUN_NAME, SPOOL_NAME, RunDirectory, is_early
 from deploykit.runs.runstate import State
 from deploykit.runs.strided import strided_problems
 from deploykit.signs import STATUS_NAME, CallSign, RankSign, read_drawing, read_signs
+from deploykit.storage.copies import at_hand, renamed
 from deploykit.storage.paths import require_place
-from deploykit.storage.stores import at_hand, renamed
 
 __all__ = ["RankStatus", "RunStatus", "run_status"]
 

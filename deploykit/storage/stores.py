@@ -1,4 +1,4 @@
-"""Places that a URL names: what lies there, its copy on this machine, and what is made here and sent there.
+"""Places that a URL names, and the files that lie there.
 
 fsspec opens all stores; ``file://`` is this machine and needs no package. Files of a store are named by their path
 below its URL; a URL of one file has one, named ``""``.
@@ -7,8 +7,7 @@ below its URL; a URL of one file has one, named ``""``.
 import contextlib
 import os
 import re
-import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,13 +20,9 @@ __all__ = [
     "LOCAL_URLS",
     "Store",
     "asking",
-    "at_hand",
-    "delivered",
     "is_url",
     "local_path",
-    "naming",
     "open_filesystem",
-    "renamed",
 ]
 
 LOCAL_URLS = ("file://", "local://")
@@ -148,6 +143,19 @@ class Store:
             for some in (names[first : first + AT_ONCE] for first in range(0, len(names), AT_ONCE)):
                 self._filesystem.put([str(files[name]) for name in some], [self._path(name) for name in some])
 
+    def put_new(self, name: str, file: Path) -> None:
+        """Send a file, unless there is one of that name.
+
+        S3, GCS and Azure see to it that of several that come at the same time the first stays; other stores may not.
+        """
+        with self._asking("written"):
+            try:
+                self._filesystem.put_file(str(file), self._path(name), mode="create")
+            except OSError:
+                self._filesystem.invalidate_cache()
+                if not self._filesystem.exists(self._path(name)):  # Some stores refuse the condition itself.
+                    self._filesystem.put_file(str(file), self._path(name))
+
     def remove(self, names: Iterable[str]) -> None:
         """Remove files; one that is not there is no error."""
         paths = [self._path(name) for name in names]
@@ -183,117 +191,6 @@ def asking(subject: str, what: str, kind: type[DeploykitError]) -> Iterator[None
         raise kind(f"{subject}: cannot be {what} ({why}); check the URL and the credentials") from error
 
 
-def renamed(text: str, place: str | os.PathLike[str], here: Path) -> str:
-    """A text that speaks of the ``place`` that the user named, and not of the copy ``here`` that a URL has."""
-    return text.replace(str(here), str(place)) if is_url(place) else text
-
-
-@contextlib.contextmanager
-def naming(url: str, copy: Path) -> Iterator[None]:
-    """Let the errors of the block speak of the place that the user named, and not of its copy."""
-    try:
-        yield
-    except DeploykitError as error:
-        error.args = tuple(renamed(arg, url, copy) if isinstance(arg, str) else arg for arg in error.args)
-        raise
-
-
-@contextlib.contextmanager
-def at_hand(
-    place: str | os.PathLike[str],
-    subject: str,
-    kind: type[DeploykitError],
-    *,
-    needs: Collection[str] = (),
-    whole: Callable[[str], bool] = lambda _: True,
-) -> Iterator[Path]:
-    """A path of this machine with what is at ``place``: that itself, or a copy that goes when the block ends.
-
-    Of files whose name is not ``whole`` the copy has the size alone. Where nothing is at the URL, nothing is at the
-    path. A directory is copied only if one of the files that it ``needs`` is there, if any are named.
-
-    Raises:
-        DeploykitError: of the given ``kind``, about ``subject``: the store cannot be read, or holds something else.
-    """
-    if not is_url(place):
-        yield local_path(place)
-        return
-    store = Store(str(place), subject, kind)
-    with _temporary(store) as copy, naming(store.url, copy):
-        try:
-            _copy(store, copy, needs, whole)
-        except kind as error:
-            if not isinstance(error.__cause__, FileNotFoundError):
-                raise
-            _copy(store, copy, needs, whole)  # One was removed since they were listed, as a run does at its end.
-        yield copy
-
-
-@contextlib.contextmanager
-def delivered(
-    place: str | os.PathLike[str],
-    subject: str,
-    kind: type[DeploykitError],
-    *,
-    overwrite: bool,
-    marker: str | None = None,
-) -> Iterator[Path]:
-    """A path of this machine at which the block makes what shall be at ``place``, and which is sent there at its end.
-
-    Args:
-        place: a path, which is given back, or a URL.
-        subject: what it is, for messages.
-        kind: the error to raise.
-        overwrite: whether what is at the URL may be replaced.
-        marker: of a directory, the file without which it is none of its kind: what lacks it is not replaced, and it is
-            removed first and sent last. Of what else is there, the files beside it go. None where one file is made.
-
-    Raises:
-        UsageError: something is at the URL that may not be replaced.
-        DeploykitError: of the given ``kind``, about ``subject``: the store cannot be written.
-    """
-    if not is_url(place):
-        yield local_path(place)
-        return
-    store = Store(str(place), subject, kind)
-    there = store.files()
-    if there and not overwrite:
-        raise UsageError(f"{store.url} exists; choose another name, or replace it with --overwrite (overwrite=True)")
-    if there and (marker or "") not in there:
-        what = "single file" if marker is None else subject
-        raise UsageError(f"{store.url} exists and is no {what}, so it is not replaced; choose another name")
-    with _temporary(store) as made, naming(store.url, made):
-        yield made
-        files = {path.relative_to(made).as_posix(): path for path in made.rglob("*") if path.is_file()}
-        last = [name for name in files if name == marker]
-        store.remove(last if there else [])
-        store.put({name: path for name, path in (files or {"": made}).items() if name != marker})
-        store.put({name: files[name] for name in last})
-        store.remove(name for name in there.keys() - files.keys() if marker is not None and name and "/" not in name)
-
-
-@contextlib.contextmanager
-def _temporary(store: Store) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
-        yield Path(folder).resolve() / store.name
-
-
-def _copy(store: Store, copy: Path, needs: Collection[str], whole: Callable[[str], bool]) -> None:
-    sizes = store.files()
-    if needs and sizes and not sizes.keys() & {"", *needs}:
-        raise store.refused(f"holds no {' and no '.join(needs)}; name another place")
-    store.fetch([name for name in sizes if whole(name)], copy)
-    for name in sizes:
-        if not whole(name):
-            _stand_in(copy / name, sizes[name])
-
-
 def _is_folder(path: str, info: Mapping[str, Any]) -> bool:
     """Stores without folders have empty files that stand for them."""
     return info.get("type") == "directory" or path.endswith("/")
-
-
-def _stand_in(path: Path, size: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.truncate(size)

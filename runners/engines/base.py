@@ -26,6 +26,10 @@ class Engine(abc.ABC):
     is_here: ClassVar[bool] = True
     """Whether the ranks are on the machine of this process, so that its cores bound their threads."""
 
+    rank: int | None = None
+    """The number of this process among those of a launcher, if the engine knows of the others by ``Setting.exchange``:
+    such ranks share a store, if no directory."""
+
     def devices(self, text: str, runner: type[Runner]) -> tuple[Device, ...]:
         """The devices that ``--devices`` names, one rank each; those of this machine if not overridden.
 

@@ -1,7 +1,7 @@
 """Which shards a rank takes that a launcher has started: a fixed share, or the next one that nobody has taken."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from deploykit.plan import Shard
 from deploykit.runs.rundir import RunDirectory
@@ -18,12 +18,19 @@ class Claims:
     What is there is looked up once, at the start: two ranks never take the same number, so whatever other ranks add
     later is none of this rank's.
 
+    Args:
+        numbers: of the shards.
+        directory: that of the job.
+        bring: has these files of it whole, see ``Exchange``.
+
     Attributes:
         taken: numbers of the shards that were given out.
     """
 
-    def __init__(self, numbers: Iterator[int], directory: RunDirectory) -> None:
-        self._numbers, self._directory = numbers, directory
+    def __init__(
+        self, numbers: Iterator[int], directory: RunDirectory, bring: Callable[[list[str]], object] = lambda _: None
+    ) -> None:
+        self._numbers, self._directory, self._bring = numbers, directory, bring
         self._state = directory.state(check_digests=False)
         self._rank_of = self._state.rank_of()
         self._closed = False
@@ -58,6 +65,7 @@ class Claims:
             files = [self._state.parts[number].part]
         elif number in self._rank_of and not self._directory.job.keeps_parts:
             files = list(self._state.ranks[self._rank_of[number]].files)
+        self._bring([file.file for file in files])
         digests, root = self._directory.digests, self._directory.path
         return bool(files) and all(digests.damage(root, file, check_digest=True) is None for file in files)
 

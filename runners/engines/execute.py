@@ -19,11 +19,12 @@ from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.runstate import State
 from deploykit.signs import signing
 from deploykit.sources import Source
-from deploykit.storage.stores import naming, renamed
+from deploykit.storage.copies import naming, renamed
 from deploykit.tally import Tally
 from runners.base import Runner
 from runners.changed import look_for_change, watched
 from runners.engines.work import Outcome, Work
+from runners.exchange import Exchange
 from runners.progress import ProgressMode, make_progress
 from runners.ranks.assignment import Assignment
 from runners.ranks.dataindex import save_index
@@ -51,6 +52,7 @@ class Setting:
         cut: the shards by the batch size, where that was found here; what another rank has found before counts.
         notes: what was chosen, for people to read.
         place: the run directory as the user named it, where that is not the one that is worked in.
+        exchange: how a rank that a launcher has started knows of the others.
     """
 
     artifact: Artifact
@@ -65,6 +67,7 @@ class Setting:
     cut: Callable[[int], Plan] | None = None
     notes: tuple[str, ...] = ()
     place: str | Path = ""
+    exchange: Exchange = field(default_factory=Exchange)
 
     def environment(self) -> dict[str, Any]:
         """Where the run was made, for its report."""

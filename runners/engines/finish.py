@@ -7,6 +7,7 @@ from deploykit.errors import DataError
 from deploykit.runs.epoch import is_finished
 from deploykit.runs.failed import write_failed
 from deploykit.runs.rundir import RunDirectory
+from deploykit.storage.copies import renamed
 from runners.changed import look_for_change
 from runners.engines.execute import Setting, finish_files
 from runners.engines.launch import Launch
@@ -21,17 +22,20 @@ __all__ = ["finish_together"]
 def finish_together(
     setting: Setting, directory: RunDirectory, launch: Launch, *, worked: bool, notes: list[str]
 ) -> None:
-    """Write the last files and the report of a job that has every part; safe to do twice, one process at a time.
+    """Write the last files and the report of a job that has every part; safe to do twice.
 
-    Two ranks may both find the last part there. The second writes the report again, with the measurements of both. A
-    rank that has not ``worked`` leaves a finished job as it is.
+    Two ranks may both find the last part there: one at a time where they share the directory. The second writes the
+    report again, with the measurements of both. A rank that has not ``worked`` leaves a finished job as it is.
 
     Raises:
         RunError: the disk is full or not writable.
         DataError: every row is there, but the data is not what it was at the beginning.
     """
     with finishing(directory.path):
-        if not worked and is_reported(directory) and is_finished(directory):
+        setting.exchange.gather(directory)
+        # Every part is there, and what is not joined is not read again: each rank has read its own.
+        state = directory.state(check_digests=directory.job.has_epoch_files)
+        if not worked and is_reported(directory) and is_finished(directory, state):
             notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
             discard_spool(setting.source)
             return
@@ -54,7 +58,7 @@ def _report(setting: Setting, directory: RunDirectory, launch: Launch, notes: Se
         skipped_shards=len(directory.job.plan) - sum(each.shards for each in found),
         complete=complete,
         failed_rows=write_failed(directory),
-        notes=[*notes, *_absent(found, launch)],
+        notes=[renamed(note, setting.place, directory.path) for note in [*notes, *_absent(found, launch)]],
     )
     assignments = [each.assignment for each in found]
     meters = {each.assignment.rank: each.meter for each in found}

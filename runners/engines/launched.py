@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -33,11 +34,11 @@ from runners.engines.measured import Measured
 from runners.pipeline.timing import Meter
 from runners.progress import Progress, make_progress
 from runners.ranks.assignment import Assignment
-from runners.report import spent
+from runners.report import is_reported, spent
 from runners.spooling import require_same_spool
 from runners.store import Group, LauncherStore
 from runners.system.lock import locked
-from runners.system.stop import StopRequest, on_signals
+from runners.system.stop import StopRequest, on_signals, stoppable
 
 __all__ = ["ArrayEngine", "LaunchedEngine", "SlurmEngine", "TorchrunEngine"]
 
@@ -56,6 +57,7 @@ class LaunchedEngine(Engine):
 
     def __init__(self) -> None:
         self.launch = self.read(os.environ)
+        self.rank = self.launch.rank
 
     @staticmethod
     @abc.abstractmethod
@@ -104,13 +106,13 @@ class LaunchedEngine(Engine):
         """Compute this rank's shards, and finish the job's files if no part is missing then."""
         began, stop = time.time(), StopRequest()
         with locked(out, shared=True):
-            directory = RunDirectory.join(out, setting.job, cut=setting.cut)
+            directory = setting.exchange.joined(partial(RunDirectory.join, out, setting.job, cut=setting.cut))
             if (size := directory.job.plan.batch_size) != setting.job.plan.batch_size:
                 notes.append(f"batch size {size} all the same, as another rank found it first")
             require_same_spool(setting.source, directory)
             forget_call(out)
             assignment = self._assignment(setting, directory)
-            claims = Claims(self._numbers(assignment, len(directory.job.plan)), directory)
+            claims = Claims(self._numbers(assignment, len(directory.job.plan)), directory, setting.exchange.bring)
             try:
                 meter = self._compute(setting, directory, assignment, claims, stop, progress)
             finally:
@@ -123,12 +125,14 @@ class LaunchedEngine(Engine):
                 shards=len(claims.taken),
                 began=began,
             ).save(out)
+            if stop.signal is None:  # Whoever is stopped has no time; what it did is sent when it ends.
+                setting.exchange.trade()
             missing = directory.missing(check_digests=False)
             if stop.signal is not None:
                 raise self._stopped(directory, missing, stop.signal, changed or self._advice(setting))
             if missing and not changed:
                 notes.append(self._text(directory, missing, self._advice(setting)))
-            elif not missing and (claims.taken or self.launch.rank == 0):
+            elif not missing and (claims.taken or self.launch.rank == 0 or not is_reported(directory)):
                 finish_together(setting, directory, self.launch, worked=bool(claims.taken), notes=notes)
             if changed:
                 raise DataError(changed)
@@ -156,6 +160,7 @@ class LaunchedEngine(Engine):
             if meets
             else None,
             origin_s=setting.began_s,
+            place=str(setting.place),
         )
 
     def _numbers(self, assignment: Assignment, shards: int) -> Iterator[int]:
@@ -173,7 +178,7 @@ class LaunchedEngine(Engine):
         choice: ProgressChoice,
     ) -> Meter:
         # Ranks that meet must all come, even one that finds nothing left to do.
-        if assignment.group is None and claims.peek() is None:
+        if assignment.group is None and self._has_nothing(directory, claims):
             return Meter(origin_s=assignment.origin_s)
         plan = directory.job.plan
         progress = make_progress(self.shown(choice), plan.rows, directory.committed_rows())
@@ -192,6 +197,11 @@ class LaunchedEngine(Engine):
             listener.look()
             progress.close()
         return outcome.meters[assignment.rank]
+
+    def _has_nothing(self, directory: RunDirectory, claims: Claims) -> bool:
+        """Whether all of its parts are there; they are read, and from a store copied, which takes a while."""
+        with stoppable(directory.path, lambda: f"while what is there was checked; {directory.to_resume()}"):
+            return claims.peek() is None
 
     def _stopped(
         self, directory: RunDirectory, missing: Sequence[Shard], number: int, advice: str

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, Self
 from deploykit.plan import Shard
 from deploykit.runs.commit import Commit
 from deploykit.signs import RankSign, leave_sign
-from deploykit.storage.stores import renamed
+from deploykit.storage.copies import renamed
 from deploykit.version import __version__
 from runners.pipeline.timing import Meter
 from runners.ranks.assignment import Assignment

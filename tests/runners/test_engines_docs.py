@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import yaml
 
+import deploykit
 from deploykit.runs.verify_run import verify_run
 from runners.engines.table import ENGINES
 from tests import handmade
@@ -112,7 +114,24 @@ def test_slurm_array(place: Path) -> None:
 
 @pytest.mark.slow
 def test_kubernetes_indexed_job(place: Path) -> None:
-    (text,) = blocks("array", "yaml")
+    _, on_a_volume = blocks("array", "yaml")
+    assert "finished the job" in indexed_job(place, on_a_volume)
+    assert verify_run(place / "predictions").rows == ROWS
+
+
+@pytest.mark.slow
+def test_kubernetes_indexed_job_without_a_volume(place: Path, bucket: str) -> None:
+    filesystem, _ = fsspec.core.url_to_fs(bucket)
+    for file in (place / "model").iterdir():
+        filesystem.put_file(str(file), f"{bucket}/models/net/{file.name}")
+    filesystem.put_file(str(place / "rows.npy"), f"{bucket}/rows.npy")
+    in_a_bucket, _ = blocks("array", "yaml")
+    assert "finished the job" in indexed_job(place, in_a_bucket.replace("s3://bucket", bucket))
+    assert deploykit.verify(f"{bucket}/runs/today").rows == ROWS
+
+
+def indexed_job(place: Path, text: str) -> str:
+    """Run the pods of a Job, the last one first; what that with the index 0 said."""
     job: dict[str, Any] = yaml.safe_load(text)
     assert (job["apiVersion"], job["kind"], job["spec"]["completionMode"]) == ("batch/v1", "Job", "Indexed")
     (container,) = job["spec"]["template"]["spec"]["containers"]
@@ -120,8 +139,7 @@ def test_kubernetes_indexed_job(place: Path) -> None:
     assert environment["WORLD_SIZE"] == str(job["spec"]["completions"])
     for index in reversed(range(job["spec"]["completions"])):
         told = shell(place, shlex.join(container["command"]), JOB_COMPLETION_INDEX=str(index), **environment)
-    assert "finished the job" in told
-    assert verify_run(place / "predictions").rows == ROWS
+    return told
 
 
 def test_any_scheduler(place: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import deploykit
-from deploykit.errors import DeploykitError, IncompleteRunError, RunError, UsageError
+from deploykit.errors import DeploykitError, IncompleteRunError, RunError
 from deploykit.storage.stores import Store
 from runners import mirror
 from tests import handmade
@@ -97,15 +97,6 @@ def test_what_is_no_run_is_refused_and_stays(artifact: Path, rows: Path, bucket:
 def test_a_store_that_takes_nothing_is_refused_before_the_first_row(artifact: Path, rows: Path) -> None:
     with pytest.raises(RunError, match=r"^run directory s3://nosuchbucket/run: cannot be written \(FileNotFoundError"):
         deploykit.run(artifact, rows, "s3://nosuchbucket/run")
-
-
-def test_ranks_that_are_started_elsewhere_are_refused(
-    artifact: Path, rows: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=rf"run directory {bucket}: is at a URL, and the ranks of this engine"):
-        deploykit.run(artifact, rows, bucket, engine="array")
 
 
 def test_a_store_that_fails_at_the_end_leaves_all_on_this_machine(

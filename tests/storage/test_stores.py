@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import fsspec.implementations.memory
 import numpy as np
 import pytest
 
 import deploykit
 from deploykit.errors import ArtifactError, DataError, RunError, UsageError
 from deploykit.runs.rundir import RunDirectory
+from deploykit.storage.copies import at_hand, delivered, naming
 from deploykit.storage.locations import DataFile, find
-from deploykit.storage.stores import Store, at_hand, delivered, is_url, local_path, naming
+from deploykit.storage.stores import Store, is_url, local_path
 from tests.handmade import build
 from tests.storage.helpers import make_job
 
@@ -234,6 +236,33 @@ class TestWhatIsMadeHereAndSentThere:
                 (made / name).write_text("new")
         assert all("m" not in state for state in seen[:-1])
         assert seen[-1] == {"m": b"new", "x": b"new"}
+
+
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_a_new_file_replaces_none(kind: str, url: str, bucket: str, tmp_path: Path) -> None:
+    store = Store(url if kind == "memory" else bucket, "run", RunError)
+    for text in ("first", "second"):
+        (tmp_path / "job").write_text(text)
+        store.put_new("job", tmp_path / "job")
+    store.fetch(["job"], tmp_path / "there")
+    assert (tmp_path / "there" / "job").read_text() == "first"
+
+
+def test_a_new_file_is_sent_also_where_the_store_knows_no_condition(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(url, "run", RunError)
+    put = fsspec.implementations.memory.MemoryFileSystem.put_file
+
+    def refusing(self: Any, local: str, there: str, **options: Any) -> None:
+        if "mode" in options:
+            raise OSError("NotImplemented: If-None-Match")
+        put(self, local, there)
+
+    monkeypatch.setattr(fsspec.implementations.memory.MemoryFileSystem, "put_file", refusing)
+    (tmp_path / "job").write_text("first")
+    store.put_new("job", tmp_path / "job")
+    assert content(url) == {"job": b"first"}
 
 
 def test_artifacts_in_a_bucket(bucket: str, tmp_path: Path) -> None:

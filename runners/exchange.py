@@ -1,0 +1,45 @@
+"""How the ranks that a launcher has started know of each other's work."""
+
+from collections.abc import Callable, Sequence
+
+from deploykit.runs.rundir import RunDirectory
+
+__all__ = ["Exchange"]
+
+
+class Exchange:
+    """Between ranks that share the run directory: each sees at once what the others write, and nothing is to be done.
+
+    See ``runners.partial`` for those that share no more than a store.
+    """
+
+    def joined(self, join: Callable[[], RunDirectory]) -> RunDirectory:
+        """The run directory, which ``join`` creates or opens: its job is the one that was there first.
+
+        Raises:
+            RunError: another job is there.
+        """
+        return join()
+
+    def bring(self, names: Sequence[str]) -> None:
+        """Have these files of the directory whole; those that are gone are missing then. Any thread may call.
+
+        Raises:
+            RunError: the store cannot be read.
+        """
+
+    def trade(self) -> None:
+        """Let the others see what this rank has done, and then see what they have.
+
+        Raises:
+            RunError: the store cannot be written or read, or holds another job by now.
+            IncompleteRunError: a signal came.
+        """
+
+    def gather(self, directory: RunDirectory) -> None:
+        """Have whole whatever the end of the job is made of: the last files, and the report.
+
+        Raises:
+            RunError: the store cannot be read.
+            IncompleteRunError: a signal came.
+        """

@@ -1,0 +1,185 @@
+"""A run directory at a URL for one of several ranks that share nothing else.
+
+Of what the other ranks have done its copy holds the records (``commits/`` and the like), and of their predictions files
+that are as large and hold nothing, until somebody asks for what is in them. So each rank copies what it needs, and the
+functions that look at a run directory find there what they find in one that is shared.
+"""
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from time import monotonic
+
+from deploykit.errors import RunError
+from deploykit.runs.commit import rank_of_file
+from deploykit.runs.datachange import CHANGED_NAME
+from deploykit.runs.rundir import RUN_NAME, RunDirectory
+from deploykit.signs import STATUS_NAME
+from deploykit.storage.copies import stand_in
+from deploykit.storage.stores import Store
+from runners.exchange import Exchange
+from runners.mirror import COMMITS, TRIES, Mirror, Stamp, is_result, stamp_of
+from runners.system.stop import stoppable
+
+__all__ = ["PartialMirror"]
+
+LOOK_S, COSTS = 30.0, 20
+"""So often it is looked what the others have sent meanwhile; of very many files so seldom that it takes a twentieth."""
+
+_RECORDS = (CHANGED_NAME, "report.json")
+_AGAIN = "give the same command again"
+
+
+class PartialMirror(Mirror, Exchange):
+    """That of ``rank``. It sends nothing before it is clear which job counts."""
+
+    held = "What this rank has computed"
+
+    def __init__(self, store: Store, copy: Path, rank: int) -> None:
+        super().__init__(store, copy)
+        self._logs = f"logs/rank-{rank}."
+        self._hollow: dict[str, Stamp] = {}
+        self._stage = copy.with_name(f"{copy.name}.coming")
+        self._is_settled = self._removes = False
+        self._due = 0.0
+
+    def fetch(self) -> None:
+        """Copy the records, what this rank has logged before, and of the rest the sizes."""
+        there = self._there()
+        self._look(there, also=[name for name in there if name == RUN_NAME or name.startswith(self._logs)])
+
+    def send(self) -> None:
+        """Send what is new or changed of this rank, as ``Mirror.send`` does."""
+        with self._turn:
+            if self._is_settled:
+                super().send()
+
+    def joined(self, join: Callable[[], RunDirectory]) -> RunDirectory:
+        """The run directory; see ``Exchange``. Whoever's ``run.json`` comes first to the store, it is that of all."""
+        with self._turn:
+            join()
+            job = self.copy / RUN_NAME
+            os.replace(self._job_there(), job)
+            self._sent[RUN_NAME] = stamp_of(job)
+            directory = join()
+            # Ranks speak for themselves alone, and this is what an earlier call said.
+            self._store.remove([f"{STATUS_NAME}/run.json"])
+            self._is_settled = True
+        return directory
+
+    def bring(self, names: Sequence[str]) -> None:
+        with self._turn:
+            self._fetch([name for name in names if self._is_hollow(name)])
+
+    def trade(self) -> None:
+        with stoppable(self.url, lambda: f"while the last files were sent; {_AGAIN}"):
+            self._insist(self._trade)
+
+    def gather(self, directory: RunDirectory) -> None:
+        with stoppable(self.url, lambda: f"while the parts of all ranks were copied; {_AGAIN}"), self._turn:
+            measured = [name for name in self._there() if name.startswith("logs/") and name.endswith(".measured.json")]
+            self._fetch([name for name in measured if not name.startswith(self._logs)])
+            for _ in range(TRIES):
+                wanted = self._needed(directory)
+                self.bring(wanted)
+                if all((self.copy / name).exists() for name in wanted):
+                    break
+                # Another rank has found everything there, too, and has removed parts since it joined them.
+                self._trade()
+            self._removes = True
+
+    def _trade(self) -> None:
+        with self._turn:
+            self.send()
+            there = self._there()
+            self._forget(there)
+            self._look(there)
+
+    def _needed(self, directory: RunDirectory) -> list[str]:
+        """The files that the ones of the ranks are joined from, or that are these; none where there are no such."""
+        if not directory.job.has_epoch_files:
+            return []
+        state = directory.state(check_digests=False)
+        joined = set() if directory.job.keeps_parts else state.rank_of().keys()
+        parts = [commit.part.file for number, commit in state.parts.items() if number not in joined]
+        return [*parts, *(name for name in self._hollow if rank_of_file(name) is not None)]
+
+    def _see(self) -> None:
+        if monotonic() < self._due:
+            return
+        began = monotonic()
+        with self._turn:
+            if self._is_settled and not self._over.is_set():
+                self._look(self._there())
+        self._due = monotonic() + max(LOOK_S, COSTS * (monotonic() - began))
+
+    def _look(self, there: Mapping[str, int], also: Collection[str] = ()) -> None:
+        """Copy what others have added or replaced, or its size."""
+        ours = self._listed()
+        new = [
+            name
+            for name, size in there.items()
+            if (is_result(name) or name in _RECORDS or name in also) and self._is_new(name, size, ours.get(name))
+        ]
+        hollow = [name for name in new if is_result(name) and not name.startswith(COMMITS)]
+        # A commit whose part is missing would be taken for damage.
+        for name in hollow:
+            stand_in(self._stage / name, there[name])
+            self._hollow[name] = stamp_of(self._stage / name)
+            self._take(name)
+        self._fetch([name for name in new if name not in hollow])
+
+    def _is_new(self, name: str, size: int, ours: Stamp | None) -> bool:
+        """Whether the file there is another one than ours; what this rank has still to send is newer."""
+        return ours is None or (self._sent.get(name) == ours and ours[0] != size)
+
+    def _forget(self, there: Mapping[str, int]) -> None:
+        """Remove what is no longer there, and is nothing that this rank has still to send."""
+        for name, stamp in self._listed().items():
+            if is_result(name) and name not in there and self._sent.get(name) == stamp:
+                self._drop(name)
+
+    def _let_go(self) -> None:
+        # Whoever copied the copy to the URL by hand would replace the parts of others by nothing.
+        for name in [name for name in self._hollow if self._is_hollow(name)]:
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        self._sent.pop(name, None)
+        self._hollow.pop(name, None)
+        (self.copy / name).unlink(missing_ok=True)
+
+    def _is_hollow(self, name: str) -> bool:
+        """Whether the file holds nothing; this rank may have written one in its place, or removed it."""
+        return name in self._hollow and _stamp(self.copy / name) == self._hollow[name]
+
+    def _fetch(self, names: Sequence[str]) -> None:
+        """Copy files whole; one that is gone since it was listed is then missing here."""
+        try:
+            self._store.fetch(names, self._stage)
+        except RunError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            if len(names) == 1:
+                self._drop(names[0])
+            else:
+                for name in names:
+                    self._fetch([name])
+            return
+        for name in names:
+            self._take(name)
+            self._hollow.pop(name, None)
+
+    def _take(self, name: str) -> None:
+        """Move a file that has come to its place, where it appears whole; it is none that is to be sent."""
+        place = self.copy / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        self._sent[name] = stamp_of(self._stage / name)
+        os.replace(self._stage / name, place)
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        return stamp_of(path)
+    except FileNotFoundError:
+        return None
