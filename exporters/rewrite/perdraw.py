@@ -64,8 +64,13 @@ def _align(value: Tensor, rank: int) -> Tensor:
 
 
 def _matmul(first: Tensor, second: Tensor) -> Tensor:
-    rank = max(first.ndim, second.ndim)
-    return torch.matmul(_align(first, rank), _align(second, rank))
+    """As in torch, a vector is a row in front of a matrix and a column behind one."""
+    rows = first if first.ndim > 2 else first.unsqueeze(1)
+    columns = second if second.ndim > 2 else second.unsqueeze(2)
+    rank = max(rows.ndim, columns.ndim)
+    product = torch.matmul(_align(rows, rank), _align(columns, rank))
+    product = product if first.ndim > 2 else product.squeeze(-2)
+    return product if second.ndim > 2 else product.squeeze(-1)
 
 
 def _linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -93,8 +98,12 @@ def _from_the_end(operation: Callable[..., Tensor], count: int = 1, *, new: int 
     return call
 
 
-def _sized(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda values, sizes: operation(values, [values.shape[0], *sizes])
+def _reshape(values: Tensor, sizes: Sequence[int]) -> Tensor:
+    return values.reshape(values.shape[0], *sizes)
+
+
+def _expand(values: Tensor, sizes: Sequence[int]) -> Tensor:
+    return _align(values, len(sizes) + 1).expand(values.shape[0], *sizes)
 
 
 def _permute(values: Tensor, order: Sequence[int]) -> Tensor:
@@ -120,9 +129,9 @@ _RULES: Mapping[Any, Callable[..., Tensor]] = {
     aten.t.default: _t,
     aten.numpy_T.default: _t,
     aten.permute.default: _permute,
-    aten.view.default: _sized(aten.reshape.default),
-    aten.reshape.default: _sized(aten.reshape.default),
-    aten.expand.default: _sized(aten.expand.default),
+    aten.view.default: _reshape,
+    aten.reshape.default: _reshape,
+    aten.expand.default: _expand,
     aten.repeat.default: _repeat,
     aten.transpose.int: _from_the_end(aten.transpose.int, 2),
     aten.unsqueeze.default: _from_the_end(aten.unsqueeze.default, new=1),

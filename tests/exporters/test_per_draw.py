@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from deploykit import masks
 from exporters.eager.dropouts import answered_dropouts
 from exporters.export import export_module
+from exporters.rewrite.perdraw import NotBatchedError, call_per_draw
 from tests.exporters.test_monte_carlo import SPEC, clients, names_of
 
 
@@ -101,3 +102,90 @@ def test_all_rows_of_a_draw_share_the_mask_and_the_manifest_says_so(tmp_path: Pa
         kept = client({"x": x}, sample_ids=np.array([5, 6, 7]))["output.draws"] != 0
         for row in kept:
             np.testing.assert_array_equal(row, wanted)
+
+
+EVERY = 3
+"""Draws."""
+
+
+def per(*shape: int) -> Tensor:
+    """Another value in every draw: (T, ...)."""
+    return torch.randn(EVERY, *shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def same(*shape: int) -> Tensor:
+    """The same value in all of them: (1, ...)."""
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+aten = torch.ops.aten
+
+OPERATIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "linear": (aten.linear.default, (per(5, 6), per(4, 6), per(4))),
+    "linear without bias": (aten.linear.default, (same(2, 5, 6), per(4, 6))),
+    "linear of one vector": (aten.linear.default, (per(6), per(4, 6), same(4))),
+    "matmul": (aten.matmul.default, (per(2, 5, 6), per(6, 3))),
+    "matmul of a vector by many": (aten.matmul.default, (same(6), per(2, 6, 3))),
+    "matmul by a vector": (aten.matmul.default, (same(2, 5, 6), per(6))),
+    "matmul of vectors": (aten.matmul.default, (per(6), same(6))),
+    "matmul of matrices by many": (aten.matmul.default, (same(5, 6), per(2, 6, 3))),
+    "mm": (aten.mm.default, (per(5, 6), same(6, 3))),
+    "bmm": (aten.bmm.default, (per(2, 5, 6), per(2, 6, 3))),
+    "addmm": (aten.addmm.default, (per(3), per(5, 6), same(6, 3))),
+    "addmm with a matrix": (aten.addmm.default, (same(5, 3), per(5, 6), per(6, 3))),
+    "embedding": (aten.embedding.default, (per(10, 4), torch.tensor([[[1, 9, 1], [0, 3, 2]]]), -1, False, False)),
+    "t": (aten.t.default, (per(4, 6),)),
+    "t of a vector": (aten.t.default, (per(4),)),
+    "T": (aten.numpy_T.default, (per(4, 6),)),
+    "permute": (aten.permute.default, (per(2, 3, 4), [2, 0, -2])),
+    "view": (aten.view.default, (per(2, 6), [-1, 4])),
+    "reshape": (aten.reshape.default, (per(2, 6), [3, 2, 2])),
+    "expand": (aten.expand.default, (per(1, 6), [5, -1])),
+    "expand to more dimensions": (aten.expand.default, (per(6), [EVERY, 5, 6])),
+    "repeat": (aten.repeat.default, (per(2, 6), [3, 2])),
+    "repeat to more dimensions": (aten.repeat.default, (per(6), [EVERY, 5, 2])),
+    "transpose": (aten.transpose.int, (per(2, 3, 4), 0, 2)),
+    "transpose from the end": (aten.transpose.int, (per(2, 3, 4), -3, 1)),
+    "unsqueeze in front": (aten.unsqueeze.default, (per(2, 6), 0)),
+    "unsqueeze at the end": (aten.unsqueeze.default, (per(2, 6), 2)),
+    "unsqueeze from the end": (aten.unsqueeze.default, (per(2, 6), -1)),
+    "squeeze": (aten.squeeze.dim, (per(1, 6, 1), 0)),
+    "squeeze from the end": (aten.squeeze.dim, (per(1, 6, 1), -1)),
+    "select": (aten.select.int, (per(3, 4), 1, 2)),
+    "slice": (aten.slice.Tensor, (per(3, 4), 0, 1, 3)),
+    "slice with steps": (aten.slice.Tensor, (per(3, 4), -1, 0, 4, 2)),
+    "softmax": (aten.softmax.int, (per(3, 4), 0)),
+    "add of fewer dimensions": (aten.add.Tensor, (per(3, 4), per(4))),
+    "add to more dimensions": (aten.add.Tensor, (per(4), same(2, 3, 4))),
+    "where": (aten.where.self, (same(3, 1) > 0, per(3, 4), per(4))),
+    "a number": (aten.mul.Tensor, (per(3, 4), 2.5)),
+    "another type": (aten.to.dtype, (per(3, 4), torch.float64)),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_on_all_draws_is_the_operation_on_each(name: str) -> None:
+    operation, args = OPERATIONS[name]
+    node = fx.Graph().call_function(operation)
+
+    def of(draw: int, value: Any) -> Any:
+        return value[draw if len(value) > 1 else 0] if isinstance(value, Tensor) else value
+
+    each = [operation(*(of(draw, value) for value in args)) for draw in range(EVERY)]
+    found = call_per_draw(node, args, {})
+    assert found.dtype == each[0].dtype
+    torch.testing.assert_close(found, torch.stack(each), rtol=0, atol=1e-6)
+
+
+def test_named_arguments_of_an_operation_element_by_element_are_tensors_of_all_draws_too() -> None:
+    node = fx.Graph().call_function(aten.add.Tensor)
+    found = call_per_draw(node, (per(3, 4),), {"other": per(4), "alpha": 2})
+    torch.testing.assert_close(found, per(3, 4) + 2 * per(4)[:, None])
+
+
+@pytest.mark.parametrize(
+    ("operation", "named"), [(aten.conv1d.default, {}), (aten.softmax.int, {"dtype": torch.float64})]
+)
+def test_an_operation_without_such_a_form_is_refused(operation: Any, named: dict[str, Any]) -> None:
+    with pytest.raises(NotBatchedError, match=rf"{operation} takes a weight or a constant behind a dropout"):
+        call_per_draw(fx.Graph().call_function(operation), (per(1, 3, 4), 1), named)
