@@ -7,7 +7,7 @@ from typing import Any, cast
 from deploykit.errors import UsageError
 from deploykit.runs.job import WriteInterval
 from deploykit.runs.layout import CONTIGUOUS, parse_layout
-from deploykit.tensors import TensorSpec
+from deploykit.tensors import TEXT, TensorSpec
 from deploykit.writers import Writer, make_writer
 from runners.lightning_writer import LightningWriter, find_lightning_writer
 
@@ -53,6 +53,7 @@ def choose_writing(options: Mapping[str, Any], outputs: Sequence[TensorSpec], ra
     layout = parse_layout(options["layout"], ranks)
     lightning = find_lightning_writer(name, options["writer-arg"] or {}, interval)
     if lightning is not None:
+        _refuse_text(lightning, outputs)
         name, interval = _parts_format(outputs), "batch"
     interval = interval or "batch"
     if lightning is None and options["layout"] != CONTIGUOUS:
@@ -67,6 +68,14 @@ def choose_writing(options: Mapping[str, Any], outputs: Sequence[TensorSpec], ra
         lightning=lightning,
         made=None if lightning is None else lightning.make(),
     )
+
+
+def _refuse_text(lightning: LightningWriter, outputs: Sequence[TensorSpec]) -> None:
+    if texts := [spec.name for spec in outputs if spec.dtype == TEXT]:
+        raise UsageError(
+            f"writer {lightning.target!r}: gets predictions as tensors, which hold no text, and is to get "
+            f"{', '.join(texts)}; leave it out of --keep, or use a writer of deploykit"
+        )
 
 
 def _require_files_of_ranks(layout: str, interval: str, *, is_strided: bool) -> None:

@@ -386,3 +386,11 @@ def test_the_command_that_resumes_gives_the_writer_the_same_arguments(artifact: 
     start(artifact, writer_arg=given)
     words = shlex.split(RunDirectory.open("run").job.command)
     assert parse_writer_arguments([words[words.index("--writer-arg") + 1]]) == given
+
+
+def test_text_to_keep_is_refused_as_nothing_for_tensors(artifact: Path, place: Path) -> None:
+    rows = [{"x": row.tolist(), "id": f"n{number}"} for number, row in enumerate(np.load("x.npy"))]
+    Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(UsageError, match=r"'mine.py:Whole': gets predictions as tensors, .* is to get id; leave it"):
+        run(artifact, "rows.jsonl", "run", writer="mine.py:Whole", writer_arg={"file": "seen"}, keep="id")
+    assert not Path("run").exists()
