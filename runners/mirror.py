@@ -25,7 +25,7 @@ from deploykit.storage.files import TEMPORARY_PREFIX
 from deploykit.storage.stores import AT_ONCE, Store
 from runners.system.stop import stoppable
 
-__all__ = ["COMMITS", "Mirror", "is_result", "stamp_of"]
+__all__ = ["COMMITS", "REPORT_NAME", "Mirror", "is_result", "stamp_of"]
 
 PERIOD_S = 5.0
 """So often it is looked for what is new."""
@@ -34,6 +34,7 @@ TRIES, PAUSE_S = 3, 2.0
 """How often the last files are sent, should the store refuse them."""
 
 COMMITS, _PARTS, _STATUS = "commits/", "parts/", f"{STATUS_NAME}/"
+REPORT_NAME = "report.json"
 _PROBE = ".writable"
 
 Stamp = tuple[int, int]
@@ -102,13 +103,16 @@ class Mirror:
     def send(self) -> None:
         """Send what is new or changed: the job, then signs of life, and with a few parts at a time their commits.
 
+        Not ``report.json``, which says that nothing is left to do: it is sent when what is to go has gone.
+
         Raises:
             RunError: the store cannot be written, or another job has begun there.
         """
         with self._turn:
             # Commits are listed first: whatever they name is there when the others are listed.
             commits = self._listed(COMMITS)
-            others = {name: stamp for name, stamp in self._listed().items() if not name.startswith(COMMITS)}
+            later = (COMMITS, REPORT_NAME)
+            others = {name: stamp for name, stamp in self._listed().items() if not name.startswith(later)}
             if RUN_NAME in others:
                 self._require_same_job()
             new = self._new(others)
@@ -159,6 +163,8 @@ class Mirror:
         self.send()
         if self._removes:
             self._remove()
+        last = {name: stamp for name, stamp in self._listed().items() if name == REPORT_NAME}
+        self._put(self._new(last), last)
 
     def _remove(self) -> None:
         """Remove what the run has removed, and, when it is finished, whatever of its kind another machine has left."""

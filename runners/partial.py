@@ -18,7 +18,7 @@ from deploykit.signs import STATUS_NAME
 from deploykit.storage.copies import stand_in
 from deploykit.storage.stores import Store
 from runners.exchange import Exchange
-from runners.mirror import COMMITS, TRIES, Mirror, Stamp, is_result, stamp_of
+from runners.mirror import COMMITS, REPORT_NAME, TRIES, Mirror, Stamp, is_result, stamp_of
 from runners.system.stop import stoppable
 
 __all__ = ["PartialMirror"]
@@ -26,7 +26,7 @@ __all__ = ["PartialMirror"]
 LOOK_S, COSTS = 30.0, 20
 """So often it is looked what the others have sent meanwhile; of very many files so seldom that it takes a twentieth."""
 
-_RECORDS = (CHANGED_NAME, "report.json")
+_RECORDS = (CHANGED_NAME, REPORT_NAME)
 _AGAIN = "give the same command again"
 
 
@@ -109,7 +109,8 @@ class PartialMirror(Mirror, Exchange):
             return
         began = monotonic()
         with self._turn:
-            if self._is_settled and not self._over.is_set():
+            # Once all is gathered, what is there and not here has been removed here.
+            if self._is_settled and not self._removes and not self._over.is_set():
                 self._look(self._there())
         self._due = monotonic() + max(LOOK_S, COSTS * (monotonic() - began))
 

@@ -33,7 +33,7 @@ def finish_together(
     """
     with finishing(directory.path):
         setting.exchange.gather(directory)
-        # Every part is there, and what is not joined is not read again: each rank has read its own.
+        # What is not joined is not read again: each rank has read its own.
         state = directory.state(check_digests=directory.job.has_epoch_files)
         if not worked and is_reported(directory) and is_finished(directory, state):
             notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")

@@ -262,6 +262,34 @@ def test_whoever_comes_to_a_job_with_every_part_finishes_it(
     assert files(bucket, "report", "parts/", "commits/", "predictions") == before
 
 
+@pytest.mark.parametrize("first", ["commits/", "parts/"])
+def test_parts_that_are_not_removed_yet_are_removed_by_whoever_comes(
+    mc: Path, bucket: str, first: str, as_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last rank was killed when the files of the ranks were there and the parts were still there, too."""
+    options = {**SIZE, "write_interval": "epoch"}
+    remove = Store.remove
+
+    def failing(self: Store, names: Iterable[str]) -> None:
+        names = list(names)
+        if any(name.startswith(first) for name in names):
+            raise RunError("the network is down")
+        remove(self, names)
+
+    as_rank(0, 2)
+    deploykit.run(mc, SLOW, bucket, **options)
+    as_rank(1, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror, "PAUSE_S", 0)
+        patch.setattr(Store, "remove", failing)
+        with pytest.raises(RunError, match="the network is down"):
+            deploykit.run(mc, SLOW, bucket, **options)
+    assert len(parts(bucket)) == SHARDS
+    assert deploykit.run(mc, SLOW, bucket, **options).computed_rows == 0
+    assert parts(bucket) == {}
+    assert deploykit.verify(bucket).committed_rows == ROWS
+
+
 def test_rows_that_fail_are_left_out(
     artifact: Path, bucket: str, as_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,22 +387,57 @@ def test_two_ranks_that_both_find_every_part_leave_one_result(
     assert sorted(files(bucket, "predictions", "parts/")) == ["predictions_0.npy", "predictions_1.npy"]
 
 
+def test_parts_that_were_joined_are_not_looked_for_again(
+    mc: Path, bucket: str, as_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are at the URL until the end, when the report is written."""
+    monkeypatch.setattr(mirror, "PERIOD_S", 0.01)
+    monkeypatch.setattr(partial, "LOOK_S", 0.0)
+    sent = mirror.Mirror.send
+    looked: list[None] = []
+
+    def send(self: mirror.Mirror) -> None:
+        sent(self)
+        looked.append(None)
+
+    def report(*_: Any) -> None:
+        before = len(looked)
+        wait_for(lambda: len(looked) > before + 2)
+
+    as_rank(0, 2)
+    deploykit.run(mc, SLOW, bucket, **SIZE, write_interval="epoch")
+    monkeypatch.setattr(mirror.Mirror, "send", send)
+    monkeypatch.setattr("runners.engines.finish.write_report", report)
+    as_rank(1, 2)
+    deploykit.run(mc, SLOW, bucket, **SIZE, write_interval="epoch")
+    assert deploykit.verify(bucket).committed_rows == ROWS
+
+
 def test_what_others_do_is_seen_meanwhile(
     mc: Path, bucket: str, as_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirror, "PERIOD_S", 0.02)
+    monkeypatch.setattr(mirror, "PERIOD_S", 0.01)
     monkeypatch.setattr(partial, "LOOK_S", 0.0)
+    monkeypatch.setattr(partial, "COSTS", 0)
+    monkeypatch.setattr("runners.engines.launched.LOOK_S", 0.0)
+    see = PartialMirror._see
     seen: list[int] = []
+    looked: list[None] = []
+
+    def watched(self: PartialMirror) -> None:
+        see(self)
+        looked.append(None)
 
     def told(done: int, _: int) -> None:
         if not seen:
             as_rank(1, 2)
             deploykit.run(mc, SLOW, bucket, **SIZE)
             as_rank(0, 2)
-            time.sleep(1)
+            looked.clear()
+            wait_for(lambda: len(looked) > 1)
         seen.append(done)
 
-    monkeypatch.setattr("runners.engines.launched.LOOK_S", 0.0)
+    monkeypatch.setattr(PartialMirror, "_see", watched)
     as_rank(0, 2)
     deploykit.run(mc, SLOW, bucket, **SIZE, progress=told)
     assert max(seen) == ROWS
