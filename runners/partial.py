@@ -69,7 +69,8 @@ class PartialMirror(Mirror, Exchange):
 
     def bring(self, names: Sequence[str]) -> None:
         with self._turn:
-            self._fetch([name for name in names if self._is_hollow(name)])
+            if hollow := [name for name in names if self._is_hollow(name)]:
+                self._fetch(hollow)
 
     def trade(self) -> None:
         with stoppable(self.url, lambda: f"while the last files were sent; {_AGAIN}"):

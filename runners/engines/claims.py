@@ -1,9 +1,10 @@
 """Which shards a rank takes that a launcher has started: a fixed share, or the next one that nobody has taken."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from deploykit.plan import Shard
+from deploykit.runs.commit import FileDigest
 from deploykit.runs.rundir import RunDirectory
 from runners.store import Group, LauncherStore
 
@@ -58,16 +59,23 @@ class Claims:
         """Give out nothing more; safe inside a signal handler."""
         self._closed = True
 
+    def expect(self, numbers: Iterable[int]) -> None:
+        """Have the files of these shards at once, which is quicker than one after the other when they are looked at."""
+        self._bring(list(dict.fromkeys(file.file for number in numbers for file in self._files(number))))
+
     def _is_there(self, number: int) -> bool:
         """Whether a valid file holds the shard. Its digest is checked here, so each rank reads its own share only."""
-        files = []
-        if number in self._state.parts:
-            files = [self._state.parts[number].part]
-        elif number in self._rank_of and not self._directory.job.keeps_parts:
-            files = list(self._state.ranks[self._rank_of[number]].files)
+        files = self._files(number)
         self._bring([file.file for file in files])
         digests, root = self._directory.digests, self._directory.path
         return bool(files) and all(digests.damage(root, file, check_digest=True) is None for file in files)
+
+    def _files(self, number: int) -> Sequence[FileDigest]:
+        if number in self._state.parts:
+            return [self._state.parts[number].part]
+        if number in self._rank_of and not self._directory.job.keeps_parts:
+            return self._state.ranks[self._rank_of[number]].files
+        return []
 
 
 def share(rank: int, world_size: int, shards: int) -> Iterator[int]:

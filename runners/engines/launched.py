@@ -201,6 +201,7 @@ class LaunchedEngine(Engine):
     def _has_nothing(self, directory: RunDirectory, claims: Claims) -> bool:
         """Whether all of its parts are there; they are read, and from a store copied, which takes a while."""
         with stoppable(directory.path, lambda: f"while what is there was checked; {directory.to_resume()}"):
+            claims.expect(share(self.launch.rank, self.launch.world_size, len(directory.job.plan)))
             return claims.peek() is None
 
     def _stopped(
