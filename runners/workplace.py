@@ -68,7 +68,9 @@ def workplace(out: str | Path, engine: Engine) -> Iterator[Workplace]:
             else:
                 yield Workplace(place=out, path=copy)
     except BaseException as error:
-        _add(error, [*_full_disk(error), *map(str, filter(None, [mirror.finish()]))])
+        problem = mirror.finish()
+        # It may be the one that stopped the run, too.
+        _add(error, [*_full_disk(error), *([] if problem is None else [str(problem).removeprefix(f"{error}. ")])])
         raise
     problem = mirror.finish()
     if problem is not None:
