@@ -22,6 +22,7 @@ from exporters.capture.explain import NO_FUNCTORCH, explain, place
 from exporters.capture.finiteness import FiniteAnswers, UnmendedError
 from exporters.capture.fixed import Step, noting_fixed_sizes
 from exporters.capture.likeness import same_programs
+from exporters.capture.overwritten import renew_overwritten
 from exporters.capture.packing import padded_sequences
 from exporters.capture.plainly import plainly
 from exporters.capture.reach import drop_unseen_writes
@@ -206,6 +207,7 @@ def _drop_checks(module: fx.GraphModule) -> None:
         )
         if not node.users and (name in _CHECKS or name == "_guards_fn"):
             module.graph.erase_node(node)
+    renew_overwritten(module.graph)
     drop_unseen_writes(module.graph)
     module.recompile()
 

@@ -21,7 +21,9 @@ __all__ = ["plainly"]
 def plainly() -> Iterator[None]:
     """For the time of a capture: what is computed stays the same."""
     with ExitStack() as stack:
-        for each in (_masks_as_given, _plain_distributions, _plain_distances, _even_parts, _autocast, free_sizes):
+        for each in (
+            _masks_as_given, _plain_distributions, _plain_distances, _even_parts, _autocast, _seen_data, free_sizes,
+        ):  # fmt: skip
             stack.enter_context(each())
         yield
 
@@ -110,6 +112,18 @@ def _autocast() -> Iterator[None]:
         return leave(self, *error) if entered.pop() else False
 
     with mock.patch.object(autocast, "__enter__", entering), mock.patch.object(autocast, "__exit__", leaving):
+        yield
+
+
+@contextmanager
+def _seen_data() -> Iterator[None]:
+    """``x.data`` is a tensor that a capture knows nothing of; detached, it is the same memory."""
+    original: Any = Tensor.data
+
+    def set_data(self: Tensor, value: Tensor) -> None:
+        original.__set__(self, value)
+
+    with mock.patch.object(Tensor, "data", property(Tensor.detach, set_data)):
         yield
 
 

@@ -212,6 +212,9 @@ def _all() -> Iterator[Construct]:
     }
     for name, build in folded.items():
         yield Construct(name=name, group="Randomness made by hand", build=build)
+    yield Construct(
+        name="noise that is filled into buffers", group="Randomness made by hand", build=noisy.KeptNoise, shared=True
+    )
     for name, weight in WEIGHTS.items():
         made = lambda weight=weight: Model(weight)  # type: ignore[misc]  # noqa: E731
         yield Construct(name=name, group="Weights and constants", build=made, shared=True)

@@ -132,3 +132,22 @@ class HandMadeSteps(nn.Module):
         hidden = self.body(torch.stack([x, x * 2, x + 1]).reshape(3 * batch, 6))
         noise = torch.empty_like(hidden).normal_().mul(0.3).exp()
         return self.head(hidden * noise).view(3, batch, 3).mean(0)
+
+
+class KeptNoise(nn.Module):
+    """Weights with noise that each call fills into buffers, as the layers of Bayesian networks do it."""
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.register_buffer("mean", torch.zeros(8, 6))
+        self.register_buffer("spread", torch.zeros(4, 8), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.linear(x, self.body.weight + 0.2 * self.mean.data.normal_(), self.body.bias)
+        self.spread.uniform_(-1, 1).mul_(2)
+        hidden = F.linear(torch.tanh(hidden), self.head.weight * self.spread, self.head.bias)
+        return hidden + self.mean.data.normal_()[:4, 0]

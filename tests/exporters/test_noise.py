@@ -175,6 +175,33 @@ def test_noise_that_is_on_in_evaluation_needs_no_draws(draws: int | None, tmp_pa
     assert result.max_error < 1e-5
 
 
+def test_noise_that_is_kept_in_a_buffer_is_no_state(tmp_path: Path) -> None:
+    """Layers of Bayesian networks fill it anew in every call, before they read it."""
+    module = noisy.KeptNoise().eval()
+    result = export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=4)
+    assert result.manifest.monte_carlo is not None
+    assert [site.kind for site in result.manifest.monte_carlo.sites] == ["normal", "uniform", "normal"]
+    assert result.manifest.monte_carlo.form == "batched"
+    assert not any(buffer.any() for buffer in module.buffers()), "the module is left as it was"
+
+
+READ_FIRST: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "a read": lambda m, x: m.get_buffer("kept").sum() * m.get_buffer("kept").normal_() + x,
+    "a view that is read": lambda m, x: m.get_buffer("kept")[:1] * m.get_buffer("kept").data.normal_() + x,
+    "a part": lambda m, x: m.get_buffer("kept")[:3].normal_().sum() + m.get_buffer("kept") + x,
+    "its own values": lambda m, x: m.get_buffer("kept").bernoulli_(m.get_buffer("kept")) + x,
+    "an activation": lambda m, x: torch.rrelu_(m.get_buffer("kept"), training=True) + x,
+}
+
+
+@pytest.mark.parametrize("name", READ_FIRST)
+def test_a_buffer_that_is_read_before_noise_fills_it_is_state(name: str, tmp_path: Path) -> None:
+    module = noisy.Inner(READ_FIRST[name])
+    module.register_buffer("kept", torch.ones(6))
+    with pytest.raises(ExportError, match=r"^kept: written in forward"):
+        export_module(module.eval(), tmp_path / "a", inputs=[SPEC], mc_draws=3)
+
+
 def test_hand_made_noise_leaves_everything_else_in_evaluation(tmp_path: Path) -> None:
     """A module that mixes rows in training mode is refused beside its noise, and untouched elsewhere."""
 

@@ -1,0 +1,54 @@
+"""Buffers that ``forward`` fills with noise before it reads them, as layers of Bayesian networks keep their noise.
+
+Nothing of an earlier call is left in such a buffer, so that it is no state: every call may have new memory for it.
+"""
+
+import torch
+from torch import fx
+
+from exporters.capture.reach import written
+
+__all__ = ["renew_overwritten"]
+
+aten = torch.ops.aten
+
+_FILLS = (
+    aten.normal_.default, aten.uniform_.default, aten.exponential_.default, aten.bernoulli_.float,
+    aten.bernoulli_.Tensor,
+)  # fmt: skip
+_WHOLE = (aten.detach.default, aten.alias.default)
+"""Views of all of a tensor, that read nothing of it."""
+
+
+def renew_overwritten(graph: fx.Graph) -> None:
+    """Let each filling of such a buffer have new memory, and what reads the buffer later read the filling."""
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and _filled_first(node):
+            _renew(node)
+
+
+def _filled_first(buffer: fx.Node) -> bool:
+    """Whether the first that happens to its values is that noise takes the place of all of them."""
+    views = {buffer}
+    for node in buffer.graph.nodes:
+        if not views.isdisjoint(node.all_input_nodes):
+            if node.target not in _WHOLE:
+                return node.target in _FILLS and node.args[0] in views and views.isdisjoint(node.args[1:])
+            views.add(node)
+    return False
+
+
+def _renew(buffer: fx.Node) -> None:
+    views, filling = {buffer}, buffer
+    for node in list(buffer.graph.nodes):
+        for source in views.intersection(node.all_input_nodes):
+            if node.target in _WHOLE:
+                views.add(node)
+            elif node.target in _FILLS and source in written(node):
+                with buffer.graph.inserting_before(node):
+                    memory = buffer.graph.call_function(aten.empty_like.default, (buffer,))
+                memory.meta = dict(node.meta)
+                node.replace_input_with(source, memory)
+                filling = node
+            else:
+                node.replace_input_with(source, filling)
