@@ -22,6 +22,7 @@ from exporters.noise.sites import module_of
 from exporters.onnx_format.activations import gelu, log_sigmoid, log_sigmoid_parts, mean_slope
 from exporters.onnx_format.addition import log_add, log_add_base_two, refuse_running_log
 from exporters.onnx_format.attention import attention
+from exporters.onnx_format.average import with_means
 from exporters.onnx_format.difference import reversed_difference
 from exporters.onnx_format.exact import exact_constants
 from exporters.onnx_format.lookup import lookup_translations
@@ -110,22 +111,23 @@ def _translations() -> dict[Any, Any]:
     """Operations that the stock exporter does not know, writes out step by step, or gets wrong."""
     import torch
 
-    plain_attention = torch.ops.aten.scaled_dot_product_attention.default
+    aten, lookup = torch.ops.aten, lookup_translations()
     return {
         SHIFT_RIGHT: _shift_right(),
-        plain_attention: attention,
-        torch.ops.aten.gelu.default: gelu,
-        torch.ops.aten.log_sigmoid.default: log_sigmoid,
-        torch.ops.aten.log_sigmoid_forward.default: log_sigmoid_parts,
-        torch.ops.aten.logaddexp.default: log_add,
-        torch.ops.aten.logaddexp2.default: log_add_base_two,
-        torch.ops.aten.logcumsumexp.default: refuse_running_log,
-        torch.ops.aten.repeat_interleave.self_int: repeat_interleave,
-        torch.ops.aten.rsub.Scalar: reversed_difference,
-        torch.ops.aten.sort.stable: stable_sort,
-        torch.ops.aten.cdist.default: distances,
-        torch.ops.aten.rrelu_with_noise_functional.default: mean_slope,
-        **lookup_translations(),
+        aten.scaled_dot_product_attention.default: attention,
+        aten.gelu.default: gelu,
+        aten.log_sigmoid.default: log_sigmoid,
+        aten.log_sigmoid_forward.default: log_sigmoid_parts,
+        aten.logaddexp.default: log_add,
+        aten.logaddexp2.default: log_add_base_two,
+        aten.logcumsumexp.default: refuse_running_log,
+        aten.repeat_interleave.self_int: repeat_interleave,
+        aten.rsub.Scalar: reversed_difference,
+        aten.sort.stable: stable_sort,
+        aten.cdist.default: distances,
+        aten.rrelu_with_noise_functional.default: mean_slope,
+        **lookup,
+        aten.scatter_reduce.two: with_means(lookup[aten.scatter_reduce.two]),
         **recurrent_translations(),
     }
 

@@ -193,6 +193,18 @@ def test_a_place_that_is_none_is_an_error_in_both_formats_as_in_torch(tmp_path: 
             module(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
+@pytest.mark.parametrize("include_self", [True, False])
+def test_means_of_what_falls_on_one_place(tmp_path: Path, include_self: bool) -> None:
+    """torch's own translation to ONNX keeps the last of the values."""
+    module = Looked(lambda x, places: x[:, :4].scatter_reduce(1, places, x, "mean", include_self=include_self))
+    inputs, ranges = ["x:float32[batch,10]", "places:int64[batch,10]"], {"places": (0, 4)}
+    assert export_module(module, tmp_path / "a", inputs=inputs, ranges=ranges).max_error < 1e-6
+    feeds = {"x": np.arange(10, dtype=np.float32)[None], "places": np.array([[0] * 7 + [2] * 3])}
+    wanted = module(*map(torch.from_numpy, feeds.values())).numpy()
+    for client in clients(tmp_path / "a", ["output"]).values():
+        np.testing.assert_allclose(client(feeds)["output"], wanted, rtol=1e-6)
+
+
 def test_a_number_that_no_table_has_is_an_error_where_the_numbers_are_of_32_bits(tmp_path: Path) -> None:
     module = nn.Embedding(10, 4, padding_idx=0)
     export_module(module, tmp_path / "a", inputs=["input:int32[batch]"], ranges={"input": (0, 10)})
