@@ -26,7 +26,7 @@ from exporters.onnx_format.average import with_means
 from exporters.onnx_format.difference import reversed_difference
 from exporters.onnx_format.exact import exact_constants
 from exporters.onnx_format.lookup import lookup_translations
-from exporters.onnx_format.names import free_output_names
+from exporters.onnx_format.names import free_output_names, restore_weight_names
 from exporters.onnx_format.order import distances, stable_sort
 from exporters.onnx_format.recurrence import recurrent_translations
 from exporters.onnx_format.repeat import repeat_interleave
@@ -275,8 +275,7 @@ def _forget_origin(model: Any) -> None:
                 value.metadata_props.clear()
     for value in [*model.graph.inputs, *model.graph.initializers.values()]:
         value.metadata_props.clear()
-    for value in list(model.graph.initializers.values()):
-        value.name = own_name(value.name)
+    restore_weight_names(model.graph)
 
 
 def _save(model: Any, path: Path) -> None:

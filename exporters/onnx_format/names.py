@@ -1,8 +1,20 @@
-"""Every value of an ONNX file has a name of its own, also where outputs are called as torch calls its own values."""
+"""Every value of an ONNX file has a name of its own, also where users call theirs as torch calls its own values."""
 
+from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["free_output_names"]
+from exporters.capture.graph import own_name
+
+__all__ = ["free_output_names", "restore_weight_names"]
+
+
+def restore_weight_names(graph: Any) -> None:
+    """Call each weight what the user's module calls it, unless something else has that name: ``mean``, or ``seed``."""
+    taken = {value.name for value in (*graph.inputs, *graph.outputs, *_made(graph))}
+    for value in list(graph.initializers.values()):
+        name = own_name(value.name)
+        if name not in taken and name not in graph.initializers:
+            value.name = name
 
 
 def free_output_names(graph: Any) -> None:
@@ -12,12 +24,15 @@ def free_output_names(graph: Any) -> None:
     """
     outputs = set(graph.outputs)
     taken = {value.name for value in outputs}
-    made = (value for node in graph.all_nodes() for value in node.outputs)
-    for value in [*made, *graph.initializers.values()]:
+    for value in [*_made(graph), *graph.initializers.values()]:
         if value.name in taken and value not in outputs:
             value.name = _free(value.name, graph)
 
 
 def _free(name: str, graph: Any) -> str:
-    names = {value.name for node in graph.all_nodes() for value in node.outputs} | set(graph.initializers)
+    names = {value.name for value in _made(graph)} | set(graph.initializers)
     return next(found for number in range(1, len(names) + 2) if (found := f"{name}_inner_{number}") not in names)
+
+
+def _made(graph: Any) -> Iterator[Any]:
+    return (value for node in graph.all_nodes() for value in node.outputs)

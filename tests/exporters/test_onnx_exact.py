@@ -93,3 +93,27 @@ def test_outputs_may_be_called_as_torch_calls_its_own_values(tmp_path: Path) -> 
     assert list(got) == list(wanted)
     for name, value in wanted.items():
         np.testing.assert_allclose(got[name], value.detach().numpy(), rtol=1e-5)
+
+
+class BuffersNamedLikeOperations(nn.Module):
+    """As torch calls its own values, and as the inputs that decide the draws are called."""
+
+    names = ("mean", "mul", "add", "seed", "sample_ids", "draw_ids", "row_ids", "first_draw", "draws")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.3)
+        for number, name in enumerate(self.names):
+            self.register_buffer(name, torch.arange(4.0) + number)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in self.names:
+            x = x - self.get_buffer(name) * x.mean(1, keepdim=True)
+        return self.drop(x)
+
+
+@pytest.mark.parametrize("draws", [None, 3])
+def test_buffers_may_be_called_as_torch_calls_its_own_values(tmp_path: Path, draws: int | None) -> None:
+    inputs = ["x:float32[batch,4]"]
+    result = export_module(BuffersNamedLikeOperations().eval(), tmp_path / "a", inputs=inputs, mc_draws=draws)
+    assert result.max_error < 1e-5
