@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deploykit import masks
-from deploykit.errors import ExportError
+from deploykit.errors import ExportError, UsageError
 from deploykit.manifest import MonteCarlo, OutputSpec
 from deploykit.tensors import TensorSpec
 from exporters.capture.graph import Captured
@@ -74,6 +74,7 @@ def prepare(entry: Entry, inputs: ModelInputs, options: DrawOptions) -> Subject:
 
     Raises:
         ExportError: the module cannot be exported faithfully; the message names the module and the reason.
+        UsageError: an option of draws, where there are none.
     """
     arrays = inputs.random({inputs.batch_name: EXAMPLE_BATCH, **inputs.default_sizes()}, seed=1)
     example = [torch.from_numpy(arrays[name]) for name in inputs.names]
@@ -101,12 +102,27 @@ def _prepared(found: ModalCapture, inputs: ModelInputs, example: Sequence[Tensor
     shapes, entry = found.shapes(), found.entry
     specs = with_allowed(inputs.specs, seen.captured.graph)
     if not seen.draws:
+        _refuse_options_of_draws(options)
         subject = _deterministic(entry, seen.captured, shapes, seen.training, inputs.batch_name, options.tasks)
         return replace(subject, notes=seen.notes, inputs=specs)
     refuse_own_seed(found.random_calls(seen.training))
     plan = plan_monte_carlo(seen.captured, seen.draws, inputs.batch_name, example)
     subject = _monte_carlo(entry, plan, shapes, inputs, example, seen.training, options)
     return replace(subject, notes=seen.notes, inputs=specs)
+
+
+def _refuse_options_of_draws(options: DrawOptions) -> None:
+    """Who says how draws are made wants some: a file without any would pass for one that has them."""
+    asked = {
+        "--keep-draws": options.keep_draws,
+        f"--mask-mode {options.mode}": options.mode != "independent",
+        f"--seed {options.seed}": options.seed != 0,
+    }
+    if given := [text for text, is_given in asked.items() if is_given]:
+        raise UsageError(
+            f"{', '.join(given)}: the module draws nothing in evaluation mode, so the file would be deterministic; add "
+            "--mc-draws, which says how often its dropouts draw, or leave this out"
+        )
 
 
 def _deterministic(

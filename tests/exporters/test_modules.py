@@ -1,6 +1,7 @@
 """Which modules draw: ``--mc-modules`` chooses, and the manifest says where."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,6 +78,17 @@ def test_a_pattern_that_fits_no_site_is_refused_with_those_that_draw(tmp_path: P
 def test_patterns_without_draws_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--mc-modules head: needs --mc-draws"):
         export_module(Net(), tmp_path / "a", inputs=[SPEC], mc_modules=["head"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"keep_draws": True}, "--keep-draws"), ({"mask_mode": "shared", "seed": 5}, "--mask-mode shared, --seed 5")],
+)
+def test_how_draws_are_made_is_refused_where_nothing_draws(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    """The file would be deterministic, and whoever asked for it would think that it draws."""
+    with pytest.raises(UsageError, match=f"^{said}: the module draws nothing .* add --mc-draws"):
+        export_module(Net(), tmp_path / "a", inputs=[SPEC], **options)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_draws_in_evaluation_mode_draws_in_any_case(tmp_path: Path) -> None:
