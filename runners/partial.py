@@ -123,13 +123,12 @@ class PartialMirror(Mirror, Exchange):
             for name, size in there.items()
             if (is_result(name) or name in _RECORDS or name in also) and self._is_new(name, size, ours.get(name))
         ]
-        hollow = [name for name in new if is_result(name) and not name.startswith(COMMITS)]
-        # A commit whose part is missing would be taken for damage.
-        for name in hollow:
+        # First of all the predictions: a commit whose part is missing would be taken for damage.
+        for name in filter(_is_large, new):
             stand_in(self._stage / name, there[name])
             self._hollow[name] = stamp_of(self._stage / name)
             self._take(name)
-        self._fetch([name for name in new if name not in hollow])
+        self._fetch([name for name in new if not _is_large(name)])
 
     def _is_new(self, name: str, size: int, ours: Stamp | None) -> bool:
         """Whether the file there is another one than ours; what this rank has still to send is newer."""
@@ -178,6 +177,11 @@ class PartialMirror(Mirror, Exchange):
         place.parent.mkdir(parents=True, exist_ok=True)
         self._sent[name] = stamp_of(self._stage / name)
         os.replace(self._stage / name, place)
+
+
+def _is_large(name: str) -> bool:
+    """Whether the file holds predictions."""
+    return is_result(name) and not name.startswith(COMMITS)
 
 
 def _stamp(path: Path) -> Stamp | None:

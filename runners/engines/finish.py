@@ -33,9 +33,7 @@ def finish_together(
     """
     with finishing(directory.path):
         setting.exchange.gather(directory)
-        # What is not joined is not read again: each rank has read its own.
-        state = directory.state(check_digests=directory.job.has_epoch_files)
-        if not worked and is_reported(directory) and is_finished(directory, state):
+        if not worked and is_reported(directory) and _is_finished(directory):
             notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
             discard_spool(setting.source)
             return
@@ -48,6 +46,11 @@ def finish_together(
     if changed:
         raise DataError(changed)
     notes.append(f"{launch} found every part there and finished the job: report.json, report.html")
+
+
+def _is_finished(directory: RunDirectory) -> bool:
+    # Parts that are not joined are not read again: each rank has read its own.
+    return is_finished(directory, directory.state(check_digests=directory.job.has_epoch_files))
 
 
 def _report(setting: Setting, directory: RunDirectory, launch: Launch, notes: Sequence[str], *, complete: bool) -> None:
