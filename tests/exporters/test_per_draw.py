@@ -120,6 +120,8 @@ def same(*shape: int) -> Tensor:
 
 aten = torch.ops.aten
 
+COPIES = (aten.clone.default, aten.contiguous.default, aten.alias.default, aten.detach.default)
+
 OPERATIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "linear": (aten.linear.default, (per(5, 6), per(4, 6), per(4))),
     "linear without bias": (aten.linear.default, (same(2, 5, 6), per(4, 6))),
@@ -160,6 +162,8 @@ OPERATIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "where": (aten.where.self, (same(3, 1) > 0, per(3, 4), per(4))),
     "a number": (aten.mul.Tensor, (per(3, 4), 2.5)),
     "another type": (aten.to.dtype, (per(3, 4), torch.float64)),
+    "the type of another": (aten.to.other, (per(3, 4), same(1).double())),
+    **{str(copy): (copy, (per(3, 4),)) for copy in COPIES},
 }
 
 
@@ -181,6 +185,8 @@ def test_named_arguments_of_an_operation_element_by_element_are_tensors_of_all_d
     node = fx.Graph().call_function(aten.add.Tensor)
     found = call_per_draw(node, (per(3, 4),), {"other": per(4), "alpha": 2})
     torch.testing.assert_close(found, per(3, 4) + 2 * per(4)[:, None])
+    node = fx.Graph().call_function(aten.to.dtype_layout)
+    assert torch.equal(call_per_draw(node, (per(3, 4),), {"dtype": torch.float64}), per(3, 4).double())
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -79,7 +80,7 @@ def require_marked(artifact: Path, rows: Path, out: Path, **options: Any) -> Non
 @pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
 def test_a_finished_run(artifact: Path, rows: Path, tmp_path: Path, devices: str) -> None:
     out = tmp_path / "r"
-    with pytest.raises(DataError, match="was written to"):
+    with pytest.raises(DataError, match=r"was written to.*; leave it as it is .*, and predict .* a new directory"):
         deploykit.run(artifact, rows, out, **SIZE, devices=devices, progress=swapping(rows))
     assert not json.loads((out / "report.json").read_text())["complete"]
     require_marked(artifact, rows, out, devices=devices)
@@ -148,6 +149,18 @@ def test_a_change_is_told_at_once(artifacts: dict[str, Artifact], rows: Path, tm
     with watched(source, "rows.npy", tmp_path, said.put):
         swap(rows)
         assert said.get(timeout=60).startswith("warning: data rows.npy: was written to")
+    source.close()
+
+
+def test_the_look_ends_with_the_run_and_other_threads_keep_the_size_of_their_stacks(
+    artifacts: dict[str, Artifact], rows: Path, tmp_path: Path
+) -> None:
+    before, source = threading.stack_size(), open_source(str(rows), artifacts["plain"].manifest.inputs)
+    with watched(source, "rows.npy", tmp_path, print):
+        (looking,) = (thread for thread in threading.enumerate() if thread.name == "data")
+        assert threading.stack_size() == before
+    looking.join(60)
+    assert not looking.is_alive()
     source.close()
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from deploykit.runs.rundir import RunDirectory
-from runners.engines.claims import Claims, share
+from runners.engines.claims import Claims, counted, share
+from runners.store import Group, LauncherStore
 from tests.storage.helpers import batches_of, make_job, run_all, writer_of
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
@@ -70,3 +71,37 @@ def test_what_was_looked_at_is_given_next_and_nothing_after_the_end(tmp_path: Pa
     claims.close()
     assert [claims.peek(), claims.next()] == [None, None]
     assert claims.taken == {1}
+
+
+class Counter(LauncherStore):
+    """A store that needs no host: it is gone, or fails, after so many numbers."""
+
+    def __init__(self, *, gone_after: int = 99, fails_after: int = 99) -> None:
+        super().__init__()
+        self.numbers, self.gone_after, self.fails_after = 0, gone_after, fails_after
+
+    def met(self, group: Group) -> "Counter":
+        return self
+
+    def is_gone(self) -> bool:
+        return self.numbers >= self.gone_after
+
+    def add(self, key: str, step: int) -> int:
+        if self.numbers >= self.fails_after:
+            raise RuntimeError("the host is gone")
+        self.numbers += step
+        return self.numbers
+
+
+def test_ranks_that_count_in_one_store_share_all_numbers() -> None:
+    group = Group(rank=0, world_size=2, store=Counter())
+    one, other = counted(group, 5), counted(group, 5)
+    assert [next(one), next(other), next(other)] == [0, 1, 2]
+    assert (list(one), list(other)) == ([3, 4], [])
+
+
+def test_where_the_store_is_gone_nothing_more_is_counted_and_nothing_raised() -> None:
+    for store in (Counter(gone_after=2), Counter(fails_after=2)):
+        assert list(counted(Group(rank=0, world_size=2, store=store), 5)) == [0, 1]
+    with pytest.raises(TypeError, match="only the ranks of a launcher"):
+        next(counted(Group(rank=0, world_size=2, store=Path("store")), 5))
