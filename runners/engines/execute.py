@@ -149,7 +149,7 @@ def execute(
     _note_idle_cores(setting, assignments, notes)
     try:
         outcome = _run(setting, directory, assignments, shards, lock, stop, progress, place)
-        notes.extend((*outcome.notes, *outcome.deaths, *halving_notes(assignments, outcome.meters)))
+        notes.extend((*outcome.deaths, *halving_notes(assignments, outcome.meters)))
         missing = directory.missing(check_digests=False)
         directory.clean()  # What a rank left that died; every rank has ended.
         if not missing:

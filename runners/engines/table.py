@@ -1,7 +1,6 @@
 """The table of engines, and the choice among them."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deploykit.errors import UnknownNameError, UsageError
@@ -31,7 +30,7 @@ class Chosen:
     notes: tuple[str, ...] = ()
 
 
-def choose_engine(name: str = "auto", environment: Mapping[str, str] = os.environ) -> Chosen:
+def choose_engine(name: str) -> Chosen:
     """The engine of that name, made.
 
     ``auto`` is the launcher that has started this process as one of several ranks, because otherwise each of them would
@@ -43,7 +42,7 @@ def choose_engine(name: str = "auto", environment: Mapping[str, str] = os.enviro
         MissingExtraError: a package that it needs is not installed.
     """
     if name == "auto":
-        launcher = detect(environment)
+        launcher = detect(os.environ)
         if launcher is None:
             return Chosen(engine=_made("local"))
         note = (

@@ -45,8 +45,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What the ranks measured, by rank, how those died that did, and notes for people to read."""
+    """What the ranks measured, by rank, and how those died that did."""
 
     meters: dict[int, Meter]
     deaths: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
