@@ -65,10 +65,9 @@ def _align(value: Tensor, rank: int) -> Tensor:
 
 def _matmul(first: Tensor, second: Tensor) -> Tensor:
     """As in torch, a vector is a row in front of a matrix and a column behind one."""
-    rows = first if first.ndim > 2 else first.unsqueeze(1)
     columns = second if second.ndim > 2 else second.unsqueeze(2)
-    rank = max(rows.ndim, columns.ndim)
-    product = torch.matmul(_align(rows, rank), _align(columns, rank))
+    rank = max(first.ndim, columns.ndim)
+    product = torch.matmul(_align(first, rank), _align(columns, rank))
     product = product if first.ndim > 2 else product.squeeze(-2)
     return product if second.ndim > 2 else product.squeeze(-1)
 

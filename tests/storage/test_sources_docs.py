@@ -80,6 +80,7 @@ def test_the_same_rows_give_the_same_predictions_from_every_source(folder: Path)
 
 def test_the_figures_are_those_of_the_committed_results() -> None:
     results = json.loads((PAGE.parents[1] / "benchmarks" / "results" / "sources.json").read_text())["results"]
+    assert results
     for name, found in results.items():
         cells = [f"{found[side]['rows_per_s'] / 1e6:.2f}" for side in ("ours", "bare", "arrays")]
         cells += [f"{found['ours_over_bare']:.2f}", f"{found['ours_over_arrays']:.2f}"]
