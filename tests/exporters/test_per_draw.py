@@ -130,6 +130,7 @@ OPERATIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "matmul of a vector by many": (aten.matmul.default, (same(6), per(2, 6, 3))),
     "matmul by a vector": (aten.matmul.default, (same(2, 5, 6), per(6))),
     "matmul of vectors": (aten.matmul.default, (per(6), same(6))),
+    "matmul of one row and one column": (aten.matmul.default, (per(1, 6), per(6, 1))),
     "matmul of matrices by many": (aten.matmul.default, (same(5, 6), per(2, 6, 3))),
     "mm": (aten.mm.default, (per(5, 6), same(6, 3))),
     "bmm": (aten.bmm.default, (per(2, 5, 6), per(2, 6, 3))),
