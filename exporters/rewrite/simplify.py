@@ -59,7 +59,13 @@ def _functional_form(node: fx.Node) -> Any:
     # Mixed dtypes would be promoted, which an operation in place does not do.
     is_random = name not in SWITCHED and torch.Tag.nondeterministic_seeded in target.tags  # type: ignore[union-attr]
     packet = getattr(torch.ops.aten, name[:-1], None) if len(dtypes) == 1 and not is_random else None
-    return getattr(packet, target._overloadname, None)  # type: ignore[union-attr]
+    forms = (getattr(packet, form) for form in packet.overloads()) if packet else ()
+    # By what it takes: pow.Scalar, unlike pow_.Scalar, is the power of a number.
+    return next((form for form in forms if _taken_by(form) == _taken_by(target)), None)
+
+
+def _taken_by(operation: Any) -> list[str]:
+    return [str(argument.type) for argument in operation._schema.arguments]
 
 
 def _name(node: fx.Node) -> str:

@@ -91,9 +91,14 @@ def copy_chosen(owner: Body, x: Tensor) -> Any:
     return owner.last(hidden.copy_(torch.where(torch.rand(hidden.shape[0], 1) < 0.5, hidden, -hidden)))
 
 
+def raise_in_place(owner: Body, x: Tensor) -> Any:
+    """As graph networks do it with the degrees of nodes; without the write it has another overload's name."""
+    return owner.last(owner.drop(owner.first(x).abs_().add_(1).pow_(-0.5)).pow_(2.0))
+
+
 WRITES = [
     write_into_zeros, write_into_input, ignore_result, index_by_list, unused_average, fill_by_chance, copy_noisy,
-    copy_chosen,
+    copy_chosen, raise_in_place,
 ]  # fmt: skip
 
 
