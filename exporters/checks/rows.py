@@ -232,5 +232,6 @@ def blaming_the_module(sizes: Mapping[str, int]) -> Iterator[None]:
         raise ExportError(
             f"the module itself fails on random inputs with {dict(sizes)}: {type(error).__name__}: {error}; "
             "give a real --example, a --range for integer inputs, the dtypes that it takes with --input, or fix the "
-            "dimension that must not change"
+            "dimension that must not change. Every value is drawn for itself: where some belong together, as two "
+            "corners of a box do, take free ones (a corner and a size) in a module around it, and compute the others"
         ) from error
