@@ -71,8 +71,10 @@ class ImagesSource:
         return {**arrays, **{f"{KEPT}{spec.name}": self._names(spec.name, start, stop) for spec in self.kept}}
 
     def fingerprint(self) -> dict[str, Any]:
-        """The names, sizes and times of all files, a sample of their bytes, and the preprocessing."""
-        content = {"rows": len(self), "preprocessing": self._step.to_json()}
+        """What identifies the files, the preprocessing, and where names are kept, how these begin."""
+        content: dict[str, Any] = {"rows": len(self), "preprocessing": self._step.to_json()}
+        if self.kept and self._files:  # A pattern gives the names with the folder, which a resume may name otherwise.
+            content["first_name"] = self._files[0].name
         return {"kind": "images", **content, **self._identity.values()}
 
     def is_unchanged(self) -> bool:

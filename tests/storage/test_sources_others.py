@@ -152,6 +152,16 @@ def test_the_recorded_steps(tmp_path: Path) -> None:
     assert other.fingerprint() != source.fingerprint()
 
 
+def test_names_that_are_kept_of_a_pattern_are_those_of_one_place(tmp_path: Path) -> None:
+    """The images may lie elsewhere when a run is resumed, but not if parts would then have other names."""
+    places = [tmp_path / name for name in ("one", "two")]
+    for place in places:
+        save_images(place, [(4, 6), (4, 6)])
+    for pattern, keep, are_same in (("", ("file",), True), ("*/*.png", (), True), ("*/*.png", ("file",), False)):
+        one, two = (opened(place / pattern, [PIXELS], keep=keep).fingerprint() for place in places)
+        assert (one == two) == are_same
+
+
 def test_grey_images_without_a_channel(tmp_path: Path) -> None:
     (array,) = save_images(tmp_path / "all", [(9, 9)])
     spec = TensorSpec(name="x", dtype="float32", shape=("batch", 9, 9))
