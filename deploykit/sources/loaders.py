@@ -192,7 +192,7 @@ def _is_loader(made: Any) -> bool:
 def _several(made: Any, what: str, *, is_certain: bool) -> tuple[list[Any], Any] | None:
     """The DataLoaders of a list, tuple, dict or CombinedLoader, in Lightning's order, and what holds them; else None.
 
-    A list is a dataset too: unless it is certain that it should hold loaders, all must be some.
+    A list is a dataset too: unless it is certain that it should hold loaders, it is one where it holds none.
     """
     if hasattr(made, "iterables") and hasattr(made, "limits"):
         mode = getattr(made, "_mode", "sequential")
@@ -208,7 +208,7 @@ def _several(made: Any, what: str, *, is_certain: bool) -> tuple[list[Any], Any]
     others = [each for each in loaders if not _is_loader(each)]
     if loaders and not others:
         return loaders, made
-    if not is_certain:
+    if not is_certain and len(others) == len(loaders):
         return None
     found = type(others[0]).__name__ if others else "nothing"
     raise DataError(f"{what}: expected DataLoaders in the {type(made).__name__}, found {found}; return nothing else")

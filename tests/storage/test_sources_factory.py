@@ -491,6 +491,11 @@ class Wanting(Module):
         )
 
 
+def test_dataloaders_among_others_are_no_rows(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected DataLoaders in the list, found iterator; return nothing else"):
+        opened(factory(tmp_path, TORCH, "[DataLoader(rows), iter(rows)]"), [X])
+
+
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning")
 @pytest.mark.parametrize(
     ("change", "said"),
