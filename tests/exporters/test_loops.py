@@ -43,6 +43,13 @@ def crossed(x: Tensor) -> Found:
         yield drawn[index] + drawn[index - 1].cos()
 
 
+def uneven(x: Tensor) -> Found:
+    """One of them takes two results, and the others take theirs twice."""
+    drawn = [drop(x) for _ in range(FEWEST)]
+    for index in range(FEWEST):
+        yield drawn[index] + drawn[max(index, 1)]
+
+
 def joined(x: Tensor) -> Found:
     """What comes of all passes belongs to none."""
     total = torch.stack([drop(x) for _ in range(FEWEST)]).sum(0)
@@ -74,6 +81,7 @@ GROUPS: dict[str, tuple[Callable[[Tensor], Found], set[str]]] = {
     "other values in each": (scaled, set()),
     "other numbers in each": (scaled_later, {"dropout"}),
     "crossed": (crossed, {"dropout"}),
+    "uneven": (uneven, {"dropout"}),
     "joined": (joined, {"dropout", "sin"}),
     "shared": (shared, {"dropout", "add"}),
     "written": (written, set()),
