@@ -50,6 +50,13 @@ def uneven(x: Tensor) -> Found:
         yield drawn[index] + drawn[max(index, 1)]
 
 
+def of_the_first(x: Tensor) -> Found:
+    """All take what the first one drew."""
+    drawn = [drop(x) for _ in range(FEWEST)]
+    for each in drawn:
+        yield torch.atan2(drawn[0], each.cos())
+
+
 def joined(x: Tensor) -> Found:
     """What comes of all passes belongs to none."""
     total = torch.stack([drop(x) for _ in range(FEWEST)]).sum(0)
@@ -82,6 +89,7 @@ GROUPS: dict[str, tuple[Callable[[Tensor], Found], set[str]]] = {
     "other numbers in each": (scaled_later, {"dropout"}),
     "crossed": (crossed, {"dropout"}),
     "uneven": (uneven, {"dropout"}),
+    "of the first": (of_the_first, {"dropout", "cos"}),
     "joined": (joined, {"dropout", "sin"}),
     "shared": (shared, {"dropout", "add"}),
     "written": (written, set()),
