@@ -20,6 +20,7 @@ def simplify(module: fx.GraphModule) -> None:
     """Drop inactive dropouts, make writes functional where that is the same, and merge duplicates."""
     _drop_inactive(module.graph)
     _join_plainly(module.graph)
+    _cast_plainly(module.graph)
     _without_writes(module.graph)
     merge_duplicates(module.graph)
     module.recompile()
@@ -38,6 +39,13 @@ def _join_plainly(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.target is torch.ops.aten.vstack.default and all(n.meta["val"].ndim > 1 for n in node.all_input_nodes):
             node.target = torch.ops.aten.cat.default
+
+
+def _cast_plainly(graph: fx.Graph) -> None:
+    """``x.type_as(y)`` takes nothing of ``y`` but its type, and so nothing of its rows."""
+    for node in graph.nodes:
+        if node.target is torch.ops.aten.type_as.default:
+            node.target, node.args = torch.ops.aten.to.dtype, (node.args[0], node.meta["val"].dtype)
 
 
 def _without_writes(graph: fx.Graph) -> None:

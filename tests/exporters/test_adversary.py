@@ -110,6 +110,20 @@ def test_writes_in_place_around_a_dropout_are_exported(tmp_path: Path, function:
     assert result.manifest.monte_carlo.form == "batched", "else a defect of that form would only make it slower"
 
 
+@pytest.mark.parametrize("function", [Tensor.type_as, Tensor.to], ids=["type_as", "to"])
+def test_a_constant_takes_the_type_of_rows_and_nothing_else(tmp_path: Path, function: Any) -> None:
+    """As VideoMAE does it with its positions, and as Lightning advises."""
+
+    def shifted(owner: Body, x: Tensor) -> Any:
+        hidden = owner.drop(owner.first(x))
+        return owner.last(hidden + function(torch.linspace(-1, 1, 8, dtype=torch.float64), hidden))
+
+    result = export_module(Body(shifted).eval(), tmp_path / "a", inputs=[SPEC], mc_draws=3)
+    assert result.max_error < 1e-5
+    assert result.manifest.monte_carlo is not None
+    assert result.manifest.monte_carlo.form == "batched"
+
+
 @pytest.mark.parametrize("draws", [None, 3])
 def test_state_that_outputs_depend_on_is_refused_by_its_name(tmp_path: Path, draws: int | None) -> None:
     with pytest.raises(ExportError, match=r"^count: written in forward"):
