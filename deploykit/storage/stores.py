@@ -148,13 +148,20 @@ class Store:
 
         S3, GCS and Azure see to it that of several that come at the same time the first stays; other stores may not.
         """
+        there = self._path(name)
         with self._asking("written"):
+            # Some stores take no notice of the condition; others refuse it.
+            if self._has(there):
+                return
             try:
-                self._filesystem.put_file(str(file), self._path(name), mode="create")
+                self._filesystem.put_file(str(file), there, mode="create")
             except OSError:
-                self._filesystem.invalidate_cache()
-                if not self._filesystem.exists(self._path(name)):  # Some stores refuse the condition itself.
-                    self._filesystem.put_file(str(file), self._path(name))
+                if not self._has(there):
+                    self._filesystem.put_file(str(file), there)
+
+    def _has(self, path: str) -> bool:
+        self._filesystem.invalidate_cache()
+        return bool(self._filesystem.exists(path))
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove files; one that is not there is no error."""

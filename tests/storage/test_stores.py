@@ -248,6 +248,22 @@ def test_a_new_file_replaces_none(kind: str, url: str, bucket: str, tmp_path: Pa
     assert (tmp_path / "there" / "job").read_text() == "first"
 
 
+def test_a_new_file_replaces_none_where_the_store_takes_no_notice_of_the_condition(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As sftp; the store was looked at before another machine sent the first one."""
+    store = Store(bucket, "run", RunError)
+    put = store._filesystem.put_file
+    monkeypatch.setattr(store._filesystem, "put_file", lambda here, there, **_: put(here, there))
+    assert store.files() == {}
+    key = store._path("job").partition("/")[2]
+    store._filesystem.call_s3("put_object", Bucket="bucket", Key=key, Body=b"first")
+    (tmp_path / "job").write_text("second")
+    store.put_new("job", tmp_path / "job")
+    store.fetch(["job"], tmp_path / "there")
+    assert (tmp_path / "there" / "job").read_text() == "first"
+
+
 def test_a_new_file_is_sent_also_where_the_store_knows_no_condition(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
