@@ -87,9 +87,14 @@ class Mirror:
     def finish(self) -> RunError | None:
         """Send the last files and remove the copy; or what went wrong, and then the copy stays."""
         advice = f"{self.held} is in {self.copy}: copy it there, or give the same command again"
+
+        def said() -> str:
+            self._let_go()  # A signal may have come before that.
+            return f"before all was sent. {advice}"
+
+        self._over.set()
         try:
-            with stoppable(self.url, lambda: f"before all was sent. {advice}"):
-                self._over.set()
+            with stoppable(self.url, said):
                 self._sender.join()
                 self._let_go()
                 self._insist(self._send_last)
@@ -144,7 +149,7 @@ class Mirror:
         return there
 
     def _let_go(self) -> None:
-        """Leave in the copy what is to be sent or kept."""
+        """Leave in the copy what is to be sent or kept; once it is over, at any moment and more than once."""
 
     def _see(self) -> None:
         """Look at what others have sent, if it is time."""

@@ -6,6 +6,7 @@ functions that look at a run directory find there what they find in one that is 
 """
 
 import os
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
@@ -39,6 +40,7 @@ class PartialMirror(Mirror, Exchange):
         super().__init__(store, copy)
         self._logs = f"logs/rank-{rank}."
         self._hollow: dict[str, Stamp] = {}
+        self._hollows = threading.RLock()
         self._stage = copy.with_name(f"{copy.name}.coming")
         self._is_settled = self._removes = False
         self._due = 0.0
@@ -125,10 +127,15 @@ class PartialMirror(Mirror, Exchange):
         ]
         # First of all the predictions: a commit whose part is missing would be taken for damage.
         for name in filter(_is_large, new):
-            stand_in(self._stage / name, there[name])
-            self._hollow[name] = stamp_of(self._stage / name)
-            self._take(name)
+            with self._hollows:
+                if not self._over.is_set():
+                    self._stand_in(name, there[name])
         self._fetch([name for name in new if not _is_large(name)])
+
+    def _stand_in(self, name: str, size: int) -> None:
+        stand_in(self._stage / name, size)
+        self._hollow[name] = stamp_of(self._stage / name)
+        self._take(name)
 
     def _is_new(self, name: str, size: int, ours: Stamp | None) -> bool:
         """Whether the file there is another one than ours; what this rank has still to send is newer."""
@@ -142,17 +149,20 @@ class PartialMirror(Mirror, Exchange):
 
     def _let_go(self) -> None:
         # Whoever copied the copy to the URL by hand would replace the parts of others by nothing.
-        for name in [name for name in self._hollow if self._is_hollow(name)]:
-            self._drop(name)
+        with self._hollows:
+            for name in filter(self._is_hollow, list(self._hollow)):
+                self._drop(name)
 
     def _drop(self, name: str) -> None:
+        # First the file: the sender, which may be at work, takes one that it does not know for new.
+        (self.copy / name).unlink(missing_ok=True)
         self._sent.pop(name, None)
         self._hollow.pop(name, None)
-        (self.copy / name).unlink(missing_ok=True)
 
     def _is_hollow(self, name: str) -> bool:
         """Whether the file holds nothing; this rank may have written one in its place, or removed it."""
-        return name in self._hollow and _stamp(self.copy / name) == self._hollow[name]
+        stamp = self._hollow.get(name)
+        return stamp is not None and stamp == _stamp(self.copy / name)
 
     def _fetch(self, names: Sequence[str]) -> None:
         """Copy files whole; one that is gone since it was listed is then missing here."""

@@ -475,6 +475,20 @@ def test_a_store_that_fails_leaves_on_this_machine_what_the_rank_did(
     assert deploykit.verify(bucket).committed_rows == ROWS
 
 
+def test_a_signal_while_the_sender_is_at_work_leaves_nothing_of_others_on_this_machine(
+    mc: Path, bucket: str, tmp_path: Path, as_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_rank(0, 2)
+    deploykit.run(mc, SLOW, bucket, **SIZE)
+    made = PartialMirror(store(bucket), tmp_path / "copy" / "run", 1)
+    made.fetch()
+    assert list((made.copy / "parts").iterdir())
+    monkeypatch.setattr(made._sender, "join", lambda: signal.raise_signal(signal.SIGTERM))
+    problem = made.finish()
+    assert re.search(r"stopped by SIGTERM before all was sent\. .* copy it there", str(problem))
+    assert not list((made.copy / "parts").iterdir())
+
+
 def test_changed_data_is_told_to_all(
     mc: Path, bucket: str, tmp_path: Path, as_rank: Callable[[int, int], None]
 ) -> None:
