@@ -102,9 +102,8 @@ class PartialMirror(Mirror, Exchange):
         """The files that the ones of the ranks are joined from, or that are these; none where there are no such."""
         if not directory.job.has_epoch_files:
             return []
-        state = directory.state(check_digests=False)
-        joined = set() if directory.job.keeps_parts else state.rank_of().keys()
-        parts = [commit.part.file for number, commit in state.parts.items() if number not in joined]
+        # Also of what the file of a rank holds: it may be damaged, and the part computed again for that.
+        parts = [commit.part.file for commit in directory.state(check_digests=False).parts.values()]
         return [*parts, *(name for name in self._hollow if rank_of_file(name) is not None)]
 
     def _see(self) -> None:

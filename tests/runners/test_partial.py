@@ -1,5 +1,6 @@
 """Ranks that a launcher starts and that share nothing but a store: what they leave there is what any run leaves."""
 
+import contextlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import deploykit
-from deploykit.errors import DeploykitError, RunError, UsageError
+from deploykit.errors import DeploykitError, IncompleteRunError, RunError, UsageError
 from deploykit.storage.stores import Store
 from runners import mirror, partial
 from runners.engines.base import Engine
@@ -215,6 +216,25 @@ def test_what_is_damaged_or_lost_is_computed_again_by_its_rank(
     assert computed == [16, 16]
     assert parts(bucket) == whole
     assert deploykit.verify(bucket).committed_rows == ROWS
+
+
+def test_a_damaged_file_of_a_rank_is_written_again_by_other_ranks(
+    mc: Path, bucket: str, as_rank: Callable[[int, int], None]
+) -> None:
+    options = {**SIZE, "write_interval": "epoch"}
+    for rank in range(2):
+        as_rank(rank, 2)
+        deploykit.run(mc, SLOW, bucket, **options)
+    whole = files(bucket, "predictions_")
+    put(bucket, "predictions_1.npy", whole["predictions_1.npy"][:-1] + b"?")
+    for rank in range(3):
+        as_rank(rank, 3)
+        # Whoever comes before the last one finds rows missing.
+        with contextlib.suppress(IncompleteRunError):
+            result = deploykit.run(mc, SLOW, bucket, **options)
+    assert "finished the job" in result.notes[-1]
+    assert deploykit.verify(bucket).committed_rows == ROWS
+    assert files(bucket, "parts/") == {}
 
 
 def test_only_what_a_rank_asks_for_is_copied(
