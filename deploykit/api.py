@@ -191,11 +191,12 @@ def verify(
     format: str | None = None,  # noqa: A002
     device: str = "cpu",
     progress: Told | None = None,
+    copying: Told | None = None,
 ) -> RunCheck | list[Verified]:
     """Verify a run directory (every row once, every digest) or an artifact (digests, golden inputs replayed).
 
-    What is at a URL is copied to a temporary folder first. ``progress`` is called with the rows of a run that were
-    checked, and all rows.
+    What is at a URL is copied to a temporary folder first: ``copying`` is called with the files that were copied and
+    all files. ``progress`` is called with the rows of a run that were checked, and all rows.
 
     Raises:
         ArtifactError: a file differs from the manifest, or an output from the golden one.
@@ -205,7 +206,7 @@ def verify(
     require_path(
         "verify", path, expected="the path of an artifact or a run", advice="give the path, such as result.path"
     )
-    with at_hand(path, "verify", RunError, needs=[MANIFEST_NAME, "run.json"]) as here:
+    with at_hand(path, "verify", RunError, needs=[MANIFEST_NAME, "run.json"], copying=copying) as here:
         found = _verify(here, format, device, progress)
     return replace(found, to_resume=renamed(found.to_resume, path, here)) if isinstance(found, RunCheck) else found
 

@@ -56,10 +56,11 @@ class _Text:
     """
 
     def __init__(
-        self, total: int | None, first: int, stream: TextIO, *, bar: bool, doing: str = "", after_s: float = 0.0
-    ) -> None:
+        self, total: int | None, first: int, stream: TextIO, *, bar: bool, doing: str = "", after_s: float = 0.0,
+        unit: str = "row",
+    ) -> None:  # fmt: skip
         self._total, self._first, self._done, self._stream, self._bar = total, first, first, stream, bar
-        self._doing, self._every_s = doing, BAR_S if bar else LINES_S
+        self._doing, self._unit, self._every_s = doing, unit, BAR_S if bar else LINES_S
         self._began = self._last = monotonic()
         self._shown_from = self._began + after_s
         self._written, self._behind = -1, ""
@@ -85,7 +86,7 @@ class _Text:
 
     def _write(self, now: float) -> None:
         self._written = self._done
-        text = describe(self._done, self._total, self._done - self._first, now - self._began, self._doing)
+        text = describe(self._done, self._total, self._done - self._first, now - self._began, self._doing, self._unit)
         if self._behind and self._done < (self._total or 0):
             text += f"; {self._behind}"
         self._show(f"\r\x1b[2K{self._fitting(text)}" if self._bar else f"{text}\n")
@@ -118,7 +119,7 @@ def _columns(stream: TextIO) -> int:
         return sys.maxsize
 
 
-def describe(done: int, total: int | None, here: int, seconds: float, doing: str = "") -> str:
+def describe(done: int, total: int | None, here: int, seconds: float, doing: str = "", unit: str = "row") -> str:
     """The state as text: ``here`` rows were computed in these ``seconds``; the rest were there before.
 
     Without a ``total`` they are rows that are read, nobody knows how many. ``doing`` says what else is done with them.
@@ -127,12 +128,12 @@ def describe(done: int, total: int | None, here: int, seconds: float, doing: str
     ' 25% 500/2,000 rows, 250 rows/s, 0:00:06 left'
     """
     share = done / total if total else 1.0  # shown rounded down: all is done only when it is
-    text = f"{done:,} rows" if total is None else f"{int(share * 100):3}% {done:,}/{total:,} rows"
+    text = f"{done:,} {unit}s" if total is None else f"{int(share * 100):3}% {done:,}/{total:,} {unit}s"
     doing = doing or ("" if total is not None else "read")
     text += f" {doing}" if doing else ""
     if here and seconds > 0:
         rate = here / seconds
-        text += f", {rate:,.0f} rows/s"
+        text += f", {rate:,.0f} {unit}s/s"
         if total is not None and done < total:
             left = round((total - done) / rate)
             text += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
@@ -157,10 +158,12 @@ def make_progress(
     stream: TextIO | None = None,
     doing: str = "",
     after_s: float = 0.0,
+    unit: str = "row",
 ) -> Progress:
     """The progress of a job of ``total`` rows, ``first`` of which are there already.
 
-    ``doing`` is what is done with the rows, if not predicting; with ``after_s`` it is only shown if it takes so long.
+    ``doing`` is what is done with the rows, if not predicting, and ``unit`` what is counted instead
+    of rows; with ``after_s`` it is only shown if it takes so long.
 
     ``auto`` is a bar if the stream (stderr) is a terminal, else lines. A function is called with the rows that are
     done and with ``total``; where nobody knows that, it is not called.
@@ -176,4 +179,4 @@ def make_progress(
     if kind == "none" or shown is None:
         return _Silent()
     bar = kind == "bar" or (kind == "auto" and shown.isatty())
-    return _Text(total, first, shown, bar=bar, doing=doing, after_s=after_s)
+    return _Text(total, first, shown, bar=bar, doing=doing, after_s=after_s, unit=unit)

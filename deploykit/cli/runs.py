@@ -179,10 +179,10 @@ def merge(run_directory: Path | str, output: Path | str, allow_partial: bool, ov
     from deploykit.runs.merging import merge_run
 
     notes: list[str] = []
-    with shown("merged", quiet=quiet) as progress:
+    with shown("copied", unit="file", quiet=quiet) as copying, shown("merged", quiet=quiet) as progress:
         merged = merge_run(
             run_directory, output,
-            overwrite=overwrite, allow_partial=allow_partial, told=notes.append, progress=progress,
+            overwrite=overwrite, allow_partial=allow_partial, told=notes.append, progress=progress, copying=copying,
         )  # fmt: skip
     if quiet:
         return

@@ -15,11 +15,12 @@ AFTER_S = 1.0
 
 
 @contextlib.contextmanager
-def shown(doing: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
-    """Something to tell the rows that are done and all rows; None where nobody looks.
+def shown(doing: str, *, unit: str = "row", quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
+    """Something to tell the rows that are done and all rows; None where nobody looks. With all of them the line ends.
 
     Args:
         doing: what is done with the rows: ``checked``.
+        unit: what else is counted: ``file``.
         quiet: whether nothing is to be shown.
     """
     if quiet or sys.stderr is None or not sys.stderr.isatty():
@@ -27,15 +28,21 @@ def shown(doing: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], N
         return
     from runners.progress import make_progress  # only for those who are shown something
 
-    made: list[Progress] = []
+    line: Progress | None = None
+    is_over = False
 
     def tell(done: int, total: int) -> None:
-        if not made:
-            made.append(make_progress("bar", total, 0, doing=doing, after_s=AFTER_S))
-        made[0].update(done)
+        nonlocal line, is_over
+        if is_over:
+            return
+        line = line or make_progress("bar", total, 0, doing=doing, after_s=AFTER_S, unit=unit)
+        line.update(done)
+        if done >= total:
+            is_over = True
+            line.close()
 
     try:
         yield tell
     finally:
-        for progress in made:
-            progress.close()
+        if line is not None and not is_over:
+            line.close()

@@ -24,8 +24,8 @@ def verify(path: Path | str, format_name: str | None, device: str) -> None:
     from deploykit.api import RunCheck
     from deploykit.api import verify as verify_path
 
-    with shown("checked") as progress:
-        found = verify_path(path, format=format_name, device=device, progress=progress)
+    with shown("copied", unit="file") as copying, shown("checked") as progress:
+        found = verify_path(path, format=format_name, device=device, progress=progress, copying=copying)
     if isinstance(found, RunCheck):
         click.echo(f"{path}: {_rows(found.committed_rows, found.rows)}; every digest holds")
         for note in found.notes:

@@ -25,7 +25,7 @@ __all__ = ["merge_run"]
 
 def merge_run(
     path: str | Path, destination: str | Path, *, overwrite: bool = False, allow_partial: bool = False,
-    told: Callable[[str], object] | None = None, progress: Told | None = None,
+    told: Callable[[str], object] | None = None, progress: Told | None = None, copying: Told | None = None,
 ) -> Path | str:  # fmt: skip
     """Write every output and ``sample_id`` of a run into ``destination``, whole or not at all.
 
@@ -41,6 +41,7 @@ def merge_run(
         allow_partial: merge what is there; ``sample_id`` says which rows these are.
         told: called at the end with a text for people about each kind of row that is not in the file.
         progress: called again and again with the rows that are done and all rows.
+        copying: the same with files, while those of a run at a URL are copied to this machine first.
 
     Raises:
         UsageError: an extension that no writer has, a format that cannot hold the outputs, or the file exists, or its
@@ -55,7 +56,7 @@ def merge_run(
     run = str(path).rstrip("/")
     with (
         delivered(destination, "merge", RunError, overwrite=overwrite) as made,
-        at_hand(path, "run directory", RunError, needs=[RUN_NAME]) as here,
+        at_hand(path, "run directory", RunError, needs=[RUN_NAME], copying=copying) as here,
     ):
         if not is_url(destination):
             _refuse_place(made, overwrite)

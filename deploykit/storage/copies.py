@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deploykit.errors import DeploykitError, UsageError
 from deploykit.storage.stores import Store, is_url, local_path
+from deploykit.tally import Told
 
 __all__ = ["at_hand", "delivered", "naming", "renamed", "stand_in"]
 
@@ -35,11 +36,13 @@ def at_hand(
     *,
     needs: Collection[str] = (),
     whole: Callable[[str], bool] = lambda _: True,
+    copying: Told | None = None,
 ) -> Iterator[Path]:
     """A path of this machine with what is at ``place``: that itself, or a copy that goes when the block ends.
 
     Of files whose name is not ``whole`` the copy has the size alone. Where nothing is at the URL, nothing is at the
     path. A directory is copied only if one of the files that it ``needs`` is there, if any are named.
+    ``copying`` is called with the files that are copied and all of them.
 
     Raises:
         DeploykitError: of the given ``kind``, about ``subject``: the store cannot be read, or holds something else.
@@ -50,11 +53,13 @@ def at_hand(
     store = Store(str(place), subject, kind)
     with _temporary(store) as copy, naming(store.url, copy):
         try:
-            _copy(store, copy, needs, whole)
+            _copy(store, copy, needs, whole, copying)
         except kind as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
-            _copy(store, copy, needs, whole)  # One was removed since they were listed, as a run does at its end.
+            _copy(
+                store, copy, needs, whole, copying
+            )  # One was removed since they were listed, as a run does at its end.
         yield copy
 
 
@@ -107,11 +112,11 @@ def _temporary(store: Store) -> Iterator[Path]:
         yield Path(folder).resolve() / store.name
 
 
-def _copy(store: Store, copy: Path, needs: Collection[str], whole: Callable[[str], bool]) -> None:
+def _copy(store: Store, copy: Path, needs: Collection[str], whole: Callable[[str], bool], copying: Told | None) -> None:
     sizes = store.files()
     if needs and sizes and not sizes.keys() & {"", *needs}:
         raise store.refused(f"holds no {' and no '.join(needs)}; name another place")
-    store.fetch([name for name in sizes if whole(name)], copy)
+    store.fetch([name for name in sizes if whole(name)], copy, copying)
     for name in sizes:
         if not whole(name):
             stand_in(copy / name, sizes[name])

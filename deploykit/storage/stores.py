@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from deploykit.errors import DeploykitError, MissingExtraError, UsageError
 from deploykit.storage.packed import is_plain_name
+from deploykit.tally import Told
 
 __all__ = [
     "AT_ONCE",
@@ -126,15 +127,19 @@ class Store:
             raise self._kind(f"{self._subject}: does not tell the size of {path}, so it is no file to copy; name one")
         return int(size)
 
-    def fetch(self, names: Iterable[str], folder: Path) -> None:
-        """Copy the files below ``folder``, or to it the one of a URL of one file."""
+    def fetch(self, names: Iterable[str], folder: Path, copying: Told | None = None) -> None:
+        """Copy the files below ``folder``, or to it the one of a URL of one file.
+
+        ``copying`` is called again and again with the files that are copied and all of them.
+        """
         pairs = [(self._path(name), folder / name if name else folder) for name in names]
         for _, local in pairs:
             local.parent.mkdir(parents=True, exist_ok=True)
         with self._asking("read"):
             if not pairs:
                 return
-            self._filesystem.get([path for path, _ in pairs], [str(local) for _, local in pairs])
+            paths, places = [path for path, _ in pairs], [str(local) for _, local in pairs]
+            self._filesystem.get(paths, places, **({} if copying is None else {"callback": _telling(copying)}))
 
     def put(self, files: Mapping[str, Path]) -> None:
         """Send files; an object store shows each when it is whole."""
@@ -184,6 +189,13 @@ class Store:
 
     def _asking(self, what: str) -> contextlib.AbstractContextManager[None]:
         return asking(self._subject, what, self._kind)
+
+
+def _telling(copying: Told) -> Any:
+    """What fsspec tells how many files are copied."""
+    from fsspec.callbacks import Callback
+
+    return Callback(hooks={"copying": lambda size, value, **_: copying(value, size)})
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 import functools
 import http.server
+import io
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,21 @@ import numpy as np
 import pytest
 
 import deploykit
+from deploykit.cli import main
 from deploykit.errors import ArtifactError, DataError, RunError, UsageError
 from deploykit.runs.rundir import RunDirectory
 from deploykit.storage.copies import at_hand, delivered, naming
 from deploykit.storage.locations import DataFile, find
 from deploykit.storage.stores import Store, is_url, local_path
 from tests.handmade import build
-from tests.storage.helpers import make_job
+from tests.storage.helpers import make_job, run_all
+
+
+class Terminal(io.StringIO):
+    """Where people look."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.fixture
@@ -301,3 +311,31 @@ def test_artifacts_in_a_bucket(bucket: str, tmp_path: Path) -> None:
         deploykit.load(f"{bucket}/broken")
     with pytest.raises(ArtifactError, match=rf"verify {bucket}/none: no such file or directory"):
         deploykit.verify(f"{bucket}/none")
+
+
+def test_how_many_files_of_a_run_are_copied_is_told(url: str, tmp_path: Path) -> None:
+    fill(url, a=b"1", b__c=b"22", b__d=b"333")
+    told: list[tuple[int, int]] = []
+    with at_hand(url, "run directory", RunError, copying=lambda *counts: told.append(counts)) as here:
+        assert sorted(path.name for path in here.rglob("*") if path.is_file()) == ["a", "c", "d"]
+    assert sorted(set(told)) == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("words", [["verify"], ["merge", "-o", "all.npz"]])
+def test_what_a_terminal_shows_of_a_run_at_a_url(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    run_all(tmp_path / "run", make_job(writer="npy"))
+    filesystem, root = fsspec.core.url_to_fs(url)
+    filesystem.put(str(tmp_path / "run"), root, recursive=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("deploykit.cli.showing.AFTER_S", 0.0)
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    with pytest.raises(SystemExit) as ended:
+        main([words[0], url, *words[1:]])
+    assert ended.value.code == 0
+    lines = [line.rpartition("\x1b[2K")[2] for line in terminal.getvalue().split("\n")]
+    files = len([path for path in (tmp_path / "run").rglob("*") if path.is_file()])
+    assert f"100% {files}/{files} files copied" in lines[0]
+    assert re.search(r"100% \d+/\d+ rows (checked|merged)", lines[1])
+    assert lines[2:] == [""]
