@@ -70,6 +70,8 @@ class PartialMirror(Mirror, Exchange):
         return directory
 
     def bring(self, names: Sequence[str]) -> None:
+        if not any(map(self._is_hollow, names)):
+            return  # The sender has its turn for as long as an upload takes, and there is work to do meanwhile.
         with self._turn:
             if hollow := [name for name in names if self._is_hollow(name)]:
                 self._fetch(hollow)

@@ -19,6 +19,7 @@ from deploykit.runs.commit import Commit
 from deploykit.runs.feed import writing
 from deploykit.runs.rundir import RunDirectory
 from deploykit.sources import Source
+from deploykit.storage.copies import renamed
 from runners.engines.base import Engine
 from runners.engines.execute import Computed, ProgressChoice, Setting, drive
 from runners.engines.work import Outcome, Work
@@ -106,8 +107,11 @@ def run_here(
     meter = Meter(origin_s=assignment.origin_s)
     with contextlib.ExitStack() as stack:
         recorder = stack.enter_context(Recorder(assignment, listener, meter))
-        to_resume = RunDirectory.open(assignment.directory).to_resume()
-        stop.listen(end=partial(end_process, stop, Path(assignment.directory), to_resume))
+        directory = RunDirectory.open(assignment.directory)
+        named = [
+            renamed(text, assignment.place, directory.path) for text in (assignment.directory, directory.to_resume())
+        ]
+        stop.listen(end=partial(end_process, stop, *named))
         try:
             task = assignment.open(stack, artifact=artifact, source=source, stop=stop)
         except Stopped:

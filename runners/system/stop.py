@@ -114,7 +114,7 @@ class StopRequest:
         return True
 
 
-def end_process(stop: StopRequest, path: Path, to_resume: str) -> NoReturn:
+def end_process(stop: StopRequest, path: Path | str, to_resume: str) -> NoReturn:
     """End this process as it stands, with a message: a thread that hangs cannot be ended alone."""
     text = "what was in work did not end and was killed. What is committed counts"
     _end_process(stop, f"{_stopped_text(path, stop)}; {text}; {to_resume}")

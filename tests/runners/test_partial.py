@@ -1,6 +1,7 @@
 """Ranks that a launcher starts and that share nothing but a store: what they leave there is what any run leaves."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -507,6 +508,31 @@ def test_a_signal_while_the_sender_is_at_work_leaves_nothing_of_others_on_this_m
     problem = made.finish()
     assert re.search(r"stopped by SIGTERM before all was sent\. .* copy it there", str(problem))
     assert not list((made.copy / "parts").iterdir())
+
+
+def test_what_is_here_does_not_wait_for_the_sender(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = PartialMirror(store(bucket), tmp_path / "copy" / "run", 0)
+    monkeypatch.setattr(made, "_turn", None)
+    made.bring(["parts/part-000000.npy"])
+
+
+def test_a_rank_that_hangs_and_is_killed_speaks_of_the_url(
+    mc: Path, bucket: str, as_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[Any, ...]] = []
+
+    def end_with(end: Callable[..., object], *args: Any) -> Callable[[], object]:
+        said.append(args)
+        return functools.partial(end, *args)
+
+    monkeypatch.setattr("runners.engines.local.partial", end_with)
+    as_rank(0, 2)
+    deploykit.run(mc, SLOW, bucket, **SIZE)
+    (_, path, to_resume), *_ = said
+    assert path == bucket
+    assert f"-o {bucket}" in to_resume
 
 
 def test_changed_data_is_told_to_all(
