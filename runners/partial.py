@@ -46,9 +46,13 @@ class PartialMirror(Mirror, Exchange):
         self._due = 0.0
 
     def fetch(self) -> None:
-        """Copy the records, what this rank has logged before, and of the rest the sizes."""
-        there = self._there()
-        self._look(there, also=[name for name in there if name == RUN_NAME or name.startswith(self._logs)])
+        """Copy the records, what this rank has logged before, and of the rest the sizes, all as of one moment."""
+        for _ in range(TRIES):
+            there = self._there()
+            self._forget(there)
+            if self._look(there, also=[name for name in there if name == RUN_NAME or name.startswith(self._logs)]):
+                break
+            # Another rank joins parts and removes them; the files that it has sent before hold the same rows.
 
     def send(self) -> None:
         """Send what is new or changed of this rank, as ``Mirror.send`` does."""
@@ -118,8 +122,8 @@ class PartialMirror(Mirror, Exchange):
                 self._look(self._there())
         self._due = monotonic() + max(LOOK_S, COSTS * (monotonic() - began))
 
-    def _look(self, there: Mapping[str, int], also: Collection[str] = ()) -> None:
-        """Copy what others have added or replaced, or its size."""
+    def _look(self, there: Mapping[str, int], also: Collection[str] = ()) -> bool:
+        """Copy what others have added or replaced, or its size; whether all of it was still there."""
         ours = self._listed()
         new = [
             name
@@ -131,7 +135,7 @@ class PartialMirror(Mirror, Exchange):
             with self._hollows:
                 if not self._over.is_set():
                     self._stand_in(name, there[name])
-        self._fetch([name for name in new if not _is_large(name)])
+        return self._fetch([name for name in new if not _is_large(name)])
 
     def _stand_in(self, name: str, size: int) -> None:
         stand_in(self._stage / name, size)
@@ -165,22 +169,28 @@ class PartialMirror(Mirror, Exchange):
         stamp = self._hollow.get(name)
         return stamp is not None and stamp == _stamp(self.copy / name)
 
-    def _fetch(self, names: Sequence[str]) -> None:
-        """Copy files whole; one that is gone since it was listed is then missing here."""
+    def _fetch(self, names: Sequence[str]) -> bool:
+        """Copy files whole; whether all were there. One that is gone since it was listed is then missing here."""
         try:
             self._store.fetch(names, self._stage)
         except RunError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
-            if len(names) == 1:
-                self._drop(names[0])
-            else:
-                for name in names:
-                    self._fetch([name])
-            return
+            self._fetch_rest(names)
+            return False
         for name in names:
             self._take(name)
             self._hollow.pop(name, None)
+        return True
+
+    def _fetch_rest(self, names: Sequence[str]) -> None:
+        there = self._store.files() if len(names) > 1 else {}
+        left = [name for name in names if name in there]
+        for name in set(names) - set(left):
+            self._drop(name)
+        # A store may list for a while what is gone.
+        for some in filter(None, [[name] for name in left] if len(left) == len(names) else [left]):
+            self._fetch(some)
 
     def _take(self, name: str) -> None:
         """Move a file that has come to its place, where it appears whole; it is none that is to be sent."""

@@ -16,7 +16,16 @@ from runners.report import Figures, is_reported, make_report, write_report
 from runners.spooling import discard_spool
 from runners.system.lock import finishing
 
-__all__ = ["finish_together"]
+__all__ = ["finish_together", "is_over"]
+
+
+def is_over(directory: RunDirectory) -> bool:
+    """Whether a job with every part is finished, as far as is seen without a look into its files.
+
+    Where parts are joined and removed, none is left; one that was computed again may be.
+    """
+    removes = directory.job.has_epoch_files and not directory.job.keeps_parts
+    return is_reported(directory) and not (removes and directory.committed_rows())
 
 
 def finish_together(

@@ -27,14 +27,14 @@ from runners.changed import look_for_change, watched
 from runners.engines.base import Engine
 from runners.engines.claims import Claims, counted, share
 from runners.engines.execute import Computed, ProgressChoice, Setting
-from runners.engines.finish import finish_together
+from runners.engines.finish import finish_together, is_over
 from runners.engines.launch import Launch, array, slurm, torchrun
 from runners.engines.local import run_here
 from runners.engines.measured import Measured
 from runners.pipeline.timing import Meter
 from runners.progress import Progress, make_progress
 from runners.ranks.assignment import Assignment
-from runners.report import is_reported, spent
+from runners.report import spent
 from runners.spooling import require_same_spool
 from runners.store import Group, LauncherStore
 from runners.system.lock import locked
@@ -132,7 +132,7 @@ class LaunchedEngine(Engine):
                 raise self._stopped(directory, missing, stop.signal, changed or self._advice(setting))
             if missing and not changed:
                 notes.append(self._text(directory, missing, self._advice(setting)))
-            elif not missing and (claims.taken or self.launch.rank == 0 or not is_reported(directory)):
+            elif not missing and (claims.taken or self.launch.rank == 0 or not is_over(directory)):
                 finish_together(setting, directory, self.launch, worked=bool(claims.taken), notes=notes)
             if changed:
                 raise DataError(changed)

@@ -408,6 +408,75 @@ def test_two_ranks_that_both_find_every_part_leave_one_result(
     assert sorted(files(bucket, "predictions", "parts/")) == ["predictions_0.npy", "predictions_1.npy"]
 
 
+def test_a_rank_that_comes_while_another_joins_the_parts_computes_none_again(
+    mc: Path, bucket: str, as_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**SIZE, "write_interval": "epoch"}
+    with monkeypatch.context() as patch:
+        patch.setattr("runners.engines.launched.finish_together", lambda *_, **__: None)
+        for rank in range(2):
+            as_rank(rank, 2)
+            deploykit.run(mc, SLOW, bucket, **options)
+    there, came = PartialMirror._there, []
+
+    def listed(self: PartialMirror) -> dict[str, int]:
+        found = there(self)
+        if not came:
+            came.append(None)
+            as_rank(0, 2)
+            deploykit.run(mc, SLOW, bucket, **options)
+            assert parts(bucket) == {}
+        return found
+
+    as_rank(1, 2)
+    monkeypatch.setattr(PartialMirror, "_there", listed)
+    result = deploykit.run(mc, SLOW, bucket, **options)
+    assert came
+    assert (result.computed_rows, result.missing_shards) == (0, 0)
+    assert deploykit.verify(bucket).committed_rows == ROWS
+
+
+def test_parts_that_were_computed_again_after_they_were_joined_are_removed_by_any_rank(
+    mc: Path, bucket: str, as_rank: Callable[[int, int], None]
+) -> None:
+    """Whoever computed them was killed before it ended."""
+    options = {**SIZE, "write_interval": "epoch"}
+    as_rank(1, 2)
+    deploykit.run(mc, SLOW, bucket, **options)
+    again = files(bucket, "parts/", "commits/")
+    as_rank(0, 2)
+    deploykit.run(mc, SLOW, bucket, **options)
+    for name, content in again.items():
+        put(bucket, name, content)
+    as_rank(1, 2)
+    assert deploykit.run(mc, SLOW, bucket, **options).computed_rows == 0
+    assert parts(bucket) == {}
+    assert deploykit.verify(bucket).committed_rows == ROWS
+    assert deploykit.status(bucket).state == "finished"
+
+
+@pytest.mark.parametrize("listed", [[], ["b", "c"], ["a", "b", "c"]])
+def test_of_files_that_are_gone_the_others_come_together(
+    bucket: str, tmp_path: Path, listed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where the store lists what it does not have they come one by one."""
+    for name in ["b", "c"]:
+        put(bucket, f"commits/{name}", b"content")
+    made = PartialMirror(store(bucket), tmp_path / "copy" / "run", 0)
+    fetch, asked = Store.fetch, []
+
+    def watched(self: Store, names: Iterable[str], folder: Path) -> None:
+        asked.append("".join(name[-1] for name in names))
+        fetch(self, names, folder)
+
+    monkeypatch.setattr(Store, "fetch", watched)
+    monkeypatch.setattr(Store, "files", lambda _: {f"commits/{name}": 7 for name in listed})
+    assert not made._fetch([f"commits/{name}" for name in "abc"])
+    assert asked == {0: ["abc"], 2: ["abc", "bc"], 3: ["abc", "a", "b", "c"]}[len(listed)]
+    found = sorted(path.name for path in made.copy.glob("commits/*"))
+    assert found == (["b", "c"] if listed else [])
+
+
 def test_parts_that_were_joined_are_not_looked_for_again(
     mc: Path, bucket: str, as_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
