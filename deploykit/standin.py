@@ -30,6 +30,8 @@ class StandIn:
 class GoneBatch:
     """In the place of a batch that was not kept: whoever looks at it, or saves it, gets an error that says so.
 
+    To ask what it is or has is to look, too: an answer would be written in the place of that of a batch.
+
     Args:
         what: the data, and why there are no batches of it any more.
     """
@@ -38,9 +40,17 @@ class GoneBatch:
         self.__dict__["_what"] = what
 
     def _refuse(self, *_: object) -> NoReturn:
-        raise NotThereError(
+        # Not an AttributeError, which getattr(batch, "label", None) and isinstance pass over.
+        raise UsageError(
             f"batch: {self.__dict__.get('_what')}; every prediction is there: leave the batch out in the writer and "
             "give the same command again, which predicts nothing again; or return a map-style dataset"
         )
 
-    __getattr__ = __getitem__ = __iter__ = __len__ = __contains__ = __reduce_ex__ = _refuse
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            # Python and libraries ask every object for these.
+            raise AttributeError(name)
+        self._refuse()
+
+    __getitem__ = __iter__ = __len__ = __contains__ = __reduce_ex__ = __array__ = _refuse
+    __class__ = property(_refuse)

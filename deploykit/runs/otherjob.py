@@ -19,6 +19,9 @@ _CONTENT = {*_TIMES, "files", "kind", "rows", "sha256", "sha256_first_last", "sh
             "target", "version"}  # fmt: skip
 """What a fingerprint says of the data themselves. All else, such as the columns that are read, was asked for."""
 
+_DIGESTS = {"sha256", "sha256_sample"}
+"""All of the content, or a sample of it: which is taken has to do with the version, too."""
+
 _MOST_NAMED = 3
 
 
@@ -31,6 +34,12 @@ def refuse_other_job(directory: Path | str, held: Job, asked: Job) -> None:
     differences = held.differences(asked)
     if not differences:
         return
+    if _DIGESTS & held.data.keys() != _DIGESTS & asked.data.keys() and _same_files(held, asked):
+        raise RunError(
+            f"run directory {directory}: was begun by deploykit {held.version}, which compares the data in another way "
+            f"than deploykit {asked.version}, so it cannot be known whether {asked.data_source} is what it was; finish "
+            "it with the version that began it, or name a new directory"
+        )
     if not held.differences(_of_the_time_of(held, asked)):
         raise RunError(f"run directory {directory}: {_only_times_differ(held, asked)}; or name a new directory")
     raise RunError(f"run directory {directory}: holds another job: {_in_words(held, asked, differences)}")

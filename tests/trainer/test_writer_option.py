@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +365,14 @@ def test_a_writer_of_batches_of_data_that_comes_but_once(
     "look",
     [
         lambda batch: batch.shape,
+        lambda batch: hasattr(batch, "to"),
+        lambda batch: getattr(batch, "label", None),
+        lambda batch: isinstance(batch, dict),
+        lambda batch: isinstance(batch, Mapping),
+        lambda batch: isinstance(batch, torch.Tensor),
+        lambda batch: isinstance(batch, torch.nn.Parameter),
+        np.asarray,
+        torch.as_tensor,
         lambda batch: batch["x"],
         lambda batch: dict(batch),
         lambda batch: [*batch],
@@ -376,7 +385,8 @@ def test_a_writer_of_batches_of_data_that_comes_but_once(
 def test_a_batch_that_is_gone_says_so(look: Any) -> None:
     batch = GoneBatch("data rows came once")
     assert "GoneBatch" in repr(batch)
-    assert not hasattr(batch, "to")
+    assert batch is not None
+    assert not hasattr(batch, "__cuda_array_interface__")
     with pytest.raises(UsageError, match=r"^batch: data rows came once; every prediction is there"):
         look(batch)
 
