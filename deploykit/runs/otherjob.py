@@ -20,7 +20,7 @@ _CONTENT = {*_TIMES, "files", "kind", "rows", "sha256", "sha256_first_last", "sh
 """What a fingerprint says of the data themselves. All else, such as the columns that are read, was asked for."""
 
 _DIGESTS = {"sha256", "sha256_sample"}
-"""All of the content, or a sample of it: which is taken has to do with the version, too."""
+"""Of all of the content, or of a sample of it."""
 
 _MOST_NAMED = 3
 
@@ -34,15 +34,23 @@ def refuse_other_job(directory: Path | str, held: Job, asked: Job) -> None:
     differences = held.differences(asked)
     if not differences:
         return
-    if _DIGESTS & held.data.keys() != _DIGESTS & asked.data.keys() and _same_files(held, asked):
+    if _read_by_another_version(held, asked):
         raise RunError(
-            f"run directory {directory}: was begun by deploykit {held.version}, which compares the data in another way "
-            f"than deploykit {asked.version}, so it cannot be known whether {asked.data_source} is what it was; finish "
-            "it with the version that began it, or name a new directory"
+            f"run directory {directory}: another version of deploykit began it, which compares the data in another "
+            f"way, so it cannot be told whether {asked.data_source} is as it was; finish it with that version, or name "
+            "a new directory"
         )
     if not held.differences(_of_the_time_of(held, asked)):
         raise RunError(f"run directory {directory}: {_only_times_differ(held, asked)}; or name a new directory")
     raise RunError(f"run directory {directory}: holds another job: {_in_words(held, asked, differences)}")
+
+
+def _read_by_another_version(held: Job, asked: Job) -> bool:
+    """Of local data of one size every rank of one version takes the same digest."""
+    is_local = not any("://" in job.data_source for job in (held, asked))
+    digests = [_DIGESTS & job.data.keys() for job in (held, asked)]
+    same_size = held.data.get("size_bytes") == asked.data.get("size_bytes")
+    return is_local and same_size and all(digests) and digests[0] != digests[1]
 
 
 def _in_words(held: Job, asked: Job, differences: list[str]) -> str:

@@ -93,6 +93,19 @@ def test_another_job_is_refused_by_every_difference(tmp_path: Path, name: str) -
     assert files_of(tmp_path) == before
 
 
+@pytest.mark.parametrize(("now", "is_version"), [(3, True), (4, False)])
+def test_a_run_that_another_version_began_is_finished_with_that_one(tmp_path: Path, now: int, is_version: bool) -> None:
+    """What it knows of the data is not what this one looks at; data of another size are other data for both."""
+    run_all(tmp_path, make_job(data={"kind": "npy", "size_bytes": 3, "sha256_sample": "a", "mtime_ns": 1}))
+    asked = make_job(data={"kind": "npy", "size_bytes": now, "sha256": "b"})
+    said = "another version of deploykit began it, .* finish it with that version, or name a new directory"
+    with pytest.raises(RunError, match=said if is_version else "holds another job: .*then 3 bytes, now 4"):
+        RunDirectory.prepare(tmp_path, asked)
+    elsewhere = make_job(data={"kind": "npy", "size_bytes": 3, "sha256": "b"}, data_source="s3://bucket/x.npy")
+    with pytest.raises(RunError, match=r"holds another job: the data s3://bucket/x\.npy is not that of the run"):
+        RunDirectory.prepare(tmp_path, elsewhere)
+
+
 def test_what_may_differ_on_resume(tmp_path: Path) -> None:
     run_all(tmp_path, make_job())
     other = make_job(artifact_path="elsewhere", data_source="copy.npy", version="9", created="later")
