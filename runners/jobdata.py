@@ -51,7 +51,7 @@ def open_data(
     _refuse_clash(options["keep"], [spec.name for spec in predicted])
     here, out = Path.cwd(), where.path
     # Opening the data may take long; a writer that cannot be used at all is refused first.
-    writing = choose_writing(options, predicted, ranks)
+    writing = choose_writing(options, predicted, ranks, artifact.manifest.inputs)
     if writing.lightning is not None:
         _require_shared(where, f"the writer {writing.lightning.target} is called once", "use a writer of deploykit")
     reading = _reading(artifact, options)
@@ -74,7 +74,9 @@ def open_data(
         stack.callback(source.close)
     kept = tuple(getattr(source, "kept", ()))
     # Chosen once where it can be: a Lightning writer is the user's own class, made on the way.
-    return source, choose_writing(options, (*predicted, *kept), ranks) if kept else writing
+    if kept:
+        writing = choose_writing(options, (*predicted, *kept), ranks, artifact.manifest.inputs)
+    return source, writing
 
 
 def _require_shared(where: Workplace, why: str, otherwise: str) -> None:

@@ -1,6 +1,6 @@
 """How the predictions of a run are to be written: the writer, its files, and whose writer is called at the end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -43,8 +43,10 @@ class Writing:
         }
 
 
-def choose_writing(options: Mapping[str, Any], outputs: Sequence[TensorSpec], ranks: int) -> Writing:
-    """Make sense of ``writer``, ``writer-arg``, ``write-interval`` and ``layout`` together.
+def choose_writing(
+    options: Mapping[str, Any], outputs: Sequence[TensorSpec], ranks: int, inputs: Sequence[TensorSpec]
+) -> Writing:
+    """Make sense of ``writer``, ``writer-arg``, ``write-interval``, ``layout`` and ``pad`` together.
 
     Raises:
         UsageError: they do not fit each other, the writer, or the outputs.
@@ -59,7 +61,7 @@ def choose_writing(options: Mapping[str, Any], outputs: Sequence[TensorSpec], ra
     if lightning is None and options["layout"] != CONTIGUOUS:
         _require_files_of_ranks(options["layout"], interval, is_strided=layout.is_strided)
     if layout.is_strided and options["pad"]:
-        _refuse_other_sizes(options["layout"], outputs)
+        _refuse_other_sizes(options["layout"], outputs, inputs, options["pad"])
     return Writing(
         writer=make_writer(name, outputs, write_interval=interval),
         name=name,
@@ -91,10 +93,14 @@ def _require_files_of_ranks(layout: str, interval: str, *, is_strided: bool) -> 
         )
 
 
-def _refuse_other_sizes(layout: str, outputs: Sequence[TensorSpec]) -> None:
+def _refuse_other_sizes(
+    layout: str, outputs: Sequence[TensorSpec], inputs: Sequence[TensorSpec], padded: Collection[str]
+) -> None:
     """Refuse what could be joined only if all rows had the same length, rather than when all are predicted."""
+    # The first dimension of a row is filled up; all other sizes are those of the data.
+    given = {size for spec in inputs for size in spec.row_shape[spec.name in padded :]}
     for spec in outputs:
-        if sizes := [size for size in spec.row_shape if isinstance(size, str)]:
+        if sizes := [size for size in spec.row_shape if isinstance(size, str) and size not in given]:
             raise UsageError(
                 f"layout {layout!r}: puts rows of several batches into one, and --pad gives each batch a size of its "
                 f"own, which the output {spec.name!r} has, too ({', '.join(sizes)}); use --layout {CONTIGUOUS}, or "

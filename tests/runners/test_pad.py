@@ -242,13 +242,27 @@ def test_what_pads_is_said_in_words(tokens: tuple[Path, Tokens], tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("shape", "pad", "is_refused"), [(("steps", 3), True, True), ((3,), True, False), (("steps", 3), False, False)]
+    ("shape", "pad", "is_refused"),
+    [
+        (("steps", 3), True, True),
+        ((3,), True, False),
+        (("steps", 3), False, False),
+        # Sizes of inputs that are not padded, or along which rows are not.
+        (("features",), True, False),
+        (("width", 3), True, False),
+        (("features", "steps"), True, True),
+        (("other",), True, True),
+    ],
 )
 def test_strided_rows_of_batches_of_other_sizes_are_refused_before_any_is_predicted(
     shape: tuple[int | str, ...], pad: bool, is_refused: bool
 ) -> None:
     outputs = [TensorSpec(name="states", dtype="float32", shape=("batch", *shape))]
     options = {"writer": "pt", "writer-arg": None, "write-interval": "epoch", "layout": "strided:2"}
-    said = r"layout 'strided:2': .*the output 'states' has, too \(steps\); use --layout contiguous"
+    inputs = [
+        TensorSpec(name="ids", dtype="float32", shape=("batch", "steps", "width")),
+        TensorSpec(name="x", dtype="float32", shape=("batch", "features")),
+    ]
+    said = r"layout 'strided:2': .*the output 'states' has, too \((steps|other)\); use --layout contiguous"
     with pytest.raises(UsageError, match=said) if is_refused else contextlib.nullcontext():
-        choose_writing({**options, "pad": {"ids": 0.0} if pad else {}}, outputs, 1)
+        choose_writing({**options, "pad": {"ids": 0.0} if pad else {}}, outputs, 1, inputs)
