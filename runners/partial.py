@@ -14,6 +14,7 @@ from time import monotonic
 from deploykit.errors import RunError
 from deploykit.runs.commit import rank_of_file
 from deploykit.runs.datachange import CHANGED_NAME
+from deploykit.runs.failed import FAILED_NAME
 from deploykit.runs.rundir import RUN_NAME, RunDirectory
 from deploykit.signs import STATUS_NAME
 from deploykit.storage.copies import stand_in
@@ -27,7 +28,7 @@ __all__ = ["PartialMirror"]
 LOOK_S, COSTS = 30.0, 20
 """So often it is looked what the others have sent meanwhile; of very many files so seldom that it takes a twentieth."""
 
-_RECORDS = (CHANGED_NAME, REPORT_NAME)
+_RECORDS = (CHANGED_NAME, FAILED_NAME, REPORT_NAME)
 _AGAIN = "give the same command again"
 
 

@@ -325,6 +325,19 @@ def test_rows_that_fail_are_left_out(
     assert len(deploykit.verify(bucket).failed) == 3
 
 
+def test_the_list_of_rows_that_failed_goes_when_none_does(
+    artifact: Path, bucket: str, as_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faulty = f"{Path(__file__).parent / 'faultydata.py'}:make"
+    for bad in ("5", ""):
+        monkeypatch.setenv("BAD_NAN", bad)
+        for rank in range(2):
+            as_rank(rank, 2)
+            deploykit.run(artifact, faulty, bucket, batch_size=8, shard_rows=16, on_error="skip")
+        assert list(files(bucket, "failed")) == (["failed.jsonl"] if bad else [])
+        store(bucket).remove(["commits/part-000000.json"])
+
+
 class TestTheFirstJobCounts:
     """Of ranks that begin at the same time, each finds nothing at the URL."""
 
