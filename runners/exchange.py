@@ -25,7 +25,7 @@ class Exchange:
         """Have these files of the directory whole; those that are gone are missing then. Any thread may call.
 
         Raises:
-            RunError: the store cannot be read.
+            RunError: the store cannot be read, or holds another job by now.
         """
 
     def trade(self) -> None:

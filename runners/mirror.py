@@ -57,6 +57,7 @@ class Mirror:
         self._sent: dict[str, Stamp] = {}
         self._turn = threading.RLock()
         self._removes = True
+        self._refused: RunError | None = None
         self._over = threading.Event()
         self._sender = threading.Thread(target=self._keep_up, name="mirror", daemon=True)
 
@@ -160,7 +161,7 @@ class Mirror:
                 do()
                 return
             except RunError:
-                if not left:
+                if not left or self._refused is not None:
                     raise
                 time.sleep(PAUSE_S)
 
@@ -184,7 +185,11 @@ class Mirror:
     def _require_same_job(self) -> None:
         """Two machines may have begun at the same time; the first job that is there is the one that counts."""
         there = Job.from_json(json.loads(self._job_there().read_text(encoding="utf-8")))
-        refuse_other_job(self.url, there, RunDirectory.open(self.copy).job)
+        try:
+            refuse_other_job(self.url, there, RunDirectory.open(self.copy).job)
+        except RunError as error:
+            self._refused = error
+            raise
         self._sent[RUN_NAME] = stamp_of(self.copy / RUN_NAME)
 
     def _job_there(self) -> Path:
@@ -202,6 +207,8 @@ class Mirror:
                 self.send()
                 self._see()
             except (RunError, OSError) as error:
+                if self._refused is not None:
+                    return  # Another job stays there; whoever computes is told, at the latest at the end.
                 if not told:
                     _tell(f"note: {error}. The run goes on in {self.copy}, and it is tried again")
                 told = True

@@ -75,6 +75,8 @@ class PartialMirror(Mirror, Exchange):
         return directory
 
     def bring(self, names: Sequence[str]) -> None:
+        if self._refused is not None:
+            raise self._refused
         if not any(map(self._is_hollow, names)):
             return  # The sender has its turn for as long as an upload takes, and there is work to do meanwhile.
         with self._turn:

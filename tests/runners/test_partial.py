@@ -393,6 +393,33 @@ class TestTheFirstJobCounts:
             deploykit.run(mc, SLOW, bucket, **SIZE)
         assert parts(bucket) == {}
 
+    def test_a_rank_that_the_sender_finds_refused_begins_no_further_shard(
+        self, mc: Path, bucket: str, tmp_path: Path, as_rank: Callable[[int, int], None],
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr(mirror, "PERIOD_S", 0.01)
+        monkeypatch.setenv("SLOW_ROWS", "512")  # Some shards are read ahead.
+        deploykit.run(mc, SLOW, tmp_path / "other", **SIZE, seed=8)
+        seen: list[PartialMirror] = []
+        joined = PartialMirror.joined
+
+        def noted(self: PartialMirror, join: Any) -> Any:
+            seen.append(self)
+            return joined(self, join)
+
+        def told(*_: int) -> None:
+            put(bucket, "run.json", (tmp_path / "other" / "run.json").read_bytes())
+            wait_for(lambda: seen[0]._refused)
+
+        monkeypatch.setattr(PartialMirror, "joined", noted)
+        as_rank(0, 1)
+        with pytest.raises(RunError, match=rf"^run directory {bucket}: holds another job: seed: 8") as failed:
+            deploykit.run(mc, SLOW, bucket, **SIZE, progress=told)
+        kept = re.search(r"is in (\S+): copy", str(failed.value))
+        assert kept is not None
+        assert len(list((Path(kept[1]) / "parts").iterdir())) < 512 // SIZE["shard_rows"]
+        assert "tried again" not in capsys.readouterr().err
+
 
 def test_two_ranks_that_both_find_every_part_leave_one_result(
     mc: Path, bucket: str, as_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
