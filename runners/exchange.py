@@ -18,6 +18,7 @@ class Exchange:
 
         Raises:
             RunError: another job is there.
+            IncompleteRunError: a signal came.
         """
         return join()
 

@@ -63,7 +63,7 @@ class PartialMirror(Mirror, Exchange):
 
     def joined(self, join: Callable[[], RunDirectory]) -> RunDirectory:
         """The run directory; see ``Exchange``. Whoever's ``run.json`` comes first to the store, it is that of all."""
-        with self._turn:
+        with stoppable(self.url, lambda: f"before it began; {_AGAIN}"), self._turn:
             join()
             job = self.copy / RUN_NAME
             os.replace(self._job_there(), job)

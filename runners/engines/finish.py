@@ -15,6 +15,7 @@ from runners.engines.measured import Measured, load_measured
 from runners.report import Figures, is_reported, make_report, write_report
 from runners.spooling import discard_spool
 from runners.system.lock import finishing
+from runners.system.stop import stoppable
 
 __all__ = ["finish_together", "is_over"]
 
@@ -38,6 +39,7 @@ def finish_together(
 
     Raises:
         RunError: the disk is full or not writable.
+        IncompleteRunError: a signal came.
         DataError: every row is there, but the data is not what it was at the beginning.
     """
     with finishing(directory.path):
@@ -58,8 +60,9 @@ def finish_together(
 
 
 def _is_finished(directory: RunDirectory) -> bool:
-    # Parts that are not joined are not read again: each rank has read its own.
-    return is_finished(directory, directory.state(check_digests=directory.job.has_epoch_files))
+    with stoppable(directory.path, lambda: f"while what is there was checked; {directory.to_resume()}"):
+        # Parts that are not joined are not read again: each rank has read its own.
+        return is_finished(directory, directory.state(check_digests=directory.job.has_epoch_files))
 
 
 def _report(setting: Setting, directory: RunDirectory, launch: Launch, notes: Sequence[str], *, complete: bool) -> None:

@@ -644,6 +644,29 @@ def test_a_rank_that_hangs_and_is_killed_speaks_of_the_url(
     assert f"-o {bucket}" in to_resume
 
 
+@pytest.mark.parametrize(
+    ("where", "when"),
+    [("runners.partial.PartialMirror._job_there", "before it began"),
+     ("runners.engines.finish.is_finished", "while what is there was checked")],
+)  # fmt: skip
+def test_a_signal_while_there_is_no_shard_is_told_and_leaves_no_copy(
+    mc: Path, bucket: str, tmp_path: Path, where: str, when: str, as_rank: Callable[[int, int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    as_rank(0, 1)
+    options = {**SIZE, "write_interval": "epoch"}
+    deploykit.run(mc, SLOW, bucket, **options)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(where, lambda *_: signal.raise_signal(signal.SIGTERM))
+    former = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody hears the signal"))
+    try:
+        with pytest.raises(IncompleteRunError, match=rf"^run directory {bucket}: stopped by SIGTERM {when}"):
+            deploykit.run(mc, SLOW, bucket, **options)
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("deploykit-")]
+
+
 def test_changed_data_is_told_to_all(
     mc: Path, bucket: str, tmp_path: Path, as_rank: Callable[[int, int], None]
 ) -> None:
