@@ -13,8 +13,16 @@ __all__ = ["check_allowed", "outside"]
 Array = np.ndarray[Any, Any]
 
 
-def check_allowed(inputs: Sequence[TensorSpec], arrays: Mapping[str, Array], ids: Array) -> None:
-    """Refuse a batch with a value that is not allowed; arguments as for ``outside``, and the rows' sample ids.
+def check_allowed(
+    inputs: Sequence[TensorSpec], arrays: Mapping[str, Array], ids: Array, *, otherwise: str = ""
+) -> None:
+    """Refuse a batch with a value that is not allowed.
+
+    Args:
+        inputs: the model's, as the manifest has them.
+        arrays: by input name, (batch, ...).
+        ids: (batch), the rows' sample ids.
+        otherwise: what can be done other than correcting it, for the message.
 
     Raises:
         DataError: names the first such row, the value and its place, and which are allowed and why.
@@ -22,9 +30,7 @@ def check_allowed(inputs: Sequence[TensorSpec], arrays: Mapping[str, Array], ids
     wrong = outside(inputs, arrays)
     if wrong:
         place = min(wrong)
-        raise DataError(
-            f"row {ids[place]}: {wrong[place]}; correct it, or let a run leave such rows out with --on-error skip"
-        )
+        raise DataError(f"row {ids[place]}: {wrong[place]}; correct it{otherwise}")
 
 
 def outside(inputs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> dict[int, str]:

@@ -26,7 +26,7 @@ def check_finite(inputs: Mapping[str, Array], first_row: int) -> None:
             where = f" at {place[1:]}" if place[1:] else ""
             raise DataError(
                 f"input {name!r}, row {first_row + place[0]}{where}: NaN; "
-                "clean the data, or let NaN through with --nan allow"
+                "clean the data, or let NaN through with --nan allow and a new run directory"
             )
 
 

@@ -29,6 +29,9 @@ _MOST_TEXT = 500
 _OF_ITS_OWN = ("NaN in ", "value ")
 """How the reasons begin that lie in what a row holds, which was looked at and not tried."""
 
+_SKIP = ", or leave such rows out with --on-error skip and a new run directory"
+"""The policy is part of the job, so the directory of this one would refuse it."""
+
 _NOT_THE_ROWS = (UsageError, ArtifactError, DeviceError, MissingExtraError)
 
 
@@ -80,7 +83,7 @@ def read_whole(source: "Source", start: int, stop: int, *, refuse_nan: bool, spe
     sound = Sound(ids=remaining(start, stop, ()), inputs=inputs, kept=kept, failed={})
     if refuse_nan:
         check_finite(inputs, start)
-    check_allowed(specs, inputs, sound.ids)
+    check_allowed(specs, inputs, sound.ids, otherwise=_SKIP)
     return sound
 
 

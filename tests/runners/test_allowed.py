@@ -92,10 +92,13 @@ def test_the_first_such_row_stops_a_job_that_skips_none(model: Path, tmp_path: P
     np.save(tmp_path / "bad.npy", poisoned())
     message = (
         r"row 5: value 100 in input 'ids' at \[3\], allowed are 0 to 99, because words has 100 rows; correct it, or "
-        "let a run leave such rows out with --on-error skip"
+        "leave such rows out with --on-error skip and a new run directory"
     )
+    options: dict[str, Any] = {"runner": runner, "devices": "cpu", "batch_size": 8}
     with pytest.raises(DataError, match=message):
-        deploykit.run(model, tmp_path / "bad.npy", tmp_path / "r", runner=runner, devices="cpu", batch_size=8)
+        deploykit.run(model, tmp_path / "bad.npy", tmp_path / "r", **options)
+    result = deploykit.run(model, tmp_path / "bad.npy", tmp_path / "new", **options, on_error="skip")
+    assert result.failed_rows == len(POISON), "the advice can be followed"
 
 
 def with_inputs(case: Case, *inputs: TensorSpec) -> list[np.ndarray[Any, Any]]:
@@ -128,7 +131,7 @@ def test_no_runtime_gets_to_see_them(tmp_path: Path, nan: str) -> None:
 def test_arrays_in_memory_are_looked_at_too(model: Path) -> None:
     with deploykit.load(model) as loaded:
         assert loaded.predict(rows(), draws=1)["output.mean"].shape == (ROWS, 2)
-        with pytest.raises(DataError, match=r"row 5: value 100 in input 'ids' at \[3\], allowed are 0 to 99"):
+        with pytest.raises(DataError, match=r"row 5: value 100 in input 'ids' at \[3\], .* 100 rows; correct it$"):
             loaded.predict(poisoned())
         with pytest.raises(DataError, match=r"row 1005: value 100 in input 'ids'"):
             loaded.predict(poisoned(), sample_ids=np.arange(1000, 1000 + ROWS))

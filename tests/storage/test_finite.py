@@ -28,7 +28,9 @@ def test_nan_is_found_if_and_only_if_it_is_there(array: np.ndarray) -> None:  # 
 def test_the_message_names_the_place() -> None:
     x = np.zeros((4, 2, 3), np.float32)
     x[2, 1, 0] = np.nan
-    with pytest.raises(DataError, match=r"input 'x', row 1002 at \[1, 0\]: NaN; clean the data, or .* --nan allow"):
+    with pytest.raises(
+        DataError, match=r"input 'x', row 1002 at \[1, 0\]: NaN; clean the data, or .* --nan allow and a new run"
+    ):
         check_finite({"x": x}, 1000)
 
 
