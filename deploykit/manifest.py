@@ -13,7 +13,7 @@ from typing import Any, Literal
 from deploykit.bounds import Bounds
 from deploykit.errors import ArtifactError
 from deploykit.schema import load_schema, violations
-from deploykit.tensors import TensorSpec
+from deploykit.tensors import Allowed, TensorSpec
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -189,7 +189,8 @@ class Manifest:
 
         Raises:
             ArtifactError: another schema version, a field that is missing, unknown or of another type or range, a file
-                that is used and not listed, or a digest that is not that of the fields.
+                that is used and not listed, allowed values that its input cannot have, or a digest that is not that of
+                the fields.
         """
         if data.get("schema") != SCHEMA_VERSION or data["schema"] is True:
             raise ArtifactError(
@@ -207,6 +208,7 @@ class Manifest:
             )
         manifest = cls(**{key: _READ.get(key, _same)(value) for key, value in fields.items()})
         _check_listed(manifest)
+        _check_allowed(manifest)
         return manifest
 
 
@@ -222,6 +224,29 @@ def _check_listed(manifest: Manifest) -> None:
         raise ArtifactError(
             f"manifest: uses {', '.join(unlisted)}, but lists only {', '.join(sorted(manifest.files))}; export it again"
         )
+
+
+def _check_allowed(manifest: Manifest) -> None:
+    for spec in manifest.inputs:
+        for claim in spec.allowed:
+            if flaw := _flaw(spec, claim):
+                raise ArtifactError(
+                    f"manifest: what the input {spec} is allowed for {claim.module}: {flaw}; export it again"
+                )
+
+
+def _flaw(spec: TensorSpec, claim: Allowed) -> str | None:
+    if spec.numpy_dtype.kind not in "iu":
+        return f"{spec.dtype} is no type of integers"
+    if claim.min > claim.max:
+        return f"min {claim.min} is above max {claim.max}"
+    first, last = claim.first_column, claim.last_column
+    if first is None and last is None:
+        return None
+    if first is None or last is None or first > last:
+        return f"first_column {first} and last_column {last}: expected both, or none, the first up to the last"
+    columns = spec.shape[1] if len(spec.shape) > 1 else 0
+    return f"last_column {last}: it has {columns} columns" if isinstance(columns, int) and last >= columns else None
 
 
 def _same(value: Any) -> Any:

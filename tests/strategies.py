@@ -36,14 +36,29 @@ FILES = st.from_regex(r"[a-z0-9_.-]{0,6}[a-z0-9](/[a-z0-9]{1,6})?", fullmatch=Tr
 FILE_RECORDS = st.builds(FileRecord, sha256=st.from_regex(r"[0-9a-f]{64}", fullmatch=True), size_bytes=SIZES)
 
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
-ALLOWED = st.builds(
-    Allowed, min=INTEGERS, max=INTEGERS, module=TEXT, operation=TEXT, first_column=st.none() | SIZES,
-    last_column=st.none() | SIZES,
-)  # fmt: skip
-TENSORS = st.builds(
-    TensorSpec, name=NAMES, dtype=st.sampled_from(DTYPES), shape=SHAPES,
-    allowed=st.lists(ALLOWED, max_size=2).map(tuple),
-)  # fmt: skip
+
+
+def allowed_for(shape: tuple[int | str, ...]) -> st.SearchStrategy[Allowed]:
+    """Values that an input of this shape can have, in all or in some of its columns."""
+    size = shape[1] if len(shape) > 1 else 0
+    places = st.integers(0, size - 1 if isinstance(size, int) else 2**40) if size else st.nothing()
+    columns = st.just((None, None)) | st.tuples(places, places).map(sorted)
+    return st.builds(
+        lambda values, ends, **names: Allowed(
+            min=min(values), max=max(values), first_column=ends[0], last_column=ends[1], **names
+        ),
+        st.tuples(INTEGERS, INTEGERS), columns, module=TEXT, operation=TEXT,
+    )  # fmt: skip
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> TensorSpec:
+    dtype, shape = draw(st.sampled_from(DTYPES)), draw(SHAPES)
+    claims = st.lists(allowed_for(shape), max_size=2) if "int" in dtype else st.just([])
+    return TensorSpec(name=draw(NAMES), dtype=dtype, shape=shape, allowed=tuple(draw(claims)))
+
+
+TENSORS = tensors()
 OUTPUTS = st.builds(
     OutputSpec,
     name=TEXT,

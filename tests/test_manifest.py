@@ -152,6 +152,36 @@ def test_a_wrong_field_is_named_with_what_is_allowed(field: str, value: Any, mes
         Manifest.from_json(sealed({**small_manifest().to_json(), field: value}))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape", "change", "message"),
+    [
+        ("int64", ["batch", 4], {"first_column": 2}, "first_column 2 and last_column None: expected both"),
+        ("int64", ["batch", 4], {"last_column": 2}, "first_column None and last_column 2: expected both"),
+        ("int64", ["batch", 4], {"first_column": 3, "last_column": 1}, "the first up to the last"),
+        ("int64", ["batch", 4], {"min": 5, "max": 3}, "min 5 is above max 3"),
+        ("float32", ["batch", 4], {}, "float32 is no type of integers"),
+        ("bool", ["batch", 4], {}, "bool is no type of integers"),
+        ("int64", ["batch"], {"first_column": 0, "last_column": 0}, "last_column 0: it has 0 columns"),
+        ("int64", ["batch", 4], {"first_column": 0, "last_column": 4}, "last_column 4: it has 4 columns"),
+        ("int64", ["batch", "steps"], {"first_column": 0, "last_column": 4}, None),
+        ("uint8", ["batch", 4], {"first_column": 3, "last_column": 3}, None),
+    ],
+)
+def test_values_that_its_input_cannot_have_are_refused(
+    dtype: str, shape: list[Any], change: dict[str, int], message: str | None
+) -> None:
+    claim = {"min": 0, "max": 9, "module": "words", "operation": "embedding", **change}
+    data = {
+        **small_manifest().to_json(),
+        "inputs": [{"name": "x", "dtype": dtype, "shape": shape, "allowed": [claim]}],
+    }
+    if message is None:
+        assert Manifest.from_json(sealed(data)).inputs[0].allowed
+        return
+    with pytest.raises(ArtifactError, match=rf"the input x:{dtype}\[.*\] is allowed for words: .*{message}"):
+        Manifest.from_json(sealed(data))
+
+
 @pytest.mark.parametrize("version", [None, 0, 2, "1", True])
 def test_another_schema_version_is_refused(version: Any) -> None:
     with pytest.raises(ArtifactError, match=f"schema version {version!r}, this deploykit reads 1"):
