@@ -184,7 +184,7 @@ class Mirror:
 
     def _require_same_job(self) -> None:
         """Two machines may have begun at the same time; the first job that is there is the one that counts."""
-        there = Job.from_json(json.loads(self._job_there().read_text(encoding="utf-8")))
+        there = Job.from_json(json.loads(self._job_there()))
         try:
             refuse_other_job(self.url, there, RunDirectory.open(self.copy).job)
         except RunError as error:
@@ -192,13 +192,13 @@ class Mirror:
             raise
         self._sent[RUN_NAME] = stamp_of(self.copy / RUN_NAME)
 
-    def _job_there(self) -> Path:
-        """The ``run.json`` that is there, in a file beside the copy; where there was none it is ours."""
+    def _job_there(self) -> bytes:
+        """The ``run.json`` that is there; where there was none it is ours."""
         if RUN_NAME not in self._sent:
             self._store.put_new(RUN_NAME, self.copy / RUN_NAME)
-        # Asked also when it is ours: not every store can keep the first of two that come at the same time.
-        self._store.fetch([RUN_NAME], self.copy.parent)
-        return self.copy.with_name(RUN_NAME)
+        # Asked also when it is ours: not every store can keep the first of two that come at the same time. It is not
+        # copied: what is here is sent also where the disk is full.
+        return self._store.read(RUN_NAME)
 
     def _keep_up(self) -> None:
         told = False

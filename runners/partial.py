@@ -66,7 +66,7 @@ class PartialMirror(Mirror, Exchange):
         with stoppable(self.url, lambda: f"before it began; {_AGAIN}"), self._turn:
             join()
             job = self.copy / RUN_NAME
-            os.replace(self._job_there(), job)
+            job.write_bytes(self._job_there())
             self._sent[RUN_NAME] = stamp_of(job)
             directory = join()
             # Ranks speak for themselves alone, and this is what an earlier call said.

@@ -141,6 +141,11 @@ class Store:
             paths, places = [path for path, _ in pairs], [str(local) for _, local in pairs]
             self._filesystem.get(paths, places, **({} if copying is None else {"callback": _telling(copying)}))
 
+    def read(self, name: str) -> bytes:
+        """What is in a file, which must be small."""
+        with self._asking("read"):
+            return bytes(self._filesystem.cat_file(self._path(name)))
+
     def put(self, files: Mapping[str, Path]) -> None:
         """Send files; an object store shows each when it is whole."""
         names = list(files)

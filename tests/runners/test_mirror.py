@@ -124,6 +124,19 @@ def test_a_store_that_fails_at_the_end_leaves_all_on_this_machine(
     assert results(bucket) == results(kept[1])
 
 
+def test_what_is_here_is_sent_also_where_the_disk_is_full(
+    artifact: Path, rows: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RunError("no space left on device")
+
+    made = mirror.Mirror(Store(bucket, "run directory", RunError), finished(artifact, rows, tmp_path / "a" / "run"))
+    made.send()
+    monkeypatch.setattr(Store, "fetch", full)
+    made.send()
+    assert len(results(bucket)) == ROWS // 4
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_an_error_of_the_run_comes_first(
     artifact: Path, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, fails: bool
