@@ -28,7 +28,7 @@ def reached_by(graph: fx.Graph, sites: Sequence[fx.Node]) -> frozenset[fx.Node]:
             if node.op != "output" and any(source in found for source in node.all_input_nodes):
                 found.add(node)
         for node in found & seen.keys():
-            found.add(seen[node])
+            found.update({seen[node], *map(owner_of, written(node))})
     return frozenset(found)
 
 
@@ -89,8 +89,10 @@ def _aliased(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
         return
     for argument in schema:
         value = given.get(argument.name)
-        if argument.alias_info is not None and isinstance(value, fx.Node):
-            yield value, argument.alias_info.is_write
+        if argument.alias_info is not None:
+            # A list of tensors, too, as ``_foreach_mul_`` writes to.
+            listed = value if isinstance(value, Sequence) else (value,)
+            yield from ((one, argument.alias_info.is_write) for one in listed if isinstance(one, fx.Node))
 
 
 def _converts(node: fx.Node) -> bool:

@@ -130,6 +130,26 @@ def test_state_that_outputs_depend_on_is_refused_by_its_name(tmp_path: Path, dra
         export_module(Body(count_calls).eval(), tmp_path / "a", inputs=[SPEC], mc_draws=draws)
 
 
+class CountsInAList(nn.Module):
+    """Writes to two buffers by one operation, which takes a list of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Tensor
+        self.seen: Tensor
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._foreach_add_([self.count, self.seen], 1.0)
+        return x + self.seen
+
+
+def test_buffers_that_are_written_in_a_list_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"^count, seen: written in forward"):
+        export_module(CountsInAList(), tmp_path / "m", inputs=["x:float32[batch,3]"], formats=["torchscript"])
+
+
 def test_a_size_squared_is_written_to_torchscript(tmp_path: Path) -> None:
     class Scores(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

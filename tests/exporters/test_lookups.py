@@ -56,6 +56,12 @@ def written_to(m: Looks, ids: Tensor) -> Tensor:
     return m.words(ids)
 
 
+def written_among_others(m: Looks, ids: Tensor) -> Tensor:
+    ids = ids.clone()
+    torch._foreach_clamp_max_([torch.zeros(2), ids], 9)
+    return m.words(ids)
+
+
 def own_places(m: Looks, ids: Tensor) -> Tensor:
     places = torch.arange(ids.shape[1]).expand(ids.shape[0], -1)
     return m.words(places) * ids.unsqueeze(-1)
@@ -163,6 +169,7 @@ NOTHING: dict[str, Callable[[Looks, Tensor], Tensor]] = {
     "replaced": lambda m, ids: m.words(torch.where(ids < 0, 0, ids)),
     "filled": lambda m, ids: m.words(ids.masked_fill(ids < 0, 0)),
     "written to": written_to,
+    "written to among others": written_among_others,
     "places of its own": own_places,
     "every other": lambda m, ids: m.words(ids[:, ::2]),
     "a part of what was moved": lambda m, ids: m.words(ids.reshape(-1, 2, 2)[:, 0]),
