@@ -43,8 +43,11 @@ class Allowed:
     def __str__(self) -> str:
         """``allowed are 0 to 99, because words has 100 rows``."""
         there = f"{self.max + 1:,}"
-        why = f"has {there} rows" if "embedding" in self.operation else f"looks up one of {there} ({self.operation})"
-        return f"allowed are {self.min} to {self.max}, because {self.module} {why}"
+        module = "the module" if self.module == "(root)" else self.module
+        # The module itself holds more than the table.
+        has_rows = "embedding" in self.operation and module == self.module
+        why = f"has {there} rows" if has_rows else f"looks up one of {there} ({self.operation})"
+        return f"allowed are {self.min} to {self.max}, because {module} {why}"
 
     def of(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The values of an array of the input, (batch, ...), that this holds for: a view, (batch, ...)."""

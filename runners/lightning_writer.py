@@ -113,10 +113,10 @@ def _is_path(hint: Any) -> bool:
 def _plain(target: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values as every rank and every resumed run gets them."""
     try:
-        plain: dict[str, Any] = json.loads(json.dumps(dict(values), default=_as_text))
+        plain: dict[str, Any] = json.loads(json.dumps(dict(values), default=_as_text, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise UsageError(
-            f"writer {target!r}: its arguments are kept in run.json and must be numbers, texts, lists or dicts "
+            f"writer {target!r}: its arguments are kept in run.json and must be finite numbers, texts, lists or dicts "
             f"({error}); derive a class whose constructor makes the other objects"
         ) from error
     return plain

@@ -85,12 +85,14 @@ def loaders_of(trainer: Any) -> list[Loader]:
     """The dataloaders of a Trainer that predicts.
 
     Raises:
-        DataError: as for a Loader.
+        DataError: there is none, or as for a Loader.
     """
     found = trainer.predict_dataloaders
     if isinstance(found, Mapping):
         found = list(found.values())
     several = found if isinstance(found, list | tuple) else [found]
+    if not several:
+        raise DataError("dataloaders []: there is no dataloader to predict; give one, or leave RunWriter out")
     return [Loader(one, number) for number, one in enumerate(several)]
 
 

@@ -80,7 +80,7 @@ def test_inspect_tells_which_values_an_input_may_hold(
     assert lines == [
         "ids: allowed are 0 to 30521, because words has 30,522 rows",
         "codes, column 1: allowed are 0 to 6, because days has 7 rows",
-        "codes, columns 2 to 4: allowed are -3 to 2, because (root) looks up one of 3 (index)",
+        "codes, columns 2 to 4: allowed are -3 to 2, because the module looks up one of 3 (index)",
     ]
 
 

@@ -101,6 +101,12 @@ def test_the_first_such_row_stops_a_job_that_skips_none(model: Path, tmp_path: P
     assert result.failed_rows == len(POISON), "the advice can be followed"
 
 
+def test_the_module_itself_is_called_so() -> None:
+    """It has no name, and its rows are not those of the table."""
+    own = Allowed(min=0, max=9, module="(root)", operation="embedding")
+    assert str(own) == "allowed are 0 to 9, because the module looks up one of 10 (embedding)"
+
+
 def with_inputs(case: Case, *inputs: TensorSpec) -> list[np.ndarray[Any, Any]]:
     """Every batch that the runner of a loop gets from now on."""
     seen = []

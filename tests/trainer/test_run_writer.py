@@ -65,6 +65,12 @@ def test_several_dataloaders_count_on(tmp_path: Path) -> None:
     np.testing.assert_allclose(merged(tmp_path / "run")["logits"], want, rtol=1e-5, atol=1e-6)
 
 
+def test_no_dataloader_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dataloaders \[\]: there is no dataloader to predict; give one"):
+        predict([RunWriter(tmp_path / "run")], [])
+    assert not (tmp_path / "run").exists()
+
+
 def test_many_rows_in_parts_of_a_chosen_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks smaller than parts, parts smaller than chunks, any order."""
     monkeypatch.setattr("deploykit.lightning.spool.CHUNK_BYTES", 2000)
