@@ -28,6 +28,8 @@ _ELSEWHERE = frozenset({
 })  # fmt: skip
 """Operations whose result holds every value of their first argument, in the same places or in others."""
 
+_EXPANDING = frozenset({"broadcast_to", "expand", "expand_as"})
+
 _IN_PIECES = frozenset({"chunk", "split", "split_with_sizes", "tensor_split", "unbind", "unsafe_chunk", "unsafe_split"})
 
 
@@ -107,7 +109,7 @@ def _handed_on(node: fx.Node, held: Mapping[fx.Node, tuple[_Part, ...]]) -> Iter
     if name in _AS_THEY_LIE or name in _ELSEWHERE:
         for source in _first_argument(node):
             for part in held.get(source, ()):
-                if _holds(node, source):
+                if _holds(node, source) and not _may_be_nowhere(node, source):
                     yield replace(part, plain=part.plain and name in _AS_THEY_LIE)
         return
     cut = _cut(node)
@@ -127,6 +129,12 @@ def _holds(node: fx.Node, source: fx.Node) -> bool:
     if node.target is torch.ops.aten.view.dtype or wide.is_floating_point or wide.is_complex:
         return False
     return wide == torch.promote_types(wide, _value(source).dtype)
+
+
+def _may_be_nowhere(node: fx.Node, source: fx.Node) -> bool:
+    """Whether ``node`` expands ``source`` to a size that is 0, or could be while none of the source's is."""
+    new = [size for size in _sizes(node) if size not in _sizes(source)] if _name(node) in _EXPANDING else []
+    return not all(isinstance(size, int) and size for size in new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +161,14 @@ class _Cut:
 def _cut(node: fx.Node) -> _Cut | None:
     if node.target is operator.getitem:
         return _piece(*node.args)
-    if _name(node) not in ("select", "slice"):
+    if _name(node) not in ("narrow", "select", "slice"):
         return None
     given = arguments(node)
     source, dimension = given["input"], given["dim"] % _value(given["input"]).ndim
+    if _name(node) == "narrow":
+        start, length = given["start"], given["length"]
+        is_known = isinstance(start, int) and isinstance(length, int) and start >= 0
+        return _Cut(source, dimension, slice(start, start + length), True) if is_known else None
     if _name(node) == "slice":
         # That a dynamic dimension is whole shows only in its size.
         whole = given["step"] == 1 and _sizes(node) == _sizes(source)
@@ -202,6 +214,10 @@ def _along(given: _Given) -> _Found:
         yield given["index"], _size(given["input"], given["dim"]), False
 
 
+def _along_from_both_ends(given: _Given) -> _Found:
+    yield from ((index, places, True) for index, places, _ in _along(given))
+
+
 def _anywhere(given: _Given) -> _Found:
     sizes = [_size(given["input"], dimension) for dimension in range(_value(given["input"]).ndim)]
     yield given["index"], math.prod(size or 0 for size in sizes), True
@@ -221,7 +237,8 @@ def _classes(given: _Given) -> _Found:
 
 _FOUND_BY: Mapping[str, Callable[[_Given], _Found]] = {
     "embedding": _rows, "embedding_bag": _rows, "embedding_bag_forward_only": _rows,
-    "gather": _along, "index_select": _along, "scatter": _along, "scatter_add": _along, "scatter_reduce": _along,
+    "gather": _along, "index_add": _along, "index_copy": _along, "index_fill": _along_from_both_ends,
+    "index_select": _along, "scatter": _along, "scatter_add": _along, "scatter_reduce": _along,
     "take": _anywhere, "index": _in_brackets, "index_put": _in_brackets, "one_hot": _classes,
 }  # fmt: skip
 """What each operation looks up: numbers, how many places there are, and whether torch counts from the end below 0."""

@@ -100,6 +100,17 @@ EVERYWHERE: dict[str, tuple[Callable[[Looks, Tensor], Tensor], tuple[str, str, i
     ),
     "gather": (lambda m, ids: m.scores.expand(ids.shape[0], -1).gather(1, ids), ("(root)", "gather", 0, 11)),
     "one_hot": (lambda m, ids: F.one_hot(ids, 7).float(), ("(root)", "one_hot", 0, 6)),
+    "index_add": (
+        lambda m, ids: torch.zeros(len(ids), 7).index_add(1, ids.flatten(), torch.ones(len(ids), ids.numel())),
+        ("(root)", "index_add", 0, 6),
+    ),
+    "index_copy": (
+        lambda m, ids: torch.zeros(len(ids), 7).index_copy(1, ids.flatten(), torch.ones(len(ids), ids.numel())),
+        ("(root)", "index_copy", 0, 6),
+    ),
+    "index_fill": (
+        lambda m, ids: torch.zeros(len(ids), 7).index_fill(1, ids.flatten(), 1.0), ("(root)", "index_fill", -7, 6),
+    ),
     "scatter": (several_hot, ("(root)", "scatter", 0, 6)),
 }  # fmt: skip
 
@@ -138,6 +149,7 @@ def test_a_type_that_does_not_hold_all_values_hands_on_others(
 COLUMNS: dict[str, tuple[Callable[[Looks, Tensor], Tensor], dict[int, int]]] = {
     "select": (lambda m, ids: m.words(ids[:, 0]) + m.types(ids[:, -1]), {0: 9, 3: 5}),
     "slice": (lambda m, ids: m.words(ids[:, 1:3]).sum(1) + m.types(ids[:, 2:])[:, 0], {1: 9, 2: 5, 3: 5}),
+    "narrow": (lambda m, ids: m.words(ids.narrow(1, 1, 2)), {1: 9, 2: 9}),
     "slice of a slice": (lambda m, ids: m.words(ids[:, 1:][:, -2:-1]), {2: 9}),
     "split": (lambda m, ids: m.words(ids.split([1, 3], 1)[1]), {1: 9, 2: 9, 3: 9}),
     "chunk": (lambda m, ids: m.words(torch.stack(ids.chunk(2, 1))).sum(0), {0: 9, 1: 9, 2: 9, 3: 9}),
@@ -173,6 +185,7 @@ NOTHING: dict[str, Callable[[Looks, Tensor], Tensor]] = {
     "places of its own": own_places,
     "every other": lambda m, ids: m.words(ids[:, ::2]),
     "a part of what was moved": lambda m, ids: m.words(ids.reshape(-1, 2, 2)[:, 0]),
+    "expanded to nothing": lambda m, ids: m.words(ids[:, None].expand(-1, 0, -1)).sum((1, 2)) + ids.float()[:, :3],
     "a number": lambda m, ids: m.words.weight.sum() * ids.float(),
     "looked up itself": lambda m, ids: ids.gather(1, torch.zeros_like(ids)).float(),
     "a mask": lambda m, ids: m.scores[:4].expand_as(ids) * (ids == 3),
