@@ -213,6 +213,21 @@ def test_what_is_looked_up_in_a_dynamic_dimension_has_no_number() -> None:
     }
 
 
+class PerStep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(10, 3)
+
+    def forward(self, ids: Tensor, x: Tensor) -> Tensor:
+        return self.words(ids[:, None].expand(-1, x.shape[1], -1)).sum((2, 3)) * x
+
+
+def test_of_what_is_repeated_for_each_of_other_steps_nothing_is_told() -> None:
+    """There may be none of them, and then nothing is looked up."""
+    found = allowed(PerStep(), SPEC, "x:float32[batch,steps]", ranges={"ids": (0, 4)})
+    assert found == {"ids": [], "x": []}
+
+
 def test_a_dynamic_number_of_tokens_is_cut_nowhere() -> None:
     """A slice up to the number of tokens that the example has, or to the module's own limit, may leave some out."""
     spec = "ids:int64[batch,steps]"
