@@ -57,9 +57,8 @@ def at_hand(
         except kind as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
-            _copy(
-                store, copy, needs, whole, copying
-            )  # One was removed since they were listed, as a run does at its end.
+            # One was removed since they were listed, as a run does at its end.
+            _copy(store, copy, needs, whole, copying)
         yield copy
 
 

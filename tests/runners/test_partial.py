@@ -117,10 +117,10 @@ def test_ranks_one_after_the_other_leave_what_one_machine_leaves(
     copied: list[str] = []
     fetch = Store.fetch
 
-    def watched(self: Store, names: Iterable[str], folder: Path) -> None:
+    def watched(self: Store, names: Iterable[str], *rest: Any) -> None:
         names = list(names)
         copied.extend(name for name in names if name.startswith("parts/"))
-        fetch(self, names, folder)
+        fetch(self, names, *rest)
 
     monkeypatch.setattr(Store, "fetch", watched)
     for done, rank in enumerate([2, 0, 1]):
