@@ -26,7 +26,7 @@ from exporters.onnx_format.average import with_means
 from exporters.onnx_format.difference import reversed_difference
 from exporters.onnx_format.exact import exact_constants
 from exporters.onnx_format.lookup import lookup_translations
-from exporters.onnx_format.names import free_output_names, restore_weight_names
+from exporters.onnx_format.names import free_names_of_users, restore_weight_names
 from exporters.onnx_format.order import distances, stable_sort
 from exporters.onnx_format.recurrence import recurrent_translations
 from exporters.onnx_format.repeat import repeat_interleave
@@ -73,7 +73,7 @@ def write_onnx(
     if controls is not None:
         _add_controls(model, controls)
     _forget_origin(model)
-    free_output_names(model.graph)
+    free_names_of_users(model.graph)
     _save(model, path)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from exporters.capture.graph import own_name
 
-__all__ = ["free_output_names", "restore_weight_names"]
+__all__ = ["free_names_of_users", "restore_weight_names"]
 
 
 def restore_weight_names(graph: Any) -> None:
@@ -17,15 +17,16 @@ def restore_weight_names(graph: Any) -> None:
             value.name = name
 
 
-def free_output_names(graph: Any) -> None:
-    """Rename what is called like an output and is none: ``{"mean": x.mean(1) + bias}`` has two values of that name.
+def free_names_of_users(graph: Any) -> None:
+    """Rename what is called like an input or output and is none: ``{"mean": x.mean(1) + bias}`` has two such values.
 
-    torch's exporter gives the outputs their names without a look at the others, and such a file cannot be loaded.
+    torch's exporter gives inputs and outputs their names without a look at the others, and such a file cannot be
+    loaded.
     """
-    outputs = set(graph.outputs)
-    taken = {value.name for value in outputs}
+    theirs = {*graph.inputs, *graph.outputs}
+    taken = {value.name for value in theirs}
     for value in [*_made(graph), *graph.initializers.values()]:
-        if value.name in taken and value not in outputs:
+        if value.name in taken and value not in theirs:
             value.name = _free(value.name, graph)
 
 

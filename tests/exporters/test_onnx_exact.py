@@ -117,3 +117,20 @@ def test_buffers_may_be_called_as_torch_calls_its_own_values(tmp_path: Path, dra
     inputs = ["x:float32[batch,4]"]
     result = export_module(BuffersNamedLikeOperations().eval(), tmp_path / "a", inputs=inputs, mc_draws=draws)
     assert result.max_error < 1e-5
+
+
+class InputsNamedLikeOperations(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.3)
+
+    def forward(self, cat: Tensor, mean: Tensor, add: Tensor) -> Tensor:
+        joined = torch.cat([self.drop(cat + mean), add], 1)
+        return joined + joined.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("draws", [None, 3])
+def test_inputs_may_be_called_as_torch_calls_its_own_values(tmp_path: Path, draws: int | None) -> None:
+    inputs = [f"{name}:float32[batch,4]" for name in ("cat", "mean", "add")]
+    result = export_module(InputsNamedLikeOperations().eval(), tmp_path / "a", inputs=inputs, mc_draws=draws)
+    assert result.max_error < 1e-5
