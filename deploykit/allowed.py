@@ -44,7 +44,7 @@ def outside(inputs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> dict[i
     """
     found: dict[int, str] = {}
     for spec in inputs:
-        array = arrays.get(spec.name)
+        array = arrays.get(spec.name) if spec.allowed else None
         if array is None or array.dtype != spec.numpy_dtype or array.ndim != len(spec.shape):
             continue
         for allowed in spec.allowed:

@@ -1,6 +1,7 @@
 """How the ranks that a launcher has started know of each other's work."""
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from deploykit.runs.rundir import RunDirectory
 
@@ -12,6 +13,9 @@ class Exchange:
 
     See ``runners.partial`` for those that share no more than a store.
     """
+
+    is_shared: ClassVar[bool] = True
+    """Whether the ranks work in one directory."""
 
     def joined(self, join: Callable[[], RunDirectory]) -> RunDirectory:
         """The run directory, which ``join`` creates or opens: its job is the one that was there first.

@@ -80,7 +80,7 @@ def open_data(
 
 
 def _require_shared(where: Workplace, why: str, otherwise: str) -> None:
-    if not where.is_shared:
+    if not where.exchange.is_shared:
         raise UsageError(
             f"run directory {where.place}: is at a URL, and {why}, for which all ranks need a directory that they "
             f"share; name one and copy it to the URL afterwards, {otherwise}, or use --engine local"

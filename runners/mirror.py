@@ -23,9 +23,10 @@ from deploykit.runs.rundir import LOCK_NAME, RUN_NAME, SPOOL_NAME, RunDirectory
 from deploykit.signs import STATUS_NAME
 from deploykit.storage.files import TEMPORARY_PREFIX
 from deploykit.storage.stores import AT_ONCE, Store
+from runners.report import REPORT_NAME
 from runners.system.stop import stoppable
 
-__all__ = ["COMMITS", "REPORT_NAME", "Mirror", "is_result", "stamp_of"]
+__all__ = ["COMMITS", "Mirror", "is_result", "stamp_of"]
 
 PERIOD_S = 5.0
 """So often it is looked for what is new."""
@@ -34,7 +35,6 @@ TRIES, PAUSE_S = 3, 2.0
 """How often the last files are sent, should the store refuse them."""
 
 COMMITS, _PARTS, _STATUS = "commits/", "parts/", f"{STATUS_NAME}/"
-REPORT_NAME = "report.json"
 _PROBE = ".writable"
 
 Stamp = tuple[int, int]

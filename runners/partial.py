@@ -20,7 +20,8 @@ from deploykit.signs import STATUS_NAME
 from deploykit.storage.copies import stand_in
 from deploykit.storage.stores import Store
 from runners.exchange import Exchange
-from runners.mirror import COMMITS, REPORT_NAME, TRIES, Mirror, Stamp, is_result, stamp_of
+from runners.mirror import COMMITS, TRIES, Mirror, Stamp, is_result, stamp_of
+from runners.report import REPORT_NAME
 from runners.system.stop import stoppable
 
 __all__ = ["PartialMirror"]
@@ -36,6 +37,7 @@ class PartialMirror(Mirror, Exchange):
     """That of ``rank``. It sends nothing before it is clear which job counts."""
 
     held = "What this rank has computed"
+    is_shared = False
 
     def __init__(self, store: Store, copy: Path, rank: int) -> None:
         super().__init__(store, copy)

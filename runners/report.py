@@ -16,7 +16,12 @@ from runners.pipeline.timing import RESOLUTION, Histogram, Meter
 from runners.ranks.assignment import Assignment
 from runners.report_page import page
 
-__all__ = ["REPORT_SCHEMA_VERSION", "Figures", "halving_notes", "is_reported", "make_report", "spent", "write_report"]
+__all__ = [
+    "REPORT_NAME", "REPORT_SCHEMA_VERSION", "Figures", "halving_notes", "is_reported", "make_report", "spent",
+    "write_report",
+]  # fmt: skip
+
+REPORT_NAME = "report.json"
 
 REPORT_SCHEMA_VERSION = 1
 PERCENTILES = (50, 90, 95, 99, 100)
@@ -127,14 +132,14 @@ def write_report(directory: RunDirectory, report: Mapping[str, Any]) -> None:
     with writing(html), appears_whole(html) as temporary:
         # The name of a file may be no text.
         temporary.write_text(page(report), encoding="utf-8", errors="backslashreplace")
-    with writing(directory.path / "report.json"):
-        write_json(directory.path / "report.json", report)
+    with writing(directory.path / REPORT_NAME):
+        write_json(directory.path / REPORT_NAME, report)
 
 
 def is_reported(directory: RunDirectory) -> bool:
     """Whether a report says that the job is complete."""
     try:
-        report = json.loads((directory.path / "report.json").read_text(encoding="utf-8"))
+        report = json.loads((directory.path / REPORT_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return bool(report.get("complete"))

@@ -7,15 +7,17 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deploykit.errors import DeploykitError, RunError, UsageError
 from deploykit.storage.copies import naming
 from deploykit.storage.stores import Store, is_url, local_path
 from runners.engines.base import Engine
 from runners.exchange import Exchange
-from runners.mirror import Mirror
-from runners.partial import PartialMirror
 from runners.system.stop import stoppable
+
+if TYPE_CHECKING:
+    from runners.mirror import Mirror
 
 __all__ = ["Workplace", "workplace"]
 
@@ -28,13 +30,11 @@ class Workplace:
         place: as the user named it.
         path: on this machine.
         exchange: how this process knows of the ranks that are started elsewhere.
-        is_shared: whether all ranks work in ``path``, or in no other place.
     """
 
     place: str | Path
     path: Path
     exchange: Exchange = field(default_factory=Exchange)
-    is_shared: bool = True
 
 
 @contextlib.contextmanager
@@ -63,10 +63,7 @@ def workplace(out: str | Path, engine: Engine) -> Iterator[Workplace]:
     mirror.start()
     try:
         with naming(mirror.url, copy):
-            if isinstance(mirror, PartialMirror):
-                yield Workplace(place=out, path=copy, exchange=mirror, is_shared=False)
-            else:
-                yield Workplace(place=out, path=copy)
+            yield Workplace(place=out, path=copy, exchange=mirror if isinstance(mirror, Exchange) else Exchange())
     except BaseException as error:
         problem = mirror.finish()
         # It may be the one that stopped the run, too.
@@ -77,7 +74,10 @@ def workplace(out: str | Path, engine: Engine) -> Iterator[Workplace]:
         raise problem
 
 
-def _mirror(url: str, engine: Engine) -> Mirror:
+def _mirror(url: str, engine: Engine) -> "Mirror":
+    from runners.mirror import Mirror  # only for those who have a URL
+    from runners.partial import PartialMirror
+
     if engine.rank is None and not (engine.prepares_alone and engine.is_here):
         raise UsageError(
             f"run directory {url}: is at a URL, and the ranks of this engine work in one directory that all of them "

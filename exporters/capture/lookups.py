@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from deploykit.tensors import Allowed, TensorSpec
 from exporters.capture.reach import touched_by_writes
-from exporters.noise.sites import arguments, module_of
+from exporters.noise.sites import arguments, aten_name, module_of
 
 __all__ = ["with_allowed"]
 
@@ -77,7 +77,7 @@ def with_allowed(specs: Sequence[TensorSpec], graph: fx.Graph) -> tuple[TensorSp
 def _claim(node: fx.Node, lookup: _Lookup, columns: range | None) -> Allowed:
     return Allowed(
         min=-lookup.places if lookup.signed else 0, max=lookup.places - 1, module=module_of(node),
-        operation=_name(node).strip("_"), first_column=columns[0] if columns else None,
+        operation=aten_name(node).strip("_"), first_column=columns[0] if columns else None,
         last_column=columns[-1] if columns else None,
     )  # fmt: skip
 
@@ -105,7 +105,7 @@ def _held(specs: Sequence[TensorSpec], graph: fx.Graph) -> dict[fx.Node, tuple[_
 
 
 def _handed_on(node: fx.Node, held: Mapping[fx.Node, tuple[_Part, ...]]) -> Iterator[_Part]:
-    name = _name(node)
+    name = aten_name(node)
     if name in _AS_THEY_LIE or name in _ELSEWHERE:
         for source in _first_argument(node):
             for part in held.get(source, ()):
@@ -133,7 +133,7 @@ def _holds(node: fx.Node, source: fx.Node) -> bool:
 
 def _may_be_nowhere(node: fx.Node, source: fx.Node) -> bool:
     """Whether ``node`` expands ``source`` to a size that is 0, or could be while none of the source's is."""
-    new = [size for size in _sizes(node) if size not in _sizes(source)] if _name(node) in _EXPANDING else []
+    new = [size for size in _sizes(node) if size not in _sizes(source)] if aten_name(node) in _EXPANDING else []
     return not all(isinstance(size, int) and size for size in new)
 
 
@@ -161,15 +161,15 @@ class _Cut:
 def _cut(node: fx.Node) -> _Cut | None:
     if node.target is operator.getitem:
         return _piece(*node.args)
-    if _name(node) not in ("narrow", "select", "slice"):
+    if aten_name(node) not in ("narrow", "select", "slice"):
         return None
     given = arguments(node)
     source, dimension = given["input"], given["dim"] % _value(given["input"]).ndim
-    if _name(node) == "narrow":
+    if aten_name(node) == "narrow":
         start, length = given["start"], given["length"]
         is_known = isinstance(start, int) and isinstance(length, int) and start >= 0
         return _Cut(source, dimension, slice(start, start + length), True) if is_known else None
-    if _name(node) == "slice":
+    if aten_name(node) == "slice":
         # That a dynamic dimension is whole shows only in its size.
         whole = given["step"] == 1 and _sizes(node) == _sizes(source)
         ends = (None,) if whole else (given["start"], given["end"], given["step"])
@@ -182,11 +182,11 @@ def _cut(node: fx.Node) -> _Cut | None:
 
 def _piece(pieces: Any, number: Any) -> _Cut | None:
     """One of the tensors that an operation gives."""
-    if not isinstance(pieces, fx.Node) or _name(pieces) not in _IN_PIECES:
+    if not isinstance(pieces, fx.Node) or aten_name(pieces) not in _IN_PIECES:
         return None
     given = arguments(pieces)
     source, dimension = given["input"], given["dim"] % _value(given["input"]).ndim
-    keeps = not _name(pieces).startswith("unbind")
+    keeps = not aten_name(pieces).startswith("unbind")
     lengths = [piece.shape[dimension] if keeps else 1 for piece in pieces.meta["val"]]
     if not all(isinstance(length, int) for length in lengths):
         return None
@@ -195,7 +195,7 @@ def _piece(pieces: Any, number: Any) -> _Cut | None:
 
 
 def _lookups(node: fx.Node) -> Iterator[_Lookup]:
-    find = _FOUND_BY.get(_name(node).strip("_"))
+    find = _FOUND_BY.get(aten_name(node).strip("_"))
     for index, places, signed in find(arguments(node)) if find else ():
         if isinstance(index, fx.Node) and isinstance(places, int) and places > 0:
             yield _Lookup(index, places, signed)
@@ -242,12 +242,6 @@ _FOUND_BY: Mapping[str, Callable[[_Given], _Found]] = {
     "take": _anywhere, "index": _in_brackets, "index_put": _in_brackets, "one_hot": _classes,
 }  # fmt: skip
 """What each operation looks up: numbers, how many places there are, and whether torch counts from the end below 0."""
-
-
-def _name(node: fx.Node) -> str:
-    """The name of an operation of ATen, and an empty one for all else."""
-    is_operation = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
-    return node.target._schema.name.removeprefix("aten::") if is_operation else ""  # type: ignore[union-attr]
 
 
 def _value(node: fx.Node) -> Tensor:

@@ -16,7 +16,7 @@ from torch.fx import traceback as node_meta
 from exporters.noise.kinds import KINDS, probability, site_count
 
 __all__ = [
-    "SWITCHED", "Draw", "arguments", "call_with", "draws_random", "find_draws", "made_for", "masks_asked",
+    "SWITCHED", "Draw", "arguments", "aten_name", "call_with", "draws_random", "find_draws", "made_for", "masks_asked",
     "module_of", "operation_of",
 ]  # fmt: skip
 
@@ -154,6 +154,12 @@ def made_for(node: fx.Node) -> Iterator[None]:
     """What is captured meanwhile is the work of the module that made ``node``, whoever calls the operations now."""
     with node_meta.preserve_node_meta(), node_meta.annotate({_MADE_FOR: module_of(node)}):
         yield
+
+
+def aten_name(node: fx.Node) -> str:
+    """``embedding`` for ``aten.embedding.default``; empty for what is no operation of ATen."""
+    is_operation = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
+    return node.target._schema.name.removeprefix("aten::") if is_operation else ""  # type: ignore[union-attr]
 
 
 def operation_of(node: fx.Node) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from exporters.capture.reach import owner_of, touched_by_writes, writes_seen
-from exporters.noise.sites import SWITCHED, draws_random
+from exporters.noise.sites import SWITCHED, aten_name, draws_random
 
 __all__ = ["merge_duplicates", "simplify"]
 
@@ -29,7 +29,7 @@ def simplify(module: fx.GraphModule) -> None:
 def _drop_inactive(graph: fx.Graph) -> None:
     """Dropouts that are off give back their input; without them, equal computations are seen to be equal."""
     for node in graph.nodes:
-        if _name(node) in SWITCHED and not draws_random(node):
+        if aten_name(node) in SWITCHED and not draws_random(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
 
@@ -60,7 +60,7 @@ def _without_writes(graph: fx.Graph) -> None:
 
 def _functional_form(node: fx.Node) -> Any:
     """The operation that gives the same result without writing: ``aten.relu`` for ``aten.relu_``; None if none does."""
-    name, target = _name(node), node.target
+    name, target = aten_name(node), node.target
     if not name.endswith("_") or (name not in SWITCHED and torch.Tag.pointwise not in target.tags):  # type: ignore[union-attr]
         return None
     dtypes = {source.meta["val"].dtype for source in node.all_input_nodes if isinstance(source.meta.get("val"), Tensor)}
@@ -74,12 +74,6 @@ def _functional_form(node: fx.Node) -> Any:
 
 def _taken_by(operation: Any) -> list[str]:
     return [str(argument.type) for argument in operation._schema.arguments]
-
-
-def _name(node: fx.Node) -> str:
-    """The name of an operation of ATen, and an empty one for all else."""
-    is_operation = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
-    return node.target._schema.name.removeprefix("aten::") if is_operation else ""  # type: ignore[union-attr]
 
 
 def merge_duplicates(graph: fx.Graph) -> None:

@@ -41,11 +41,10 @@ def environment(runtime: str, runtime_version: str, *, on_gpu: bool = False) -> 
 def _cpu_model() -> str:
     """Its name, with its family and model where Linux tells them: a cloud calls generations that differ alike."""
     try:
-        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+        first = CPUINFO.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0].splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    # Reversed, so that of several processors the first counts.
-    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first)}
     generation = [f"{word} {said[key]}" for word, key in (("family", "cpu family"), ("model", "model")) if key in said]
     name = said.get("model name", platform.machine())
     return f"{name} ({', '.join(generation)})" if generation else name
