@@ -21,6 +21,8 @@ FEWEST_SHARDS = 8
 MANY_SHARDS, MANY_ROWS = 64, 8192
 """A shard of more rows than the second only where there are as many shards as the first: the rank that ends last has a
 shard more than the others, which is little of many."""
+USUAL_RANKS, NEARLY_EVEN = (2, 4, 8), 1.01
+"""So many equal ranks should end together. A cut does not know how many there are, and a resume may have others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +99,10 @@ class Plan:
 def make_plan(
     rows: int, batch_size: int, row_bytes: int, shard_rows: int | None = None, *, rows_together: int = 1
 ) -> Plan:
-    """Cut ``rows`` rows into shards of about 8,192 rows, or up to 65,536 where there would be more than 64 shards.
+    """Cut ``rows`` rows into shards of at most 8,192 rows, or up to 65,536 where there would be more than 64 shards.
 
-    There are at least eight where there are eight batches, and their files have at most about 64 MiB.
+    There are at least eight where there are eight batches, and their files have at most about 64 MiB. Of the sizes down
+    to half of the largest that is allowed, the one is taken with which equal ranks end together.
 
     Args:
         rows: all of them.
@@ -123,7 +126,26 @@ def _batches_per_shard(rows: int, batch_size: int, row_bytes: int, rows_together
     batches = -(-rows // batch_size)
     together = -(-rows_together // batch_size)
     by_share = max(batches // MANY_SHARDS, MANY_ROWS // batch_size, together if together <= by_size else 0)
-    return max(1, min(by_size, batches // FEWEST_SHARDS, by_share))
+    most = max(1, min(by_size, batches // FEWEST_SHARDS, by_share))
+    return _most_even(batches, min(most, max(together, -(-most // 2))), most)
+
+
+def _most_even(batches: int, least: int, most: int) -> int:
+    """The largest number of batches in ``[least, most]`` with which the busiest of the usual ranks does least, nearly.
+
+    Equal ranks that take shards in turn differ by one. Of 15 shards one of two ranks has eight, and the other waits for
+    all of the last; of 16 smaller ones each has eight.
+    """
+    sizes = np.arange(most, least - 1, -1)
+    busiest = np.sum([ranks * _batches_of_busiest(batches, sizes, ranks) for ranks in USUAL_RANKS], axis=0)
+    return int(sizes[np.argmax(busiest <= NEARLY_EVEN * busiest.min())])
+
+
+def _batches_of_busiest(batches: int, sizes: NDArray[np.int64], ranks: int) -> NDArray[np.int64]:
+    """What the first rank has, int64 as ``sizes``: a shard of each round, and all or some of one in the last."""
+    whole, left = np.divmod(batches, sizes * ranks)
+    found: NDArray[np.int64] = whole * sizes + np.minimum(left, sizes)
+    return found
 
 
 def row_bytes(outputs: Sequence[TensorSpec], largest: Mapping[str, int]) -> int:

@@ -31,13 +31,30 @@ def test_shards_cover_each_row_once_in_batches_that_stay_inside(rows: int, batch
         assert plan.shard_rows <= max(8192, batch_size)
 
 
+def busiest_rank(plan: Plan, ranks: int) -> int:
+    """Its rows, where equal ranks take shards in turn."""
+    return max(sum(plan.shard(index).rows for index in range(rank, len(plan), ranks)) for rank in range(ranks))
+
+
+@pytest.mark.parametrize(("batch_size", "rows"), [(1, 75_000), (16, 120_000), (32, 74_000), (256, 1_000_000)])
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_equal_ranks_end_together(batch_size: int, rows: int, ranks: int) -> None:
+    assert busiest_rank(make_plan(rows, batch_size, 40), ranks) <= 1.02 * rows / ranks
+
+
+@given(st.integers(256, 20_000), st.sampled_from([1, 64, 256]), st.sampled_from([2, 4, 8]))
+def test_no_rank_has_much_more_than_its_share(batches: int, batch_size: int, ranks: int) -> None:
+    rows = batches * batch_size
+    assert busiest_rank(make_plan(rows, batch_size, 40), ranks) <= 1.11 * rows / ranks
+
+
 def test_plans_of_usual_sizes() -> None:
     assert make_plan(12_000, 8, 40).shard_rows == 187 * 8
-    assert make_plan(200_000, 256, 40) == Plan(rows=200_000, shard_rows=8192, batch_size=256)
-    assert len(make_plan(600_000, 1024, 40)) == 66
+    assert make_plan(200_000, 256, 40) == Plan(rows=200_000, shard_rows=6400, batch_size=256)
+    assert len(make_plan(600_000, 1024, 40)) == 84
     assert make_plan(2_000_000, 256, 40).shard_rows == 122 * 256
-    assert make_plan(10_000_000, 1024, 40).shard_rows == 65_536
-    assert make_plan(2_000_000, 256, 4096).shard_rows == 16_384
+    assert make_plan(10_000_000, 1024, 40).shard_rows == 61 * 1024
+    assert make_plan(2_000_000, 256, 4096).shard_rows == 63 * 256
     assert len(make_plan(0, 256, 40)) == 0
     # Row groups of 65,536 rows are not read by two ranks.
     assert make_plan(2_000_000, 256, 40, rows_together=65_536).shard_rows == 65_536
