@@ -35,10 +35,13 @@ from runners.onerank import as_one_rank
 from runners.pipeline.batchsize import Probe, check_batch_size, probe_batch_size, settle_batch_size
 from runners.progress import check_kind
 from runners.spooling import rows_stay
+from runners.system.stop import stoppable
 from runners.table import choose_runner
 from runners.workplace import Workplace, workplace
 
 __all__ = ["RunResult", "run"]
+
+_BETWEEN = "between two steps; give the same command again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +157,8 @@ def run(
     chosen = choose_engine(engine)
     if threads is not None:
         check_threads(threads, here=chosen.engine.is_here)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(as_one_rank())
+    # Whatever has no better answer to a signal unwinds: no copy of a URL is left behind.
+    with stoppable(out, lambda: _BETWEEN), as_one_rank(), contextlib.ExitStack() as stack:
         engine_here, opened = stack.enter_context(chosen.engine), stack.enter_context(Artifact.open(artifact))
         where = stack.enter_context(workplace(out, engine_here))
         command = command_of(artifact, data, out, options, engine_here)

@@ -57,6 +57,7 @@ def open_data(
     reading = _reading(artifact, options)
     drawing = Drawing(
         out=out,
+        place=where.place,
         asked=asked_for(data, artifact.manifest.inputs, reading),
         alone=engine.prepares_alone,
         drawn=partial(make_progress, progress, None, 0),
@@ -64,7 +65,7 @@ def open_data(
     )
     source: Source | None = find_spool(drawing, artifact.manifest.inputs)
     if source is None:
-        with stoppable(out, lambda: "while the data was opened; give the same command again"):
+        with stoppable(where.place, lambda: "while the data was opened; give the same command again"):
             source = _opened(data, artifact.manifest.inputs, reading, engine.shown(progress))
     stack.callback(source.close)
     _refuse_to_move(here, data, [place for place in (artifact.path, out) if isinstance(place, Path)])

@@ -35,6 +35,7 @@ class Drawing:
 
     Attributes:
         out: the run directory.
+        place: the same as the user named it.
         asked: what makes its rows those that were asked for, see ``asked_for``.
         alone: no other rank can be drawing, because this process prepares the job for all.
         drawn: begins to show how many rows have come, to who draws them.
@@ -42,6 +43,7 @@ class Drawing:
     """
 
     out: Path
+    place: str | Path
     asked: Mapping[str, Any]
     alone: bool
     drawn: Callable[[], Progress]
@@ -183,7 +185,7 @@ def _wait(stack: contextlib.ExitStack, drawing: Drawing) -> Facts | None:
     """Wait until the rows are there, or none draws them any more: then this rank holds the directory."""
     progress: Progress | None = None
     try:
-        with stoppable(drawing.out, lambda: "while another rank draws the rows; start this rank again"):
+        with stoppable(drawing.place, lambda: "while another rank draws the rows; start this rank again"):
             while True:
                 try:
                     stack.enter_context(locked(drawing.out))
@@ -210,7 +212,7 @@ def _rows_by_now(folder: Path) -> int:
 def _fill(spool: Spool, stream: StreamSource, drawing: Drawing) -> Facts:
     progress = drawing.drawn()
     try:
-        with stoppable(drawing.out, lambda: _drawn(spool, stream)), spool:
+        with stoppable(drawing.place, lambda: _drawn(spool, stream)), spool:
             say = _Saying(drawing.folder)
             for arrays in stream.batches():
                 if not spool.rows:

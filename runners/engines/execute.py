@@ -51,7 +51,7 @@ class Setting:
         began_s: when the call came, on the monotonic clock.
         cut: the shards by the batch size, where that was found here; what another rank has found before counts.
         notes: what was chosen, for people to read.
-        place: the run directory as the user named it, where that is not the one that is worked in.
+        place: the run directory as the user named it.
         exchange: how a rank that a launcher has started knows of the others.
     """
 
@@ -64,10 +64,14 @@ class Setting:
     threads: int | None
     job: Job
     began_s: float
+    place: str | Path
     cut: Callable[[int], Plan] | None = None
     notes: tuple[str, ...] = ()
-    place: str | Path = ""
     exchange: Exchange = field(default_factory=Exchange)
+
+    def stoppable(self, directory: RunDirectory, said: str) -> contextlib.AbstractContextManager[None]:
+        """Let a signal end the block at once, see ``stoppable``; a third one ends the process with the same words."""
+        return stoppable(self.place, lambda: renamed(f"{said}; {directory.to_resume()}", self.place, directory.path))
 
     def environment(self) -> dict[str, Any]:
         """Where the run was made, for its report."""
@@ -104,7 +108,7 @@ def drive(setting: Setting, out: Path, place: Placer, *, progress: ProgressChoic
         directory = RunDirectory.prepare(out, setting.job)
         require_same_spool(setting.source, directory)
         save_index(directory.path, setting.source)
-        state = _looked_at(directory, progress)
+        state = _looked_at(setting, directory, progress)
         missing = state.missing(directory.job.plan, from_parts=directory.job.keeps_parts)
         # An epoch job without rows has no rank and no file; its report says that it was done.
         if not missing and is_finished(directory, state) and is_reported(directory):
@@ -118,12 +122,11 @@ def drive(setting: Setting, out: Path, place: Placer, *, progress: ProgressChoic
             return done
 
 
-def _looked_at(directory: RunDirectory, choice: ProgressChoice) -> State:
+def _looked_at(setting: Setting, directory: RunDirectory, choice: ProgressChoice) -> State:
     """What is there of the job, every file read; that takes a while where much is."""
     kind, rows = "none" if callable(choice) else choice, directory.job.plan.rows
     shown = make_progress(kind, rows, 0, doing="checked", after_s=1.0)
-    said = f"while what is there was checked; {directory.to_resume()}"
-    with stoppable(directory.path, lambda: said), contextlib.closing(shown):
+    with setting.stoppable(directory, "while what is there was checked"), contextlib.closing(shown):
         return directory.state(tally=Tally(lambda done, _: shown.update(done), rows))
 
 
@@ -189,11 +192,11 @@ def finish_files(setting: Setting, directory: RunDirectory, *, inherit: Sequence
         IncompleteRunError: a signal came.
     """
     if directory.job.has_epoch_files:
-        with stoppable(directory.path, lambda: f"while the parts were joined; {directory.to_resume()}"):
+        with setting.stoppable(directory, "while the parts were joined"):
             finish_epoch(directory, setting.writing.writer)
     if not directory.is_delivered():
         text = "while the writer was called; every row is there, and its calls are made again from the first"
-        with stoppable(directory.path, lambda: f"{text}; {directory.to_resume()}"):
+        with setting.stoppable(directory, text):
             notes.append(_deliver(setting, directory, inherit))
 
 

@@ -38,7 +38,7 @@ from runners.report import spent
 from runners.spooling import require_same_spool
 from runners.store import Group, LauncherStore
 from runners.system.lock import locked
-from runners.system.stop import StopRequest, on_signals, stoppable
+from runners.system.stop import StopRequest, on_signals
 
 __all__ = ["ArrayEngine", "LaunchedEngine", "SlurmEngine", "TorchrunEngine"]
 
@@ -178,7 +178,7 @@ class LaunchedEngine(Engine):
         choice: ProgressChoice,
     ) -> Meter:
         # Ranks that meet must all come, even one that finds nothing left to do.
-        if assignment.group is None and self._has_nothing(directory, claims):
+        if assignment.group is None and self._has_nothing(setting, directory, claims):
             return Meter(origin_s=assignment.origin_s)
         plan = directory.job.plan
         progress = make_progress(self.shown(choice), plan.rows, directory.committed_rows())
@@ -198,9 +198,9 @@ class LaunchedEngine(Engine):
             progress.close()
         return outcome.meters[assignment.rank]
 
-    def _has_nothing(self, directory: RunDirectory, claims: Claims) -> bool:
+    def _has_nothing(self, setting: Setting, directory: RunDirectory, claims: Claims) -> bool:
         """Whether all of its parts are there; they are read, and from a store copied, which takes a while."""
-        with stoppable(directory.path, lambda: f"while what is there was checked; {directory.to_resume()}"):
+        with setting.stoppable(directory, "while what is there was checked"):
             claims.expect(share(self.launch.rank, self.launch.world_size, len(directory.job.plan)))
             return claims.peek() is None
 

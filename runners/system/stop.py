@@ -172,7 +172,8 @@ def on_signals(stop: StopRequest, *, tells: bool = False) -> Iterator[None]:
 def stoppable(path: Path | str, said: Callable[[], str]) -> Iterator[None]:
     """End at once when a signal comes, where there is no shard to finish: the user's code may take its time.
 
-    ``said`` goes on with ``run directory r: stopped by SIGINT``, and says how to take the work up again.
+    ``said`` goes on with ``run directory r: stopped by SIGINT``, and says how to take the work up again; then comes
+    what was noted on the way out. A block inside of this one hears the signals in its place.
 
     Raises:
         IncompleteRunError: a signal came.
@@ -182,8 +183,9 @@ def stoppable(path: Path | str, said: Callable[[], str]) -> Iterator[None]:
     try:
         with on_signals(stop):
             yield
-    except KeyboardInterrupt:
-        stopped = IncompleteRunError(f"{_stopped_text(path, stop)} {said()}")
+    except KeyboardInterrupt as interrupted:
+        text = f"{_stopped_text(path, stop)} {said()}"
+        stopped = IncompleteRunError("\n".join([text, *getattr(interrupted, "__notes__", ())]))
         stopped.exit_code = 128 + (stop.signal or signal.SIGINT)
         raise stopped from None
 
@@ -251,9 +253,9 @@ def _in_child() -> None:
     if not _HANDLED:
         return
     signal.set_wakeup_fd(-1)
-    for former in _HANDLED:
-        for number, handler in former.items():
-            signal.signal(number, handler if number == signal.SIGTERM else signal.SIG_IGN)
+    # What the first of them found: the others found handlers of the run.
+    for number, handler in _HANDLED[0].items():
+        signal.signal(number, handler if number == signal.SIGTERM else signal.SIG_IGN)
     _HANDLED.clear()
 
 
