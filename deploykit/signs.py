@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,8 +24,8 @@ from typing import Any, Literal, TypeVar
 from deploykit.storage.files import TEMPORARY_PREFIX
 
 __all__ = [
-    "DRAWING_NAME", "STATUS_NAME", "CallSign", "DrawingSign", "RankSign", "forget_call", "leave_drawing", "leave_sign",
-    "read_drawing", "read_signs", "signing",
+    "DRAWING_NAME", "STATUS_NAME", "CallSign", "DrawingSign", "RankSign", "RankState", "forget_call", "leave_drawing",
+    "leave_sign", "read_drawing", "read_signs", "signing", "signing_end",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -33,13 +34,19 @@ STATUS_NAME, DRAWING_NAME = "status", "drawing.json"
 
 _CALL = "run.json"
 
+AGAIN_S = 10.0
+"""So often a sign is left where nothing else happens."""
+
+RankState = Literal["starting", "working", "ending", "ended", "failed"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankSign:
     """What a rank is doing. Times in seconds since 1970.
 
     Attributes:
-        state: ``starting``, ``working``, ``ended`` or ``failed``.
+        state: ``starting``, ``working``, ``ending`` (it has predicted what it could, and sends it, or makes the files
+            of the whole job), ``ended`` or ``failed``.
         rows: rows that it has predicted in this call.
         rows_per_s: the same per second, of late.
         at: when this was so.
@@ -51,7 +58,7 @@ class RankSign:
     device: str
     host: str
     pid: int
-    state: Literal["starting", "working", "ended", "failed"]
+    state: RankState
     rows: int
     rows_per_s: float
     began: float
@@ -129,6 +136,30 @@ def forget_call(directory: Path) -> None:
 def leave_sign(directory: Path, sign: RankSign) -> None:
     """Replace the rank's sign of life."""
     _replace(directory / STATUS_NAME, f"rank-{sign.rank}.json", asdict(sign))
+
+
+@contextlib.contextmanager
+def signing_end(directory: Path, rank: int, device: str) -> Iterator[None]:
+    """Say that a rank which a launcher has started is ending, as long as the block does; then what it said before."""
+    host, pid, now = socket.gethostname(), os.getpid(), time()
+    said = _read(directory / STATUS_NAME / f"rank-{rank}.json", RankSign) or RankSign(
+        rank=rank, device=device, host=host, pid=pid, state="ended", rows=0, rows_per_s=0.0, began=now, at=now
+    )
+    sign, over = replace(said, host=host, pid=pid, state="ending", at=now), threading.Event()
+
+    def say_again() -> None:
+        while not over.wait(AGAIN_S):
+            leave_sign(directory, replace(sign, at=time()))
+
+    leave_sign(directory, sign)
+    thread = threading.Thread(target=say_again, name="sign", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        leave_sign(directory, said)
 
 
 def leave_drawing(spool: Path, rows: int, *, began: float) -> None:

@@ -12,6 +12,7 @@ from deploykit.runs.feed import writing
 from deploykit.runs.rundir import RUN_NAME, RunDirectory
 from deploykit.runs.runrows import RunRows
 from deploykit.runs.runstate import State
+from deploykit.runs.watching import to_go_on
 from deploykit.storage.copies import at_hand, delivered, renamed
 from deploykit.storage.files import appears_whole
 from deploykit.storage.paths import require_path, require_place
@@ -106,7 +107,7 @@ def _left_out(directory: RunDirectory, state: State, shards: Sequence[Shard]) ->
     if missing:
         count = counted(sum(shard.rows for shard in missing), "row")
         which = describe_ranges((shard.start, shard.stop) for shard in missing)
-        yield f"{count} missing, not in the file: {which}; {directory.to_resume()}"
+        yield f"{count} missing, not in the file: {which}; {to_go_on(directory)}"
     if failed := sum(len(state.failed_in(shard)) for shard in shards):
         yield f"{counted(failed, 'row')} failed, not in the file: {directory.path / 'failed.jsonl'}"
 
@@ -155,7 +156,7 @@ def _present(directory: RunDirectory, state: State, allow_partial: bool) -> list
         raise IncompleteRunError(
             f"merge: run directory {directory.path} lacks "
             f"{describe_ranges((shard.start, shard.stop) for shard in missing)}{damage}; "
-            f"merge what is there with --allow-partial (allow_partial=True), or, {directory.to_resume()}"
+            f"merge what is there with --allow-partial (allow_partial=True), or, {to_go_on(directory)}"
         )
     absent = {shard.index for shard in missing}
     return [shard for shard in directory.job.plan.shards() if shard.index not in absent]

@@ -16,6 +16,7 @@ from deploykit.runs.datachange import data_change
 from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.runstate import State
 from deploykit.runs.strided import strided_problems, strided_wrong_ids
+from deploykit.runs.watching import to_go_on
 from deploykit.tally import Tally, Told
 from deploykit.writers import Batch, make_writer
 from deploykit.writers.calling import reading
@@ -39,7 +40,7 @@ class RunCheck:
         pending: what is left to do although no row is missing.
         data_change: what is known of data that was changed while it was read; then no row counts.
         notes: what was not checked, and why.
-        to_resume: how the run is taken up again.
+        to_resume: how the run is taken up again, or that it is at work.
     """
 
     rows: int
@@ -116,7 +117,7 @@ def check_run(path: str | Path, *, progress: Told | None = None) -> RunCheck:
         pending=() if missing else tuple(_pending(directory, state)),
         notes=contents.notes,
         failed=failed,
-        to_resume=directory.to_resume(),
+        to_resume=to_go_on(directory),
         data_change=data_change(directory.path),
     )
 

@@ -15,11 +15,12 @@ from deploykit.signs import STATUS_NAME, CallSign, RankSign, read_drawing, read_
 from deploykit.storage.copies import at_hand, renamed
 from deploykit.storage.paths import require_place
 
-__all__ = ["RankStatus", "RunStatus", "run_status"]
+__all__ = ["RankStatus", "RunStatus", "run_status", "to_go_on"]
 
 SILENT_S = 60.0
 """A call on another host, of which no rank has given a sign for so long, counts as interrupted."""
 
+_OVER = ("ended", "failed")
 _STOPPED = (None, IncompleteRunError.__name__, KeyboardInterrupt.__name__)
 
 Condition = Literal["not started", "drawing", "running", "interrupted", "failed", "finished"]
@@ -30,7 +31,8 @@ class RankStatus:
     """One rank of the last call.
 
     Attributes:
-        state: ``starting``, ``working``, ``ended``, ``failed``, or ``gone`` if it died without a word.
+        state: ``starting``, ``working``, ``ending`` (under a launcher: it sends what it has, or makes the files of the
+            whole job), ``ended``, ``failed``, or ``gone`` if it died without a word.
         rows: rows that it has predicted in this call.
         rows_per_s: of late, while it works; over the whole call when it is over.
         lag_s: seconds since its last sign of life; None when it has ended.
@@ -171,12 +173,23 @@ def _pending(directory: RunDirectory, state: State) -> bool:
     return job.has_epoch_files and not joined
 
 
-def _condition(call: CallSign | None, signs: Sequence[RankSign], *, finished: bool, now: float) -> Condition:
+def to_go_on(directory: RunDirectory) -> str:
+    """What a person does about rows that are missing: wait as long as a run is at work on them, else resume it."""
+    if data_change(directory.path) or not _is_at_work(*read_signs(directory.path), time()):
+        return directory.to_resume()
+    return "as the run is at work, wait until it ends (deploykit status says how far it is)"
+
+
+def _is_at_work(call: CallSign | None, signs: Sequence[RankSign], now: float) -> bool:
     alive = None if call is None else call.is_alive()
-    if alive is None:
-        working = [sign for sign in signs if sign.state in {"starting", "working"} and now - sign.at < SILENT_S]
-        alive = any(sign.is_alive() is not False for sign in working)
-    if alive:
+    if alive is not None:
+        return alive
+    working = (sign for sign in signs if sign.state not in _OVER and now - sign.at < SILENT_S)
+    return any(sign.is_alive() is not False for sign in working)
+
+
+def _condition(call: CallSign | None, signs: Sequence[RankSign], *, finished: bool, now: float) -> Condition:
+    if _is_at_work(call, signs, now):
         return "running"
     if finished:
         return "finished"
@@ -184,7 +197,7 @@ def _condition(call: CallSign | None, signs: Sequence[RankSign], *, finished: bo
 
 
 def _rank(sign: RankSign, now: float, *, running: bool) -> RankStatus:
-    over = sign.state in {"ended", "failed"}
+    over = sign.state in _OVER
     works = running and not over and sign.is_alive() is not False  # The others of a run go on without one that died.
     seconds = sign.working_s or sign.at - sign.began  # The clock of the machine may have been set back meanwhile.
     mean = sign.rows / seconds if seconds > 0 else 0.0

@@ -21,7 +21,7 @@ from deploykit.errors import DataError, DeviceError, IncompleteRunError, UsageEr
 from deploykit.plan import Shard, describe_ranges
 from deploykit.runs.commit import Commit
 from deploykit.runs.rundir import RunDirectory
-from deploykit.signs import forget_call
+from deploykit.signs import forget_call, signing_end
 from runners.base import Runner
 from runners.changed import look_for_change, watched
 from runners.engines.base import Engine
@@ -125,17 +125,18 @@ class LaunchedEngine(Engine):
                 shards=len(claims.taken),
                 began=began,
             ).save(out)
-            if stop.signal is None:  # Whoever is stopped has no time; what it did is sent when it ends.
-                setting.exchange.trade()
-            missing = directory.missing(check_digests=False)
-            if stop.signal is not None:
-                raise self._stopped(directory, missing, stop.signal, changed or self._advice(setting))
-            if missing and not changed:
-                notes.append(self._text(directory, missing, self._advice(setting)))
-            elif not missing and (claims.taken or self.launch.rank == 0 or not is_over(directory)):
-                finish_together(setting, directory, self.launch, worked=bool(claims.taken), notes=notes)
-            if changed:
-                raise DataError(changed)
+            with signing_end(out, self.launch.rank, str(assignment.device)):
+                if stop.signal is None:  # Whoever is stopped has no time; what it did is sent when it ends.
+                    setting.exchange.trade()
+                missing = directory.missing(check_digests=False)
+                if stop.signal is not None:
+                    raise self._stopped(directory, missing, stop.signal, changed or self._advice(setting))
+                if missing and not changed:
+                    notes.append(self._text(directory, missing, self._advice(setting)))
+                elif not missing and (claims.taken or self.launch.rank == 0 or not is_over(directory)):
+                    finish_together(setting, directory, self.launch, worked=bool(claims.taken), notes=notes)
+                if changed:
+                    raise DataError(changed)
         return Computed(
             rows=meter.rows,
             draws_per_row=meter.draws_used / meter.rows if meter.draws_used else None,

@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, time
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 from deploykit.plan import Shard
 from deploykit.runs.commit import Commit
-from deploykit.signs import RankSign, leave_sign
+from deploykit.signs import RankSign, RankState, leave_sign
 from deploykit.storage.copies import renamed
 from deploykit.version import __version__
 from runners.pipeline.timing import Meter
@@ -52,7 +52,7 @@ class Recorder:
         self._directory = Path(assignment.directory)
         self._lock = threading.Lock()
         self._log: int | None = None
-        self._state: Literal["starting", "working"] = "starting"
+        self._state: RankState = "starting"
         self._rows, self._began, self._signed = 0, time(), 0.0
         self._origin = monotonic()
         self._rates: deque[tuple[float, int]] = deque([(monotonic(), 0)])
@@ -136,7 +136,7 @@ class Recorder:
             if self._log is not None:
                 os.write(self._log, line.encode())
 
-    def _sign(self, state: Literal["starting", "working", "ended", "failed"], error: str | None = None) -> None:
+    def _sign(self, state: RankState, error: str | None = None) -> None:
         self._signed = now = monotonic()
         self._rates.append((now, self._rows))
         while len(self._rates) > 2 and self._rates[1][0] < now - RATE_S:

@@ -16,9 +16,12 @@ from deploykit import signs
 from deploykit.cli.status import _describe as describe
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.runs.epoch import is_finished
+from deploykit.runs.merging import merge_run
 from deploykit.runs.rundir import RunDirectory
+from deploykit.runs.verify_run import verify_run
 from deploykit.runs.watching import run_status
 from deploykit.signs import CallSign, RankSign, leave_sign, read_signs, signing
+from runners.engines.finish import finish_files
 from runners.job import run
 from runners.pipeline.timing import Meter
 from runners.ranks import recorder
@@ -327,3 +330,56 @@ def test_the_directory_may_be_copied_while_it_is_watched(artifact_paths: dict[st
     shutil.rmtree(out / "status")
     assert is_finished(RunDirectory.open(out))
     assert (run_status(out).state, run_status(out).done_rows) == ("finished", 64)
+
+
+def test_a_rank_of_a_launcher_that_makes_the_last_files_is_at_work(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, seen = tmp_path / "r", []
+    finish = finish_files
+
+    def watched(*args: Any, **options: Any) -> None:
+        first = read_signs(out)[1][0].at
+        wait_for(lambda: read_signs(out)[1][0].at > first)  # Another host knows by that that it lives.
+        seen.append(run_status(out))
+        finish(*args, **options)
+
+    monkeypatch.setattr(signs, "AGAIN_S", 0.01)
+    monkeypatch.setattr("runners.engines.finish.finish_files", watched)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    options: dict[str, Any] = {**OPTIONS, "engine": "array", "write_interval": "epoch"}
+    run(artifact_paths["mc"], SLOW, out, **options)
+    (found,) = seen
+    assert (found.state, found.done_rows, [rank.state for rank in found.ranks]) == ("running", 64, ["ending"])
+    over = run_status(out)
+    assert (over.state, [(rank.state, rank.rows) for rank in over.ranks]) == ("finished", [("ended", 64)])
+    # One that finds all computed has said nothing before.
+    (out / "report.json").unlink()
+    (out / "status" / "rank-0.json").unlink()
+    run(artifact_paths["mc"], SLOW, out, **options)
+    assert [(rank.state, rank.rows) for rank in seen[1].ranks] == [("ending", 0)]
+    assert run_status(out).state == "finished"
+
+
+def test_rows_that_are_missing_while_a_run_is_at_work_are_waited_for(
+    artifact_paths: dict[str, Path], tmp_path: Path
+) -> None:
+    out, said = tmp_path / "r", []
+
+    def look(*_: int) -> None:
+        if not said:
+            for call in (lambda: merge_run(out, tmp_path / "all.npz"), lambda: verify_run(out)):
+                with pytest.raises(IncompleteRunError) as missing:
+                    call()
+                said.append(str(missing.value))
+            merge_run(out, tmp_path / "some.npz", allow_partial=True, told=said.append)
+
+    run(artifact_paths["mc"], SLOW, out, devices="cpu", progress=look, **OPTIONS)  # type: ignore[arg-type]
+    assert len(said) == 3
+    for text in said:
+        assert "as the run is at work, wait until it ends (deploykit status" in text
+        assert "to resume it" not in text
+    (out / "commits" / "part-000003.json").unlink()
+    with pytest.raises(IncompleteRunError, match="or, to resume it: deploykit run"):
+        merge_run(out, tmp_path / "all.npz")
