@@ -15,7 +15,6 @@ from runners.engines.measured import Measured, load_measured
 from runners.report import Figures, is_reported, make_report, write_report
 from runners.spooling import discard_spool
 from runners.system.lock import finishing
-from runners.system.stop import stoppable
 
 __all__ = ["finish_together", "is_over"]
 
@@ -43,11 +42,11 @@ def finish_together(
         DataError: every row is there, but the data is not what it was at the beginning.
     """
     with finishing(directory.path):
-        setting.exchange.gather(directory)
-        if not worked and is_reported(directory) and _is_finished(directory):
+        if not worked and is_reported(directory) and _is_finished(setting, directory):
             notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
             discard_spool(setting.source)
             return
+        setting.exchange.gather(directory)
         directory.clean()
         finish_files(setting, directory, inherit=(), notes=notes)
         changed = look_for_change(setting.source, setting.job.data_source, directory.path)
@@ -59,10 +58,13 @@ def finish_together(
     notes.append(f"{launch} found every part there and finished the job: report.json, report.html")
 
 
-def _is_finished(directory: RunDirectory) -> bool:
-    with stoppable(directory.path, lambda: f"while what is there was checked; {directory.to_resume()}"):
-        # Parts that are not joined are not read again: each rank has read its own.
-        return is_finished(directory, directory.state(check_digests=directory.job.has_epoch_files))
+def _is_finished(setting: Setting, directory: RunDirectory) -> bool:
+    # Parts, and files of ranks without parts, are not read again: each rank has read its own.
+    unread = directory.job.has_epoch_files and directory.job.keeps_parts
+    if unread:
+        setting.exchange.gather(directory)
+    with setting.stoppable(directory, "while what is there was checked"):
+        return is_finished(directory, directory.state(check_digests=unread))
 
 
 def _report(setting: Setting, directory: RunDirectory, launch: Launch, notes: Sequence[str], *, complete: bool) -> None:

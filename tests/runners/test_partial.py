@@ -259,6 +259,28 @@ def test_only_what_a_rank_asks_for_is_copied(
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("deploykit-")]
 
 
+def test_a_rank_that_comes_to_a_finished_job_copies_the_files_of_no_others(
+    mc: Path, bucket: str, as_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**SIZE, "write_interval": "epoch"}
+    for rank in range(3):
+        as_rank(rank, 3)
+        deploykit.run(mc, SLOW, bucket, **options)
+    asked: list[str] = []
+    fetch = Store.fetch
+
+    def watched(self: Store, names: Iterable[str], folder: Path) -> None:
+        names = list(names)
+        asked.extend(name for name in names if name.startswith("predictions_"))
+        fetch(self, names, folder)
+
+    monkeypatch.setattr(Store, "fetch", watched)
+    for rank in range(3):
+        as_rank(rank, 3)
+        assert deploykit.run(mc, SLOW, bucket, **options).computed_rows == 0
+    assert asked == [f"predictions_{rank}.npy" for rank in range(3)]
+
+
 @pytest.mark.parametrize("interval", INTERVALS)
 def test_whoever_comes_to_a_job_with_every_part_finishes_it(
     mc: Path, bucket: str, interval: str, as_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
