@@ -55,7 +55,10 @@ def note_call(name: str) -> None:
 
 
 def stream() -> Iterator[dict[str, np.ndarray[Any, Any]]]:
-    """Rows of ``plain``, others each time, the row's number in front; ``BROKEN_ROW`` raises, ``SLOW_S`` waits."""
+    """Rows of ``plain``, others each time, the row's number in front.
+
+    ``BROKEN_ROW`` raises, ``SLOW_S`` waits, and the last row comes when there is a file ``GATE``, if one is named.
+    """
     note_call("stream")
     rows = int(os.environ.get("STREAM_ROWS", "60"))
     x = np.random.default_rng().normal(size=(rows, 4)).astype(np.float32)
@@ -63,6 +66,8 @@ def stream() -> Iterator[dict[str, np.ndarray[Any, Any]]]:
         time.sleep(float(os.environ.get("SLOW_S", "0")))
         if str(row) == os.environ.get("BROKEN_ROW"):
             raise OSError("the connection was lost")
+        while row == rows - 1 and "GATE" in os.environ and not Path(os.environ["GATE"]).exists():
+            time.sleep(0.01)
         x[row, 0] = row
         yield {"x": x[row]}
 

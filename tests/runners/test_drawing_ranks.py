@@ -1,6 +1,5 @@
 """Data that comes but once, under a launcher: one rank draws it, the others wait for it."""
 
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -28,6 +27,13 @@ def srun_per_node(rank: int, world_size: int) -> Environment:
 
 STREAM = f"{FILE}:stream"
 ROWS = 60
+
+TELLS_AT_ONCE = """
+from runners import progress
+progress.LINES_S = 0.0
+from deploykit.cli import main
+main()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -102,17 +108,20 @@ def test_the_rank_that_draws_is_killed(artifact_paths: dict[str, Path], tmp_path
 def test_a_rank_that_waits_is_stopped(
     artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, number: signal.Signals
 ) -> None:
-    out = tmp_path / "r"
-    first, second = (
-        start(artifact_paths["plain"], out, indexed_job(rank, 2), "--engine", "array", data=STREAM) for rank in range(2)
-    )
+    out, gate = tmp_path / "r", tmp_path / "gate"
+
+    def rank(number: int) -> Any:
+        environment = {**indexed_job(number, 2), "GATE": str(gate)}
+        return start(artifact_paths["plain"], out, environment, "--engine", "array", data=STREAM, code=TELLS_AT_ONCE)
+
+    other = rank(1)
     wait_for(lambda: run_status(out).drawn_rows)
-    drawing = json.loads((out / "spool" / "drawing.json").read_text())["pid"]
-    waiting, other = (first, second) if drawing == second.pid else (second, first)
-    wait_for(lambda: (run_status(out).drawn_rows or 0) > ROWS // 2)
+    waiting = rank(0)  # Of the ranks that wait it is the one that says how many rows have come.
+    assert "rows read" in waiting.stderr.readline()
     waiting.send_signal(number)
     said = f"stopped by {number.name} while another rank draws the rows; start this rank again"
     assert said in ended(waiting, code=128 + number)
+    gate.touch()
     assert "of 2 ends" in ended(other)
     assert times(drawn) == 1
 

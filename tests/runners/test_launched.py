@@ -82,10 +82,11 @@ def listens(port: int) -> bool:
     return False
 
 
-def start(artifact: Path, out: Path, environment: Environment, *options: str, data: str = SLOW) -> Any:
-    command = [sys.executable, "-W", "error", "-m", "deploykit", "run", artifact, "--data", data, "-o", out]
+def start(artifact: Path, out: Path, environment: Environment, *options: str, data: str = SLOW, code: str = "") -> Any:
+    """A rank in a process of its own, of the command or of ``code`` in its place."""
+    command = ["-c", code] if code else ["-m", "deploykit"]
     return subprocess.Popen(
-        [*command, *OPTIONS, *options],
+        [sys.executable, "-W", "error", *command, "run", artifact, "--data", data, "-o", out, *OPTIONS, *options],
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
