@@ -107,13 +107,9 @@ class _CsvFiles(TextTables):
 
     def _rows(self, data: bytes, errors: str = "replace") -> Iterator[list[str]]:
         text = io.StringIO(data.decode("utf-8-sig", errors=errors), newline="")
-        try:
-            yield from csv.reader(text, delimiter=self.delimiter.decode())
-        except csv.Error as error:
-            raise DataError(
-                f"data {self.what}: a row cannot be read: {error}, in characters; shorten the value, or give the data "
-                "as Parquet"
-            ) from error
+        # A limit of the whole process, for who reads on without end; what is here is in memory already.
+        csv.field_size_limit(max(csv.field_size_limit(), len(data)))
+        yield from csv.reader(text, delimiter=self.delimiter.decode())
 
     def _ragged(self, values: Sequence[str]) -> str | None:
         if len(values) == len(self._header):
