@@ -1,6 +1,7 @@
 """The table of file formats, by extension; entry points of the group ``deploykit.sources`` extend it."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ from deploykit.sources.base import Source
 from deploykit.sources.datasetdir import STATE, DatasetSource, refuse_splits
 from deploykit.sources.factory import open_factory
 from deploykit.sources.reading import Reading
-from deploykit.storage.locations import Found, find
+from deploykit.storage.locations import RUN_NAME, Found, find
 from deploykit.tensors import TensorSpec
 
 __all__ = ["SOURCES", "open_source"]
@@ -79,6 +80,7 @@ def _opened(text: str, inputs: Sequence[TensorSpec], prepare: bool, reading: Rea
     if name is None and ":" in text and "://" not in text and not _is_known_file(text):
         return open_factory(text, inputs, prepare=prepare, reading=reading)
     found = find(place)
+    _refuse_run(found)
     opener = _opener(found, name)
     if not getattr(opener, "many", False) and (found.directory is not None or len(found.files) != 1):
         raise DataError(f"data {text}: a directory or several files, of which one is read at a time; name a file")
@@ -87,6 +89,16 @@ def _opened(text: str, inputs: Sequence[TensorSpec], prepare: bool, reading: Rea
     if opener is not DatasetSource:  # That goes in an order of its own.
         source.notes += _order_notes([file.name for file in found.files])
     return source
+
+
+def _refuse_run(found: Found) -> None:
+    """Refuse predictions: who names them as data often means the data of that run."""
+    names = [file.name for file in found.files] if found.directory is not None else []
+    if RUN_NAME in names and any(name.startswith("commits/") for name in names):
+        raise DataError(
+            f"data {found.text}: is a run directory, which holds predictions; to read these as data, put them into one "
+            f"file: deploykit merge {shlex.quote(found.text)} -o FILE, and name that"
+        )
 
 
 def _order_notes(names: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -366,6 +367,21 @@ def test_what_to_do_with_files_that_are_not_read(tmp_path: Path, name: str, advi
     (tmp_path / name).touch()
     with pytest.raises(DataError, match=rf"unknown extension .*{advice}$"):
         opened(tmp_path / name, [V])
+
+
+@pytest.mark.parametrize("url", ["", "memory://predictions/"])
+def test_a_run_directory_is_named_as_what_it_is(tmp_path: Path, url: str) -> None:
+    place = url + str(tmp_path / "a run")
+    filesystem, root = fsspec.core.url_to_fs(place)
+    for name in ("run.json", "commits/part-000000.json", "parts/part-000000.npy", "report.html"):
+        filesystem.makedirs(str(Path(root, name).parent), exist_ok=True)
+        filesystem.pipe_file(f"{root}/{name}", b"{}")
+    said = rf"^data {place}: is a run directory, which holds predictions; .*: deploykit merge '{place}' -o FILE"
+    with pytest.raises(DataError, match=said):
+        opened(place, [V])
+    filesystem.rm_file(f"{root}/commits/part-000000.json")
+    with pytest.raises(DataError, match=r"files of several kinds|of which one is read at a time"):
+        opened(place, [V])
 
 
 @pytest.mark.parametrize("other", ["rows.csv.bak", "rows.csv~", "rows", "README.md"])
