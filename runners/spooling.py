@@ -143,10 +143,7 @@ def rows_stay(source: Source) -> Iterator[None]:
         yield
     except DataError as error:
         if isinstance(source, SpoolSource) and source.is_there:
-            error.args = (
-                f"{error}. The rows are drawn already, and the same command uses them again: predict mended data into "
-                "a new run directory",
-            )
+            error.args = (f"{error}. {source.stays}",)
         raise
 
 

@@ -138,6 +138,11 @@ class Spool:
 class SpoolSource:
     """The rows in a complete spool, numbered in the order in which they came."""
 
+    stays = (
+        "The rows are drawn already, and the same command uses them again: predict mended data into a new run directory"
+    )
+    """What is said with an error that may lie in the rows."""
+
     def __init__(self, folder: Path, facts: dict[str, Any], inputs: Sequence[TensorSpec]) -> None:
         self.notes: list[str] = []
         self._folder, self._facts, self._inputs = folder, facts, tuple(inputs)

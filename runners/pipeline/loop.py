@@ -186,7 +186,7 @@ class Pipeline:
             raise
         except Exception as error:
             # A data set is the user's own code and may raise anything.
-            raise RunError(_failed(start, stop, "reading the data", error)) from error
+            raise RunError(self._failure(start, stop, "reading the data", error)) from error
         if not refuse_nan:
             self._meter.nan_rows += count_nan_rows(sound.inputs)
         seconds = perf_counter() - began
@@ -225,7 +225,7 @@ class Pipeline:
             raise
         except Exception as error:
             # Runtimes raise their own types, which have nothing in common.
-            raise RunError(_failed(work.start, work.stop, "the model", error)) from error
+            raise RunError(self._failure(work.start, work.stop, "the model", error)) from error
 
     def _predicted(self, work: PieceRead, sound: Sound, outputs: Arrays, span: tuple[float, float]) -> Batch:
         """Count a batch, in its turn, and tell about it."""
@@ -276,17 +276,16 @@ class Pipeline:
             item = self._outputs.get()
             yield from item.batches
 
+    def _failure(self, start: int, stop: int, what: str, error: Exception) -> str:
+        text, stays = str(error).strip(), getattr(self._task.source, "stays", "")
+        return (
+            f"{row_range(start, stop)}: {what} failed with {type(error).__name__}{f': {text}' if text else ''}; "
+            f"mend the cause and give the same command again; a run resumes where it was{stays and f'. {stays}'}"
+        )
+
 
 def _timed(batches: Iterable[Batch], timings: dict[str, float]) -> Iterator[Batch]:
     for batch in batches:
         began = perf_counter()
         yield batch
         timings["write_s"] += perf_counter() - began
-
-
-def _failed(start: int, stop: int, what: str, error: Exception) -> str:
-    text = str(error).strip()
-    return (
-        f"{row_range(start, stop)}: {what} failed with {type(error).__name__}{f': {text}' if text else ''}; "
-        "mend the cause and give the same command again; a run resumes where it was"
-    )

@@ -25,6 +25,7 @@ from deploykit.runs.watching import run_status
 from deploykit.sources import spool, spoolfiles
 from runners import jobdata
 from runners.job import run
+from runners.onnx_runner import OnnxRunner
 from tests import handmade
 
 from . import loaders
@@ -188,6 +189,20 @@ def test_who_mends_a_drawn_row_is_told_that_it_is_not_drawn_again(
             run(artifact_paths["plain"], f"{factory}:make", tmp_path / "r", **{**OPTIONS, "devices": devices})
         np.save(tmp_path / "x.npy", np.zeros((20, 4), np.float32))
     assert run(artifact_paths["plain"], f"{factory}:make", tmp_path / "new", **OPTIONS).rows == 20
+
+
+@pytest.mark.parametrize("factory", ["stream", "make"])
+def test_so_is_who_mends_a_row_that_the_model_does_not_take(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("an odd row")
+
+    monkeypatch.setattr(OnnxRunner, "_infer", fail)
+    data = f"{FILE}:stream" if factory == "stream" else f"{Path(FILE).parent / 'slowdata.py'}:make"
+    with pytest.raises(RunError, match=r"the model failed with ValueError: an odd row; mend the cause and") as failed:
+        run(artifact, data, tmp_path / "r", **OPTIONS)
+    assert ("drawn already" in str(failed.value)) == (factory == "stream")
 
 
 def test_a_full_disk(artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
