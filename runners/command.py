@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.runs.layout import CONTIGUOUS
+from deploykit.sources.reading import written_names
 from runners.engines.base import Engine
 from runners.lightning_writer import writer_argument
 
@@ -31,9 +32,9 @@ def command_of(
     words = ["deploykit", "run", str(artifact), "--data", str(data), "-o", str(out)]
     for name, value in options.items():
         if name == "map":
-            words += [word for key, names in value.items() for word in ("--map", f"{key}={','.join(names)}")]
+            words += [word for key, names in value.items() for word in ("--map", f"{key}={written_names(names)}")]
         elif name == "keep":
-            words += ["--keep", ",".join(value)] if value else []
+            words += ["--keep", written_names(value)] if value else []
         elif isinstance(value, Mapping):
             words += [word for key, one in value.items() for word in (f"--{name}", f"{key}={writer_argument(one)}")]
         elif name == "engine" and not engine.prepares_alone:

@@ -37,11 +37,15 @@ def _writer_arguments(_context: click.Context, _option: click.Parameter, texts: 
     return parse_writer_arguments(texts)
 
 
-def _names(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in (text or "").split(",") if name.strip())
-    if text is not None and not names:
-        raise click.BadParameter(f"{text!r} names no column; name some, or leave it out")
-    return names
+def _names(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+    from deploykit.sources import parse_names
+
+    names: list[str] = []
+    for text in texts:
+        if not (some := parse_names(text)):
+            raise click.BadParameter(f"{text!r} names no column; name some, or leave it out")
+        names += some
+    return tuple(names)
 
 
 @click.command(
@@ -68,8 +72,8 @@ Examples:
     help="Fill the lists of an input that are shorter than others of their batch, with 0 if no number is given.",
 )  # fmt: skip
 @click.option(
-    "--keep", metavar="COLUMNS", callback=_names,
-    help="Columns (keys) of the data that go with the predictions, with commas.",
+    "--keep", multiple=True, metavar="COLUMNS", callback=_names,
+    help="Columns (keys) of the data that go with the predictions: id,label, or as JSON, '[\"last, first\"]'.",
 )  # fmt: skip
 @click.option("-o", "--output", required=True, type=NamedPath(urls=True), help="The run directory, or its URL.")
 @click.option("--runner", default="auto", show_default=True, help="onnx, torch, or auto: ONNX where there is a choice.")

@@ -3,7 +3,7 @@
 from deploykit.sources.base import Arrays, Source
 from deploykit.sources.finite import check_finite, count_nan_rows
 from deploykit.sources.ragged import parse_pad
-from deploykit.sources.reading import KEPT, Reading, parse_map
+from deploykit.sources.reading import KEPT, Reading, parse_map, parse_names
 from deploykit.sources.table import SOURCES, open_source
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "count_nan_rows",
     "open_source",
     "parse_map",
+    "parse_names",
     "parse_pad",
 ]

@@ -1,5 +1,7 @@
 """How the user wants a source to be read."""
 
+import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -7,7 +9,7 @@ from typing import Any
 
 from deploykit.errors import UsageError
 
-__all__ = ["KEPT", "Reading", "parse_map", "split", "uncut"]
+__all__ = ["KEPT", "Reading", "parse_map", "parse_names", "split", "uncut", "written_names"]
 
 KEPT = "keep:"
 """Before the name of a kept column in what ``Source.read`` gives. No input has a colon in its name."""
@@ -72,8 +74,32 @@ def uncut(source: Any, start: int, stop: int) -> Iterator[tuple[int, int]]:
     yield from pairwise([start, *(cuts(start, stop) if cuts is not None else ()), stop])
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """Read the names of columns: with commas, or as a JSON list, which also holds those with commas or outer blanks.
+
+    >>> parse_names("id, label"), parse_names('["a,b", " c"]'), parse_names("[ab]*")
+    (('id', 'label'), ('a,b', ' c'), ('[ab]*',))
+    """
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):  # A pattern begins so, too.
+            names = json.loads(text)
+            if all(isinstance(name, str) for name in names):
+                return tuple(names)
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def written_names(names: Sequence[str]) -> str:
+    """The text that ``parse_names`` reads as these.
+
+    >>> written_names(["id", "label"]), written_names(["a,b"])
+    ('id,label', '["a,b"]')
+    """
+    text = ",".join(names)
+    return text if parse_names(text) == tuple(names) else json.dumps(list(names), ensure_ascii=False)
+
+
 def parse_map(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Read ``x=f0,f1,f2`` or ``x=f*``, one text for each input.
+    """Read ``x=f0,f1,f2`` or ``x=f*``, one text for each input; the columns as ``parse_names`` does.
 
     Raises:
         UsageError: another form, or an input twice.
@@ -84,7 +110,7 @@ def parse_map(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for text in texts:
         name, equals, columns = text.partition("=")
-        chosen = tuple(part.strip() for part in columns.split(",") if part.strip())
+        chosen = parse_names(columns)
         if not equals or not name.strip() or not chosen:
             raise UsageError(f"--map {text!r}: expected INPUT=COLUMN,COLUMN,... or INPUT=PATTERN, such as x=f*")
         if name.strip() in found:

@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from deploykit.artifact import Artifact
@@ -264,9 +267,29 @@ def test_a_path_that_is_not_there_or_empty_is_said_so(call: Call, capsys: pytest
         (["run", "model", "--data", "rows.npy", "-o", ""], "Invalid value for '-o' / '--output': the path is empty"),
         (["run", "model", "--data", "", "-o", "out"], "data: got an empty text, expected a path"),
         (["run", "model", "--data", "x.csv", "-o", "out", "--keep", ""], "'' names no column; name some, or leave it"),
+        (["run", "model", "--data", "x.csv", "-o", "out", "--keep", "id", "--keep", "[]"], "'[]' names no column"),
     ):
         assert call(*words) in {1, 2}
         assert said in capsys.readouterr().err
+
+
+def test_columns_may_have_any_name(call: Call, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = np.load(place / "rows.npy")
+    names = ["f,0", "f1", "f2", " f3"]
+    kept = {"last, first": range(40), " blank ": range(40, 80), "id": range(80, 120)}
+    table = {**dict(zip(names, values.T, strict=True)), **kept}
+    pq.write_table(pa.table(table), place / "rows.parquet")
+    assert call(
+        "run", "model", "--data", "rows.parquet", "-o", "run", "--map", f"x={json.dumps(names)}",
+        "--keep", '["last, first", " blank "]', "--keep", "id", "--devices", "cpu",
+    ) == 0  # fmt: skip
+    assert call("merge", "run", "-o", "all.npz") == 0
+    with np.load("all.npz") as merged:
+        assert {name: list(merged[name]) for name in kept} == {name: list(values) for name, values in kept.items()}
+    again = shlex.split(json.loads((place / "run" / "run.json").read_text())["command"])
+    capsys.readouterr()
+    assert call(*again[1:]) == 0
+    assert "nothing was left to do" in capsys.readouterr().err
 
 
 def test_an_error_can_be_traced(place: Path) -> None:
