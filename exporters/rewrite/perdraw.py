@@ -81,6 +81,10 @@ def _addmm(bias: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return _align(bias, 3) + torch.matmul(first, second)
 
 
+def _outer(column: Tensor, row: Tensor) -> Tensor:
+    return column.unsqueeze(2) * row.unsqueeze(1)
+
+
 def _embedding(weight: Tensor, ids: Tensor, *_options: Any) -> Tensor:
     # Options are about gradients. The ids are those of the inputs, the same in every draw.
     return weight.index_select(1, ids.reshape(-1)).reshape(weight.shape[0], *ids.shape[1:], weight.shape[-1])
@@ -124,6 +128,8 @@ _RULES: Mapping[Any, Callable[..., Tensor]] = {
     aten.mm.default: _matmul,
     aten.bmm.default: _matmul,
     aten.addmm.default: _addmm,
+    aten.outer.default: _outer,
+    aten.ger.default: _outer,
     aten.embedding.default: _embedding,
     aten.t.default: _t,
     aten.numpy_T.default: _t,

@@ -61,6 +61,9 @@ WEIGHTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
         (m.tokens(x).view(-1, 3, 2, 4).transpose(1, 2).reshape(-1, 3, 4))
         @ m.drop(m.position).view(3, 2, 4).permute(1, 2, 0).repeat(x.shape[0], 1, 1)
     ).view(x.shape[0], -1),
+    "a weight of noise by rows and by columns (NoisyNet)": lambda m, x: F.linear(
+        m.first(x), m.second.weight * torch.outer(m.drop(m.second.bias), m.drop(m.position[0, 0])), m.second.bias
+    ),
 }
 
 
@@ -136,6 +139,8 @@ OPERATIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bmm": (aten.bmm.default, (per(2, 5, 6), per(2, 6, 3))),
     "addmm": (aten.addmm.default, (per(3), per(5, 6), same(6, 3))),
     "addmm with a matrix": (aten.addmm.default, (same(5, 3), per(5, 6), per(6, 3))),
+    "outer": (aten.outer.default, (per(5), per(6))),
+    "outer by the same in all": (aten.ger.default, (per(5), same(6))),
     "embedding": (aten.embedding.default, (per(10, 4), torch.tensor([[[1, 9, 1], [0, 3, 2]]]), -1, False, False)),
     "t": (aten.t.default, (per(4, 6),)),
     "t of a vector": (aten.t.default, (per(4),)),
