@@ -1,11 +1,14 @@
 """Which shards a rank takes that a launcher has started: a fixed share, or the next one that nobody has taken."""
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 from deploykit.plan import Shard
 from deploykit.runs.commit import FileDigest
 from deploykit.runs.rundir import RunDirectory
+from deploykit.storage.stores import AT_ONCE
 from runners.store import Group, LauncherStore
 
 __all__ = ["Claims", "counted", "share"]
@@ -35,25 +38,25 @@ class Claims:
         self._state = directory.state(check_digests=False)
         self._rank_of = self._state.rank_of()
         self._closed = False
-        self._ahead: Shard | None = None
+        self._ahead: deque[Shard] = deque()
         self.taken: set[int] = set()
 
     def next(self) -> Shard | None:
         """The next shard to compute. One thread calls this."""
-        shard, self._ahead = self.peek(), None
+        shard = self.peek()
         if shard is not None:
+            self._ahead.popleft()
             self.taken.add(shard.index)
         return shard
 
     def peek(self) -> Shard | None:
         """The shard that ``next`` will give. One thread calls this."""
-        while self._ahead is None and not self._closed:
-            number = next(self._numbers, None)
-            if number is None:
+        while not self._ahead and not self._closed:
+            if not (numbers := self._some()):
                 return None
-            if not self._is_there(number):
-                self._ahead = self._directory.job.plan.shard(number)
-        return None if self._closed else self._ahead
+            self.expect(numbers)
+            self._ahead.extend(self._directory.job.plan.shard(each) for each in numbers if not self._is_there(each))
+        return None if self._closed else self._ahead[0]
 
     def close(self) -> None:
         """Give out nothing more; safe inside a signal handler."""
@@ -63,10 +66,18 @@ class Claims:
         """Have the files of these shards at once, which is quicker than one after the other when they are looked at."""
         self._bring(list(dict.fromkeys(file.file for number in numbers for file in self._files(number))))
 
+    def _some(self) -> list[int]:
+        """The next numbers up to one that is to be computed; more of these would be missing to other ranks."""
+        numbers = []
+        for number in islice(self._numbers, AT_ONCE):
+            numbers.append(number)
+            if not self._files(number):
+                break
+        return numbers
+
     def _is_there(self, number: int) -> bool:
         """Whether a valid file holds the shard. Its digest is checked here, so each rank reads its own share only."""
         files = self._files(number)
-        self._bring([file.file for file in files])
         digests, root = self._directory.digests, self._directory.path
         return bool(files) and all(digests.damage(root, file, check_digest=True) is None for file in files)
 

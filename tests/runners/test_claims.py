@@ -73,6 +73,15 @@ def test_what_was_looked_at_is_given_next_and_nothing_after_the_end(tmp_path: Pa
     assert claims.taken == {1}
 
 
+def test_what_is_there_is_copied_some_at_a_time_and_no_more_is_taken_than_one_that_is_missing(tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+    numbers = iter([0, 1, 2, 3, 4])
+    claims = Claims(numbers, with_parts(tmp_path, [0, 1, 3, 4]), asked.append)
+    assert claims.next() == make_job().plan.shard(2)
+    assert asked == [["parts/part-000000.npy", "parts/part-000001.npy"]]
+    assert next(numbers) == 3, "which another rank may take"
+
+
 class Counter(LauncherStore):
     """A store that needs no host: it is gone, or fails, after so many numbers."""
 
