@@ -1,9 +1,12 @@
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from deploykit.artifact import Artifact
+from deploykit.errors import RunError
+from deploykit.storage.stores import Store
 from tests import handmade
 
 
@@ -33,3 +36,23 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DRAWN", str(tmp_path / "drawn"))
     (tmp_path / "drawn").touch()
     return tmp_path / "drawn"
+
+
+@pytest.fixture
+def no_commits(monkeypatch: pytest.MonkeyPatch) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Opens a block in which stores take whatever comes before the commits, and then nothing."""
+    put = Store.put
+
+    def failing(self: Store, files: Mapping[str, Path]) -> None:
+        if any(name.startswith("commits/") for name in files):
+            raise RunError(f"run directory {self.url}: cannot be written (the network is down)")
+        put(self, files)
+
+    @contextlib.contextmanager
+    def block() -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr("runners.mirror.PAUSE_S", 0)
+            patch.setattr(Store, "put", failing)
+            yield
+
+    return block

@@ -1,5 +1,6 @@
 """A run directory at a URL: what is there at every moment can be resumed, and in the end it is that of any run."""
 
+import contextlib
 import os
 import re
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,21 +101,11 @@ def test_a_store_that_takes_nothing_is_refused_before_the_first_row(artifact: Pa
 
 
 def test_a_store_that_fails_at_the_end_leaves_all_on_this_machine(
-    artifact: Path, rows: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+    artifact: Path, rows: Path, bucket: str, no_commits: Callable[[], contextlib.AbstractContextManager[None]]
 ) -> None:
-    put = Store.put
-
-    def failing(store: Store, files: Mapping[str, Path]) -> None:
-        if any(name.startswith("commits/") for name in files):
-            raise RunError(f"run directory {store.url}: cannot be written (the network is down)")
-        put(store, files)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "put", failing)
-        with pytest.raises(
-            RunError, match=rf"^run directory {bucket}: cannot .* All of the run is in (/.*): copy"
-        ) as e:
-            deploykit.run(artifact, rows, bucket, **SIZE)
+    said = rf"^run directory {bucket}: cannot .* All of the run is in (/.*): copy"
+    with no_commits(), pytest.raises(RunError, match=said) as e:
+        deploykit.run(artifact, rows, bucket, **SIZE)
     kept = re.search(r"is in (\S+): copy", str(e.value))
     assert kept is not None
     assert deploykit.verify(kept[1]).committed_rows == ROWS
