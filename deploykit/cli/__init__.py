@@ -96,8 +96,8 @@ def _libraries_know_quota() -> Iterator[None]:
 
 def _run(words: list[str]) -> int:
     try:
-        # A run has its own way: it finishes the shard in work, and says how it is resumed.
-        with contextlib.nullcontext() if "run" in words[:1] else ends_tidily():
+        # A run has its own way once it has begun: it finishes the shard in work, and says how it is resumed.
+        with ends_tidily():
             result: Any = _deploykit.main(words, prog_name="deploykit", standalone_mode=False, color=_color())
     except click.ClickException as error:
         error.show()

@@ -158,3 +158,10 @@ def test_a_block_inside_of_another_hears_the_signals_alone() -> None:
             inner()
         assert signal.getsignal(signal.SIGTERM) is before
     assert signal.getsignal(signal.SIGTERM) is former
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_has_not_begun_is_stopped(tmp_path: Path, number: signal.Signals) -> None:
+    process = waiting("deploykit.sources:parse_map", tmp_path / "there", "run", "model", "--data", "x.npy", "-o", "r")
+    process.send_signal(number)
+    assert ended(process, 128 + number).strip() == "Stopped."
