@@ -4,6 +4,7 @@
 such as ``hidden[hidden[:, 0] > 0]`` some of them.
 """
 
+import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -87,6 +88,11 @@ def stay_exact(node: fx.Node, numbers: Collection[fx.Node]) -> bool:
         return sum(source in numbers for source in node.all_input_nodes) < 2
     if name == "slice":  # As in `rows[:, None]`, which takes all of them.
         return symbolic_shape(node) == symbolic_shape(node.all_input_nodes[0])
+    if name == "select":  # As in `edges[0]`, one of as many as there are with more rows too.
+        given = arguments(node)
+        return bool(symbolic_shape(given["input"])[given["dim"]].is_Integer)
+    if node.target is operator.getitem:  # As in `source, target = edges`, of which a graph fixes the number.
+        return operation_of(node.all_input_nodes[0]) == "unbind"
     return name in _EXACT
 
 

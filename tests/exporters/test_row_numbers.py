@@ -43,6 +43,15 @@ def folded_steps_first(tokens: Tensor, last: Tensor) -> Tensor:
     return tokens.transpose(0, 1).reshape(-1, UNITS)[last * rows + torch.arange(rows)]
 
 
+def one_of_two_ends(tokens: Tensor, last: Tensor) -> Tensor:
+    """As the edges of a batch of graphs, folded into those of one large graph."""
+    rows, steps = tokens.shape[:2]
+    ends = torch.stack([last, last - 1]).clamp(min=0) + torch.arange(rows)[None] * steps
+    source, target = ends
+    nodes = tokens.reshape(rows * steps, UNITS)
+    return nodes[ends[0]] + nodes[source] * nodes[target]
+
+
 def written(tokens: Tensor, last: Tensor) -> Tensor:
     found = torch.zeros_like(tokens)
     rows = torch.arange(tokens.shape[0])
@@ -57,6 +66,7 @@ POOLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "selected": lambda tokens, _: tokens.index_select(0, torch.arange(tokens.shape[0])).mean(1),
     "folded": folded,
     "folded, steps first": folded_steps_first,
+    "one of two ends": one_of_two_ends,
     "written": written,
 }
 
