@@ -125,7 +125,8 @@ def _way_out(line: str) -> str:
     """What to do about a path that depends on values, by the line where it does."""
     if "trunc_normal_" in line:
         return "draw with torch.randn_like and clamp it: the functions of nn.init are for weights, outside of forward"
-    if re.search(r"dropout\w*\(", line):  # A call: `if dropout_probability < self.layerdrop` is layer drop.
+    # A call of torch's: `if dropout_probability < self.layerdrop` and `dropout_layers(layers)` are layer drop.
+    if re.search(r"dropout(?:[123]d)?_?\(", line):
         return "keep the probability of a dropout as a number of Python's, not as a tensor, a buffer or a parameter"
     return (
         "use torch.where or torch.cond, export a --method without that branch, or, where it decides at random as "

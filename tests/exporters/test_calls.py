@@ -130,6 +130,20 @@ class Learned(nn.Module):
         return F.dropout(x, self.p, self.training)  # type: ignore[arg-type]
 
 
+def dropout_layers(layers: nn.ModuleList, p: float) -> list[nn.Module]:
+    """As vit-pytorch's layer drop."""
+    return [layer for layer, left_out in zip(layers, torch.rand(len(layers)) < p, strict=True) if not left_out]
+
+
+class Thinned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(6, 6)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.Sequential(*dropout_layers(self.layers, 0.3 if self.training else 0.0))(x)
+
+
 TRUNCATED = inspect.getsource(nn.init._no_grad_trunc_normal_)
 
 
@@ -142,6 +156,7 @@ class Bounded(nn.Module):
     ("module", "message"),
     [
         (Learned(), r"keep the probability of a dropout as a number of Python's"),
+        (Thinned(), r"as layer drop does, set that probability to 0"),
         pytest.param(
             Bounded(),
             r"draw with torch.randn_like and clamp it",
