@@ -23,7 +23,7 @@ from deploykit.storage.stores import local_path
 from deploykit.tensors import TensorSpec, parse_spec
 from deploykit.texts import several
 from exporters.eager.entry import Entry, arrangement_for
-from exporters.exportable import advising_on_experts, check_exportable
+from exporters.exportable import advising, check_exportable
 from exporters.formats import FORMATS, Format
 from exporters.inputs import ModelInputs, find_inputs
 from exporters.parity import check_parity, tested_sizes
@@ -56,7 +56,7 @@ class ExportResult:
 
 
 @one_at_a_time
-@advising_on_experts
+@advising
 def export_module(
     module: nn.Module,
     destination: str | Path,

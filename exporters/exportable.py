@@ -11,13 +11,14 @@ from torch.nn.parameter import is_lazy
 
 from deploykit.errors import ExportError
 
-__all__ = ["advising_on_experts", "check_exportable"]
+__all__ = ["advising", "check_exportable"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
 _EXPERTS = "set_experts_implementation"
+_LOOPS = "add_self_loops"
 
 
 def check_exportable(module: nn.Module) -> None:
@@ -48,10 +49,10 @@ def check_exportable(module: nn.Module) -> None:
             )
 
 
-def advising_on_experts(export: Callable[Concatenate[nn.Module, P], T]) -> Callable[Concatenate[nn.Module, P], T]:
-    """Say what to do where experts of transformers are refused, which sort all tokens or loop over chosen experts.
+def advising(export: Callable[Concatenate[nn.Module, P], T]) -> Callable[Concatenate[nn.Module, P], T]:
+    """Say what to do where a layer of another library is refused that can also be told to do without it.
 
-    The ExportError that begins with the name of such experts gets the advice.
+    The ExportError that begins with the name of such a layer gets the advice.
     """
 
     @wraps(export)
@@ -59,13 +60,27 @@ def advising_on_experts(export: Callable[Concatenate[nn.Module, P], T]) -> Calla
         try:
             return export(module, *given, **named)
         except ExportError as error:
-            parts = dict(module.named_modules())
-            part = parts.get(str(error).partition(" ")[0].removesuffix(":"))
-            if "Experts" not in type(part).__name__ or not any(hasattr(each, _EXPERTS) for each in parts.values()):
+            advice = _advice(module, str(error))
+            if advice is None:
                 raise
-            raise ExportError(f'{error}. First call {_EXPERTS}("batched_mm") on the model of transformers') from error
+            raise ExportError(f"{error}. {advice}") from error
 
     return advised
+
+
+def _advice(module: nn.Module, refusal: str) -> str | None:
+    parts = dict(module.named_modules())
+    part = parts.get(refusal.partition(" ")[0].removesuffix(":"))
+    # Experts of transformers sort all tokens, or loop over those that values choose.
+    if "Experts" in type(part).__name__ and any(hasattr(each, _EXPERTS) for each in parts.values()):
+        return f'First call {_EXPERTS}("batched_mm") on the model of transformers'
+    # Layers of torch_geometric pick the edges that are no loops, of which there are as many as the values say.
+    if getattr(part, _LOOPS, False) and "by their values" in refusal:
+        return (
+            f"A layer of torch_geometric does not look for loops with {_LOOPS}=False; it then needs a loop of each "
+            "node among its edges"
+        )
+    return None
 
 
 def _trouble(tensor: Tensor) -> str | None:

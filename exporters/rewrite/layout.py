@@ -13,6 +13,7 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from deploykit.errors import ExportError
 
@@ -122,6 +123,11 @@ def find_axis(node: fx.Node, symbol: Any, moved: Mapping[fx.Node, Tensor]) -> Ba
     factor = sympy.simplify(shape[axis] / symbol)
     if symbol in factor.free_symbols:
         size = named_size(shape[axis], {"batch": symbol})
+        if free_unbacked_symbols(node.meta["val"]):
+            raise ExportError(
+                f"{node.name}: dimension {axis} is {size}, of which some are picked by their values, as x[mask] and "
+                "nonzero() do it. Compute for all and choose by a mask, as in torch.where(mask, x, 0.0)"
+            )
         raise ExportError(
             f"{node.name}: dimension {axis} is {size}, which is not a multiple of the batch. Where other rows stand "
             "beside it, such as examples to compare with, call the layers once for the batch and once for these"

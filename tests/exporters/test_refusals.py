@@ -234,6 +234,35 @@ def test_a_module_that_takes_one_dict_is_told_of_its_option(tmp_path: Path, read
     assert export_module(Net().eval(), tmp_path / "a", inputs=[SPEC], mc_draws=3, batch="dict", formats=["torchscript"])
 
 
+class Loops(nn.Module):
+    """As layers of torch_geometric: a batch of graphs as one, whose edges that are loops are replaced."""
+
+    def __init__(self, where: str, add_self_loops: bool) -> None:
+        super().__init__()
+        self.where, self.add_self_loops, self.last = where, add_self_loops, nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        nodes = x.reshape(-1, 2)
+        source = torch.arange(len(nodes))
+        # Each node's neighbour is another one of its row, or itself.
+        target = source // 4 * 4 + (nodes[:, 0] > 0) * 2
+        if self.add_self_loops:
+            source, target = (torch.cat([end[source != target], torch.arange(len(nodes))]) for end in (source, target))
+        messages = nodes[source]
+        messages = F.dropout(messages, 0.3, self.training and self.where == "edges")
+        summed = torch.zeros_like(nodes).index_add(0, target, messages)
+        return self.last(F.dropout(summed, 0.3, self.training and self.where == "nodes")).view(x.shape[0], -1)
+
+
+@pytest.mark.parametrize("where", ["edges", "nodes"])
+def test_layers_that_look_for_loops_are_refused_with_their_own_way_out(tmp_path: Path, where: str) -> None:
+    words = r"^1\b.* by their values.*add_self_loops=False"
+    with pytest.raises(ExportError, match=words):
+        exported(Loops(where, add_self_loops=True), tmp_path)
+    result = exported(Loops(where, add_self_loops=False), tmp_path)
+    assert result.manifest.monte_carlo is not None
+
+
 def test_other_rows_beside_the_batch_are_refused_with_a_way_out(tmp_path: Path) -> None:
     def beside(owner: Body, x: Tensor) -> Tensor:
         both = owner.drop(owner.first(torch.cat([x, owner.examples])))
