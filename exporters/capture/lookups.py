@@ -20,17 +20,17 @@ from exporters.noise.sites import arguments, aten_name, module_of
 
 __all__ = ["with_allowed"]
 
-_AS_THEY_LIE = frozenset({"alias", "clone", "contiguous", "detach", "lift_fresh_copy", "to", "_to_copy", "type_as"})
+_AS_THEY_LIE = frozenset({"alias", "clone", "contiguous", "detach", "to"})
 _ELSEWHERE = frozenset({
     "broadcast_to", "cat", "concat", "concatenate", "expand", "expand_as", "flatten", "flip", "hstack", "movedim",
     "moveaxis", "numpy_T", "permute", "ravel", "reshape", "reshape_as", "squeeze", "stack", "swapaxes", "swapdims",
-    "t", "transpose", "unflatten", "unsqueeze", "view", "view_as", "vstack", "_unsafe_view",
+    "t", "transpose", "unflatten", "unsqueeze", "view", "view_as",
 })  # fmt: skip
 """Operations whose result holds every value of their first argument, in the same places or in others."""
 
 _EXPANDING = frozenset({"broadcast_to", "expand", "expand_as"})
 
-_IN_PIECES = frozenset({"chunk", "split", "split_with_sizes", "tensor_split", "unbind", "unsafe_chunk", "unsafe_split"})
+_IN_PIECES = frozenset({"chunk", "split", "split_with_sizes", "tensor_split", "unbind"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +124,9 @@ def _first_argument(node: fx.Node) -> list[fx.Node]:
 
 
 def _holds(node: fx.Node, source: fx.Node) -> bool:
-    """Whether the type of ``node`` holds all values of that of ``source``, which are integers."""
+    """Whether the type of ``node`` holds all values of that of ``source``; no integer holds those of fractions."""
     wide = _value(node).dtype
-    if node.target is torch.ops.aten.view.dtype or wide.is_floating_point or wide.is_complex:
-        return False
-    return wide == torch.promote_types(wide, _value(source).dtype)
+    return node.target is not torch.ops.aten.view.dtype and wide == torch.promote_types(wide, _value(source).dtype)
 
 
 def _may_be_nowhere(node: fx.Node, source: fx.Node) -> bool:
@@ -167,12 +165,11 @@ def _cut(node: fx.Node) -> _Cut | None:
     source, dimension = given["input"], given["dim"] % _value(given["input"]).ndim
     if aten_name(node) == "narrow":
         start, length = given["start"], given["length"]
-        is_known = isinstance(start, int) and isinstance(length, int) and start >= 0
+        is_known = isinstance(start, int) and isinstance(length, int)
         return _Cut(source, dimension, slice(start, start + length), True) if is_known else None
     if aten_name(node) == "slice":
         # That a dynamic dimension is whole shows only in its size.
-        whole = given["step"] == 1 and _sizes(node) == _sizes(source)
-        ends = (None,) if whole else (given["start"], given["end"], given["step"])
+        ends = (None,) if _sizes(node) == _sizes(source) else (given["start"], given["end"], given["step"])
         return None if any(isinstance(end, fx.Node) for end in ends) else _Cut(source, dimension, slice(*ends), True)
     size, index = _size(source, dimension), given["index"]
     if size is None or not isinstance(index, int):
@@ -182,7 +179,7 @@ def _cut(node: fx.Node) -> _Cut | None:
 
 def _piece(pieces: Any, number: Any) -> _Cut | None:
     """One of the tensors that an operation gives."""
-    if not isinstance(pieces, fx.Node) or aten_name(pieces) not in _IN_PIECES:
+    if aten_name(pieces) not in _IN_PIECES:
         return None
     given = arguments(pieces)
     source, dimension = given["input"], given["dim"] % _value(given["input"]).ndim
@@ -228,7 +225,7 @@ def _in_brackets(given: _Given) -> _Found:
     given_ones = [index for index in given["indices"] if index is not None]
     if all(_value(index).dtype in (torch.int32, torch.int64) for index in given_ones):
         for dimension, index in enumerate(given["indices"]):
-            yield index, _size(given["input"], dimension) if index is not None else None, True
+            yield index, _size(given["input"], dimension), True
 
 
 def _classes(given: _Given) -> _Found:
@@ -236,7 +233,7 @@ def _classes(given: _Given) -> _Found:
 
 
 _FOUND_BY: Mapping[str, Callable[[_Given], _Found]] = {
-    "embedding": _rows, "embedding_bag": _rows, "embedding_bag_forward_only": _rows,
+    "embedding": _rows, "embedding_bag": _rows,
     "gather": _along, "index_add": _along, "index_copy": _along, "index_fill": _along_from_both_ends,
     "index_select": _along, "scatter": _along, "scatter_add": _along, "scatter_reduce": _along,
     "take": _anywhere, "index": _in_brackets, "index_put": _in_brackets, "one_hot": _classes,

@@ -72,8 +72,22 @@ def prefixed(m: Looks, ids: Tensor) -> Tensor:
     return m.words(torch.cat([first, ids.reshape(-1, 2, 2).transpose(1, 2).flatten(1), ids], 1))
 
 
+def in_every_way(m: Looks, ids: Tensor) -> Tensor:
+    moved = ids.swapaxes(0, 1).contiguous().transpose(0, 1).detach().movedim(0, 1).moveaxis(0, 1).t().T
+    moved = moved.swapdims(0, 1).swapdims(0, 1).flip(1).unflatten(1, (2, 2)).flatten(1).view(-1, 4).reshape_as(ids)
+    moved = moved.view_as(ids).expand_as(ids).ravel().view(-1, 1, 4).squeeze(1)
+    joined = torch.hstack([torch.concat([torch.concatenate([moved, moved], 1)] * 2, 1)] * 2)
+    return m.words(joined).sum(1)
+
+
 def several_hot(m: Looks, ids: Tensor) -> Tensor:
     return torch.zeros(ids.shape[0], 7).scatter_(1, ids, 1.0)
+
+
+def in_brackets(m: Looks, ids: Tensor) -> Tensor:
+    found = torch.zeros(ids.shape[0], 7)
+    found[torch.arange(ids.shape[0])[:, None], ids] = 1.0
+    return found
 
 
 WORDS, TYPES = ("words", "embedding", 0, 9), ("types", "embedding", 0, 5)
@@ -85,6 +99,7 @@ EVERYWHERE: dict[str, tuple[Callable[[Looks, Tensor], Tensor], tuple[str, str, i
     "two tables, the small one first": (lambda m, ids: m.types(ids) + m.words(ids), TYPES),
     "also as a number": (lambda m, ids: m.words(ids) * ids.clamp(0, 3).unsqueeze(-1), WORDS),
     "moved about": (lambda m, ids: m.words(ids.reshape(-1, 2, 2).permute(0, 2, 1).unsqueeze(1)), WORDS),
+    "moved in every way": (in_every_way, WORDS),
     "repeated": (lambda m, ids: m.words(ids.unsqueeze(0).expand(3, -1, -1)).mean(0), WORDS),
     "among others": (prefixed, WORDS),
     "stacked": (lambda m, ids: m.words(torch.stack([ids, ids.flip(1)], 1)), WORDS),
@@ -112,6 +127,15 @@ EVERYWHERE: dict[str, tuple[Callable[[Looks, Tensor], Tensor], tuple[str, str, i
         lambda m, ids: torch.zeros(len(ids), 7).index_fill(1, ids.flatten(), 1.0), ("(root)", "index_fill", -7, 6),
     ),
     "scatter": (several_hot, ("(root)", "scatter", 0, 6)),
+    "scatter_add": (
+        lambda m, ids: torch.zeros(len(ids), 7).scatter_add(1, ids, torch.ones(len(ids), 4)),
+        ("(root)", "scatter_add", 0, 6),
+    ),
+    "scatter_reduce": (
+        lambda m, ids: torch.zeros(len(ids), 7).scatter_reduce(1, ids, torch.ones(len(ids), 4), "amax"),
+        ("(root)", "scatter_reduce", 0, 6),
+    ),
+    "written in brackets": (in_brackets, ("(root)", "index_put", -7, 6)),
 }  # fmt: skip
 
 
@@ -150,6 +174,9 @@ COLUMNS: dict[str, tuple[Callable[[Looks, Tensor], Tensor], dict[int, int]]] = {
     "select": (lambda m, ids: m.words(ids[:, 0]) + m.types(ids[:, -1]), {0: 9, 3: 5}),
     "slice": (lambda m, ids: m.words(ids[:, 1:3]).sum(1) + m.types(ids[:, 2:])[:, 0], {1: 9, 2: 5, 3: 5}),
     "narrow": (lambda m, ids: m.words(ids.narrow(1, 1, 2)), {1: 9, 2: 9}),
+    "narrow from the end": (lambda m, ids: m.words(ids.narrow(1, -3, 2)), {1: 9, 2: 9}),
+    "slice of a copy": (lambda m, ids: m.words(ids.clone()[:, 1:3]), {1: 9, 2: 9}),
+    "parts": (lambda m, ids: m.words(ids.tensor_split(2, 1)[1]), {2: 9, 3: 9}),
     "slice of a slice": (lambda m, ids: m.words(ids[:, 1:][:, -2:-1]), {2: 9}),
     "split": (lambda m, ids: m.words(ids.split([1, 3], 1)[1]), {1: 9, 2: 9, 3: 9}),
     "chunk": (lambda m, ids: m.words(torch.stack(ids.chunk(2, 1))).sum(0), {0: 9, 1: 9, 2: 9, 3: 9}),
@@ -185,6 +212,7 @@ NOTHING: dict[str, Callable[[Looks, Tensor], Tensor]] = {
     "places of its own": own_places,
     "every other": lambda m, ids: m.words(ids[:, ::2]),
     "a part of what was moved": lambda m, ids: m.words(ids.reshape(-1, 2, 2)[:, 0]),
+    "no columns": lambda m, ids: m.words(ids[:, 4:]).sum((1, 2)) + ids.float()[:, 0],
     "expanded to nothing": lambda m, ids: m.words(ids[:, None].expand(-1, 0, -1)).sum((1, 2)) + ids.float()[:, :3],
     "a number": lambda m, ids: m.words.weight.sum() * ids.float(),
     "looked up itself": lambda m, ids: ids.gather(1, torch.zeros_like(ids)).float(),
@@ -197,9 +225,57 @@ def test_of_a_value_that_is_computed_with_first_nothing_is_told(name: str) -> No
     assert allowed(Looks(NOTHING[name]), SPEC) == {"ids": []}
 
 
+def test_of_truths_and_of_places_in_a_single_number_nothing_is_told() -> None:
+    assert allowed(Looks(lambda m, ids: m.words(ids.long())), "ids:bool[batch,4]") == {"ids": []}
+    filled = Looks(lambda m, ids: m.scores.sum().index_fill(0, ids.flatten(), 1.0) + ids)
+    assert allowed(filled, SPEC, ranges={"ids": (0, 1)}) == {"ids": []}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "forward", "told"),
+    [
+        ("4,1", lambda m, ids: m.words(ids[:, :, 0]), [(None, None)]),
+        ("4,3", lambda m, ids: m.words(ids[:, 2]), [(2, 2)]),
+        ("4,3", lambda m, ids: m.words(ids[:, :, 2]), []),
+        ("4,3", lambda m, ids: m.words(ids[:, 2][:, 0]), []),
+        ("1,4", lambda m, ids: m.words(ids[:, 0][:, 2]), []),
+    ],
+)
+def test_columns_are_those_of_the_inputs_second_dimension(
+    sizes: str, forward: Callable[[Looks, Tensor], Tensor], told: list[Any]
+) -> None:
+    found = allowed(Looks(forward), f"ids:int64[batch,{sizes}]")["ids"]
+    assert [(claim.first_column, claim.last_column) for claim in found] == told
+
+
+class Beside(nn.Module):
+    """Columns of ``ids`` that a size of another input says."""
+
+    def __init__(self, choose: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.words, self.choose = nn.Embedding(10, 3), choose
+
+    def forward(self, ids: Tensor, x: Tensor) -> Tensor:
+        return self.words(self.choose(ids, 1 + x.shape[1] % 3)).flatten(1).sum(1) + x.sum(1)
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda ids, size: ids[:, :size],
+        lambda ids, size: ids[:, size],
+        lambda ids, size: ids.narrow(1, 0, size),
+        lambda ids, size: ids.narrow(1, size, 1),
+        lambda ids, size: ids.split([size, 4 - size], 1)[0],
+    ],
+)
+def test_of_columns_that_a_size_says_nothing_is_told(choose: Callable[[Tensor, int], Tensor]) -> None:
+    assert allowed(Beside(choose), SPEC, "x:float32[batch,steps]") == {"ids": [], "x": []}
+
+
 class Chosen(nn.Module):
     def forward(self, x: Tensor, steps: Tensor, features: Tensor) -> Tensor:
-        one = x.gather(1, steps.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        one = x.gather(1, steps.unsqueeze(-1).expand(-1, -1, x.shape[-1])) + x[0, :, 0].take(steps).unsqueeze(-1)
         return one.gather(2, features.unsqueeze(1).expand(-1, one.shape[1], -1))
 
 
