@@ -13,7 +13,7 @@ __all__ = ["Workshop"]
 
 
 class Workshop:
-    """Make files in ``path``, then ``publish``; nothing is left where that does not happen.
+    """Make files in ``path``, then ``publish``; where that does not happen, nothing is left, and what was there stays.
 
     Where the destination is a link, what it points to is replaced and the link stays.
 
@@ -25,6 +25,7 @@ class Workshop:
         self._named = destination
         self.destination = Path(os.path.realpath(destination))
         self.path = self.destination.with_name(f".{self.destination.name}.{os.getpid()}.tmp")
+        self._old = self.path.with_suffix(".old")
 
     def __enter__(self) -> Self:
         try:
@@ -39,18 +40,17 @@ class Workshop:
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
         if self.destination.exists():
-            old = self.path.with_suffix(".old")
-            self.destination.rename(old)
-            self.path.rename(self.destination)
-            shutil.rmtree(old)
-        else:
-            self.path.rename(self.destination)
+            self.destination.rename(self._old)
+        self.path.rename(self.destination)
         sync_directory(self.destination.parent)
 
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        if self._old.exists() and not self.destination.exists():
+            self._old.rename(self.destination)  # A signal came between the two, or nothing could take its place.
+        for left in (self.path, self._old):
+            shutil.rmtree(left, ignore_errors=True)
         if isinstance(error, OSError):
             raise self._failed(error) from error
 

@@ -59,3 +59,31 @@ def test_a_place_where_nothing_can_be_made_is_said(tmp_path: Path, name: str) ->
     with pytest.raises(ExportError, match=r"writing in .* failed"), Workshop(tmp_path / name):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_signal_while_an_artifact_is_replaced_leaves_one_of_the_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").touch()
+    rename, renamed = Path.rename, []
+
+    def interrupted(self: Path, target: Path) -> Path:
+        found = rename(self, target)
+        renamed.append(target)
+        if len(renamed) == step + 1:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+
+    def replace() -> None:
+        with Workshop(tmp_path / "model") as workshop:
+            (workshop.path / "new").touch()
+            workshop.publish()
+
+    with pytest.raises(KeyboardInterrupt):
+        replace()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert [path.name for path in (tmp_path / "model").iterdir()] == [["old"], ["new"]][step]
