@@ -13,7 +13,7 @@ import numpy as np
 
 from deploykit.devices import Device, available_cores
 from deploykit.driver import device_count
-from deploykit.errors import ArtifactError, DeviceError, MissingExtraError
+from deploykit.errors import ArtifactError, DeviceError, MissingExtraError, RunError
 from deploykit.telemetry import decline_telemetry
 from runners.base import Arrays, Runner
 
@@ -158,7 +158,12 @@ def _onnxruntime() -> ModuleType:
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
-        raise MissingExtraError("onnxruntime", "cpu", "running an ONNX artifact") from error
+        if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+            raise MissingExtraError("onnxruntime", "cpu", "running an ONNX artifact") from error
+        # Another runner in its place would give other bytes. What interrupts an import becomes such an error, too.
+        raise RunError(
+            f"onnxruntime: is installed and cannot be loaded ({error}); mend its installation, or use --runner torch"
+        ) from error
 
 
 def _providers(ort: ModuleType, device: Device) -> list[Any]:

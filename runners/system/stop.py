@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from deploykit.errors import IncompleteRunError
+from deploykit.errors import DeploykitError, IncompleteRunError
 from runners.system.descriptors import forget, keep
 
 __all__ = ["GRACE_S", "KILL_S", "StopRequest", "Stopped", "end_process", "on_signals", "stoppable"]
@@ -143,7 +143,18 @@ def on_signals(stop: StopRequest, *, tells: bool = False) -> Iterator[None]:
 
     SIGHUP stays ignored where it is: so ``nohup`` asks for it. Outside the main thread nothing can be handled, and
     nothing is. Whoever presses Ctrl-C is told what a second one does, if this process ``tells``.
+
+    Raises:
+        KeyboardInterrupt: a block around this one was to end, and some code on the way has swallowed that.
     """
+    if any(around.finishing for around, _ in _HANDLED):
+        raise KeyboardInterrupt
+    with _handled(stop, tells=tells):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(stop: StopRequest, *, tells: bool = False) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -157,13 +168,13 @@ def on_signals(stop: StopRequest, *, tells: bool = False) -> Iterator[None]:
         taken.append(signal.SIGHUP)
     # A handler that is not Python's own cannot be put back.
     former: dict[int, Any] = {number: signal.signal(number, handle) or signal.SIG_DFL for number in taken}
-    _HANDLED.append(former)
+    _HANDLED.append((stop, former))
     try:
         with _overheard(stop, taken, tells=tells):
             yield
     finally:
         stop.over()
-        _HANDLED.remove(former)
+        _HANDLED.remove((stop, former))
         for number, handler in former.items():
             signal.signal(number, handler)
 
@@ -181,11 +192,16 @@ def stoppable(path: Path | str, said: Callable[[], str]) -> Iterator[None]:
     stop = StopRequest()
     stop.listen(finish=_interrupt, end=lambda: _end_process(stop, f"{_stopped_text(path, stop)} {said()}"))
     try:
-        with on_signals(stop):
+        with _handled(stop):
             yield
-    except KeyboardInterrupt as interrupted:
-        text = f"{_stopped_text(path, stop)} {said()}"
-        stopped = IncompleteRunError("\n".join([text, *getattr(interrupted, "__notes__", ())]))
+        if stop.finishing:
+            _interrupt()  # Some code on the way has swallowed it.
+    except (KeyboardInterrupt, DeploykitError) as error:
+        if isinstance(error, DeploykitError) and not stop.finishing:
+            raise
+        # Imports, and the user's code, make errors of their own of the interrupt.
+        more = [str(error)] if isinstance(error, DeploykitError) else getattr(error, "__notes__", ())
+        stopped = IncompleteRunError("\n".join([f"{_stopped_text(path, stop)} {said()}", *more]))
         stopped.exit_code = 128 + (stop.signal or signal.SIGINT)
         raise stopped from None
 
@@ -245,7 +261,7 @@ def _write(text: str) -> None:
         sys.stderr.flush()
 
 
-_HANDLED: list[dict[int, Any]] = []
+_HANDLED: list[tuple[StopRequest, dict[int, Any]]] = []
 
 
 def _in_child() -> None:
@@ -254,7 +270,7 @@ def _in_child() -> None:
         return
     signal.set_wakeup_fd(-1)
     # What the first of them found: the others found handlers of the run.
-    for number, handler in _HANDLED[0].items():
+    for number, handler in _HANDLED[0][1].items():
         signal.signal(number, handler if number == signal.SIGTERM else signal.SIG_IGN)
     _HANDLED.clear()
 

@@ -292,6 +292,14 @@ def test_choice_of_runner(artifacts: dict[str, Artifact], tmp_path: Path, monkey
         choose_runner(only, "tensorrt")
     with pytest.raises(UsageError, match="not a subclass"):
         choose_runner(only, "pathlib:Path")
+    with monkeypatch.context() as patch:
+        (tmp_path / "onnxruntime.py").write_text("raise ImportError('import numpy failed')")
+        patch.syspath_prepend(tmp_path)
+        patch.delitem(sys.modules, "onnxruntime")
+        with pytest.raises(
+            RunError, match=r"onnxruntime: is installed and cannot be loaded \(import numpy failed\); mend"
+        ):
+            choose_runner(artifacts["plain"])
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert choose_runner(artifacts["plain"]) is TorchRunner
     with pytest.raises(MissingExtraError, match=r"deploykit\[cpu\]"):

@@ -1,17 +1,19 @@
 """Signals at moments when a run has no shard in work: it says so, tells how it goes on, and leaves nothing behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import deploykit
-from deploykit.errors import IncompleteRunError
-from runners.system.stop import stoppable
+from deploykit.errors import IncompleteRunError, RunError
+from runners.system.stop import StopRequest, on_signals, stoppable
 from tests.runners.test_launched import ended, indexed_job, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +127,38 @@ def test_what_was_noted_on_the_way_out_is_said_too() -> None:
         stoppable("r", lambda: "early"),
     ):
         raise interrupted
+
+
+def makes_an_error() -> None:
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except KeyboardInterrupt:
+        raise RunError("it cannot be loaded") from None
+
+
+def swallows() -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def swallows_and_begins() -> None:
+    swallows()
+    with on_signals(StopRequest()):
+        pytest.fail("the work is begun")
+
+
+@pytest.mark.parametrize("code", [makes_an_error, swallows, swallows_and_begins])
+def test_code_that_makes_something_else_of_the_interrupt_is_stopped_all_the_same(code: Callable[[], None]) -> None:
+    """As imports do: of a Ctrl-C while onnxruntime is imported comes an ImportError most of the time."""
+    more = "\nit cannot be loaded" if code is makes_an_error else ""
+    with pytest.raises(IncompleteRunError) as e, stoppable("r", lambda: "early"):
+        code()
+    assert (str(e.value), e.value.exit_code) == (f"run directory r: stopped by SIGTERM early{more}", 143)
+
+
+def test_an_error_without_a_signal_stays_what_it_is() -> None:
+    with pytest.raises(RunError, match=r"^its own fault$"), stoppable("r", lambda: "early"):
+        raise RunError("its own fault")
 
 
 def test_what_is_forked_inside_of_several_blocks_has_the_handlers_from_before_all_of_them() -> None:
