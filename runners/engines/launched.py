@@ -218,7 +218,7 @@ class LaunchedEngine(Engine):
 
     def _text(self, directory: RunDirectory, missing: Sequence[Shard], advice: str) -> str:
         total = len(directory.job.plan)
-        ranges = describe_ranges((shard.start, shard.stop) for shard in missing) or "nothing"
+        ranges = describe_ranges((shard.start, shard.stop) for shard in missing) or "the last files of the job"
         return f"{self.launch} ends; {total - len(missing)} of {total} parts are there; missing: {ranges}. {advice}"
 
 
