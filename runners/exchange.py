@@ -1,9 +1,11 @@
-"""How the ranks that a launcher has started know of each other's work."""
+"""How ranks on different machines, or the process that has started them there, know of each other's work."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar
 
 from deploykit.runs.rundir import RunDirectory
+from deploykit.runs.runstate import State
+from deploykit.tally import Tally
 
 __all__ = ["Exchange"]
 
@@ -32,6 +34,19 @@ class Exchange:
         Raises:
             RunError: the store cannot be read, or holds another job by now.
         """
+
+    def checked(self, directory: RunDirectory, tally: Tally) -> State:
+        """What is there, every file read, for a process that gives out the work; ``tally`` is told of the rows.
+
+        Ranks that are started afterwards find the job, and what lies beside it.
+
+        Raises:
+            RunError: the store cannot be read or written, or holds another job by now.
+        """
+        return directory.state(tally=tally)
+
+    def look(self, also: Collection[str] = ()) -> None:
+        """See what the others have done, and these small files, as far as the store answers."""
 
     def trade(self) -> None:
         """Let the others see what this rank has done, and then see what they have.

@@ -28,7 +28,7 @@ from deploykit.version import __version__
 from runners.base import check_controls
 from runners.command import DEFAULT_BATCH_SIZE, command_of
 from runners.engines.base import Engine
-from runners.engines.execute import Computed, ProgressChoice, Setting
+from runners.engines.setting import Computed, ProgressChoice, Setting
 from runners.engines.table import choose_engine
 from runners.jobdata import open_data
 from runners.onerank import as_one_rank

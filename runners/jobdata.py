@@ -15,7 +15,7 @@ from deploykit.sources.stream import StreamSource
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import SAMPLE_ID
 from runners.engines.base import Engine
-from runners.engines.execute import ProgressChoice
+from runners.engines.setting import ProgressChoice
 from runners.progress import make_progress
 from runners.spooling import Drawing, draw, find_spool
 from runners.system.stop import stoppable

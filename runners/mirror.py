@@ -135,6 +135,15 @@ class Mirror:
                 self._put([waiting.pop(stem) for stem in parts if stem in waiting], commits)
             self._put(list(waiting.values()), commits)
 
+    def require_job(self) -> None:
+        """Refuse to go on where another job has taken the place at the URL.
+
+        Raises:
+            RunError: it has.
+        """
+        if self._refused is not None:
+            raise self._refused
+
     def _there(self) -> dict[str, int]:
         """The files of the run that are there, and their sizes.
 

@@ -1,10 +1,11 @@
-"""A run directory at a URL for one of several ranks that share nothing else.
+"""A run directory at a URL for one of several ranks that share nothing else, or for who has started them elsewhere.
 
 Of what the other ranks have done its copy holds the records (``commits/`` and the like), and of their predictions files
 that are as large and hold nothing, until somebody asks for what is in them. So each rank copies what it needs, and the
 functions that look at a run directory find there what they find in one that is shared.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,13 +13,15 @@ from pathlib import Path
 from time import monotonic
 
 from deploykit.errors import RunError
-from deploykit.runs.commit import rank_of_file
+from deploykit.runs.commit import FileDigest, part_name, rank_of_file
 from deploykit.runs.datachange import CHANGED_NAME
 from deploykit.runs.failed import FAILED_NAME
 from deploykit.runs.rundir import RUN_NAME, RunDirectory
+from deploykit.runs.runstate import State
 from deploykit.signs import STATUS_NAME
 from deploykit.storage.copies import stand_in
-from deploykit.storage.stores import Store
+from deploykit.storage.stores import AT_ONCE, Store
+from deploykit.tally import Tally
 from runners.exchange import Exchange
 from runners.mirror import COMMITS, TRIES, Mirror, Stamp, is_result, stamp_of
 from runners.report import REPORT_NAME
@@ -29,19 +32,26 @@ __all__ = ["PartialMirror"]
 LOOK_S, COSTS = 30.0, 20
 """So often it is looked what the others have sent meanwhile; of very many files so seldom that it takes a twentieth."""
 
+_Record = tuple[int, Sequence[FileDigest]]
+"""Rows and files of a commit."""
+
 _RECORDS = (CHANGED_NAME, FAILED_NAME, REPORT_NAME)
 _AGAIN = "give the same command again"
 
 
 class PartialMirror(Mirror, Exchange):
-    """That of ``rank``. It sends nothing before it is clear which job counts."""
+    """That of ``rank``; of a process that computes nothing itself where that is None.
 
-    held = "What this rank has computed"
+    It sends nothing before it is clear which job counts.
+    """
+
     is_shared = False
 
-    def __init__(self, store: Store, copy: Path, rank: int) -> None:
+    def __init__(self, store: Store, copy: Path, rank: int | None) -> None:
         super().__init__(store, copy)
-        self._logs = f"logs/rank-{rank}."
+        self.held = "What is not sent" if rank is None else "What this rank has computed"
+        self._rank = rank
+        self._old_signs = [f"{STATUS_NAME}/run.json"]
         self._hollow: dict[str, Stamp] = {}
         self._hollows = threading.RLock()
         self._stage = copy.with_name(f"{copy.name}.coming")
@@ -53,9 +63,11 @@ class PartialMirror(Mirror, Exchange):
         for _ in range(TRIES):
             there = self._there()
             self._forget(there)
-            if self._look(there, also=[name for name in there if name == RUN_NAME or name.startswith(self._logs)]):
+            if self._look(there, also=[name for name in there if name == RUN_NAME or self._is_log(name)]):
                 break
             # Another rank joins parts and removes them; the files that it has sent before hold the same rows.
+        if self._rank is None:
+            self._old_signs = [name for name in there if name.startswith(f"{STATUS_NAME}/")]
 
     def send(self) -> None:
         """Send what is new or changed of this rank, as ``Mirror.send`` does."""
@@ -71,28 +83,64 @@ class PartialMirror(Mirror, Exchange):
             job.write_bytes(self._job_there())
             self._sent[RUN_NAME] = stamp_of(job)
             directory = join()
-            # Ranks speak for themselves alone, and this is what an earlier call said.
-            self._store.remove([f"{STATUS_NAME}/run.json"])
+            # Ranks speak for themselves alone, and this is what an earlier call said; or what its ranks did.
+            self._store.remove(self._old_signs)
             self._is_settled = True
         return directory
 
     def bring(self, names: Sequence[str]) -> None:
-        if self._refused is not None:
-            raise self._refused
+        self.require_job()
         if not any(map(self._is_hollow, names)):
             return  # The sender has its turn for as long as an upload takes, and there is work to do meanwhile.
         with self._turn:
             if hollow := [name for name in names if self._is_hollow(name)]:
                 self._fetch(hollow)
 
+    def checked(self, directory: RunDirectory, tally: Tally) -> State:
+        self._insist(self._trade)
+        state = directory.state(check_digests=False)
+        commits: dict[str, _Record] = {}
+        for number, part in state.parts.items():
+            commits[f"{COMMITS}{part_name(number)}.json"] = (part.rows, [part.part])
+        for rank, files in state.ranks.items():
+            commits[f"{COMMITS}{files.path(Path(), rank).name}"] = (files.rows, files.files)
+        names = list(commits)
+        for first in range(0, len(names), AT_ONCE):
+            with self._turn:
+                self._check(directory, {name: commits[name] for name in names[first : first + AT_ONCE]}, tally)
+        self.bring(self._needed(directory))
+        return directory.state(check_digests=False)
+
+    def _check(self, directory: RunDirectory, commits: Mapping[str, _Record], tally: Tally) -> None:
+        """Read the files of commits, which need not stay; a commit whose files are not whole goes, there too."""
+        files = [file for _, its in commits.values() for file in its]
+        self.bring([file.file for file in files])
+        bad = []
+        for name, (rows, its) in commits.items():
+            read = tally.of_bytes(rows, sum(file.size_bytes for file in its))
+            damage = (directory.digests.damage(self.copy, file, check_digest=True, read=read) for file in its)
+            if any(text is not None for text in damage):
+                bad.append(name)
+        # Else it would be seen again, and its part be taken for one that was computed meanwhile.
+        self._store.remove(bad)
+        for name in bad:
+            self._drop(name)
+        for file in files:
+            if not directory.job.has_epoch_files and (self.copy / file.file).exists():
+                self._stand_in(file.file, file.size_bytes)
+
+    def look(self, also: Collection[str] = ()) -> None:
+        with contextlib.suppress(RunError):
+            self._insist(lambda: self._look_again(also))
+
     def trade(self) -> None:
-        with stoppable(self.url, lambda: f"while the last files were sent; {_AGAIN}"):
+        with stoppable(self.url, lambda: f"while files were sent; {_AGAIN}"):
             self._insist(self._trade)
 
     def gather(self, directory: RunDirectory) -> None:
         with stoppable(self.url, lambda: f"while the parts of all ranks were copied; {_AGAIN}"), self._turn:
             measured = [name for name in self._there() if name.startswith("logs/") and name.endswith(".measured.json")]
-            self._fetch([name for name in measured if not name.startswith(self._logs)])
+            self._fetch([name for name in measured if not self._is_log(name)])
             for _ in range(TRIES):
                 wanted = self._needed(directory)
                 self.bring(wanted)
@@ -101,6 +149,10 @@ class PartialMirror(Mirror, Exchange):
                 # Another rank has found everything there, too, and has removed parts since it joined them.
                 self._trade()
             self._removes = True
+
+    def _look_again(self, also: Collection[str]) -> None:
+        with self._turn:
+            self._look(self._there(), also)
 
     def _trade(self) -> None:
         with self._turn:
@@ -146,6 +198,14 @@ class PartialMirror(Mirror, Exchange):
         stand_in(self._stage / name, size)
         self._hollow[name] = stamp_of(self._stage / name)
         self._take(name)
+
+    def _new(self, listed: dict[str, Stamp]) -> list[str]:
+        # Wherever a signal has come between two steps: a file that holds nothing is never sent.
+        return [name for name in super()._new(listed) if self._hollow.get(name) != listed[name]]
+
+    def _is_log(self, name: str) -> bool:
+        """Whether this rank has logged it."""
+        return self._rank is not None and name.startswith(f"logs/rank-{self._rank}.")
 
     def _is_new(self, name: str, size: int, ours: Stamp | None) -> bool:
         """Whether the file there is another one than ours; what this rank has still to send is newer."""

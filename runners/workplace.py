@@ -78,14 +78,15 @@ def _mirror(url: str, engine: Engine) -> "Mirror":
     from runners.mirror import Mirror  # only for those who have a URL
     from runners.partial import PartialMirror
 
-    if engine.rank is None and not (engine.prepares_alone and engine.is_here):
+    is_alone = engine.rank is None and not engine.delivers
+    if is_alone and not (engine.prepares_alone and engine.is_here):
         raise UsageError(
             f"run directory {url}: is at a URL, and the ranks of this engine work in one directory that all of them "
             "share; name one and copy it to the URL afterwards, or use --engine local or array"
         )
     store = Store(url, "run directory", RunError)
     copy = Path(tempfile.mkdtemp(prefix="deploykit-")).resolve() / store.name
-    return Mirror(store, copy) if engine.rank is None else PartialMirror(store, copy, engine.rank)
+    return Mirror(store, copy) if is_alone else PartialMirror(store, copy, engine.rank)
 
 
 def _add(error: BaseException, texts: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 from deploykit.devices import Device, check_ranks, parse_devices
 from runners.base import Runner
-from runners.engines.execute import Computed, ProgressChoice, Setting
+from runners.engines.setting import Computed, ProgressChoice, Setting
 
 __all__ = ["Engine"]
 
@@ -25,6 +25,10 @@ class Engine(abc.ABC):
 
     is_here: ClassVar[bool] = True
     """Whether the ranks are on the machine of this process, so that its cores bound their threads."""
+
+    delivers: ClassVar[bool] = False
+    """Whether its ranks, where they are elsewhere, send what they do to a store, see ``runners.courier``; the directory
+    of this process is then none that they share, and ``Setting.exchange`` knows what they have sent."""
 
     rank: int | None = None
     """The number of this process among those of a launcher, if the engine knows of the others by ``Setting.exchange``:

@@ -2,99 +2,35 @@
 
 import contextlib
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
-from deploykit.artifact import Artifact
-from deploykit.devices import Device, available_cores
+from deploykit.devices import available_cores
 from deploykit.errors import DataError, IncompleteRunError, RunError
-from deploykit.plan import Plan, Shard, describe_ranges
+from deploykit.plan import Shard, describe_ranges
 from deploykit.runs.epoch import finish_epoch, is_finished
 from deploykit.runs.failed import write_failed
-from deploykit.runs.job import Job
 from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.runstate import State
 from deploykit.signs import signing
-from deploykit.sources import Source
 from deploykit.storage.copies import naming, renamed
 from deploykit.tally import Tally
-from runners.base import Runner
 from runners.changed import look_for_change, watched
+from runners.engines.setting import Computed, ProgressChoice, Setting
 from runners.engines.work import Outcome, Work
-from runners.exchange import Exchange
-from runners.progress import ProgressMode, make_progress
+from runners.progress import make_progress
 from runners.ranks.assignment import Assignment
 from runners.ranks.dataindex import save_index
 from runners.report import Figures, halving_notes, is_reported, make_report, write_report
 from runners.spooling import discard_spool, require_same_spool
-from runners.system.environment import environment
 from runners.system.lock import locked
-from runners.system.stop import StopRequest, on_signals, stoppable
-from runners.writing import Writing
+from runners.system.stop import StopRequest, on_signals
 
-__all__ = ["Computed", "Placer", "ProgressChoice", "Setting", "drive", "execute", "finish_files"]
+__all__ = ["Placer", "drive", "execute", "finish_files"]
 
-ProgressChoice = ProgressMode | Callable[[int, int], None]
 Placer = Callable[[Work], Outcome]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """A request for a run, checked, with everything open that it names.
-
-    Attributes:
-        runner_name: the runner as the user named it, for the ranks to find it again.
-        threads: CPU threads per rank, or None for the runner's choice.
-        began_s: when the call came, on the monotonic clock.
-        cut: the shards by the batch size, where that was found here; what another rank has found before counts.
-        notes: what was chosen, for people to read.
-        place: the run directory as the user named it.
-        exchange: how a rank that a launcher has started knows of the others.
-    """
-
-    artifact: Artifact
-    source: Source
-    writing: Writing
-    runner: type[Runner]
-    runner_name: str
-    devices: tuple[Device, ...]
-    threads: int | None
-    job: Job
-    began_s: float
-    place: str | Path
-    cut: Callable[[int], Plan] | None = None
-    notes: tuple[str, ...] = ()
-    exchange: Exchange = field(default_factory=Exchange)
-
-    def stoppable(self, directory: RunDirectory, said: str) -> contextlib.AbstractContextManager[None]:
-        """Let a signal end the block at once, see ``stoppable``; a third one ends the process with the same words."""
-        return stoppable(self.place, lambda: renamed(f"{said}; {directory.to_resume()}", self.place, directory.path))
-
-    def environment(self) -> dict[str, Any]:
-        """Where the run was made, for its report."""
-        return environment(self.runner.runtime, self.runner.check_installed(), on_gpu=self.devices[0].kind == "cuda")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Computed:
-    """What one call predicted.
-
-    Attributes:
-        rows: rows that this call predicted.
-        draws_per_row: their mean number of draws where a bound decided it.
-        skipped_shards: shards that were there before, or that other calls computed.
-        missing_shards: shards that other ranks of the same launch have still to compute.
-        spent_s: where the time of the ranks of this call went; under a launcher that is one.
-    """
-
-    rows: int = 0
-    draws_per_row: float | None = None
-    skipped_shards: int = 0
-    missing_shards: int = 0
-    spent_s: Mapping[str, float] = field(default_factory=dict)
 
 
 def drive(setting: Setting, out: Path, place: Placer, *, progress: ProgressChoice, notes: list[str]) -> Computed:
@@ -105,7 +41,7 @@ def drive(setting: Setting, out: Path, place: Placer, *, progress: ProgressChoic
         DeploykitError: whatever else stopped it.
     """
     with locked(out) as lock:
-        directory = RunDirectory.prepare(out, setting.job)
+        directory = setting.exchange.joined(partial(RunDirectory.prepare, out, setting.job))
         require_same_spool(setting.source, directory)
         save_index(directory.path, setting.source)
         state = _looked_at(setting, directory, progress)
@@ -127,7 +63,7 @@ def _looked_at(setting: Setting, directory: RunDirectory, choice: ProgressChoice
     kind, rows = "none" if callable(choice) else choice, directory.job.plan.rows
     shown = make_progress(kind, rows, 0, doing="checked", after_s=1.0)
     with setting.stoppable(directory, "while what is there was checked"), contextlib.closing(shown):
-        return directory.state(tally=Tally(lambda done, _: shown.update(done), rows))
+        return setting.exchange.checked(directory, Tally(lambda done, _: shown.update(done), rows))
 
 
 def execute(
@@ -153,9 +89,12 @@ def execute(
     try:
         outcome = _run(setting, directory, assignments, shards, lock, stop, progress, place)
         notes.extend((*outcome.deaths, *halving_notes(assignments, outcome.meters)))
+        if stop.signal is None:  # Whoever is stopped has no time.
+            setting.exchange.trade()
         missing = directory.missing(check_digests=False)
         directory.clean()  # What a rank left that died; every rank has ended.
         if not missing:
+            setting.exchange.gather(directory)
             finish_files(setting, directory, inherit=[lock], notes=notes)
     finally:  # Whatever ended it: the data may be put back, and then no resume would notice.
         changed = look_for_change(setting.source, setting.job.data_source, directory.path)

@@ -9,9 +9,10 @@ from deploykit.runs.failed import write_failed
 from deploykit.runs.rundir import RunDirectory
 from deploykit.storage.copies import renamed
 from runners.changed import look_for_change
-from runners.engines.execute import Setting, finish_files
+from runners.engines.execute import finish_files
 from runners.engines.launch import Launch
 from runners.engines.measured import Measured, load_measured
+from runners.engines.setting import Setting
 from runners.report import Figures, is_reported, make_report, write_report
 from runners.spooling import discard_spool
 from runners.system.lock import finishing

@@ -26,11 +26,11 @@ from runners.base import Runner
 from runners.changed import look_for_change, watched
 from runners.engines.base import Engine
 from runners.engines.claims import Claims, counted, share
-from runners.engines.execute import Computed, ProgressChoice, Setting
 from runners.engines.finish import finish_together, is_over
 from runners.engines.launch import Launch, array, slurm, torchrun
 from runners.engines.local import run_here
 from runners.engines.measured import Measured
+from runners.engines.setting import Computed, ProgressChoice, Setting
 from runners.pipeline.timing import Meter
 from runners.progress import Progress, make_progress
 from runners.ranks.assignment import Assignment

@@ -21,7 +21,8 @@ from deploykit.runs.rundir import RunDirectory
 from deploykit.sources import Source
 from deploykit.storage.copies import renamed
 from runners.engines.base import Engine
-from runners.engines.execute import Computed, ProgressChoice, Setting, drive
+from runners.engines.execute import drive
+from runners.engines.setting import Computed, ProgressChoice, Setting
 from runners.engines.work import Outcome, Work
 from runners.pipeline.loop import Pipeline, ShardFeed
 from runners.pipeline.shardqueue import ShardQueue

@@ -16,6 +16,8 @@ from deploykit.errors import DeploykitError, RunError
 from deploykit.plan import Shard
 from deploykit.runs.commit import Commit
 from deploykit.runs.rundir import RUN_NAME
+from deploykit.storage.stores import is_url
+from runners.courier import Courier, sending
 from runners.engines.shipping import unpacked
 from runners.pipeline.loop import Pipeline
 from runners.pipeline.shardqueue import ShardQueue
@@ -61,6 +63,7 @@ class RayRank:
         self._ready = self._ended = False
         self._committed: set[int] = set()
         self._error: dict[str, Any] = {}
+        self._courier: Courier | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
@@ -71,14 +74,14 @@ class RayRank:
         return self._error
 
     def compute(self, shard: Shard) -> dict[str, Any]:
-        """Answers when the shard is committed, or will never be."""
+        """Answers when the shard is committed, or will never be; to a URL it is sent later, before ``end`` answers."""
         self._feed.put(shard)
         with self._changed:
             self._changed.wait_for(lambda: shard.index in self._committed or self._ended)
         return {} if shard.index in self._committed else self._error
 
     def end(self) -> dict[str, Any]:
-        """Answers with the measurements, when all is done."""
+        """Answers with the measurements, when all is done and sent."""
         self._feed.end()
         self._thread.join()
         return self._error or {"meter": self._meter.to_json()}
@@ -86,12 +89,13 @@ class RayRank:
     def _work(self) -> None:
         # All in one thread: torch's number of threads belongs to the thread that sets it.
         try:
-            _redirect(Path(self._assignment.directory) / "logs" / f"rank-{self._assignment.rank}.log")
-            _settle(self._home)
             with contextlib.ExitStack() as stack:
-                recorder = stack.enter_context(Recorder(self._assignment, self, self._meter))
+                assignment = self._placed(stack)
+                _redirect(Path(assignment.directory) / "logs" / f"rank-{assignment.rank}.log")
+                _settle(self._home)
+                recorder = stack.enter_context(Recorder(assignment, self, self._meter))
                 artifact = stack.enter_context(unpacked(self._packed, self._home.digest))
-                task = self._assignment.open(stack, artifact=artifact)
+                task = assignment.open(stack, artifact=artifact)
                 self._meter.start_s = time.monotonic() - self._meter.origin_s
                 recorder.ready(self._meter.start_s)
                 self._tell(ready=True)
@@ -105,6 +109,13 @@ class RayRank:
         finally:
             self._tell(ended=True)
 
+    def _placed(self, stack: contextlib.ExitStack) -> Assignment:
+        """The assignment, with a directory on this machine where that of the run is at a URL."""
+        if not is_url(self._assignment.place):
+            return self._assignment
+        self._courier = stack.enter_context(sending(self._assignment.place, self._assignment.rank))
+        return replace(self._assignment, directory=str(self._courier.copy))
+
     def _tell(self, *, ready: bool = False, ended: bool = False, committed: int | None = None) -> None:
         with self._changed:
             self._ready, self._ended = self._ready or ready, self._ended or ended
@@ -112,12 +123,15 @@ class RayRank:
                 self._committed.add(committed)
             self._changed.notify_all()
 
-    def started(self, shard: Shard) -> None: ...
+    def started(self, shard: Shard) -> None:  # noqa: ARG002
+        """A shard is begun; not where another job has taken the place of this one."""
+        if self._courier is not None:
+            self._courier.require_job()
 
     def predicted(self, rows: int) -> None: ...
 
     def committed(self, commit: Commit) -> None:
-        """A shard is on the disk; the pipeline says so."""
+        """A shard is on a disk; the pipeline says so."""
         self._tell(committed=commit.shard)
 
 
@@ -126,7 +140,7 @@ def _redirect(log: Path) -> None:
     if not (log.parent.parent / RUN_NAME).is_file():
         raise RunError(
             f"run directory {log.parent.parent}: is not there on the machine {os.uname().nodename}; with --engine ray "
-            "all machines of the cluster must share its file system; name a directory on a shared one"
+            "all machines of the cluster must share its file system; name a directory on a shared one, or a URL"
         )
     log.parent.mkdir(exist_ok=True)
     with log.open("ab") as file:

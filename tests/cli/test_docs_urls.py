@@ -16,7 +16,8 @@ TEXT = (Path(__file__).parents[2] / "docs" / "urls.md").read_text(encoding="utf-
 @pytest.mark.usefixtures("checkpoint")
 def test_every_command_of_the_page(call: Call, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = re.findall(r"^((?:[A-Z_]+=\d+ )*)deploykit (.*)$", TEXT, re.MULTILINE)
-    assert len(commands) == 9
+    assert len(commands) == 10
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     filesystem, _ = fsspec.core.url_to_fs(bucket)
     filesystem.put_file("rows.npy", f"{bucket}/rows.npy")
     for variables, command in commands:
@@ -25,6 +26,7 @@ def test_every_command_of_the_page(call: Call, bucket: str, monkeypatch: pytest.
         assert call(*shlex.split(command.replace("s3://bucket", bucket))) == 0, command
     assert filesystem.exists(f"{bucket}/today.parquet")
     assert call("verify", f"{bucket}/runs/ranks") == 0
+    assert call("verify", f"{bucket}/runs/ray") == 0
     assert not [path for path in Path.cwd().iterdir() if path.name.startswith("s3")]
 
 

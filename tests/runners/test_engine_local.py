@@ -13,8 +13,9 @@ from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import verify_run
 from runners.engines import local as engine_local
 from runners.engines.base import Engine
-from runners.engines.execute import Computed, ProgressChoice, Setting, drive
+from runners.engines.execute import drive
 from runners.engines.local import place
+from runners.engines.setting import Computed, ProgressChoice, Setting
 from runners.engines.table import choose_engine
 from runners.engines.work import Outcome, Work
 from runners.job import run

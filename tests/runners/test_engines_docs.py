@@ -155,8 +155,11 @@ def test_ray(place: Path) -> None:
     assert verify_run(place / "predictions").rows == ROWS
 
 
-def test_kuberay(place: Path) -> None:
-    (text,) = blocks("ray", "yaml")
+@pytest.mark.parametrize("where", ["in a bucket", "on a volume"])
+def test_kuberay(place: Path, where: str) -> None:
+    in_a_bucket, on_a_volume = blocks("ray", "yaml")
+    text = in_a_bucket if where == "in a bucket" else on_a_volume
+    assert ("volumes:" in text) == (where == "on a volume")
     job: dict[str, Any] = yaml.safe_load(text)
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     words = shlex.split(job["spec"]["entrypoint"])

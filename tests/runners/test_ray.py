@@ -20,10 +20,11 @@ from deploykit.artifact import Artifact
 from deploykit.errors import ArtifactError, DataError, DeviceError, IncompleteRunError, RunError, UsageError
 from deploykit.plan import Shard
 from deploykit.runs.verify_run import check_run, verify_run
+from runners.engines import ray_cast, shipping
 from runners.engines import ray_engine as engine_ray
-from runners.engines import shipping
 from runners.engines.ray_cluster import require_answer
 from runners.engines.shipping import packed_bytes, unpacked
+from runners.exchange import Exchange
 from runners.job import run
 
 SLOW = f"{Path(__file__).parent / 'slowdata.py'}:make"
@@ -31,32 +32,37 @@ OPTIONS: dict[str, Any] = {"batch_size": 2, "shard_rows": 8, "runner": "onnx"}
 STORE_BYTES = 100 * 2**20
 
 DATA = """
-import os, pathlib, signal, time
+import functools, os, pathlib, signal, time
 import numpy as np
 X = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+@functools.cache
+def is_rank():
+    return "ray::" in pathlib.Path("/proc/self/cmdline").read_text()
+@functools.cache
+def meet():
+    import ray
+    here = pathlib.Path(__file__).parent
+    (here / f"rank-{{os.getpid()}}.node").write_text(ray.get_runtime_context().get_node_id())
+    deadline = time.monotonic() + 60
+    while len(list(here.glob("rank-*.node"))) < {meeting} and time.monotonic() < deadline:
+        time.sleep(0.02)
 class Rows:
     def __len__(self):
         return 64
     def __getitem__(self, row):
         time.sleep({seconds})
-        if row == {row} and "ray::" in pathlib.Path("/proc/self/cmdline").read_text():
+        if {meeting} and is_rank():
+            meet()
+        if row == {row} and is_rank():
             {deed}
         return {{"x": X[row]}}
-def make():
-    if "ray::" in pathlib.Path("/proc/self/cmdline").read_text() and {meeting}:
-        import ray
-        here = pathlib.Path(__file__).parent
-        (here / f"rank-{{os.getpid()}}.node").write_text(ray.get_runtime_context().get_node_id())
-        deadline = time.monotonic() + 60
-        while len(list(here.glob("rank-*.node"))) < {meeting} and time.monotonic() < deadline:
-            time.sleep(0.02)
-    return Rows()
+make = Rows
 """
 DIE = "print('about to read it', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
 
 
 def data(folder: Path, deed: str = "pass", *, row: int = 27, seconds: float = 0.0, meeting: int = 0) -> str:
-    """A data set that does a deed when a Ray actor reads a row, and whose ranks wait for each other where they meet.
+    """A data set that does a deed when a Ray actor reads a row; where ranks meet, they do so with their first row.
 
     An actor does not see the environment of this process, so all of it is in the text.
     """
@@ -163,12 +169,12 @@ class Ranks:
     """Two actors that have been at work for 10 s, and the hand that gives them shards; Ray itself is not there."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, rows_done: tuple[int, int], shards: int) -> None:
-        monkeypatch.setattr(engine_ray, "packed_bytes", lambda _: b"")
+        monkeypatch.setattr(ray_cast, "packed_bytes", lambda _: b"")
         self.shards = [Shard(index=index, start=100 * index, stop=100 * index + 100) for index in range(shards)]
         artifact = SimpleNamespace(digest="")
         work: Any = SimpleNamespace(artifact=artifact, shards=self.shards, done=0, assignments=[])
-        setting: Any = SimpleNamespace(began_s=0.0)
-        self.cast = engine_ray._Cast(SimpleNamespace(put=lambda packed: packed), setting, work)
+        setting: Any = SimpleNamespace(began_s=0.0, exchange=Exchange())
+        self.cast = ray_cast.Cast(SimpleNamespace(put=lambda packed: packed), setting, work)
         compute = SimpleNamespace(remote=lambda shard: f"call {shard.index}")
         self.cast._actors = {rank: SimpleNamespace(rank=rank, compute=compute) for rank in range(2)}
         self.cast._ready = dict.fromkeys((0, 1), time.monotonic() - 10)
@@ -257,6 +263,52 @@ def test_a_death_is_one_death_however_many_calls_fail(
     assert started == [0] * is_replaced
     assert ranks.cast._actors.get(0) is (successor if is_replaced else None)
     assert sorted(shard.index for shard in ranks.cast._waiting) == [0, 2] * goes_on
+
+
+def test_what_a_dead_rank_did_not_send_is_given_out_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Once, however many of its calls fail; what it did send has been no try in vain."""
+    ranks = Ranks(monkeypatch, (0, 0), 8)
+    cast, commits = ranks.cast, tmp_path / "commits"
+    commits.mkdir()
+    cast._work = SimpleNamespace(  # type: ignore[assignment]
+        stop=SimpleNamespace(finishing=False), assignments=[SimpleNamespace(device="cpu")], logs=tmp_path / "logs",
+        progress=SimpleNamespace(say=lambda _: None),
+    )  # fmt: skip
+    looked: list[list[str]] = []
+
+    def look(also: list[str]) -> None:
+        looked.append(also)
+        (commits / "part-000000.json").touch()
+
+    monkeypatch.setattr(cast._exchange, "look", look)
+    monkeypatch.setattr(cast, "_start", lambda _: None)
+    answers: dict[Any, Any] = {}
+
+    def get(answered: Any) -> Any:
+        if answered not in answers:
+            raise RuntimeError("the actor is dead")
+        return {}
+
+    cast._ray = SimpleNamespace(get=get, kill=lambda _: None, exceptions=SimpleNamespace(RayError=RuntimeError))
+    for _ in range(2):
+        answers |= dict.fromkeys(cast._calls)
+        for answer in list(cast._calls):
+            cast._take(answer)
+        cast._hand_out()
+    assert [[shard.index for shard in cast._told[rank]] for rank in range(2)] == [[0, 2], [1, 3]]
+    assert cast._done == 400
+    cast._barren[0] = 2
+    in_work = [answer for answer, call in cast._calls.items() if call.rank == 0]
+    # One of its answers is heard after the death.
+    late, answers[in_work[0]] = in_work[0], {}
+    cast._take(in_work[1])
+    assert looked == [["logs/rank-0.log"]]
+    assert [shard.index for shard in cast._waiting] == [2, 6]
+    assert (cast._done, cast._barren[0]) == (300, 1)
+    cast._actors[0] = SimpleNamespace()
+    cast._take(late)
+    assert [shard.index for shard in cast._waiting] == [4, 2, 6]
+    assert cast._done == 300
 
 
 @pytest.mark.slow

@@ -1,0 +1,99 @@
+"""What a rank that was started on another machine sends to the store of its run, with which it shares nothing else."""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from deploykit.errors import DeploykitError, RunError
+from deploykit.runs.rundir import RUN_NAME, RunDirectory
+from deploykit.storage.copies import naming
+from deploykit.storage.stores import Store
+from runners.mirror import Mirror, is_result
+from runners.ranks.dataindex import NAME as INDEX_NAME
+
+__all__ = ["Courier", "sending"]
+
+
+class Courier(Mirror):
+    """That of ``rank``. The run directory on this machine holds the job, and what the rank has still to send.
+
+    Who has started the rank knows what is there and what is missing, and sees at the URL what comes.
+    """
+
+    def __init__(self, url: str, rank: int) -> None:
+        self.where = f"rank {rank} on the machine {os.uname().nodename}"
+        store = Store(url, f"{self.where}: run directory", RunError)
+        super().__init__(store, Path(tempfile.mkdtemp(prefix="deploykit-")).resolve() / store.name)
+        self.held = f"What {self.where} has not sent"
+        self._logs = f"logs/rank-{rank}."
+        self._removes = False
+
+    def fetch(self) -> None:
+        """Copy the job, and what this rank has logged before.
+
+        Raises:
+            RunError: the store cannot be read, or there is no run, or none that can be read.
+        """
+        there = self._there()
+        if not there:
+            raise self._store.refused(
+                f"holds no {RUN_NAME}, which the command has sent there; name a place that all machines reach"
+            )
+        names = [name for name in there if name in (RUN_NAME, INDEX_NAME) or name.startswith(self._logs)]
+        self._store.fetch(names, self.copy)
+        self._sent = self._listed()
+        RunDirectory.join(self.copy, RunDirectory.open(self.copy).job)
+
+    def send(self) -> None:
+        """Send what is new, as ``Mirror.send`` does, and remove the predictions here that are there."""
+        with self._turn:
+            super().send()
+            for name, stamp in self._listed().items():
+                if is_result(name) and self._sent.get(name) == stamp:
+                    (self.copy / name).unlink()
+
+
+@contextlib.contextmanager
+def sending(url: str, rank: int) -> Iterator[Courier]:
+    """Have a directory on this machine from which is sent what the block leaves there, all of it by the end.
+
+    Raises:
+        RunError: the store cannot be read or written; the message says where that is which is not sent.
+    """
+    courier = Courier(url, rank)
+    try:
+        courier.fetch()
+        courier.probe()
+    except BaseException:
+        shutil.rmtree(courier.copy.parent, ignore_errors=True)
+        raise
+    courier.start()
+    try:
+        with naming(courier.url, courier.copy):
+            yield courier
+    except BaseException as error:
+        text = "\n".join([*_full_disk(error, courier), *filter(None, [_unsent(courier)])])
+        if not text:
+            raise
+        raise RunError(f"{_named(error)}\n{text}") from error
+    if text := _unsent(courier):
+        raise RunError(text)
+
+
+def _named(error: BaseException) -> str:
+    return str(error) if isinstance(error, DeploykitError) else f"{type(error).__name__}: {error}"
+
+
+def _unsent(courier: Courier) -> str:
+    problem = courier.finish()
+    return "" if problem is None else str(problem)
+
+
+def _full_disk(error: BaseException, courier: Courier) -> list[str]:
+    if not (isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENOSPC):
+        return []
+    return [f"{courier.where} works in {tempfile.gettempdir()}; set TMPDIR there to a disk with more room"]
