@@ -7,7 +7,8 @@ Needs the program ``dieharder`` (a package of that name in most Linux distributi
 order of a mask in memory (unit after unit of one row, then the next), ``rows`` across it (row after row of one unit,
 then the next unit). ``philox`` is numpy's generator: what a good one gets from the same battery.
 
-``python -m benchmarks.dieharder [STREAM ...]`` runs some streams only and keeps the results of the others.
+``python -m benchmarks.dieharder [STREAM ...]`` runs some streams only and keeps the results of the others. The file has
+the environment of the last call: what the battery finds does not depend on it.
 """
 
 import json
