@@ -200,7 +200,7 @@ def stoppable(path: Path | str, said: Callable[[], str]) -> Iterator[None]:
         if isinstance(error, DeploykitError) and not stop.finishing:
             raise
         # Imports, and the user's code, make errors of their own of the interrupt.
-        more = [str(error)] if isinstance(error, DeploykitError) else getattr(error, "__notes__", ())
+        more = [f"On the way: {error}"] if isinstance(error, DeploykitError) else getattr(error, "__notes__", ())
         stopped = IncompleteRunError("\n".join([f"{_stopped_text(path, stop)} {said()}", *more]))
         stopped.exit_code = 128 + (stop.signal or signal.SIGINT)
         raise stopped from None

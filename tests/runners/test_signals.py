@@ -150,7 +150,7 @@ def swallows_and_begins() -> None:
 @pytest.mark.parametrize("code", [makes_an_error, swallows, swallows_and_begins])
 def test_code_that_makes_something_else_of_the_interrupt_is_stopped_all_the_same(code: Callable[[], None]) -> None:
     """As imports do: of a Ctrl-C while onnxruntime is imported comes an ImportError most of the time."""
-    more = "\nit cannot be loaded" if code is makes_an_error else ""
+    more = "\nOn the way: it cannot be loaded" if code is makes_an_error else ""
     with pytest.raises(IncompleteRunError) as e, stoppable("r", lambda: "early"):
         code()
     assert (str(e.value), e.value.exit_code) == (f"run directory r: stopped by SIGTERM early{more}", 143)
