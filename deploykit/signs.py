@@ -21,6 +21,7 @@ from pathlib import Path
 from time import time
 from typing import Any, Literal, TypeVar
 
+from deploykit.errors import DeploykitError, IncompleteRunError
 from deploykit.storage.files import TEMPORARY_PREFIX
 
 __all__ = [
@@ -140,7 +141,10 @@ def leave_sign(directory: Path, sign: RankSign) -> None:
 
 @contextlib.contextmanager
 def signing_end(directory: Path, rank: int, device: str) -> Iterator[None]:
-    """Say that a rank which a launcher has started is ending, as long as the block does; then what it said before."""
+    """Say that a rank which a launcher has started is ending, as long as the block does; then what it said before.
+
+    Of an error that is none of a signal's or of missing rows it says that.
+    """
     host, pid, now = socket.gethostname(), os.getpid(), time()
     said = _read(directory / STATUS_NAME / f"rank-{rank}.json", RankSign) or RankSign(
         rank=rank, device=device, host=host, pid=pid, state="ended", rows=0, rows_per_s=0.0, began=now, at=now
@@ -156,6 +160,10 @@ def signing_end(directory: Path, rank: int, device: str) -> Iterator[None]:
     thread.start()
     try:
         yield
+    except DeploykitError as error:
+        if not isinstance(error, IncompleteRunError):
+            said = replace(sign, state="failed", error=str(error), at=time())
+        raise
     finally:
         over.set()
         thread.join()

@@ -123,7 +123,7 @@ def _status(path: Path) -> RunStatus:
     left = sum(shard.rows for shard in missing)
     condition = _condition(call, signs, finished=not missing and not _pending(directory, state), now=now)
     running = condition == "running"
-    error = call.error or None if call is not None and condition in {"failed", "interrupted"} else None
+    error = _error(call, signs) if condition in {"failed", "interrupted"} else None
     if change := data_change(path):
         condition, error = "running" if running else "failed", f"{change}; {directory.to_resume()}"
     ranks = [_rank(sign, now, running=running) for sign in signs]
@@ -193,7 +193,15 @@ def _condition(call: CallSign | None, signs: Sequence[RankSign], *, finished: bo
         return "running"
     if finished:
         return "finished"
-    return "interrupted" if call is None or call.error_type in _STOPPED else "failed"
+    if call is None:
+        return "failed" if _error(call, signs) else "interrupted"
+    return "interrupted" if call.error_type in _STOPPED else "failed"
+
+
+def _error(call: CallSign | None, signs: Sequence[RankSign]) -> str | None:
+    """What ended the run; ranks that a launcher has started speak for themselves."""
+    errors = [sign.error for sign in signs] if call is None else [call.error]
+    return next(filter(None, errors), None)
 
 
 def _rank(sign: RankSign, now: float, *, running: bool) -> RankStatus:

@@ -22,6 +22,7 @@ from deploykit.plan import Shard, describe_ranges
 from deploykit.runs.commit import Commit
 from deploykit.runs.rundir import RunDirectory
 from deploykit.signs import forget_call, signing_end
+from deploykit.storage.copies import naming
 from runners.base import Runner
 from runners.changed import look_for_change, watched
 from runners.engines.base import Engine
@@ -125,7 +126,8 @@ class LaunchedEngine(Engine):
                 shards=len(claims.taken),
                 began=began,
             ).save(out)
-            with signing_end(out, self.launch.rank, str(assignment.device)):
+            end = signing_end(out, self.launch.rank, str(assignment.device))
+            with end, naming(str(setting.place), directory.path):  # What is signed is read elsewhere, too.
                 if stop.signal is None:  # Whoever is stopped has no time; what it did is sent when it ends.
                     setting.exchange.trade()
                 missing = directory.missing(check_digests=False)

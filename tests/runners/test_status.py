@@ -362,6 +362,26 @@ def test_a_rank_of_a_launcher_that_makes_the_last_files_is_at_work(
     assert run_status(out).state == "finished"
 
 
+def test_what_stops_a_rank_of_a_launcher_is_told(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RunError("cannot write the last file: no space left on device")
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    options: dict[str, Any] = {**OPTIONS, "engine": "array", "write_interval": "epoch"}
+    with monkeypatch.context() as patch:
+        patch.setattr("runners.engines.finish.finish_files", full)
+        with pytest.raises(RunError):
+            run(artifact_paths["mc"], SLOW, tmp_path / "r", **options)
+    found = run_status(tmp_path / "r")
+    assert (found.state, found.done_rows, [rank.state for rank in found.ranks]) == ("failed", 64, ["failed"])
+    assert "cannot write the last file: no space left on device" in describe(found)
+    run(artifact_paths["mc"], SLOW, tmp_path / "r", **options)
+    assert run_status(tmp_path / "r").state == "finished"
+
+
 def test_rows_that_are_missing_while_a_run_is_at_work_are_waited_for(
     artifact_paths: dict[str, Path], tmp_path: Path
 ) -> None:
