@@ -72,6 +72,7 @@ class Cast:
         self._meters: dict[int, Meter] = {}
         self._deaths: list[str] = []
         self._error: DeploykitError | None = None
+        self._failed: set[int] = set()
 
     def run(self) -> Outcome:
         """Have the shards computed; how the ranks fared.
@@ -99,8 +100,9 @@ class Cast:
                 self._ray.kill(actor)
         if self._error is not None:
             raise self._error
+        if self._work.stop.finishing:
+            self._exchange.look()  # Else it is done at the end, where a store that does not answer is an error.
         if not self._work.stop.abandoning:
-            self._exchange.look()
             # A rank that was not ready before all was done has computed nothing; it is none that died.
             late = self._actors.keys() - self._meters.keys() - self._barren.keys()
             self._meters |= {rank: Meter(origin_s=self._work.assignments[rank].origin_s) for rank in late}
@@ -164,9 +166,7 @@ class Cast:
             return
         rank = call.rank
         if "error" in answer:
-            self._error = self._error or rebuilt(answer["error"])
-            self._waiting.clear()
-            self._ready.pop(rank, None)
+            self._fail(rank, rebuilt(answer["error"]))
         elif call.what == "ready":
             self._ready[rank], self._rows[rank] = time.monotonic(), 0
         elif call.shard is not None:
@@ -179,6 +179,16 @@ class Cast:
             self._meters[rank] = Meter.from_json(answer["meter"])
             # Should another one die now, its successor needs the room.
             self._ray.kill(self._actors.pop(rank))
+
+    def _fail(self, rank: int, error: DeploykitError) -> None:
+        """The first error ends the run; another one may say where that lies which its rank could not send."""
+        self._waiting.clear()
+        self._ready.pop(rank, None)
+        if self._error is None:
+            self._error = error
+        elif rank not in self._failed:
+            self._work.progress.say(f"warning: rank {rank} failed, too: {error}")
+        self._failed.add(rank)
 
     def _bury(self, call: _Call, error: Exception) -> None:
         if call.shard is not None:

@@ -12,12 +12,13 @@ import fsspec
 import pytest
 
 import deploykit
-from deploykit.errors import DataError, RunError
+from deploykit.errors import DataError, RunError, UsageError
 from deploykit.runs.rundir import RunDirectory
 from deploykit.storage.stores import Store
 from deploykit.tally import Tally
 from runners import mirror
 from runners.courier import sending
+from runners.engines.local import LocalEngine
 from runners.partial import PartialMirror
 
 SLOW = f"{Path(__file__).parent / 'slowdata.py'}:make"
@@ -63,10 +64,12 @@ def commit(copy: Path, whole: Path) -> None:
 
 class TestCourier:
     def test_what_is_sent_goes_from_this_machine(self, bucket: str, whole: Path, places: Path) -> None:
-        put(bucket, whole, "run.json", "commits/part-000000.json", "parts/part-000000.npy", "logs/rank-0.jsonl")
+        (whole / "data-index.json").write_text("{}")
+        small = ("run.json", "data-index.json", "logs/rank-0.jsonl")
+        put(bucket, whole, *small, "commits/part-000000.json", "parts/part-000000.npy")
         with sending(bucket, 0) as courier:
             names = sorted(path.name for path in courier.copy.rglob("*") if path.is_file())
-            assert names == ["rank-0.jsonl", "run.json"], "the job and its own logs"
+            assert names == ["data-index.json", "rank-0.jsonl", "run.json"], "the job and its own logs"
             commit(courier.copy, whole)
             courier.send()
             assert files(bucket, PART, COMMIT) == {name: (whole / name).read_bytes() for name in (PART, COMMIT)}
@@ -231,18 +234,46 @@ class TestWhoStartsRanks:
         assert files(bucket, PART) == {PART: (whole / PART).read_bytes()}
 
 
-def test_the_report_of_a_finished_job_stays_where_the_rank_files_are_strided(
-    artifact_paths: dict[str, Path], bucket: str, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever engine is asked for, it is one whose ranks are elsewhere, but for that they are here."""
+    kind = type("Elsewhere", (LocalEngine,), {"delivers": True, "is_here": False})
+    monkeypatch.setattr("runners.engines.table.ENGINES.load", lambda _: kind)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "strided:2"])
+def test_the_report_of_a_finished_job_stays(
+    artifact_paths: dict[str, Path], bucket: str, layout: str, request: pytest.FixtureRequest
 ) -> None:
     """What was joined is copied to see that it is whole."""
-    from runners.engines.local import LocalEngine
-
-    options = {**SIZE, "layout": "strided:2", "write_interval": "batch_and_epoch"}
+    options = {**SIZE, "layout": layout, "write_interval": "batch_and_epoch"}
     deploykit.run(artifact_paths["mc"], SLOW, bucket, **options)
-    before = files(bucket, "report.json", "predictions", "commits")
-    elsewhere = type("Elsewhere", (LocalEngine,), {"delivers": True, "is_here": False})
-    monkeypatch.setattr("runners.engines.table.ENGINES.load", lambda _: elsewhere)
+    before = files(bucket, "report.json", "predictions", "commits", "parts")
+    request.getfixturevalue("elsewhere")
     result = deploykit.run(artifact_paths["mc"], SLOW, bucket, **options)
     assert "nothing was left to do" in result.notes[-1]
-    assert files(bucket, "report.json", "predictions", "commits") == before
+    assert files(bucket, "report.json", "predictions", "commits", "parts") == before
     assert json.loads(before["report.json"])["rows"] == 64
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_parts_that_were_joined_and_not_removed_are_removed_by_the_same_command(
+    artifact_paths: dict[str, Path], bucket: str, whole: Path
+) -> None:
+    options = {**SIZE, "write_interval": "epoch"}
+    deploykit.run(artifact_paths["mc"], SLOW, bucket, **options)
+    put(bucket, whole, PART, COMMIT)
+    assert deploykit.run(artifact_paths["mc"], SLOW, bucket, **options).computed_rows == 0
+    assert files(bucket, "parts/", "commits/part-") == {}
+    assert deploykit.verify(bucket).committed_rows == 64
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("what", ["data", "writer"])
+def test_what_needs_one_directory_is_refused(artifact: Path, bucket: str, what: str) -> None:
+    once = f"{Path(__file__).parent / 'loaders.py'}:stream"
+    recorder = f"{Path(__file__).parents[1] / 'trainer' / 'recording.py'}:Recorder"
+    named = {"writer": recorder, "writer_arg": {"folder": "f", "write_interval": "batch"}} if what == "writer" else {}
+    with pytest.raises(UsageError, match=rf"^run directory {bucket}: is at a URL, and the {what} "):
+        deploykit.run(artifact, SLOW if what == "writer" else once, bucket, engine="local", **named)
+    assert files(bucket) == {}

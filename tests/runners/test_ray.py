@@ -265,6 +265,24 @@ def test_a_death_is_one_death_however_many_calls_fail(
     assert sorted(shard.index for shard in ranks.cast._waiting) == [0, 2] * goes_on
 
 
+def test_what_each_rank_failed_with_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All calls of a rank answer with its error, and each may have kept what it could not send."""
+    ranks, said = Ranks(monkeypatch, (0, 0), 4), []
+    ranks.cast._hand_out()
+    ranks.cast._work = SimpleNamespace(progress=SimpleNamespace(say=said.append))  # type: ignore[assignment]
+    call_of = {answer: call.rank for answer, call in ranks.cast._calls.items()}
+    ranks.cast._ray = SimpleNamespace(
+        get=lambda answered: {"error": {"type": "RunError", "message": f"broken {call_of[answered]}"}},
+        exceptions=SimpleNamespace(RayError=RuntimeError),
+    )
+    for answered in list(call_of):
+        ranks.cast._take(answered)
+    assert sorted(call_of.values()) == [0, 0, 1, 1]
+    (first, second) = (0, 1) if call_of[next(iter(call_of))] == 0 else (1, 0)
+    assert str(ranks.cast._error) == f"broken {first}"
+    assert said == [f"warning: rank {second} failed, too: broken {second}"]
+
+
 def test_what_a_dead_rank_did_not_send_is_given_out_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Once, however many of its calls fail; what it did send has been no try in vain."""
     ranks = Ranks(monkeypatch, (0, 0), 8)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import deploykit
-from deploykit.errors import DataError, IncompleteRunError, UsageError
+from deploykit.errors import DataError, IncompleteRunError
 from runners.job import run
 from tests.runners.test_ray import DIE, OPTIONS, SLOW, STORE_BYTES, data
 
@@ -204,16 +204,6 @@ def test_an_error_in_the_data_comes_through_and_what_was_done_is_sent(
         run(artifact_paths["mc"], bad, bucket, **RAY)
     assert deploykit.status(bucket).done_rows >= 48
     assert left_in(places) == before
-
-
-@pytest.mark.parametrize("what", ["data", "writer"])
-def test_what_needs_one_directory_is_refused(artifact: Path, bucket: str, cluster: Any, what: str) -> None:
-    once = f"{Path(__file__).parent / 'loaders.py'}:stream"
-    recorder = f"{Path(__file__).parents[1] / 'trainer' / 'recording.py'}:Recorder"
-    named = {"writer": recorder, "writer_arg": {"folder": "f", "write_interval": "batch"}} if what == "writer" else {}
-    with pytest.raises(UsageError, match=rf"^run directory {bucket}: is at a URL, and the {what} "):
-        run(artifact, SLOW if what == "writer" else once, bucket, engine="ray", devices="cpu", **named)
-    assert files(bucket) == {}
 
 
 def test_a_lost_node_costs_nothing(
