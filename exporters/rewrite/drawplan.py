@@ -7,6 +7,7 @@ from typing import Any
 
 import sympy
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from deploykit.errors import ExportError
 from deploykit.manifest import Site
@@ -167,9 +168,14 @@ def _find_axes(graph: fx.Graph, symbol: Any, moved: "Movement") -> tuple[Axes, M
                 obstacles[node] = str(error)
             continue
         carrying = any(symbol in symbols_of(source) for source in node.all_input_nodes)
-        if axes[node] is None and carrying and node in moved.reached and isinstance(node.meta.get("val"), Tensor):
+        if axes[node] is None and carrying and node in moved.reached and _holds_values(node.meta.get("val")):
             obstacles[node] = f"{node.name} ({node.target}): has no batch dimension but depends on a dropout"
     return axes, obstacles
+
+
+def _holds_values(value: object) -> bool:
+    """Whether it is a tensor, or places that values decide, as ``torch.where(mask)`` gives them."""
+    return isinstance(value, Tensor) or (isinstance(value, (list, tuple)) and bool(free_unbacked_symbols(value)))
 
 
 def _place(

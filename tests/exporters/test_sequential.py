@@ -59,6 +59,14 @@ def written(model: Model, tokens: Tensor) -> Tensor:
     return memory
 
 
+def opened_masks(model: Model, tokens: Tensor) -> Tensor:
+    """As OneFormer's attention masks: what would see nothing sees all; heads are folded into the batch."""
+    heads = model.drop(tokens).unflatten(-1, (4, 2)).transpose(1, 2).flatten(0, 1)
+    hidden = heads < 0.2
+    hidden[torch.where(hidden.sum(-1) == hidden.shape[-1])] = False
+    return heads.masked_fill(hidden, 0.0).view(tokens.shape[0], 4, 3, 2).sum(2)
+
+
 CONSTRUCTS: dict[str, Callable[[Model, Tensor], Tensor]] = {
     "activations": lambda m, t: m.second(m.drop(t)).mean(1),
     "convolution_weight": lambda m, t: F.conv1d(t.transpose(1, 2), m.drop(m.conv.weight), m.conv.bias).mean(2),
@@ -68,6 +76,7 @@ CONSTRUCTS: dict[str, Callable[[Model, Tensor], Tensor]] = {
     "channels_before_the_batch": lambda m, t: m.channels(t.permute(1, 2, 0)[..., None]).squeeze(-1).mean(0).T,
     "one_token": one_token,
     "written": written,
+    "opened_masks": opened_masks,
 }
 
 
@@ -151,6 +160,7 @@ def test_what_comes_before_the_first_dropout_stands_outside_of_the_loop(exported
     [
         ("convolution_weight", "aten.conv1d.default takes a weight or a constant behind a dropout"),
         ("recurrent_weight", "aten.lstm.input takes a weight that differs between draws"),
+        ("opened_masks", r"where \(aten.where.default\): has no batch dimension but depends on a dropout"),
         ("channels_before_the_batch", "channels: has one mask for all rows"),
     ],
 )
