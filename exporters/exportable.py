@@ -19,6 +19,8 @@ T = TypeVar("T")
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
 _EXPERTS = "set_experts_implementation"
 _LOOPS = "add_self_loops"
+_BY_VALUES = ("by their values", "a size that torch does not know")
+"""Words of refusals of what values decide."""
 
 
 def check_exportable(module: nn.Module) -> None:
@@ -75,7 +77,7 @@ def _advice(module: nn.Module, refusal: str) -> str | None:
     if "Experts" in type(part).__name__ and any(hasattr(each, _EXPERTS) for each in parts.values()):
         return f'First call {_EXPERTS}("batched_mm") on the model of transformers'
     # Layers of torch_geometric pick the edges that are no loops, of which there are as many as the values say.
-    if getattr(part, _LOOPS, False) and "by their values" in refusal:
+    if getattr(part, _LOOPS, False) and any(words in refusal for words in _BY_VALUES):
         return (
             f"A layer of torch_geometric does not look for loops with {_LOOPS}=False; it then needs a loop of each "
             "node among its edges"
