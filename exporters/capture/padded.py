@@ -53,9 +53,8 @@ class Network:
 
     @functools.cached_property
     def _turned(self) -> Tensor:
-        """(batch, steps): the steps of each row backwards, and then its padding."""
-        steps, ends = _steps(self._values), self._lengths.unsqueeze(1)
-        return torch.where(steps < ends, ends - 1 - steps, steps)
+        """(batch, steps): the steps of each row backwards, and then its first, of which nothing is read."""
+        return (self._lengths.unsqueeze(1) - 1 - _steps(self._values)).clamp(min=0)
 
     def run(self, states: Sequence[Tensor] | None) -> tuple[Tensor, tuple[Any, ...]]:
         """The outputs (batch, steps, directions * hidden), of which those in the padding mean nothing, and the ends."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from deploykit.errors import ExportError
-from exporters.capture.padded import Network
+from exporters.capture.padded import Network, pack, pad
 from exporters.export import ExportResult, export_module
 
 pytestmark = pytest.mark.slow
@@ -177,6 +177,61 @@ def test_an_lstm_that_starts_with_nothing_costs_one_more_input_for_its_last_cell
     x, lengths = torch.randn(3, 4, 6), torch.tensor([4, 1, 2])
     Network(lstm, x, lengths).run(None)
     assert widths == [6, 6 + 1]
+
+
+LENGTHS = {"int64": torch.tensor([4, 1, 2]), "int32": torch.tensor([4, 1, 2], dtype=torch.int32), "list": [4, 1, 2]}
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(
+    ("cells", "options"),
+    [
+        (nn.RNN, {}), (nn.GRU, {"bias": False}), (nn.LSTM, {}), (nn.LSTM, {"dtype": torch.bfloat16}),
+        (nn.LSTM, {"bias": False, "proj_size": 3}),
+    ],
+)  # fmt: skip
+def test_a_network_over_padded_rows_gives_what_packing_gives(
+    cells: Any, options: dict[str, Any], layers: int, bidirectional: bool
+) -> None:
+    """Called by itself, with states that it is given and without; its dropout is off."""
+    network = cells(6, 5, layers, bidirectional=bidirectional, dropout=0.3 if layers > 1 else 0.0, **options).eval()
+    x = torch.randn(3, 4, 6, dtype=options.get("dtype"), generator=torch.Generator().manual_seed(1))
+    sizes = (options.get("proj_size", 5), 5)[: 2 if cells is nn.LSTM else 1]
+    bounds = {"rtol": 0, "atol": 0.01 if x.dtype == torch.bfloat16 else 1e-6}
+    start = tuple(torch.randn(layers * (1 + bidirectional), 3, size, dtype=x.dtype) for size in sizes)
+    for states in (None, start):
+        given = states if states is None or cells is nn.LSTM else states[0]
+        outputs, wanted = network(packed(x, LENGTHS["int64"]), given)
+        values, found = Network(network, x, LENGTHS["int64"]).run(states)
+        real = pad_packed_sequence(outputs, batch_first=True)[0]
+        torch.testing.assert_close(pad(PackedSequence(values, LENGTHS["int64"]), True, 0.0, None)[0], real, **bounds)
+        for got, each in zip(found, wanted if cells is nn.LSTM else [wanted], strict=True):
+            torch.testing.assert_close(got, each, **bounds)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
+def test_what_is_padded_again_is_what_packing_gives(shape: tuple[int, ...], batch_first: bool, lengths: str) -> None:
+    x = torch.randn(3, 4, *shape, generator=torch.Generator().manual_seed(1)).to(torch.float64)
+    x = x if batch_first else x.transpose(0, 1)
+    theirs = pack_padded_sequence(x, LENGTHS[lengths], batch_first, enforce_sorted=False)
+    for total in (None, 6):
+        wanted, counts = pad_packed_sequence(theirs, batch_first, -0.1, total)
+        got, told = pad(pack(x, LENGTHS[lengths], batch_first), batch_first, -0.1, total)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+        torch.testing.assert_close(told, counts)
+
+
+def test_weights_that_are_computed_in_every_call_are_the_present_ones() -> None:
+    network = nn.utils.parametrizations.weight_norm(nn.GRU(6, 5), "weight_hh_l0")
+    with torch.no_grad():
+        network.parametrizations.weight_hh_l0.original0.mul_(3)
+    x = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1))
+    found = Network(network, x, LENGTHS["int64"]).run(None)[1][0]
+    torch.testing.assert_close(found, network(packed(x, LENGTHS["int64"]))[1])
 
 
 def test_a_start_that_is_not_finite_ends_as_with_packing() -> None:
