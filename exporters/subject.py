@@ -16,6 +16,7 @@ from exporters.capture.graph import Captured
 from exporters.capture.lookups import with_allowed
 from exporters.checks.reference import Reference
 from exporters.checks.rows import check_rows_apart
+from exporters.checks.scores import check_scores
 from exporters.checks.trainmodes import Training
 from exporters.checks.watch import refuse_own_seed
 from exporters.eager.entry import Entry
@@ -108,7 +109,8 @@ def _prepared(found: ModalCapture, inputs: ModelInputs, example: Sequence[Tensor
     refuse_own_seed(found.random_calls(seen.training))
     plan = plan_monte_carlo(seen.captured, seen.draws, inputs.batch_name, example)
     subject = _monte_carlo(entry, plan, shapes, inputs, example, seen.training, options)
-    return replace(subject, notes=seen.notes, inputs=specs)
+    notes = check_scores(subject.reference, inputs, subject.captured.tolerance) if options.draws is not None else ()
+    return replace(subject, notes=(*seen.notes, *notes), inputs=specs)
 
 
 def _refuse_options_of_draws(options: DrawOptions) -> None:

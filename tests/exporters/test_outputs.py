@@ -233,6 +233,38 @@ def test_a_variance_that_does_not_fit_is_refused_by_name(make: Any, message: str
         export_module(Heads(make), tmp_path / "a", inputs=[SPEC], variance={"mu": "var"})
 
 
+def mixture(y: Tensor, x: Tensor) -> Tensor:
+    """The probabilities of two classifiers, averaged."""
+    return (torch.softmax(y, -1) + torch.softmax(y * 2, -1)) / 2
+
+
+@pytest.mark.parametrize("make", [lambda y, x: {"p": torch.softmax(y, -1)}, lambda y, x: {"p": mixture(y, x)}])
+def test_probabilities_are_no_class_scores(make: Any, tmp_path: Path) -> None:
+    """The softmax of a softmax is nearly the same for all classes, and every row would pass for uncertain."""
+    with pytest.raises(ExportError, match=r"'p': is probabilities already.*along axis 1.*--method forward"):
+        export_module(Heads(make), tmp_path / "m", inputs=[SPEC], mc_draws=3, task="classification")
+    result = export_module(Heads(make), tmp_path / "m", inputs=[SPEC], mc_draws=3, formats=["torchscript"])
+    assert list(specs(result)) == ["p.mean", "p.std"], "of which mean and deviation are what they say"
+
+
+@pytest.mark.parametrize(
+    ("make", "noted"),
+    [
+        (lambda y, x: torch.sigmoid(y[:, 0]), True),
+        (lambda y, x: torch.sigmoid(y), True),
+        (lambda y, x: y, False),
+        (lambda y, x: torch.log_softmax(y, 1), False),
+    ],
+)  # fmt: skip
+def test_what_may_be_probabilities_of_events_is_told(make: Any, noted: bool, tmp_path: Path) -> None:
+    result = export_module(
+        Heads(make), tmp_path / "m", inputs=[SPEC], mc_draws=3, task="classification", formats=["torchscript"]
+    )
+    assert [note.startswith("output output: all of its values lie between 0 and 1") for note in result.notes] == [
+        True
+    ] * noted
+
+
 def unwanted(y: Tensor, x: Tensor) -> dict[str, Any]:
     """What an artifact with draws cannot hold, beside what it can."""
     return {
