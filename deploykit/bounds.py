@@ -1,8 +1,13 @@
 """The sizes of dynamic dimensions for which an exported file holds; beyond them the module does something else."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-__all__ = ["Bounds", "beyond"]
+import numpy as np
+
+from deploykit.tensors import TensorSpec
+
+__all__ = ["Bounds", "beyond", "too_long"]
 
 Bounds = Mapping[str, Mapping[str, int]]
 """By dimension ``min`` and ``max``, either or both; none where every size is allowed."""
@@ -21,3 +26,22 @@ def beyond(bounds: Bounds, sizes: Mapping[str, int]) -> str | None:
         if size < ends.get("min", size):
             return f"dimension {name} is {size}, and the code of the model allows at least {ends['min']}"
     return None
+
+
+def too_long(bounds: Bounds, inputs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray[Any, Any]]) -> str | None:
+    """What is wrong with the first dimension of rows that is larger than is allowed; their number is not looked at.
+
+    Args:
+        bounds: the model's.
+        inputs: the model's, as the manifest has them.
+        arrays: by input name, (batch, ...).
+    """
+    most = {name: {"max": ends["max"]} for name, ends in bounds.items() if "max" in ends}
+    sizes = {
+        dimension: size
+        for spec in inputs
+        if spec.name in arrays
+        for dimension, size in zip(spec.row_shape, arrays[spec.name].shape[1:], strict=False)
+        if isinstance(dimension, str)
+    }
+    return beyond(most, sizes)

@@ -1,7 +1,7 @@
 """The batch size of a run; for ``auto`` the smallest at which the device gives its full rate, found on real rows."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -17,7 +17,6 @@ from deploykit.manifest import Manifest
 from deploykit.passes import Passes
 from deploykit.runs.rundir import RUN_NAME, RunDirectory
 from deploykit.sources.reading import uncut
-from deploykit.tensors import TensorSpec
 from deploykit.wording import counted
 from runners.base import Arrays, Runner
 from runners.pipeline.drawing import predict_in_passes
@@ -73,7 +72,7 @@ def probe_batch_size(
     Raises:
         UsageError: not even one row goes through.
     """
-    inputs = _first_rows(source, artifact.manifest.inputs)
+    inputs = _first_rows(source, artifact.manifest)
     most = len(next(iter(inputs.values()))) if inputs else 0
     if not most:
         return Probe(size=1, rows_per_s={}, too_large=None)
@@ -95,14 +94,14 @@ def probe_batch_size(
         return find_plateau(call, sizes, release=runner.release_memory)
 
 
-def _first_rows(source: "Source", specs: Sequence[TensorSpec]) -> Arrays:
+def _first_rows(source: "Source", model: Manifest) -> Arrays:
     """As many rows as are tried at most; those that cannot be read, or predicted, are the run's business."""
     if not len(source):
         return {}
     one = read_rows(source, 0, 1, refuse_nan=False)
     row_bytes = sum(array.nbytes for array in one.inputs.values())
     rows = min(len(source), MOST_ROWS, max(1, MOST_BYTES // max(row_bytes, 1)))
-    return read_rows(source, *next(uncut(source, 0, rows)), refuse_nan=False, specs=specs).inputs
+    return read_rows(source, *next(uncut(source, 0, rows)), refuse_nan=False, model=model).inputs
 
 
 def settle_batch_size(out: str | Path, probe: Callable[[], Probe]) -> tuple[int, str]:

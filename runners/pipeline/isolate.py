@@ -1,6 +1,6 @@
 """Rows that fail, found by halving their batch until each is alone, so that the others go on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,25 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.allowed import check_allowed, outside
-from deploykit.errors import ArtifactError, DeviceError, MissingExtraError, RunError, UsageError
+from deploykit.bounds import too_long
+from deploykit.errors import ArtifactError, DataError, DeviceError, MissingExtraError, RunError, UsageError
+from deploykit.manifest import Manifest
 from deploykit.plan import Shard, remaining
 from deploykit.sources.finite import check_finite, nan_rows
 from deploykit.sources.ragged import padded_together
 from deploykit.sources.reading import split
-from deploykit.tensors import TensorSpec
 from runners.base import Arrays
 from runners.pipeline.fitting import is_out_of_memory
 
 if TYPE_CHECKING:
     from deploykit.sources import Source
 
-__all__ = ["Predictable", "Sound", "isolated", "read_rows", "read_whole", "refuse_all_failed"]
+__all__ = ["Predictable", "Sound", "isolated", "read_again", "read_rows", "read_whole", "refuse_all_failed"]
 
 FEWEST = 16
 """A shard of fewer rows may fail as a whole."""
 
 _MOST_TEXT = 500
-_OF_ITS_OWN = ("NaN in ", "value ")
+_OF_ITS_OWN = ("NaN in ", "value ", "dimension ")
 """How the reasons begin that lie in what a row holds, which was looked at and not tried."""
 
 _SKIP = ", or leave such rows out with --on-error skip and a new run directory"
@@ -50,21 +51,25 @@ class Sound:
         return Sound(ids=self.ids[places], inputs=inputs, kept=kept, failed={})
 
 
-def read_rows(source: "Source", start: int, stop: int, *, refuse_nan: bool, specs: Sequence[TensorSpec] = ()) -> Sound:
-    """Read rows ``[start, stop)``, each that can be read and holds values that ``specs``, the inputs, allow.
+class _TooLongError(DataError):
+    """A row is longer than the model's code allows, and what was padded with it, too."""
+
+
+def read_rows(source: "Source", start: int, stop: int, *, refuse_nan: bool, model: Manifest | None = None) -> Sound:
+    """Read rows ``[start, stop)``, each that can be read and has sizes and values that ``model`` allows.
 
     Raises:
         Exception: what the source raised, where rows fail only together, or for want of memory.
     """
     try:
-        ids, inputs, failed = remaining(start, stop, ()), source.read(start, stop), dict[int, str]()
+        ids, inputs, failed = remaining(start, stop, ()), _read(source, start, stop, model), dict[int, str]()
     except Exception as error:  # noqa: BLE001 - a data set is the user's own code and may raise anything
-        errors = isolated(stop - start, lambda first, end: source.read(start + first, start + end), error)
+        errors = isolated(stop - start, lambda first, end: _read(source, start + first, start + end, model), error)
         failed = {start + place: _why("reading", each) for place, each in errors.items()}
         ids = remaining(start, stop, failed)
         inputs = _read_runs(source, ids)
     inputs, kept = split(inputs)
-    wrong = outside(specs, inputs) | (nan_rows(inputs) if refuse_nan else {})
+    wrong = outside(model.inputs if model is not None else (), inputs) | (nan_rows(inputs) if refuse_nan else {})
     if wrong:
         failed |= {int(ids[place]): why for place, why in wrong.items()}
         keep = ~np.isin(np.arange(len(ids)), list(wrong))
@@ -72,19 +77,41 @@ def read_rows(source: "Source", start: int, stop: int, *, refuse_nan: bool, spec
     return Sound(ids=ids, inputs=inputs, kept=kept, failed=failed)
 
 
-def read_whole(source: "Source", start: int, stop: int, *, refuse_nan: bool, specs: Sequence[TensorSpec] = ()) -> Sound:
+def read_whole(source: "Source", start: int, stop: int, *, refuse_nan: bool, model: Manifest) -> Sound:
     """Read rows ``[start, stop)`` where none may fail.
 
     Raises:
-        DataError: a NaN, or a value that ``specs``, the inputs, do not allow; names the first row.
+        DataError: a NaN, or a size or a value that ``model`` does not allow; names the first row.
         Exception: what the source raised.
     """
-    inputs, kept = split(source.read(start, stop))
+    try:
+        inputs, kept = split(_read(source, start, stop, model))
+    except _TooLongError as error:
+        errors = isolated(stop - start, lambda first, end: _read(source, start + first, start + end, model), error)
+        place = min(errors)
+        raise DataError(f"row {start + place}: {errors[place]}; shorten it{_SKIP}") from error
     sound = Sound(ids=remaining(start, stop, ()), inputs=inputs, kept=kept, failed={})
     if refuse_nan:
         check_finite(inputs, start)
-    check_allowed(specs, inputs, sound.ids, otherwise=_SKIP)
+    check_allowed(model.inputs, inputs, sound.ids, otherwise=_SKIP)
     return sound
+
+
+def _read(source: "Source", start: int, stop: int, model: Manifest | None) -> Arrays:
+    """What the source gives.
+
+    The runner would refuse such a length, too, but not know whose it is: halves of a padded batch are no shorter.
+    """
+    arrays = source.read(start, stop)
+    why = None if model is None else too_long(model.bounds, model.inputs, arrays)
+    if why is not None:
+        raise _TooLongError(why)
+    return arrays
+
+
+def read_again(source: "Source", ids: NDArray[np.int64]) -> Arrays:
+    """The inputs of these rows, ascending, padded to the longest of them; nothing at all for no rows."""
+    return split(_read_runs(source, ids))[0]
 
 
 def _read_runs(source: "Source", ids: NDArray[np.int64]) -> Arrays:
@@ -105,10 +132,19 @@ class Predictable:
 
     A device may stay broken after a failure. So the rows beside a failed one, or if there are none a row that was
     sound before, must go through again before the failure counts as the row's own.
+
+    Args:
+        predict: the outputs of inputs and their sample ids.
+        again: reads the inputs of some rows anew, where rows are padded together: in a batch with one that is too long
+            for the model all are too long.
     """
 
-    def __init__(self, predict: Callable[[Arrays, NDArray[np.int64]], Arrays]) -> None:
-        self._predict = predict
+    def __init__(
+        self,
+        predict: Callable[[Arrays, NDArray[np.int64]], Arrays],
+        again: Callable[[NDArray[np.int64]], Arrays] | None = None,
+    ) -> None:
+        self._predict, self._again = predict, again
         self._sound: tuple[Arrays, NDArray[np.int64]] | None = None
 
     def __call__(self, read: Sound) -> tuple[Sound, Arrays]:
@@ -129,15 +165,16 @@ class Predictable:
 
     def _without_failing(self, read: Sound, error: Exception) -> tuple[Sound, Arrays]:
         def attempt(first: int, end: int) -> object:
-            return self._predict(_chosen(read.inputs, slice(first, end)), read.ids[first:end])
+            ids = read.ids[first:end]
+            inputs = _chosen(read.inputs, slice(first, end)) if self._again is None else self._again(ids)
+            return self._predict(inputs, ids)
 
         errors = isolated(len(read.ids), attempt, error)
         keep = ~np.isin(np.arange(len(read.ids)), list(errors))
         failed = {int(read.ids[place]): _why("the model", each) for place, each in errors.items()}
-        rest = Sound(
-            ids=read.ids[keep], inputs=_chosen(read.inputs, keep), kept=_chosen(read.kept, keep),
-            failed={**read.failed, **failed},
-        )  # fmt: skip
+        ids = read.ids[keep]
+        inputs = _chosen(read.inputs, keep) if self._again is None else self._again(ids)
+        rest = Sound(ids=ids, inputs=inputs, kept=_chosen(read.kept, keep), failed={**read.failed, **failed})
         if len(rest.ids):
             return rest, self._predict(rest.inputs, rest.ids)
         if self._sound is not None:
@@ -195,6 +232,8 @@ def refuse_all_failed(shard: Shard, failed: Mapping[int, str]) -> None:
 
 
 def _why(what: str, error: Exception) -> str:
+    if isinstance(error, _TooLongError):
+        return str(error)
     lines = str(error).strip().splitlines() or [""]
     return f"{what}: {type(error).__name__}: {lines[0]}"[:_MOST_TEXT].removesuffix(": ")
 

@@ -32,7 +32,7 @@ from runners.pipeline.channel import Channel, Closed
 from runners.pipeline.drawing import most_draws, predict_in_passes
 from runners.pipeline.fitting import Fitting
 from runners.pipeline.groups import grouped, size_of
-from runners.pipeline.isolate import Predictable, Sound, read_rows, read_whole, refuse_all_failed
+from runners.pipeline.isolate import Predictable, Sound, read_again, read_rows, read_whole, refuse_all_failed
 from runners.pipeline.lanes import Turns
 from runners.pipeline.piece import PiecePredicted, PieceRead
 from runners.pipeline.timing import Meter
@@ -107,7 +107,8 @@ class Pipeline:
         self._fitting = Fitting(
             self._call, release=task.runner.release_memory, said=listener.warned, together=task.runner.lanes > 1
         )
-        self._predictable = Predictable(self._fitting)
+        self._reading = threading.Lock()
+        self._predictable = Predictable(self._fitting, self._again if getattr(task.source, "pads", None) else None)
         self._turns = Turns()
         self._timings: dict[str, float] = {}
         self._failed: dict[int, str] = {}
@@ -179,9 +180,10 @@ class Pipeline:
 
     def _read(self, shard: Shard, start: int, stop: int) -> PieceRead:
         began, refuse_nan = perf_counter(), self._job.nan == "error"
-        read, specs = read_rows if self._skips else read_whole, self._task.runner.artifact.manifest.inputs
+        read, model = read_rows if self._skips else read_whole, self._task.runner.artifact.manifest
         try:
-            sound = read(self._task.source, start, stop, refuse_nan=refuse_nan, specs=specs)
+            with self._reading:
+                sound = read(self._task.source, start, stop, refuse_nan=refuse_nan, model=model)
         except DeploykitError:
             raise
         except Exception as error:
@@ -192,6 +194,10 @@ class Pipeline:
         seconds = perf_counter() - began
         self._meter.read_s += seconds
         return PieceRead(shard=shard, start=start, stop=stop, sound=sound, seconds=seconds)
+
+    def _again(self, ids: NDArray[np.int64]) -> Arrays:
+        with self._reading:
+            return read_again(self._task.source, ids)
 
     def _infer_all(self) -> None:
         """One lane: predicts a batch while the other lanes have theirs, and hands it on when the earlier ones are."""

@@ -39,7 +39,7 @@ class Source:
 
 
 class Runner:
-    artifact = SimpleNamespace(manifest=SimpleNamespace(monte_carlo=None, inputs=()))
+    artifact = SimpleNamespace(manifest=SimpleNamespace(monte_carlo=None, inputs=(), bounds={}))
     lanes = 1
 
     def __init__(self) -> None:

@@ -227,6 +227,70 @@ def test_a_row_that_fails_leaves_the_others_of_its_batch(tokens: tuple[Path, Tok
     np.testing.assert_array_equal(merged["count"], [len(rows[number]) for number in sound])
 
 
+class Placed(Tokens):
+    """Tokens with a vector for each of 40 places, and no more, as BERT has 512."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(1, 40, 3))
+
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        real = mask.unsqueeze(-1)
+        return {"sum": ((self.table(ids) + self.places[:, : ids.shape[1]]) * real).sum(1)}
+
+
+def test_a_row_that_is_too_long_is_named_and_leaves_the_others_of_its_batch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, rows = Placed().eval(), sentences(40)
+    rows[13] = [7] * 41
+    inputs = ["ids:int64[batch,steps]", "mask:float32[batch,steps]"]
+    deploykit.export(module, tmp_path / "model", inputs=inputs, ranges={"ids": (0, 100)}, formats=["onnx"])
+    data, pad = data_of(rows, tmp_path / "rows.parquet"), {"ids": 0, "mask": 0}
+    with pytest.raises(DataError, match=r"^row 13: dimension steps is 41, .*at most 40; shorten it, .*--on-error skip"):
+        deploykit.run(tmp_path / "model", data, tmp_path / "failed", pad=pad, batch_size=8, devices="cpu")
+    for number, size in enumerate((8, "auto")):
+        run = tmp_path / f"skipped{number}"
+        deploykit.run(tmp_path / "model", data, run, pad=pad, batch_size=size, on_error="skip", devices="cpu")
+        (failed,) = (run / "failed.jsonl").read_text().splitlines()
+        assert json.loads(failed)["sample_id"] == 13
+        assert json.loads(failed)["why"] == "dimension steps is 41, and the code of the model allows at most 40"
+        merged = merged_of(run)
+        sound = [number for number in range(40) if number != 13]
+        np.testing.assert_array_equal(merged["sample_id"], sound)
+        table, places = module.table.weight.detach().numpy(), module.places.detach().numpy()[0]
+        wanted = [(table[rows[each]] + places[: len(rows[each])]).sum(0) for each in sound]
+        np.testing.assert_allclose(merged["sum"], wanted, atol=1e-4)
+
+
+class LookedUp(Tokens):
+    """The vectors of its places are looked up, as in GPT-2, so that no size in its code says how many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Embedding(40, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        places = self.places(torch.arange(ids.shape[1]))
+        return {"sum": ((self.table(ids) + places) * mask.unsqueeze(-1)).sum(1)}
+
+
+def test_a_row_that_is_too_long_for_a_lookup_leaves_the_others_of_its_batch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, rows = LookedUp().eval(), sentences(40)
+    rows[13] = [7] * 41
+    inputs = ["ids:int64[batch,steps]", "mask:float32[batch,steps]"]
+    deploykit.export(module, tmp_path / "model", inputs=inputs, ranges={"ids": (0, 100)}, formats=["onnx"])
+    data, options = data_of(rows, tmp_path / "rows.parquet"), {"pad": {"ids": 0, "mask": 0}, "batch_size": 8}
+    result = deploykit.run(tmp_path / "model", data, tmp_path / "run", **options, on_error="skip", devices="cpu")
+    assert result.failed_rows == 1
+    merged = merged_of(tmp_path / "run")
+    sound = [number for number in range(40) if number != 13]
+    np.testing.assert_array_equal(merged["sample_id"], sound)
+    table, places = module.table.weight.detach().numpy(), module.places.weight.detach().numpy()
+    wanted = [(table[rows[each]] + places[: len(rows[each])]).sum(0) for each in sound]
+    np.testing.assert_allclose(merged["sum"], wanted, atol=1e-4)
+
+
 def test_the_batch_size_may_be_found_by_trying(tokens: tuple[Path, Tokens], tmp_path: Path) -> None:
     data = data_of(sentences(64), tmp_path / "rows.parquet")
     result = deploykit.run(
