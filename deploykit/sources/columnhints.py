@@ -35,15 +35,16 @@ def map_hint(name: str, width: int, usable: Sequence[str], present: Sequence[str
     return f"{width} columns are called {prefix}...: try --map '{name}={prefix}*' (columns={{{name!r}: ['{prefix}*']}})"
 
 
-def cast_hint(columns: Sequence[str], have: str, want: str) -> str:
-    """How floats become the narrower ones of the model, which is never done in silence.
+def cast_hint(name: str, want: str, *, lists: bool, more: bool) -> str:
+    """How float64 becomes the narrower floats of the model, which is never done in silence.
 
-    >>> cast_hint(["x"], "float64", "float32")
+    >>> cast_hint("x", "float32", lists=False, more=False)
     "float64 is not rounded to float32 in silence: convert it, in pandas frame.astype({'x': 'float32'})"
     """
-    more = ", ..." if len(columns) > 1 else ""
-    cast = f"frame.astype({{{columns[0]!r}: {want!r}{more}}})"
-    return f"{have} is not rounded to {want} in silence: convert it, in pandas {cast}"
+    cast = f"frame.astype({{{name!r}: {want!r}{', ...' if more else ''}}})"
+    if lists:
+        cast = f"frame[{name!r}] = [numpy.asarray(row, {want!r}) for row in frame[{name!r}]]"
+    return f"float64 is not rounded to {want} in silence: convert it, in pandas {cast}"
 
 
 def name_hints(asked: Sequence[str], present: Sequence[str]) -> Iterator[str]:

@@ -236,10 +236,9 @@ def _hints(spec: TensorSpec, chosen: Sequence[Column], columns: Sequence[Column]
     fits = [column.name for column in usable if castable(column.dtype or "", spec.dtype, text=text)]
     if isinstance(width, int) and (hint := map_hint(spec.name, width, fits, present)):
         yield hint
-    singles = [column for column in chosen if not column.shape]
-    wide = [column for column in singles if column.dtype == "float64" != spec.dtype and spec.dtype.startswith("float")]
+    wide = [column for column in chosen if column.dtype == "float64" != spec.dtype and spec.dtype.startswith("float")]
     if wide and not text:
-        yield cast_hint([column.name for column in wide], "float64", spec.dtype)
+        yield cast_hint(wide[0].name, spec.dtype, lists=bool(wide[0].shape), more=len(wide) > 1)
 
 
 def _needs(spec: TensorSpec) -> str:

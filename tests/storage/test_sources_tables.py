@@ -237,6 +237,9 @@ def test_wide_floats_come_with_what_to_do(tmp_path: Path) -> None:
     write_parquet(tmp_path / "rows.parquet", scalars(dtype="float64"))
     with pytest.raises(DataError, match=r"in silence: .*frame\.astype\(\{'f0': 'float32', \.\.\.\}\)"):
         opened(tmp_path / "rows.parquet", [X])
+    write_parquet(tmp_path / "rows.parquet", pa.table({"x": np.zeros((ROWS, 4)).tolist()}))
+    with pytest.raises(DataError, match=r"in silence: .*frame\['x'\] = \[numpy\.asarray\(row, 'float32'\) for row in"):
+        opened(tmp_path / "rows.parquet", [X])
 
 
 NUMBERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64", "bool")
