@@ -83,7 +83,7 @@ def prepare(entry: Entry, inputs: ModelInputs, options: DrawOptions) -> Subject:
         subject = _prepared(ModalCapture(entry, inputs.specs, example), inputs, example, options)
         notes = _of_the_trainer(entry, inputs, example)
     refuse_clash(subject.outputs, [*inputs.names, *(CONTROLS if subject.controls else ())])
-    return replace(subject, notes=(*subject.notes, *notes))
+    return replace(subject, notes=(*subject.notes, *notes, *entry.notes()))
 
 
 def _of_the_trainer(entry: Entry, inputs: ModelInputs, example: Sequence[Tensor]) -> tuple[str, ...]:

@@ -78,6 +78,18 @@ class Entry(nn.Module):
             )
         return {name: _storable(name, value) for name, value in found.items()}
 
+    def notes(self) -> tuple[str, ...]:
+        """Which parameter gets which of several inputs, where they go by their order and have other names."""
+        if self.arrangement != "positional" or len(self.names) < 2:
+            return ()
+        signature = inspect.signature(getattr(self.module, self.method))
+        by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = [each.name for each in signature.parameters.values() if each.kind in by_place][: len(self.names)]
+        if len(parameters) < len(self.names) or parameters == list(self.names):
+            return ()
+        pairs = ", ".join(f"{name} as {parameter}" for name, parameter in zip(self.names, parameters, strict=True))
+        return (f"{self.method} gets the inputs in their order, whatever their names: {pairs}",)
+
     def _call(self, tensors: tuple[Tensor, ...]) -> Any:
         # The method is called through the module itself where possible, so that hooks run.
         call: Any = self.step or (self.module if self.method == "forward" else getattr(self.module, self.method))

@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from deploykit.errors import ExportError, UsageError
-from exporters.eager.entry import arrangement_for
+from exporters.eager.entry import Entry, arrangement_for
 from exporters.export import check_request, export_module
 from runners.predict import load
 
@@ -87,6 +87,24 @@ def test_inputs_reach_a_method_however_it_takes_them(tmp_path: Path, kind: type[
         exported = torch.jit.load(result.path / "model.torchscript.pt")
     x, y = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 6)).astype(np.float32))
     torch.testing.assert_close(exported(x, y)["output"], module.eval().weigh(x, y))
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "noted"),
+    [
+        (More, ["x", "y"], "x as first, y as second"),
+        (Slashed, ["y", "x"], "y as x, x as y"),
+        (Slashed, ["x", "y"], None),
+        (More, ["second", "first"], None),
+        (Positions, ["a", "b"], None),
+    ],
+)
+def test_inputs_that_go_by_their_order_are_told(kind: type[Pair], names: list[str], noted: str | None) -> None:
+    """Two inputs of one dtype and shape are exchanged without an error."""
+    module = kind()
+    notes = Entry(module, "forward", names, arrangement_for(module, "forward", names)).notes()
+    said = f"forward gets the inputs in their order, whatever their names: {noted}"
+    assert notes == (() if noted is None else (said,))
 
 
 @pytest.mark.parametrize("kind", [Mapped, Listed])
