@@ -57,8 +57,7 @@ class SequentialRun:
         return self._drawn[node]
 
     def _comes_from_outside(self, node: fx.Node) -> bool:
-        used = node in self.plan.reached or any(map(self._in_loop, node.users))
-        return used and isinstance(self.once[node], (Tensor, torch.SymInt))
+        return any(map(self._in_loop, node.users)) and isinstance(self.once[node], (Tensor, torch.SymInt))
 
     def _in_loop(self, node: fx.Node) -> bool:
         # A loop takes tensors and integers; other numbers that are made of sizes it makes again.

@@ -91,7 +91,7 @@ def oracle(module: nn.Module, ids: np.ndarray[Any, Any], seed: int, draws: range
             return torch.from_numpy(kept[0].reshape(tuple(shape)))
 
         with torch.no_grad(), answered_dropouts(keep):
-            found.append({name: value.numpy() for name, value in module(torch.from_numpy(X)).items()})
+            found.append({name: value.numpy() for name, value in module(torch.from_numpy(X.copy())).items()})
     return {name: np.stack([each[name] for each in found]) for name in found[0]}
 
 
@@ -193,6 +193,55 @@ def test_a_loop_that_the_user_wrote_keeps_its_meaning(tmp_path: Path) -> None:
     for client in clients(result.path, names_of(result)).values():
         got = client({"x": X}, sample_ids=IDS.copy(), seed=3)["y"]
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+class Scaled(nn.Module):
+    """Numbers made of sizes that only a file knows, one of them of an input that is of no other use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.drop = nn.Conv1d(6, 3, 1), nn.Dropout(0.3)
+
+    def forward(self, x: Tensor, beside: Tensor) -> Tensor:
+        rows, steps = x.shape[:2]
+        found = F.conv1d(x.transpose(1, 2), self.drop(self.conv.weight)).reshape(3 * rows, steps)
+        return (found * (steps * 0.5) ** -0.5 / beside.shape[1]).view(rows, 3, steps).sum(2)
+
+
+def test_numbers_made_of_sizes_in_the_loop_are_those_of_the_call(tmp_path: Path) -> None:
+    """The export itself holds the files against the module, at several sizes."""
+    inputs = ["x:float32[batch,steps,6]", "beside:float32[batch,others]"]
+    result = export_module(Scaled().eval(), tmp_path / "a", inputs=inputs, mc_draws=3)
+    assert result.manifest.monte_carlo is not None
+    assert result.manifest.monte_carlo.form == "sequential"
+
+
+class InPlace(nn.Module):
+    """Draws that are written into the input, and into a part of other memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv, self.drop = nn.Linear(6, 8), nn.Conv1d(8, 3, 1), nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x[:, :3] = self.drop(x[:, :3])
+        memory = self.first(x)
+        F.dropout(memory[:, :4], 0.3, self.training, inplace=True)
+        return {"y": F.conv1d(memory[..., None], self.drop(self.conv.weight)).squeeze(2)}
+
+
+def test_what_one_draw_writes_no_other_draw_reads(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = InPlace().eval()
+    result = export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=3, keep_draws=True)
+    assert result.manifest.monte_carlo is not None
+    assert result.manifest.monte_carlo.form == "sequential"
+    wanted = np.swapaxes(oracle(module.train(), IDS, 9, range(4))["y"], 0, 1)
+    for client in clients(result.path, names_of(result)).values():
+        given = X.copy()
+        got = client({"x": given}, sample_ids=IDS.copy(), seed=9, draws=4)["y.draws"]
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+        np.testing.assert_array_equal(given, X)
 
 
 def over_the_batch(owner: nn.Module, x: Tensor) -> Tensor:
