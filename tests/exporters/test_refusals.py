@@ -102,6 +102,28 @@ def by_turns(owner: Body, x: Tensor) -> Tensor:
     return owner.drop(owner.first(x)).masked_scatter(x > 1e4, owner.first(x))
 
 
+BY_PLACES: dict[str, Any] = {
+    "scatter": lambda hidden, places: hidden.scatter(0, places[:, None], hidden[:, :1]),
+    "scatter_add": lambda hidden, places: hidden.scatter_add(0, places[:, None], hidden[:, :1]),
+    "scatter_reduce": lambda hidden, places: hidden.scatter_reduce(0, places[:, None], hidden[:, :1], "amax"),
+    "index_copy": lambda hidden, places: hidden.index_copy(0, places, hidden),
+    "index_fill": lambda hidden, places: hidden.index_fill(0, places, 1.0),
+    "index_reduce": lambda hidden, places: hidden.index_reduce(0, places, hidden, "amax"),
+    "take": lambda hidden, places: hidden.take(places[:, None] * 8),
+    "put": lambda hidden, places: hidden.put(places[:, None] * 8, hidden[:, :1]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:index_reduce")
+@pytest.mark.parametrize("name", BY_PLACES)
+def test_every_operation_that_finds_rows_at_places_is_refused(tmp_path: Path, name: str) -> None:
+    def function(owner: Body, x: Tensor) -> Tensor:
+        return BY_PLACES[name](owner.drop(owner.first(x)), neighbour(owner, x))
+
+    with pytest.raises(ExportError, match=rf"^1 \(aten\.{name}\.\w+\): finds rows of a batch at places"):
+        exported(function, tmp_path)
+
+
 @pytest.mark.parametrize("function", [by_index, by_gather, by_sum, by_writing, by_table, by_turns])
 def test_rows_at_places_that_values_decide_are_refused(tmp_path: Path, function: Any) -> None:
     with pytest.raises(ExportError, match=r"^1 \(aten\.\w+\.\w+\): finds rows of a batch at places"):
