@@ -104,6 +104,8 @@ class PartialMirror(Mirror, Exchange):
             commits[f"{COMMITS}{part_name(number)}.json"] = (part.rows, [part.part])
         for rank, files in state.ranks.items():
             commits[f"{COMMITS}{files.path(Path(), rank).name}"] = (files.rows, files.files)
+        # Of those that are damaged at first sight the next ones of that name and size would be taken for the same.
+        self._discount([name for name in self._listed(COMMITS) if _counts(name) and name not in commits])
         names = list(commits)
         for first in range(0, len(names), AT_ONCE):
             with self._turn:
@@ -121,13 +123,17 @@ class PartialMirror(Mirror, Exchange):
             damage = (directory.digests.damage(self.copy, file, check_digest=True, read=read) for file in its)
             if any(text is not None for text in damage):
                 bad.append(name)
-        # Else it would be seen again, and its part be taken for one that was computed meanwhile.
-        self._store.remove(bad)
-        for name in bad:
-            self._drop(name)
+        self._discount(bad)
         for file in files:
             if not directory.job.has_epoch_files and (self.copy / file.file).exists():
                 self._stand_in(file.file, file.size_bytes)
+
+    def _discount(self, commits: Sequence[str]) -> None:
+        """Remove commits here and there; else they would be seen again, and their parts be taken for new ones."""
+        self._store.remove(commits)
+        with self._turn:
+            for name in commits:
+                self._drop(name)
 
     def look(self, also: Collection[str] = ()) -> None:
         with contextlib.suppress(RunError):
@@ -263,6 +269,11 @@ class PartialMirror(Mirror, Exchange):
         place.parent.mkdir(parents=True, exist_ok=True)
         self._sent[name] = stamp_of(self._stage / name)
         os.replace(self._stage / name, place)
+
+
+def _counts(name: str) -> bool:
+    """Whether it is the commit of a part, or of the files of a rank."""
+    return name.startswith((f"{COMMITS}part-", f"{COMMITS}rank-"))
 
 
 def _is_large(name: str) -> bool:

@@ -56,6 +56,11 @@ def put(url: str, whole: Path, *names: str) -> None:
         filesystem.put_file(str(whole / name), f"{root}/{name}")
 
 
+def shard_of(commit: str) -> int:
+    """The number of the shard."""
+    return int(Path(commit).stem.removeprefix("part-"))
+
+
 def commit(copy: Path, whole: Path) -> None:
     """What a rank does with a shard."""
     for name in (PART, COMMIT):
@@ -175,6 +180,7 @@ class TestWhoStartsRanks:
         put(bucket, whole, "run.json", *(f"{path.parent.name}/{path.name}" for path in whole.glob("*/part-*")))
         filesystem, root = fsspec.core.url_to_fs(bucket)
         filesystem.pipe_file(f"{root}/{PART}", (whole / PART).read_bytes()[:-1] + b"?")
+        filesystem.pipe_file(f"{root}/parts/part-000005.npy", b"short")
         asked: list[int] = []
         fetch = Store.fetch
 
@@ -186,13 +192,13 @@ class TestWhoStartsRanks:
         directory, told = self.begun(made), []
         monkeypatch.setattr(Store, "fetch", watched)
         state = made.checked(directory, Tally(lambda *rows: told.append(rows), 64))
-        assert sorted(state.parts) == [0, 2, 3, 4, 5, 6, 7]
-        assert told[-1] == (64, 64)
+        assert sorted(state.parts) == [0, 2, 3, 4, 6, 7]
+        assert told[-1] == (56, 64)
         assert max(asked) == 4, "few at a time"
         assert all(set(part.read_bytes()) == {0} for part in (made.copy / "parts").iterdir())
-        assert COMMIT not in files(bucket), "else it would be seen again, and its part be taken for whole"
+        assert sorted(map(shard_of, files(bucket, "commits/"))) == [0, 2, 3, 4, 6, 7], "else they would be seen again"
         made.trade()
-        assert sorted(directory.state(check_digests=False).parts) == [0, 2, 3, 4, 5, 6, 7]
+        assert sorted(directory.state(check_digests=False).parts) == [0, 2, 3, 4, 6, 7]
 
     def test_what_ranks_send_is_seen_and_its_predictions_are_not_copied(
         self, bucket: str, whole: Path, made: PartialMirror
