@@ -14,6 +14,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils._sympy.functions import FloorDiv
 
 from deploykit.errors import ExportError
 
@@ -88,7 +89,18 @@ def symbolic_shape(node: fx.Node) -> tuple[Any, ...]:
     if not isinstance(value, Tensor):
         return ()
     sizes: list[int | torch.SymInt] = list(value.shape)
-    return tuple(sympy.Integer(size) if isinstance(size, int) else size.node.expr for size in sizes)
+    return tuple(sympy.Integer(size) if isinstance(size, int) else _divided(size.node.expr) for size in sizes)
+
+
+def _divided(size: Any) -> Any:
+    """``(batch*steps**2)//steps``, which torch leaves as it stands, is ``batch*steps``."""
+    return size.replace(FloorDiv, _quotient) if size.has(FloorDiv) else size
+
+
+def _quotient(base: Any, divisor: Any) -> Any:
+    whole = sympy.cancel(base / divisor)
+    # Without a rest only where there is no fraction left, be it n/8 or batch/n.
+    return whole if sympy.denom(sympy.together(whole)) == 1 else FloorDiv(base, divisor)
 
 
 def symbols_of(node: fx.Node) -> set[Any]:

@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from deploykit.errors import ExportError
 from deploykit.tensors import TensorSpec
 from exporters.capture.graph import Captured, capture
-from exporters.rewrite.layout import BatchAxis, find_axis
+from exporters.rewrite.layout import BatchAxis, find_axis, symbolic_shape
 from exporters.rewrite.probe import Movement
 
 Array = np.ndarray[Any, Any]
@@ -117,3 +118,35 @@ def test_a_batch_that_is_not_in_one_place_is_refused(
     captured, moved, nodes = shapes
     with pytest.raises(ExportError, match=REFUSED[name]):
         find_axis(nodes[name], captured.symbols["batch"], moved)
+
+
+class Divided(nn.Module):
+    """Sizes that are quotients: of scores of every two steps, as in ProphetNet, and of steps taken together."""
+
+    def forward(self, *tensors: Tensor) -> dict[str, Tensor]:
+        (x,) = tensors
+        scores = x @ x.transpose(1, 2)
+        taken = F.avg_pool1d(x, 2) @ F.avg_pool1d(x, 2).transpose(1, 2)
+        return {
+            "square": scores.view(-1, x.shape[1]) + 1,
+            "every other": scores[:, ::2].reshape(-1, x.shape[1]) + 1,
+            "pooled": F.avg_pool1d(scores, 3, 2).flatten(0, 1) + 1,
+            "pooled square": taken.view(-1, taken.shape[2]) + 1,
+            "pooled twice": F.avg_pool1d(F.avg_pool1d(scores, 2), 2).flatten(1) + 1,
+        }
+
+
+def test_sizes_are_those_of_torch_and_hold_the_batch_where_it_is() -> None:
+    example = torch.randn(5, 12, 6, generator=torch.Generator().manual_seed(0))
+    captured = capture(Divided(), [example], [TensorSpec(name="x", dtype="float32", shape=("batch", "steps", 6))])
+    (output,) = (node for node in captured.graph.nodes if node.op == "output")
+    moved, symbols = Movement(captured, [], [example]), captured.symbols
+    nodes = dict(zip(Divided()(example), output.args[0], strict=True))
+    for batch, steps in [(2, 12), (3, 13), (5, 14), (7, 15), (4, 21)]:
+        for name, wanted in Divided()(torch.zeros(batch, steps, 6)).items():
+            sizes = [
+                size.subs({symbols["batch"]: batch, symbols["steps"]: steps}) for size in symbolic_shape(nodes[name])
+            ]
+            assert tuple(map(int, sizes)) == wanted.shape, name
+    for node in nodes.values():
+        assert find_axis(node, symbols["batch"], moved) == BatchAxis(dimension=0)
