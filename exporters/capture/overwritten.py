@@ -6,8 +6,6 @@ Nothing of an earlier call is left in such a buffer, so that it is no state: eve
 import torch
 from torch import fx
 
-from exporters.capture.reach import written
-
 __all__ = ["renew_overwritten"]
 
 aten = torch.ops.aten
@@ -41,14 +39,17 @@ def _filled_first(buffer: fx.Node) -> bool:
 def _renew(buffer: fx.Node) -> None:
     views, filling = {buffer}, buffer
     for node in list(buffer.graph.nodes):
-        for source in views.intersection(node.all_input_nodes):
-            if node.target in _WHOLE:
-                views.add(node)
-            elif node.target in _FILLS and source in written(node):
-                with buffer.graph.inserting_before(node):
-                    memory = buffer.graph.call_function(aten.empty_like.default, (buffer,))
-                memory.meta = dict(node.meta)
-                node.replace_input_with(source, memory)
-                filling = node
-            else:
-                node.replace_input_with(source, filling)
+        if views.isdisjoint(node.all_input_nodes):
+            continue
+        if node.target in _WHOLE:
+            views.add(node)
+            continue
+        # What a filling reads, as its probabilities, is the filling before it.
+        present = {source: filling if source in views else source for source in node.all_input_nodes}
+        args, kwargs = fx.map_arg((node.args, node.kwargs), present.__getitem__)
+        if node.target in _FILLS and node.args[0] in views:
+            with buffer.graph.inserting_before(node):
+                memory = buffer.graph.call_function(aten.empty_like.default, (buffer,))
+            memory.meta = dict(node.meta)
+            args, filling = (memory, *args[1:]), node
+        node.args, node.kwargs = args, kwargs

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import Tensor, distributions, nn
+from torch import Tensor, distributions, fx, nn
 
 from deploykit import masks, noise
 from deploykit.cli.artifact import inspect
 from deploykit.errors import ExportError
+from exporters.capture.overwritten import renew_overwritten
 from exporters.eager.dropouts import answered_dropouts
 from exporters.export import export_module
 from tests.exporters import models, noisy
@@ -183,6 +184,39 @@ def test_noise_that_is_kept_in_a_buffer_is_no_state(tmp_path: Path) -> None:
     assert [site.kind for site in result.manifest.monte_carlo.sites] == ["normal", "uniform", "normal"]
     assert result.manifest.monte_carlo.form == "batched"
     assert not any(buffer.any() for buffer in module.buffers()), "the module is left as it was"
+
+
+FILLED: dict[str, tuple[Callable[[nn.Module], Any], list[str]]] = {
+    "exponential": (lambda m: m.get_buffer("kept").data.exponential_(), ["exponential"]),
+    "with odds": (lambda m: m.get_buffer("kept").detach().bernoulli_(m.get_buffer("odds")), ["bernoulli"]),
+}
+
+
+@pytest.mark.parametrize("name", FILLED)
+def test_a_buffer_holds_what_filled_it_last(name: str, tmp_path: Path) -> None:
+    """The export holds the file against the module."""
+    fill, kinds = FILLED[name]
+    module = noisy.Inner(lambda m, x: (fill(m), x * m.get_buffer("kept"))[1])
+    module.register_buffer("kept", torch.ones(6))
+    module.register_buffer("odds", torch.linspace(0.2, 0.8, 6))
+    result = export_module(module.eval(), tmp_path / "a", inputs=[SPEC], mc_draws=3, formats=["torchscript"])
+    assert result.manifest.monte_carlo is not None
+    assert [site.kind for site in result.manifest.monte_carlo.sites] == kinds
+
+
+def test_a_filling_reads_the_one_before_it() -> None:
+    graph, aten = fx.Graph(), torch.ops.aten
+    buffer = graph.get_attr("kept")
+    first = graph.call_function(aten.uniform_.default, (buffer,))
+    second = graph.call_function(aten.bernoulli_.Tensor, (buffer, buffer))
+    graph.output(buffer)
+    renew_overwritten(graph)
+    graph.lint()
+    memory, odds = second.args
+    assert isinstance(memory, fx.Node)
+    assert memory.target is aten.empty_like.default
+    assert odds is first
+    assert graph.output_node().args == (second,)
 
 
 READ_FIRST: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
