@@ -20,6 +20,9 @@ __all__ = ["VALUELESS", "counting_rows", "numbers_of_rows", "stay_exact", "where
 VALUELESS = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like"}
 """Names of operations that take of a tensor what it is, and not its values."""
 
+_LIKE = {"expand_as", "view_as", "reshape_as"}
+"""Names of operations that take of their second argument its shape alone."""
+
 _NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 _ALONG = {
@@ -40,7 +43,7 @@ def where_values_say(plan: MonteCarloPlan, nodes: Sequence[fx.Node]) -> tuple[fx
     """The first of the nodes that finds rows by values, and what it does with them."""
     told: set[fx.Node] = set()
     for node in nodes:
-        sources = [source for source in node.all_input_nodes if source in told]
+        sources = [source for source in _valued(node) if source in told]
         if node.op == "placeholder" or node in plan.sites_of or (sources and operation_of(node) not in VALUELESS):
             # A size holds nothing of the values.
             told |= {node} if isinstance(node.meta.get("val"), (Tensor, list, tuple)) else set()
@@ -70,7 +73,7 @@ def numbers_of_rows(plan: MonteCarloPlan, nodes: Iterable[fx.Node]) -> Mapping[f
             counts[node] = node
         elif operation_of(node) not in VALUELESS and isinstance(node.meta.get("val"), (Tensor, list, tuple)):
             places = _indices(plan, node)
-            found = next((counts[each] for each in node.all_input_nodes if each in counts and each not in places), None)
+            found = next((counts[each] for each in _valued(node) if each in counts and each not in places), None)
             counts |= {node: found} if found is not None else {}
     return counts
 
@@ -94,6 +97,11 @@ def stay_exact(node: fx.Node, numbers: Collection[fx.Node]) -> bool:
     if node.target is operator.getitem:  # As in `source, target = edges`, of which a graph fixes the number.
         return operation_of(node.all_input_nodes[0]) == "unbind"
     return name in _EXACT
+
+
+def _valued(node: fx.Node) -> list[fx.Node]:
+    """The arguments of whose values the result is made."""
+    return node.all_input_nodes[:1] if operation_of(node) in _LIKE else node.all_input_nodes
 
 
 def _counts(plan: MonteCarloPlan, node: fx.Node) -> bool:

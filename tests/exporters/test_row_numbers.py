@@ -59,6 +59,14 @@ def written(tokens: Tensor, last: Tensor) -> Tensor:
     return found.sum(1)
 
 
+def summed_by_graph(tokens: Tensor, _: Tensor) -> Tensor:
+    """As ``global_add_pool`` of torch_geometric, which expands the number of each node's graph to the nodes' shape."""
+    rows, steps = tokens.shape[:2]
+    nodes = tokens.reshape(rows * steps, UNITS)
+    graphs = torch.arange(rows).repeat_interleave(steps)
+    return nodes.new_zeros(rows, UNITS).scatter_add_(0, graphs.view(-1, 1).expand_as(nodes), nodes)
+
+
 POOLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "index": lambda tokens, last: tokens[torch.arange(tokens.shape[0]), last],
     "a column of rows": lambda tokens, last: tokens[torch.arange(last.shape[0])[:, None], last[:, None]].squeeze(1),
@@ -68,6 +76,7 @@ POOLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "folded, steps first": folded_steps_first,
     "one of two ends": one_of_two_ends,
     "written": written,
+    "summed by graph": summed_by_graph,
 }
 
 
