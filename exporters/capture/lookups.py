@@ -166,7 +166,8 @@ def _cut(node: fx.Node) -> _Cut | None:
     if aten_name(node) == "narrow":
         start, length = given["start"], given["length"]
         is_known = isinstance(start, int) and isinstance(length, int)
-        return _Cut(source, dimension, slice(start, start + length), True) if is_known else None
+        # From the end, and up to it, there is no number for where it ends.
+        return _Cut(source, dimension, slice(start, start + length or None), True) if is_known and length else None
     if aten_name(node) == "slice":
         # That a dynamic dimension is whole shows only in its size.
         ends = (None,) if _sizes(node) == _sizes(source) else (given["start"], given["end"], given["step"])

@@ -167,15 +167,20 @@ def _find_axes(graph: fx.Graph, symbol: Any, moved: "Movement") -> tuple[Axes, M
             if node in moved.reached or any(user in moved.reached for user in node.users):
                 obstacles[node] = str(error)
             continue
-        carrying = any(symbol in symbols_of(source) for source in node.all_input_nodes)
-        if axes[node] is None and carrying and node in moved.reached and _holds_values(node.meta.get("val")):
+        value, carrying = node.meta.get("val"), any(symbol in symbols_of(source) for source in node.all_input_nodes)
+        if axes[node] is not None or not carrying:
+            continue
+        if node in moved.reached and (isinstance(value, Tensor) or _are_places(value)):
             obstacles[node] = f"{node.name} ({node.target}): has no batch dimension but depends on a dropout"
+        elif _are_places(value) and reached_by(graph, [node]) & moved.reached:
+            # They would be places among the rows of the first draw.
+            obstacles[node] = f"{node.name} ({node.target}): finds places for values that depend on a dropout"
     return axes, obstacles
 
 
-def _holds_values(value: object) -> bool:
-    """Whether it is a tensor, or places that values decide, as ``torch.where(mask)`` gives them."""
-    return isinstance(value, Tensor) or (isinstance(value, (list, tuple)) and bool(free_unbacked_symbols(value)))
+def _are_places(value: object) -> bool:
+    """Whether these are places of which there are as many as the values say, as ``torch.where(mask)`` gives them."""
+    return isinstance(value, (list, tuple)) and bool(free_unbacked_symbols(value))
 
 
 def _place(

@@ -175,6 +175,7 @@ COLUMNS: dict[str, tuple[Callable[[Looks, Tensor], Tensor], dict[int, int]]] = {
     "slice": (lambda m, ids: m.words(ids[:, 1:3]).sum(1) + m.types(ids[:, 2:])[:, 0], {1: 9, 2: 5, 3: 5}),
     "narrow": (lambda m, ids: m.words(ids.narrow(1, 1, 2)), {1: 9, 2: 9}),
     "narrow from the end": (lambda m, ids: m.words(ids.narrow(1, -3, 2)), {1: 9, 2: 9}),
+    "narrow up to the end": (lambda m, ids: m.words(ids.narrow(1, -2, 2)), {2: 9, 3: 9}),
     "slice of a copy": (lambda m, ids: m.words(ids.clone()[:, 1:3]), {1: 9, 2: 9}),
     "parts": (lambda m, ids: m.words(ids.tensor_split(2, 1)[1]), {2: 9, 3: 9}),
     "slice of a slice": (lambda m, ids: m.words(ids[:, 1:][:, -2:-1]), {2: 9}),

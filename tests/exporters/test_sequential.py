@@ -67,6 +67,13 @@ def opened_masks(model: Model, tokens: Tensor) -> Tensor:
     return heads.masked_fill(hidden, 0.0).view(tokens.shape[0], 4, 3, 2).sum(2)
 
 
+def emptied_places(model: Model, tokens: Tensor) -> Tensor:
+    """As padding is emptied: its places are found before any draw, among the tokens of all rows."""
+    flat = model.drop(tokens).flatten(0, 1)
+    flat[torch.where(tokens.flatten(0, 1)[:, 0] > 0)[0]] = 0.0
+    return flat.view(tokens.shape[0], 3, 8).sum(1)
+
+
 CONSTRUCTS: dict[str, Callable[[Model, Tensor], Tensor]] = {
     "activations": lambda m, t: m.second(m.drop(t)).mean(1),
     "convolution_weight": lambda m, t: F.conv1d(t.transpose(1, 2), m.drop(m.conv.weight), m.conv.bias).mean(2),
@@ -77,6 +84,7 @@ CONSTRUCTS: dict[str, Callable[[Model, Tensor], Tensor]] = {
     "one_token": one_token,
     "written": written,
     "opened_masks": opened_masks,
+    "emptied_places": emptied_places,
 }
 
 
@@ -161,6 +169,10 @@ def test_what_comes_before_the_first_dropout_stands_outside_of_the_loop(exported
         ("convolution_weight", "aten.conv1d.default takes a weight or a constant behind a dropout"),
         ("recurrent_weight", "aten.lstm.input takes a weight that differs between draws"),
         ("opened_masks", r"where \(aten.where.default\): has no batch dimension but depends on a dropout"),
+        (
+            "emptied_places",
+            r"where \(aten.where.default\): finds places for values that depend on a dropout",
+        ),
         ("channels_before_the_batch", "channels: has one mask for all rows"),
     ],
 )
