@@ -103,7 +103,7 @@ class TiledRun:
         if not isinstance(node.meta.get("val"), Tensor):
             return self._plain(node, passes)
         if node not in self.plan.reached:
-            return self._numbered(node, passes) if node in self._numbers else self._tile(node, passes)
+            return self._again(node, passes) if node in self._numbers else self._tile(node, passes)
         axis = self.plan.axes[node]
         if passes == 1:
             group = self.plan.passes[node]
@@ -125,13 +125,11 @@ class TiledRun:
             )
         return self._again(node, passes) if node.op == "call_function" and node.all_input_nodes else self.once[node]
 
-    def _numbered(self, node: fx.Node, passes: int) -> Any:
-        """Rows are found by their numbers, of which there are more when there are more rows."""
-        if not stay_exact(node, self._numbers):
-            raise NotBatchedError(f"{module_of(node)}: {node.target} makes something else of the numbers of more rows")
-        return self._again(node, passes)
-
     def _again(self, node: fx.Node, passes: int) -> Any:
+        # Rows are found by their numbers, of which there are more when there are more rows.
+        is_number = node in self._numbers and isinstance(node.meta.get("val"), Tensor)
+        if is_number and not stay_exact(node, self._numbers):
+            raise NotBatchedError(f"{module_of(node)}: {node.target} makes something else of the numbers of more rows")
         return call_node(node, lambda n: self._on_rows(n, passes))
 
     def _size(self, node: fx.Node, passes: int) -> Any:

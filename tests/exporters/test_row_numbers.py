@@ -67,6 +67,11 @@ def summed_by_graph(tokens: Tensor, _: Tensor) -> Tensor:
     return nodes.new_zeros(rows, UNITS).scatter_add_(0, graphs.view(-1, 1).expand_as(nodes), nodes)
 
 
+def largest(tokens: Tensor) -> Tensor:
+    """Places in the folded tokens, which a dropout decides."""
+    return tokens.sum(2).argmax(1) + torch.arange(tokens.shape[0]) * tokens.shape[1]
+
+
 POOLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "index": lambda tokens, last: tokens[torch.arange(tokens.shape[0]), last],
     "a column of rows": lambda tokens, last: tokens[torch.arange(last.shape[0])[:, None], last[:, None]].squeeze(1),
@@ -77,6 +82,7 @@ POOLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "one of two ends": one_of_two_ends,
     "written": written,
     "summed by graph": summed_by_graph,
+    "at the largest": lambda tokens, _: tokens.flatten(0, 1)[largest(tokens)],
 }
 
 
@@ -133,6 +139,9 @@ INEXACT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         (torch.arange(tokens.shape[0]).float() * tokens.shape[1] + last).long()
     ],
     "a remainder": lambda tokens, last: tokens[torch.arange(tokens.shape[0]) % 4096, last],
+    "16 bits of places that a dropout decides": lambda tokens, _: tokens.flatten(0, 1)[
+        largest(tokens).to(torch.int16).long()
+    ],
 }
 
 
