@@ -7,7 +7,7 @@ import numpy as np
 
 from deploykit.tensors import TensorSpec
 
-__all__ = ["Bounds", "beyond", "too_long"]
+__all__ = ["Bounds", "beyond", "tighter", "too_long"]
 
 Bounds = Mapping[str, Mapping[str, int]]
 """By dimension ``min`` and ``max``, either or both; none where every size is allowed."""
@@ -26,6 +26,18 @@ def beyond(bounds: Bounds, sizes: Mapping[str, int]) -> str | None:
         if size < ends.get("min", size):
             return f"dimension {name} is {size}, and the code of the model allows at least {ends['min']}"
     return None
+
+
+def tighter(bounds: Bounds, most: Mapping[str, int]) -> Bounds:
+    """The bounds with ``most`` of some dimensions.
+
+    >>> tighter({"batch": {"min": 2}, "steps": {"max": 9}}, {"steps": 8, "batch": 99})
+    {'batch': {'min': 2, 'max': 99}, 'steps': {'max': 8}}
+    """
+    found = {name: {**bounds.get(name, {})} for name in (*bounds, *most)}
+    for name, size in most.items():
+        found[name]["max"] = min(size, found[name].get("max", size))
+    return found
 
 
 def too_long(bounds: Bounds, inputs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray[Any, Any]]) -> str | None:

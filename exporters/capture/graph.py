@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental import _config as symbolic_config
 
-from deploykit.bounds import Bounds
+from deploykit.bounds import Bounds, tighter
 from deploykit.compare import default_tolerance
 from deploykit.errors import DeploykitError, ExportError
 from deploykit.tensors import TensorSpec
@@ -25,6 +25,7 @@ from exporters.capture.likeness import same_programs
 from exporters.capture.overwritten import renew_overwritten
 from exporters.capture.packing import padded_sequences
 from exporters.capture.plainly import plainly
+from exporters.capture.positions import most_by_positions
 from exporters.capture.reach import drop_unseen_writes
 from exporters.capture.recurrence import dynamic_steps
 from exporters.noise.sites import masks_asked, module_of
@@ -52,8 +53,9 @@ class Captured:
     """An exported program and its graph with parameters as attributes.
 
     ``symbols`` maps the name of each dynamic dimension to its symbol in the nodes' shapes; ``bounds`` holds ``min`` and
-    ``max`` of those that the module's code bounds. ``asked`` is what ``masks_asked`` says of the module's
-    own calls: the graph is without those that no output needs. ``notes`` is what people should know of the capture.
+    ``max`` of those that the module's code bounds, or a table of positions. ``asked`` is what ``masks_asked`` says of
+    the module's own calls: the graph is without those that no output needs. ``notes`` is what people should know of
+    the capture.
     """
 
     program: torch.export.ExportedProgram
@@ -93,6 +95,7 @@ def capture(
     _drop_checks(graph_module)
     _refuse_contexts(graph_module.graph)
     symbols = _symbols(graph_module.graph, specs)
+    bounds = tighter(bounds, most_by_positions(graph_module.graph, symbols))
     return Captured(program=program, module=graph_module, symbols=symbols, bounds=bounds, asked=asked, notes=notes)
 
 
