@@ -9,6 +9,7 @@ import numpy as np
 
 from deploykit.errors import UsageError
 from deploykit.tensors import TensorSpec
+from deploykit.wording import described
 
 __all__ = ["FUNCTION", "SPECS", "Expected", "typed_arguments"]
 
@@ -52,7 +53,7 @@ def _require(name: str, value: object, wanted: Expected) -> None:
     """
     fits, expected = wanted
     if not fits(value):
-        raise UsageError(f"{name.replace('_', ' ')} {value!r}: of type {type(value).__name__}, expected {expected}")
+        raise UsageError(f"{name.replace('_', ' ')} {described(value)}, expected {expected}")
 
 
 def _is_text(value: object) -> bool:

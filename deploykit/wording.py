@@ -1,6 +1,6 @@
 """Numbers of things as people read them, and what an error says."""
 
-__all__ = ["counted", "row_range", "said"]
+__all__ = ["counted", "described", "row_range", "said"]
 
 
 def counted(count: int, thing: str) -> str:
@@ -19,6 +19,19 @@ def row_range(start: int, stop: int) -> str:
     ('rows 0 to 255', 'row 199')
     """
     return f"rows {start} to {stop - 1}" if stop - start > 1 else f"row {start}"
+
+
+def described(value: object) -> str:
+    """A value and its type; of an array or a tensor its dtype and shape, since all its numbers would say less.
+
+    >>> described(3), described([1])
+    ('3: of type int', '[1]: of type list')
+    """
+    kind, shape = type(value).__name__, getattr(value, "shape", None)
+    if not isinstance(shape, tuple):
+        return f"{value!r}: of type {kind}"
+    dtype = str(getattr(value, "dtype", "")).removeprefix("torch.")
+    return f"with shape {list(shape)}{dtype and f' and dtype {dtype}'}: of type {kind}"
 
 
 def said(error: BaseException) -> str:

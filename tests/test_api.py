@@ -206,3 +206,10 @@ def test_an_object_in_the_place_of_a_path_is_refused_in_words_that_lead_on(
 def test_importing_takes_no_heavy_package() -> None:
     code = "import sys, deploykit\nassert not {'numpy', 'torch', 'onnx', 'onnxruntime', 'click'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_an_array_in_the_place_of_another_thing_is_not_printed_number_by_number() -> None:
+    for value in (np.zeros((3, 4), np.float32), torch.zeros(3, 4)):
+        said = r"^example with shape \[3, 4\] and dtype float32: of type (ndarray|Tensor), expected arrays by the names"
+        with pytest.raises(UsageError, match=said):
+            deploykit.export(torch.nn.Linear(4, 2), "o", example=value)
