@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-__all__ = ["cast_hint", "map_hint", "name_hints"]
+__all__ = ["cast_hint", "map_hint", "name_hints", "whole_hint"]
 
 _NUMBERED = re.compile(r"([^*?\[\]'=,]*[^*?\[\]'=,\d])\d+")
 
@@ -45,6 +45,17 @@ def cast_hint(name: str, want: str, *, lists: bool, more: bool) -> str:
     if lists:
         cast = f"frame[{name!r}] = [numpy.asarray(row, {want!r}) for row in frame[{name!r}]]"
     return f"float64 is not rounded to {want} in silence: convert it, in pandas {cast}"
+
+
+def whole_hint(name: str, kind: str, want: str, *, more: bool) -> str:
+    """How floats that are whole numbers become integers; pandas makes floats of integers beside a missing value.
+
+    >>> whole_hint("ids", "float64", "int64", more=False)
+    "float64 is not made int64 in silence: convert whole numbers, in pandas frame.astype({'ids': 'Int64'})"
+    """
+    # With the capital letter pandas refuses what is no whole number; with the small one it would cut it off.
+    cast = f"frame.astype({{{name!r}: 'Int64'{', ...' if more else ''}}})"
+    return f"{kind} is not made {want} in silence: convert whole numbers, in pandas {cast}"
 
 
 def name_hints(asked: Sequence[str], present: Sequence[str]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import DataError
-from deploykit.sources.columnhints import cast_hint, map_hint, name_hints
+from deploykit.sources.columnhints import cast_hint, map_hint, name_hints, whole_hint
 from deploykit.sources.reading import Reading
 from deploykit.tensors import TEXT, TensorSpec
 from deploykit.wording import counted
@@ -239,6 +239,9 @@ def _hints(spec: TensorSpec, chosen: Sequence[Column], columns: Sequence[Column]
     wide = [column for column in chosen if column.dtype == "float64" != spec.dtype and spec.dtype.startswith("float")]
     if wide and not text:
         yield cast_hint(wide[0].name, spec.dtype, lists=bool(wide[0].shape), more=len(wide) > 1)
+    floats = [column for column in chosen if (column.dtype or "").startswith("float") and not column.shape]
+    if floats and "int" in spec.dtype:
+        yield whole_hint(floats[0].name, floats[0].dtype or "", spec.dtype, more=len(floats) > 1)
 
 
 def _needs(spec: TensorSpec) -> str:
