@@ -150,7 +150,9 @@ def open_factory(
         )
     factory = import_target(target, kind="data factory")
     if not callable(factory):
-        raise DataError(f"data {target}: a {type(factory).__name__}, not a function; name one without arguments")
+        raise DataError(
+            f"data {target}: is of type {type(factory).__name__} and not a function; name one without arguments"
+        )
     what = f"data {target}"
     made = find_datasets(called(f"{what}: the factory", factory), what, prepare=prepare)
     if any(found.in_order is not None for found in made.found):

@@ -93,7 +93,7 @@ def find_datasets(made: Any, what: str, *, prepare: bool) -> Made:
     if _is_loader(made):
         return Made(found=(_from_loader(made),), loaders=made, datamodule=datamodule)
     _refuse_columnar(made, what)
-    why = f"a {type(made).__name__} is an iterable" if _is_iterable(made) else None
+    why = f"what it returns, of type {type(made).__name__}, is an iterable" if _is_iterable(made) else None
     return Made(found=(Found(dataset=made, collate=None, items=made, in_order=why),), datamodule=datamodule)
 
 

@@ -43,7 +43,10 @@ def test_a_stream_is_drawn_once(artifact_paths: dict[str, Path], tmp_path: Path,
     out = tmp_path / "r"
     result = run(artifact_paths["plain"], f"{FILE}:stream", out, **{**OPTIONS, "devices": devices})
     assert (result.rows, result.computed_rows, times(drawn)) == (60, 60, 1)
-    assert any("a generator is an iterable, so it was gone through once: 60 rows" in note for note in result.notes)
+    assert any(
+        "what it returns, of type generator, is an iterable, so it was gone through once: 60 rows" in note
+        for note in result.notes
+    )
     assert verify_run(out).ok
     assert run_status(out).state == "finished"
     assert [path.name for path in (out / "spool").iterdir()] == ["spool.json"]

@@ -242,7 +242,7 @@ def test_targets_that_do_not_exist(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="data factory"):
             opened(target, [X])
     (tmp_path / "value.py").write_text("make = 3")
-    with pytest.raises(DataError, match="a int, not a function"):
+    with pytest.raises(DataError, match="is of type int and not a function"):
         opened(f"{tmp_path}/value.py:make", [X])
 
 
@@ -362,9 +362,9 @@ class Buckets(BatchSampler):
 @pytest.mark.parametrize(
     ("body", "why", "visited"),
     [
-        ("iter(list(rows))", "a list_iterator is an iterable", range(6)),
-        ("(row for row in rows)", "a generator is an iterable", range(6)),
-        ("Rows()", "a Rows is an iterable", range(6)),
+        ("iter(list(rows))", "of type list_iterator, is an iterable", range(6)),
+        ("(row for row in rows)", "of type generator, is an iterable", range(6)),
+        ("Rows()", "of type Rows, is an iterable", range(6)),
         ("DataLoader(Rows(), batch_size=4)", "its DataLoader has an iterable, Rows", range(6)),
         ("DataLoader(Rows(), batch_size=2, drop_last=True, num_workers=1)", "has an iterable, Rows", range(6)),
         ("DataLoader(Rows(), batch_size=None)", "has an iterable, Rows", range(6)),
@@ -372,7 +372,7 @@ class Buckets(BatchSampler):
         ("DataLoader(rows, sampler=[3, 3, 1], batch_size=2)", "a sampler of its own, list", [3, 3, 1]),
         ("DataLoader(rows, batch_sampler=Buckets())", "a batch_sampler of its own, Buckets", [5, 0, 1, 1, 2]),
         ("[DataLoader(rows), DataLoader(Rows())]", "has an iterable, Rows", [*range(6), *range(6)]),
-        ("(batch for batch in rows.tensors[0].split(4))", "a generator is an iterable", range(6)),
+        ("(batch for batch in rows.tensors[0].split(4))", "of type generator, is an iterable", range(6)),
     ],
 )
 def test_streams(tmp_path: Path, body: str, why: str, visited: Any) -> None:
