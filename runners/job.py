@@ -17,6 +17,7 @@ from deploykit.passes import Passes, plan_passes
 from deploykit.plan import Plan, make_plan, row_bytes
 from deploykit.runs.job import ErrorPolicy, Job, NanPolicy
 from deploykit.runs.layout import CONTIGUOUS
+from deploykit.runs.merging import merges_to
 from deploykit.runs.rundir import RunDirectory
 from deploykit.sources.base import Source
 from deploykit.sources.ragged import plain_fills
@@ -61,6 +62,8 @@ class RunResult:
         spent_s: where the time of all ranks went: seconds of ``start``, ``read``, ``infer``, ``write`` and ``wait``;
             under a launcher of this rank, as with ``computed_rows``.
         missing_shards: shards that other ranks of a launcher have still to compute; 0 with the engines local and ray.
+        merges_to: the extension of a file that ``merge`` can write of the predictions, such as ``npz``; None where it
+            can write none, because the writer has no ``read``.
     """
 
     path: Path | str
@@ -74,6 +77,7 @@ class RunResult:
     failed_rows: int = 0
     spent_s: Mapping[str, float] = field(default_factory=dict)
     missing_shards: int = 0
+    merges_to: str | None = None
 
 
 def run(
@@ -186,6 +190,7 @@ def _result(setting: Setting, where: Workplace, computed: Computed, notes: Seque
         missing_shards=computed.missing_shards,
         failed_rows=_failed_rows(where.path, setting.job),
         spent_s=computed.spent_s,
+        merges_to=merges_to(setting.writing.writer),
     )
 
 

@@ -163,7 +163,8 @@ def run(
     if result.missing_shards:
         return  # The rank of a launcher that is the last to end says what is next.
     place = shlex.quote(str(result.path))
-    click.echo(f"next: deploykit verify {place}; deploykit merge {place} -o predictions.npz")
+    merging = f"; deploykit merge {place} -o predictions.{result.merges_to}" if result.merges_to else ""
+    click.echo(f"next: deploykit verify {place}{merging}")
 
 
 @click.command()

@@ -18,10 +18,14 @@ from deploykit.storage.files import appears_whole
 from deploykit.storage.paths import require_path, require_place
 from deploykit.storage.stores import is_url
 from deploykit.tally import Tally, Told
+from deploykit.tensors import TEXT
 from deploykit.wording import counted
-from deploykit.writers import Batch, Writer, make_writer, writer_for_file
+from deploykit.writers import Batch, Writer, writer_for_file
 
-__all__ = ["merge_run"]
+__all__ = ["merge_run", "merges_to"]
+
+_OF_ANY_SHAPE = ("arrow", "jsonl", "parquet", "pt")
+"""Extensions of files that hold whatever a file of the same format can, joined with others too."""
 
 
 def merge_run(
@@ -72,6 +76,17 @@ def merge_run(
     return destination if is_url(destination) else made
 
 
+def merges_to(writer: Writer) -> str | None:
+    """The extension of a file to name for ``merge``, which can hold all that the writer has written; None for none."""
+    if not writer.can_read():
+        return None
+    if writer.extension in _OF_ANY_SHAPE:
+        return writer.extension
+    # The rows of one batch may have another size than those of the next, and a text may be missing.
+    is_plain = all(spec.dtype != TEXT and all(isinstance(d, int) for d in spec.row_shape) for spec in writer.outputs)
+    return "npz" if is_plain else "jsonl"
+
+
 def _merge(path: Path, destination: Path, allow_partial: bool, progress: Told | None) -> list[str]:
     """Write the file; the texts about rows that are not in it."""
     directory = RunDirectory.open(path)
@@ -79,8 +94,8 @@ def _merge(path: Path, destination: Path, allow_partial: bool, progress: Told | 
     if change := data_change(directory.path):
         raise RunError(f"merge: run directory {directory.path}: {change}; {ANEW}")
     job = directory.job
+    writer = directory.writer()
     merged = writer_for_file(destination.name, job.outputs, own=job.writer)
-    writer = make_writer(job.writer, job.outputs)
     _refuse_unreadable(directory, writer)
     # Each file is read for its digest and for its rows; where there are parts, those of the ranks for the digest alone.
     both = job.keeps_parts and job.has_epoch_files and not job.is_strided

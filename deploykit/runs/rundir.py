@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deploykit.errors import RunError
+from deploykit.errors import RunError, UsageError
 from deploykit.plan import Plan, Shard
 from deploykit.runs.commit import Commit, Digests, part_name
 from deploykit.runs.datachange import ANEW, data_change
@@ -35,6 +35,7 @@ from deploykit.tally import Tally
 from deploykit.wording import row_range
 from deploykit.writers.base import Batch, Writer
 from deploykit.writers.calling import calling
+from deploykit.writers.table import make_writer
 
 __all__ = ["DELIVERED_NAME", "LOCK_NAME", "RUN_NAME", "SPOOL_NAME", "RunDirectory", "is_early", "refuse_foreign"]
 
@@ -97,6 +98,21 @@ class RunDirectory:
         asked = job if cut is None else replace(job, plan=cut(directory.job.plan.batch_size))
         refuse_other_job(path, directory.job, asked)
         return directory
+
+    def writer(self) -> Writer:
+        """What reads the files of the run.
+
+        Raises:
+            RunError: it is not here, as that of a plug-in on another machine.
+            MissingExtraError: it needs a package that is not installed.
+        """
+        try:
+            return make_writer(self.job.writer, self.job.outputs)
+        except UsageError as error:
+            raise RunError(
+                f"run directory {self.path}: only the writer {self.job.writer!r} reads its files, and it is not to be "
+                f"had here ({error}); install the package, or put the file in its place, that it was run with"
+            ) from error
 
     @classmethod
     def open(cls, path: str | Path) -> "RunDirectory":

@@ -18,7 +18,7 @@ from deploykit.runs.runstate import State
 from deploykit.runs.strided import strided_problems, strided_wrong_ids
 from deploykit.runs.watching import to_go_on
 from deploykit.tally import Tally, Told
-from deploykit.writers import Batch, make_writer
+from deploykit.writers import Batch
 from deploykit.writers.calling import reading
 
 __all__ = ["RunCheck", "check_run", "verify_run"]
@@ -107,7 +107,7 @@ def check_run(path: str | Path, *, progress: Told | None = None) -> RunCheck:
     wrong = contents.wrong
     failed = state.failed()
     if job.is_strided and job.has_epoch_files and not missing:
-        wrong += strided_wrong_ids(directory, make_writer(job.writer, job.outputs))
+        wrong += strided_wrong_ids(directory, directory.writer())
     return RunCheck(
         rows=job.plan.rows,
         committed_rows=job.plan.rows - sum(shard.rows for shard in missing) - len(failed),
@@ -156,7 +156,7 @@ class _Contents:
 
     def __init__(self, directory: RunDirectory, tally: Tally) -> None:
         self._directory, self._tally = directory, tally
-        self._writer = make_writer(directory.job.writer, directory.job.outputs)
+        self._writer = directory.writer()
         self.wrong: list[str] = []
         self.notes: tuple[str, ...] = ()
         if not self._writer.can_read():

@@ -313,3 +313,22 @@ def test_libraries_start_no_more_threads_than_a_container_may_use(
     assert call("--version") == 0
     assert during == [expected]
     assert os.environ.get("OMP_NUM_THREADS") == own, "the process may go on with other work"
+
+
+def test_the_next_command_is_one_that_works(call: Call, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "own.py").write_text(
+        "from deploykit.writers import Writer\n"
+        "class Own(Writer):\n"
+        "    extension = 'txt'\n"
+        "    def write(self, path, batches, rows):\n"
+        "        path.write_text(''.join(f'{batch.sample_ids}' for batch in batches))\n"
+    )
+    merging = {"own.py:Own": "", "npy": "; deploykit merge out -o predictions.npz"}
+    for number, (writer, line) in enumerate(merging.items()):
+        out = f"out{number}"
+        assert call("run", "model", "--data", "rows.npy", "-o", out, "--devices", "cpu:1", "--writer", writer) == 0
+        said = capsys.readouterr().out.splitlines()[-1]
+        assert said == f"next: deploykit verify {out}{line.replace('out', out)}"
+        for command in said.removeprefix("next: ").split("; "):
+            assert call(*command.split()[1:]) == 0
+        capsys.readouterr()

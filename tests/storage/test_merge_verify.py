@@ -1,6 +1,6 @@
 import json
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from deploykit.errors import IncompleteRunError, RunError, UsageError
 from deploykit.runs.epoch import finish_epoch, is_finished
-from deploykit.runs.merging import merge_run
+from deploykit.runs.merging import merge_run, merges_to
 from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import check_run, verify_run
 from deploykit.storage.files import sha256_of
-from deploykit.tensors import TensorSpec
-from deploykit.writers import WRITERS, Batch
+from deploykit.tensors import TEXT, TensorSpec
+from deploykit.writers import WRITERS, Batch, make_writer
 from deploykit.writers.npy import NpyWriter
 
 from .helpers import MEAN, batch_of, files_of, make_job, run_all, writer_of
@@ -370,3 +370,32 @@ def test_who_looks_on_is_told_of_every_row(tmp_path: Path, interval: str, ranks:
         assert calls == sorted(calls)
         assert calls[-1] == (20, 20)
         assert len(set(calls)) > 1
+
+
+@pytest.mark.parametrize(
+    ("writer", "outputs", "extension"),
+    [
+        ("npy", (TensorSpec(name="x", dtype="float32", shape=("batch", 4)),), "npz"),
+        ("zarr", (TensorSpec(name="x", dtype="float32", shape=("batch", "steps")),), "jsonl"),
+        ("csv", (TensorSpec(name="id", dtype=TEXT, shape=("batch",)),), "jsonl"),
+        ("parquet", (RAGGED,), "parquet"),
+        ("pt", (RAGGED,), "pt"),
+    ],
+)
+def test_a_file_that_can_be_merged_to_is_named(writer: str, outputs: tuple[TensorSpec, ...], extension: str) -> None:
+    assert merges_to(make_writer(writer, outputs)) == extension
+
+
+def test_to_no_file_is_merged_what_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(CSV)
+    assert merges_to(writer_of(make_job(writer=f"{tmp_path / 'own.py'}:CsvWriter"))) is None
+
+
+@pytest.mark.parametrize("use", [verify_run, lambda run: merge_run(run, run.parent / "all.npz")])
+def test_a_run_whose_writer_is_not_here_is_named_with_it(tmp_path: Path, use: Callable[[Path], object]) -> None:
+    """As on a machine where the plug-in is not installed."""
+    run_all(tmp_path / "run", make_job())
+    job = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(job | {"writer": "txt"}))
+    with pytest.raises(RunError, match=r"directory .*run: only the writer 'txt' reads .*known are .*; install the"):
+        use(tmp_path / "run")
