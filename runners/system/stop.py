@@ -196,14 +196,18 @@ def stoppable(path: Path | str, said: Callable[[], str]) -> Iterator[None]:
             yield
         if stop.finishing:
             _interrupt()  # Some code on the way has swallowed it.
-    except (KeyboardInterrupt, DeploykitError) as error:
-        if isinstance(error, DeploykitError) and not stop.finishing:
+    except (KeyboardInterrupt, Exception) as error:
+        if not (isinstance(error, KeyboardInterrupt) or stop.finishing):
             raise
         # Imports, and the user's code, make errors of their own of the interrupt.
-        more = [f"On the way: {error}"] if isinstance(error, DeploykitError) else getattr(error, "__notes__", ())
+        more = getattr(error, "__notes__", ()) if isinstance(error, KeyboardInterrupt) else [_on_the_way(error)]
         stopped = IncompleteRunError("\n".join([f"{_stopped_text(path, stop)} {said()}", *more]))
         stopped.exit_code = 128 + (stop.signal or signal.SIGINT)
         raise stopped from None
+
+
+def _on_the_way(error: Exception) -> str:
+    return f"On the way: {error if isinstance(error, DeploykitError) else repr(error)}"
 
 
 def _interrupt() -> None:

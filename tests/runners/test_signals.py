@@ -136,6 +136,13 @@ def makes_an_error() -> None:
         raise RunError("it cannot be loaded") from None
 
 
+def fails_to_load() -> None:
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except KeyboardInterrupt:
+        raise SystemError("initialization of _x raised unreported exception") from None
+
+
 def swallows() -> None:
     with contextlib.suppress(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
@@ -147,10 +154,19 @@ def swallows_and_begins() -> None:
         pytest.fail("the work is begun")
 
 
-@pytest.mark.parametrize("code", [makes_an_error, swallows, swallows_and_begins])
-def test_code_that_makes_something_else_of_the_interrupt_is_stopped_all_the_same(code: Callable[[], None]) -> None:
+@pytest.mark.parametrize(
+    ("code", "more"),
+    [
+        (makes_an_error, "\nOn the way: it cannot be loaded"),
+        (fails_to_load, "\nOn the way: SystemError('initialization of _x raised unreported exception')"),
+        (swallows, ""),
+        (swallows_and_begins, ""),
+    ],
+)
+def test_code_that_makes_something_else_of_the_interrupt_is_stopped_all_the_same(
+    code: Callable[[], None], more: str
+) -> None:
     """As imports do: of a Ctrl-C while onnxruntime is imported comes an ImportError most of the time."""
-    more = "\nOn the way: it cannot be loaded" if code is makes_an_error else ""
     with pytest.raises(IncompleteRunError) as e, stoppable("r", lambda: "early"):
         code()
     assert (str(e.value), e.value.exit_code) == (f"run directory r: stopped by SIGTERM early{more}", 143)
