@@ -97,7 +97,13 @@ class Plan:
 
 
 def make_plan(
-    rows: int, batch_size: int, row_bytes: int, shard_rows: int | None = None, *, rows_together: int = 1
+    rows: int,
+    batch_size: int,
+    row_bytes: int,
+    shard_rows: int | None = None,
+    *,
+    rows_together: int = 1,
+    held: Plan | None = None,
 ) -> Plan:
     """Cut ``rows`` rows into shards of at most 8,192 rows, or up to 65,536 where there would be more than 64 shards.
 
@@ -111,12 +117,16 @@ def make_plan(
         shard_rows: overrides the choice.
         rows_together: so many rows are read at once. A shard has no fewer, if it may have so many, so that ranks which
             take turns do not read the same ones.
+        held: that of the run that is taken up again, whose shards stay where no size is asked for: another version may
+            have chosen it, or the user.
 
     Raises:
         UsageError: a number that is too small, or ``shard_rows`` is not a multiple of ``batch_size``.
     """
     require_whole("batch size", batch_size)
     if shard_rows is None:
+        if held is not None and (held.rows, held.batch_size) == (rows, batch_size):
+            return held
         shard_rows = batch_size * _batches_per_shard(rows, max(batch_size, 1), row_bytes, rows_together)
     return Plan(rows=rows, shard_rows=shard_rows, batch_size=batch_size)
 

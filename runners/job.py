@@ -226,13 +226,14 @@ def _checked(
         probe_batch_size, artifact, runner, devices[0], source,
         threads=threads, passes=passes, seed=seed, draws=draws, shard_rows=options["shard-rows"], ranks=ranks,
     )  # fmt: skip
-    batch_size, notes = _batch_size(options["batch-size"], where.path, probe)
+    held = RunDirectory.plan_of(where.path)
+    batch_size, notes = _batch_size(options["batch-size"], held, probe)
     check_batch_size(artifact.manifest, batch_size)
     cut = _cut(source, artifact.manifest, options["shard-rows"])
     job = Job(
         artifact=artifact.digest, artifact_path=str(artifact.path), format=runner.format,
         data=source.fingerprint(), data_source=data, columns=options["map"], keep=options["keep"], pad=options["pad"],
-        seed=seed, draws=draws, passes=passes, plan=cut(batch_size), outputs=writing.writer.outputs,
+        seed=seed, draws=draws, passes=passes, plan=cut(batch_size, held), outputs=writing.writer.outputs,
         nan=cast("NanPolicy", options["nan"]), on_error=cast("ErrorPolicy", options["on-error"]),
         version=__version__, created=datetime.now(UTC).isoformat(timespec="seconds"), **writing.job_fields(),
         command=command,
@@ -240,24 +241,29 @@ def _checked(
     return Setting(
         artifact=artifact, source=source, writing=writing, runner=runner, runner_name=options["runner"],
         devices=devices, threads=options["threads"], job=job, began_s=began,
-        cut=cut if notes else None, notes=notes, place=where.place, exchange=where.exchange,
+        cut=lambda held: cut(held.batch_size if notes else batch_size, held),
+        notes=notes, place=where.place, exchange=where.exchange,
     )  # fmt: skip
 
 
-def _batch_size(asked: int | Literal["auto"], out: Path, probe: Callable[[], Probe]) -> tuple[int, tuple[str, ...]]:
+def _batch_size(
+    asked: int | Literal["auto"], held: Plan | None, probe: Callable[[], Probe]
+) -> tuple[int, tuple[str, ...]]:
     if asked != "auto":
         return asked, ()
-    size, how = settle_batch_size(out, probe)
+    size, how = settle_batch_size(held, probe)
     return size, (how,)
 
 
-def _cut(source: Source, manifest: Manifest, shard_rows: int | None) -> Callable[[int], Plan]:
-    """The shards of the job, by the batch size."""
+def _cut(source: Source, manifest: Manifest, shard_rows: int | None) -> Callable[[int, Plan | None], Plan]:
+    """The shards of the job, by the batch size and those of the run that is taken up again."""
     # A dynamic dimension counts with the largest size that was tested.
     largest = {name: max(sizes, default=1) for name, sizes in manifest.tested.items()}
     size = row_bytes([output.tensor for output in manifest.outputs], largest)
     at_once = getattr(source, "rows_together", 1)
-    return lambda batch_size: make_plan(len(source), batch_size, size, shard_rows, rows_together=at_once)
+    return lambda batch_size, held: make_plan(
+        len(source), batch_size, size, shard_rows, rows_together=at_once, held=held
+    )
 
 
 def _controls(artifact: Artifact, seed: int | None, draws: int | None) -> tuple[int | None, int | None]:

@@ -35,9 +35,10 @@ def assemble(run: Path, *, writer: str, shard_rows: int | None) -> None:
     rows, outputs = sum(said.loaders), said.outputs or ()
     places, again = spooled.order()
     _refuse_unexplained(again, said)
-    plan = make_plan(rows, said.batch_size, row_bytes(outputs, {}), shard_rows)
     ids = spooled.ids[places]
     try:
+        held = RunDirectory.plan_of(run)
+        plan = make_plan(rows, said.batch_size, row_bytes(outputs, {}), shard_rows, held=held)
         directory = RunDirectory.prepare(run, _job(said, plan, outputs, writer))
         for shard in directory.missing():
             first, stop = np.searchsorted(ids, [shard.start, shard.stop])

@@ -78,11 +78,11 @@ class RunDirectory:
         return directory
 
     @classmethod
-    def join(cls, path: str | Path, job: Job, *, cut: Callable[[int], Plan] | None = None) -> "RunDirectory":
+    def join(cls, path: str | Path, job: Job, *, cut: Callable[[Plan], Plan] | None = None) -> "RunDirectory":
         """Take part in the job together with other processes, on this machine or on others that share the directory.
 
-        Whoever comes first creates it. Nothing is removed, because others may be at work. With ``cut``, the shards by
-        the batch size, it is the same job with any batch size, and that of the first counts.
+        Whoever comes first creates it. Nothing is removed, because others may be at work. ``cut`` says which shards
+        are asked for beside those of the first: what was left open here is as it is there.
 
         Raises:
             RunError: the directory holds something else, or another job, and the message names what differs; or its
@@ -95,9 +95,19 @@ class RunDirectory:
             cls(path, job)._set_up()
         directory = cls.open(path)
         _refuse_changed_data(path)
-        asked = job if cut is None else replace(job, plan=cut(directory.job.plan.batch_size))
+        asked = job if cut is None else replace(job, plan=cut(directory.job.plan))
         refuse_other_job(path, directory.job, asked)
         return directory
+
+    @staticmethod
+    def plan_of(path: str | Path) -> Plan | None:
+        """The shards of the job in a directory; None where none has begun.
+
+        Raises:
+            RunError: its ``run.json`` cannot be read.
+        """
+        path = local_path(path)
+        return RunDirectory.open(path).job.plan if (path / RUN_NAME).exists() else None
 
     def writer(self) -> Writer:
         """What reads the files of the run.

@@ -33,7 +33,7 @@ class Setting:
         runner_name: the runner as the user named it, for the ranks to find it again.
         threads: CPU threads per rank, or None for the runner's choice.
         began_s: when the call came, on the monotonic clock.
-        cut: the shards by the batch size, where that was found here; what another rank has found before counts.
+        cut: the shards asked for beside those of the rank that came first: what was left open is as it is there.
         notes: what was chosen, for people to read.
         place: the run directory as the user named it.
         exchange: how this process knows of the ranks that are elsewhere.
@@ -49,7 +49,7 @@ class Setting:
     job: Job
     began_s: float
     place: str | Path
-    cut: Callable[[int], Plan] | None = None
+    cut: Callable[[Plan], Plan] | None = None
     notes: tuple[str, ...] = ()
     exchange: Exchange = field(default_factory=Exchange)
 

@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,9 @@ from deploykit.devices import Device
 from deploykit.errors import UsageError
 from deploykit.manifest import Manifest
 from deploykit.passes import Passes
-from deploykit.runs.rundir import RUN_NAME, RunDirectory
+from deploykit.plan import Plan
 from deploykit.sources.reading import uncut
+from deploykit.storage.locations import RUN_NAME
 from deploykit.wording import counted
 from runners.base import Arrays, Runner
 from runners.pipeline.drawing import predict_in_passes
@@ -104,16 +104,14 @@ def _first_rows(source: "Source", model: Manifest) -> Arrays:
     return read_rows(source, *next(uncut(source, 0, rows)), refuse_nan=False, model=model).inputs
 
 
-def settle_batch_size(out: str | Path, probe: Callable[[], Probe]) -> tuple[int, str]:
-    """The batch size of the run directory's job if there is one, else what the probe finds; and how it came about.
+def settle_batch_size(held: Plan | None, probe: Callable[[], Probe]) -> tuple[int, str]:
+    """The batch size of the job that is ``held`` if there is one, else what the probe finds; and how it came about.
 
     Raises:
-        RunError: ``run.json`` cannot be read.
         UsageError: not even one row goes through.
     """
-    if (Path(out) / RUN_NAME).exists():
-        size = RunDirectory.open(out).job.plan.batch_size
-        return size, f"batch size {size}, as {RUN_NAME} records it"
+    if held is not None:
+        return held.batch_size, f"batch size {held.batch_size}, as {RUN_NAME} records it"
     found = probe()
     return found.size, str(found)
 

@@ -43,6 +43,22 @@ def predictions(path: Path) -> np.ndarray[Any, Any]:
     return np.concatenate([np.load(part) for part in sorted((path / "parts").iterdir())])
 
 
+@pytest.mark.parametrize("batch_size", [8, "auto"])
+def test_a_size_of_parts_that_is_not_asked_for_is_that_of_the_run(
+    artifact_paths: dict[str, Path], data: Path, tmp_path: Path, batch_size: Any
+) -> None:
+    """Another version may have chosen it by another rule; its command, given again, names none."""
+    run(artifact_paths["plain"], data, tmp_path / "r", batch_size=8, shard_rows=40)
+    (tmp_path / "r" / "commits" / "part-000001.json").unlink()
+    result = run(artifact_paths["plain"], data, tmp_path / "r", batch_size=batch_size)
+    assert (result.computed_rows, result.skipped_shards) == (40, 5)
+    assert verify_run(tmp_path / "r").ok
+    with pytest.raises(RunError, match=r"plan\.shard_rows: 40, asked for 16"):
+        run(artifact_paths["plain"], data, tmp_path / "r", batch_size=8, shard_rows=16)
+    with pytest.raises(RunError, match=r"plan\.batch_size: 8, asked for 4"):
+        run(artifact_paths["plain"], data, tmp_path / "r", batch_size=4)
+
+
 @pytest.mark.parametrize("runner", ["onnx", "torch"])
 def test_one_two_and_four_ranks_give_the_same_bytes(
     artifact_paths: dict[str, Path], data: Path, tmp_path: Path, runner: str

@@ -182,6 +182,18 @@ def test_the_batch_size_of_the_first_rank_counts(
         run(artifact_paths["mc"], SLOW, tmp_path / "r", batch_size="auto", shard_rows=16)
 
 
+def test_the_shards_of_the_first_rank_count(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be of another version; this one looked for a job before there was one."""
+    as_rank(monkeypatch, indexed_job(0, 2))
+    run(artifact_paths["mc"], SLOW, tmp_path / "r", batch_size=2, shard_rows=4)
+    as_rank(monkeypatch, indexed_job(1, 2))
+    monkeypatch.setattr(RunDirectory, "plan_of", lambda _: None)
+    assert run(artifact_paths["mc"], SLOW, tmp_path / "r", batch_size=2).missing_shards == 0
+    assert verify_run(tmp_path / "r").ok
+
+
 @pytest.mark.parametrize("interval", ["batch", "epoch", "batch_and_epoch"])
 def test_ranks_one_after_the_other_finish_with_the_last(
     artifact_paths: dict[str, Path], tmp_path: Path, interval: str, monkeypatch: pytest.MonkeyPatch

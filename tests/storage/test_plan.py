@@ -31,6 +31,14 @@ def test_shards_cover_each_row_once_in_batches_that_stay_inside(rows: int, batch
         assert plan.shard_rows <= max(8192, batch_size)
 
 
+def test_shards_that_are_held_stay_where_no_size_is_asked_for() -> None:
+    held = Plan(rows=1000, shard_rows=40, batch_size=4)
+    assert make_plan(1000, 4, 8, held=held) == held != make_plan(1000, 4, 8)
+    assert make_plan(1000, 4, 8, 20, held=held).shard_rows == 20
+    for rows, batch_size in ((999, 4), (1000, 8)):
+        assert make_plan(rows, batch_size, 8, held=held) == make_plan(rows, batch_size, 8)
+
+
 def busiest_rank(plan: Plan, ranks: int) -> int:
     """Its rows, where equal ranks take shards in turn."""
     return max(sum(plan.shard(index).rows for index in range(rank, len(plan), ranks)) for rank in range(ranks))

@@ -304,7 +304,7 @@ def test_an_end_that_failed_is_made_again_without_predicting(tmp_path: Path, mon
         return write(self, shard, *arguments, **named)
 
     monkeypatch.setattr(RunDirectory, "write_part", noted)
-    assert RunWriter(run, shard_rows=4).assemble() == run
+    assert RunWriter(run).assemble() == run
     assert written == [4, 8, 12]
     assert verify_run(run).ok
     assert not spool(run).exists()
