@@ -128,10 +128,15 @@ def signing(directory: Path) -> Iterator[None]:
     _replace(folder, _CALL, asdict(replace(call, ended=time())))
 
 
-def forget_call(directory: Path) -> None:
-    """Remove what an earlier call said of itself: ranks that a launcher starts speak for themselves alone."""
-    with contextlib.suppress(OSError):
-        (directory / STATUS_NAME / _CALL).unlink()
+def forget_call(directory: Path, rank: int, world_size: int) -> None:
+    """Remove what earlier calls said of themselves, of this rank, and of ranks that there are no more.
+
+    Ranks that a launcher starts speak for themselves alone, and the others may be at work.
+    """
+    over = [sign.rank for sign in read_signs(directory)[1] if sign.rank >= world_size]
+    for name in (_CALL, *(f"rank-{number}.json" for number in (rank, *over))):
+        with contextlib.suppress(OSError):
+            (directory / STATUS_NAME / name).unlink()
 
 
 def leave_sign(directory: Path, sign: RankSign) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from deploykit.runs.feed import writing
 from deploykit.runs.job import Job
-from deploykit.runs.rundir import RunDirectory
+from deploykit.runs.rundir import REPORT_NAME, RunDirectory
 from deploykit.storage.files import appears_whole, write_json
 from runners.pipeline.timing import RESOLUTION, Histogram, Meter
 from runners.ranks.assignment import Assignment
@@ -21,7 +21,6 @@ __all__ = [
     "write_report",
 ]  # fmt: skip
 
-REPORT_NAME = "report.json"
 
 REPORT_SCHEMA_VERSION = 1
 PERCENTILES = (50, 90, 95, 99, 100)

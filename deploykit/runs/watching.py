@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.runs.datachange import CHANGED_NAME, data_change
-from deploykit.runs.rundir import RUN_NAME, SPOOL_NAME, RunDirectory, is_early
+from deploykit.runs.rundir import REPORT_NAME, RUN_NAME, SPOOL_NAME, RunDirectory, is_early
 from deploykit.runs.runstate import State
 from deploykit.runs.strided import strided_problems
 from deploykit.signs import STATUS_NAME, CallSign, RankSign, read_drawing, read_signs
@@ -121,7 +121,10 @@ def _status(path: Path) -> RunStatus:
     state, plan = directory.state(check_digests=False), directory.job.plan
     missing = state.missing(plan, from_parts=False)
     left = sum(shard.rows for shard in missing)
-    condition = _condition(call, signs, finished=not missing and not _pending(directory, state), now=now)
+    finished = not missing and not _pending(directory, state)
+    # The report is written last: without one, what the last call failed with stands, though every part may be there.
+    finished &= (path / REPORT_NAME).exists() or not _error(call, signs)
+    condition = _condition(call, signs, finished=finished, now=now)
     running = condition == "running"
     error = _error(call, signs) if condition in {"failed", "interrupted"} else None
     if change := data_change(path):

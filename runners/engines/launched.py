@@ -111,7 +111,7 @@ class LaunchedEngine(Engine):
             if (size := directory.job.plan.batch_size) != setting.job.plan.batch_size:
                 notes.append(f"batch size {size} all the same, as another rank found it first")
             require_same_spool(setting.source, directory)
-            forget_call(out)
+            forget_call(out, self.launch.rank, self.launch.world_size)
             assignment = self._assignment(setting, directory)
             claims = Claims(self._numbers(assignment, len(directory.job.plan)), directory, setting.exchange.bring)
             try:

@@ -242,6 +242,11 @@ def test_signs_are_rare_and_a_full_disk_stops_nothing(tmp_path: Path, monkeypatc
         one.warned("still there")
 
 
+def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> None:
+    for name, value in {"RANK": rank, "WORLD_SIZE": world_size}.items():
+        monkeypatch.setenv(name, str(value))
+
+
 def sign(**changes: Any) -> RankSign:
     fields = {"rank": 0, "device": "cuda:0", "host": "elsewhere", "pid": 1, "state": "working", "rows": 5,
               "rows_per_s": 2.0, "began": time.time() - 9, "at": time.time()}  # fmt: skip
@@ -380,6 +385,51 @@ def test_what_stops_a_rank_of_a_launcher_is_told(
     assert "cannot write the last file: no space left on device" in describe(found)
     run(artifact_paths["mc"], SLOW, tmp_path / "r", **options)
     assert run_status(tmp_path / "r").state == "finished"
+
+
+@pytest.mark.parametrize("engine", ["array", "local"])
+def test_a_report_that_cannot_be_written_is_told_where_every_part_is_there(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RunError("cannot write report.json: no space left on device")
+
+    if engine == "array":
+        as_rank(monkeypatch, 0, 1)
+    options: dict[str, Any] = {**OPTIONS, "engine": engine}
+    with monkeypatch.context() as patch:
+        patch.setattr("runners.report.write_json", full)
+        with pytest.raises(RunError):
+            run(artifact_paths["mc"], SLOW, tmp_path / "r", **options)
+    found = run_status(tmp_path / "r")
+    assert (found.state, found.done_rows) == ("failed", 64)
+    assert "cannot write report.json: no space left on device" in describe(found)
+    # The call that finds all of it computed works nothing; what the one before it said is over.
+    run(artifact_paths["mc"], SLOW, tmp_path / "r", **options)
+    found = run_status(tmp_path / "r")
+    assert (found.state, found.error) == ("finished", None)
+    assert [(rank.state, rank.error) for rank in found.ranks] == ([("ended", None)] if engine == "array" else [])
+
+
+def test_what_ranks_of_an_earlier_launch_failed_with_is_over(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those of the same launch it is not: they may have come before this one."""
+    run(artifact_paths["mc"], SLOW, tmp_path / "r", **OPTIONS)
+    (tmp_path / "r" / "commits" / "part-000000.json").unlink()
+    for rank in (0, 1, 3):
+        leave_sign(tmp_path / "r", sign(rank=rank, state="failed", error=f"of rank {rank}"))
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for world_size, others in ((2, [1]), (1, [])):
+        as_rank(monkeypatch, 0, world_size)
+        with pytest.raises((KeyboardInterrupt, IncompleteRunError)):
+            run(artifact_paths["mc"], SLOW, tmp_path / "r", engine="array", progress=stopped, **OPTIONS)
+        found = run_status(tmp_path / "r")
+        assert [rank.rank for rank in found.ranks if rank.rank] == others
+        assert (found.state, found.error) == (("failed", "of rank 1") if others else ("interrupted", None))
 
 
 def test_rows_that_are_missing_while_a_run_is_at_work_are_waited_for(
