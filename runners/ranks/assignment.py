@@ -12,6 +12,7 @@ from deploykit.errors import ArtifactError, DataError
 from deploykit.runs.job import Job
 from deploykit.runs.rundir import RunDirectory
 from deploykit.sources import Reading, Source, open_source
+from deploykit.storage.stores import is_url
 from deploykit.writers import make_writer
 from runners.pipeline.loop import Task
 from runners.ranks.dataindex import load_index
@@ -22,6 +23,9 @@ from runners.system.stop import StopRequest
 from runners.table import choose_runner
 
 __all__ = ["Assignment", "opened_source"]
+
+_ANYWHERE = ("size_bytes", "files", "sha256", "sha256_sample")
+_OF_STORES = ("version", "sha256_files")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,15 +106,17 @@ class Assignment:
 def _refuse_other_data(source: Source, job: Job) -> None:
     """Refuse what has taken the data's place since the process that prepared the job looked at them.
 
-    Only what costs little is compared: the rows, and of a single file the size and the digest.
+    Only what costs little is compared: the rows, and of files what tells them from others. On another machine the same
+    files may have other times; what a store calls their versions is the same everywhere.
 
     Raises:
         DataError: it is not the data of the job.
     """
     same = len(source) == job.plan.rows
-    if same and "size_bytes" in job.data and "files" not in job.data:
+    if same and "size_bytes" in job.data:
         found = source.fingerprint()
-        same = all(found.get(name) == job.data.get(name) for name in ("size_bytes", "sha256", "sha256_sample"))
+        names = [*_ANYWHERE, *(_OF_STORES if is_url(job.data_source) else [])]
+        same = all(found.get(name) == job.data.get(name) for name in names)
     if not same:
         raise DataError(
             f"data {job.data_source}: were replaced while the run began; leave them as they are while it goes on, and "

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -127,6 +128,29 @@ def test_a_file_that_is_replaced_before_the_ranks_open_it_is_refused(
     monkeypatch.setattr(engine_local._Ranks, "start", late)
     with pytest.raises(DataError, match=r"rows\.npy: were replaced while the run began"):
         run(artifact_paths["mc"], data, tmp_path / "r", devices="cpu:2", batch_size=8)
+    assert not list((tmp_path / "r" / "commits").iterdir())
+
+
+@pytest.mark.parametrize("is_at_url", [False, True])
+def test_one_of_many_files_that_is_replaced_before_the_ranks_open_them_is_refused(
+    is_at_url: bool, artifact_paths: dict[str, Path], tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With as many rows and bytes; at the URL it is none of those of which a sample is taken."""
+    place, start = bucket if is_at_url else str(tmp_path / "rows"), engine_local._Ranks.start
+
+    def write(number: int, text: str) -> None:
+        with fsspec.open(f"{place}/{number:02}.csv", "w", auto_mkdir=True) as file:
+            file.write("a,b,c,d\n" + text * 2)
+
+    def late(*arguments: Any) -> None:
+        write(1, "1,1,1,1\n")
+        start(*arguments)
+
+    for number in range(32):
+        write(number, "0,0,0,0\n")
+    monkeypatch.setattr(engine_local._Ranks, "start", late)
+    with pytest.raises(DataError, match="were replaced while the run began"):
+        run(artifact_paths["mc"], place, tmp_path / "r", devices="cpu:2", batch_size=8)
     assert not list((tmp_path / "r" / "commits").iterdir())
 
 
