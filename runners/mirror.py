@@ -87,11 +87,10 @@ class Mirror:
 
     def finish(self) -> RunError | None:
         """Send the last files and remove the copy; or what went wrong, and then the copy stays."""
-        advice = f"{self.held} is in {self.copy}: copy it there, or give the same command again"
 
         def said() -> str:
             self._let_go()  # A signal may have come before that.
-            return f"before all was sent. {advice}"
+            return f"before all was sent. {self._advice()}"
 
         self._over.set()
         try:
@@ -100,9 +99,9 @@ class Mirror:
                 self._let_go()
                 self._insist(self._send_last)
         except (RunError, OSError) as error:
-            if isinstance(error, RunError) and advice in str(error):
+            if isinstance(error, RunError) and self._advice() in str(error):
                 return error
-            return RunError(f"{error}. {advice}")
+            return RunError(f"{error}. {self._advice()}")
         shutil.rmtree(self.copy.parent, ignore_errors=True)
         return None
 
@@ -157,6 +156,13 @@ class Mirror:
                 f"is not empty and holds no {RUN_NAME}; name a new or empty place, or one that deploykit run made"
             )
         return there
+
+    def _advice(self) -> str:
+        kept = f"{self.held} is in {self.copy}"
+        if self._refused is None:
+            return f"{kept}: copy it there, or give the same command again"
+        # Parts of one job among those of another pass for its own.
+        return f"{kept}: never copy it there; copy it to a new place and name that in the same command, or remove it"
 
     def _let_go(self) -> None:
         """Leave in the copy what is to be sent or kept; once it is over, at any moment and more than once."""

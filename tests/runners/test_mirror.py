@@ -211,7 +211,8 @@ def test_of_two_jobs_that_begin_at_the_same_time_one_counts(
         second.send()
     problem = second.finish()
     assert problem is not None
-    assert re.search(rf"holds another job: .* All of the run is in {tmp_path}/b/second: copy it there", str(problem))
+    kept = rf"All of the run is in {tmp_path}/b/second: never copy it there; copy it to a new place"
+    assert re.search(rf"holds another job: .* {kept}", str(problem))
     assert results(bucket) == whole
     assert first.finish() is None
 

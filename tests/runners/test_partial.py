@@ -437,7 +437,7 @@ class TestTheFirstJobCounts:
         as_rank(0, 1)
         with pytest.raises(RunError, match=rf"^run directory {bucket}: holds another job: seed: 8") as failed:
             deploykit.run(mc, SLOW, bucket, **SIZE, progress=told)
-        kept = re.search(r"is in (\S+): copy", str(failed.value))
+        kept = re.search(r"is in (\S+): never copy it there; copy it to a new place", str(failed.value))
         assert kept is not None
         assert len(list((Path(kept[1]) / "parts").iterdir())) < 512 // SIZE["shard_rows"]
         assert "tried again" not in capsys.readouterr().err
