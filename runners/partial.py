@@ -123,16 +123,19 @@ class PartialMirror(Mirror, Exchange):
             damage = (directory.digests.damage(self.copy, file, check_digest=True, read=read) for file in its)
             if any(text is not None for text in damage):
                 bad.append(name)
-        self._discount(bad)
+        self._discount(bad, [file.file for name in bad for file in commits[name][1]])
         for file in files:
             if not directory.job.has_epoch_files and (self.copy / file.file).exists():
                 self._stand_in(file.file, file.size_bytes)
 
-    def _discount(self, commits: Sequence[str]) -> None:
-        """Remove commits here and there; else they would be seen again, and their parts be taken for new ones."""
+    def _discount(self, commits: Sequence[str], files: Sequence[str] = ()) -> None:
+        """Remove commits here and there; else they would be seen again, and their parts be taken for new ones.
+
+        Their files, where they are whole here, would be taken for those that are computed in their place.
+        """
         self._store.remove(commits)
         with self._turn:
-            for name in commits:
+            for name in (*commits, *files):
                 self._drop(name)
 
     def look(self, also: Collection[str] = ()) -> None:

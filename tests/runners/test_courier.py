@@ -181,6 +181,7 @@ class TestWhoStartsRanks:
         filesystem, root = fsspec.core.url_to_fs(bucket)
         filesystem.pipe_file(f"{root}/{PART}", (whole / PART).read_bytes()[:-1] + b"?")
         filesystem.pipe_file(f"{root}/parts/part-000005.npy", b"short")
+        filesystem.pipe_file(f"{root}/commits/part-000006.json", b"no JSON")
         asked: list[int] = []
         fetch = Store.fetch
 
@@ -192,13 +193,13 @@ class TestWhoStartsRanks:
         directory, told = self.begun(made), []
         monkeypatch.setattr(Store, "fetch", watched)
         state = made.checked(directory, Tally(lambda *rows: told.append(rows), 64))
-        assert sorted(state.parts) == [0, 2, 3, 4, 6, 7]
-        assert told[-1] == (56, 64)
+        assert sorted(state.parts) == [0, 2, 3, 4, 7]
+        assert told[-1] == (48, 64)
         assert max(asked) == 4, "few at a time"
         assert all(set(part.read_bytes()) == {0} for part in (made.copy / "parts").iterdir())
-        assert sorted(map(shard_of, files(bucket, "commits/"))) == [0, 2, 3, 4, 6, 7], "else they would be seen again"
+        assert sorted(map(shard_of, files(bucket, "commits/"))) == [0, 2, 3, 4, 7], "else they would be seen again"
         made.trade()
-        assert sorted(directory.state(check_digests=False).parts) == [0, 2, 3, 4, 6, 7]
+        assert sorted(directory.state(check_digests=False).parts) == [0, 2, 3, 4, 7]
 
     def test_what_ranks_send_is_seen_and_its_predictions_are_not_copied(
         self, bucket: str, whole: Path, made: PartialMirror
@@ -213,6 +214,24 @@ class TestWhoStartsRanks:
         assert sorted(directory.state(check_digests=False).parts) == [1]
         assert set((made.copy / PART).read_bytes()) == {0}
         assert [path.name for path in (made.copy / "logs").iterdir()] == ["rank-0.log"]
+
+    def test_a_damaged_part_is_joined_as_it_was_computed_again(
+        self, bucket: str, artifact_paths: dict[str, Path], tmp_path: Path, made: PartialMirror
+    ) -> None:
+        whole = tmp_path / "whole"
+        deploykit.run(artifact_paths["mc"], SLOW, whole, write_interval="batch_and_epoch", **SIZE)
+        put(bucket, whole, "run.json", *(f"{path.parent.name}/{path.name}" for path in whole.glob("*/part-*")))
+        filesystem, root = fsspec.core.url_to_fs(bucket)
+        filesystem.pipe_file(f"{root}/{PART}", (whole / PART).read_bytes()[:-1] + b"?")
+        directory = self.begun(made)
+        assert 1 not in made.checked(directory, Tally(lambda *_: None, 64)).parts
+        with sending(bucket, 0) as courier:
+            commit(courier.copy, whole)
+        made.trade()
+        made.gather(directory)
+        assert {path.name: path.read_bytes() for path in (made.copy / "parts").iterdir()} == {
+            path.name: path.read_bytes() for path in (whole / "parts").iterdir()
+        }
 
     def test_a_store_that_does_not_answer_is_looked_at_later(
         self, bucket: str, whole: Path, made: PartialMirror, monkeypatch: pytest.MonkeyPatch
