@@ -37,7 +37,7 @@ Statistic = Literal[
     "value", "mean", "std", "probs", "probs_std", "entropy", "mutual_information", "aleatoric_std", "total_std", "draws"
 ]
 
-Task = Literal["classification", "regression", "raw"]
+Task = Literal["classification", "probabilities", "regression", "raw"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

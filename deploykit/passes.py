@@ -188,7 +188,7 @@ def _check_deciding(manifest: Manifest) -> None:
                 f"artifact {manifest.name}: has no output {source}.probs_std, whose standard error --draws-until goes "
                 "by; export it again with this deploykit"
             )
-    if not any("std" in found for found in statistics.values()):
+    if not any(found & {"std", "probs_std"} for found in statistics.values()):
         raise UsageError(
             f"artifact {manifest.name}: no output has a standard deviation over draws, which --draws-until goes by; "
             "leave it out, or export the model with --mc-draws"

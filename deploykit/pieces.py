@@ -64,7 +64,7 @@ class Pieces:
     def standard_error(self) -> Array:
         """(rows) float64: the largest standard error of a mean over draws among the elements of a row.
 
-        Of a classification the probabilities count, of any other output the values. NaN where one is NaN.
+        Of an output with probabilities those count, of any other the values. NaN where one is NaN.
         """
         errors = [sums.standard_error(self.counts) for sums in self._sums.values() if sums.draws_vary]
         return np.asarray(np.max(errors, axis=0))
@@ -104,7 +104,7 @@ class _Sums:
 
     @property
     def draws_vary(self) -> bool:
-        return "std" in self._specs
+        return any(spread in self._specs for spread in _SPREAD)
 
     def add(self, rows: Array, before: Array, draws: int, found: Mapping[str, Array]) -> None:
         wide = {name: value.astype(np.float64) for name, value in found.items() if name not in ("value", "draws")}

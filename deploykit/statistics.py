@@ -1,7 +1,8 @@
 """What is reported of the draws, defined in numpy; the exported files compute the same.
 
 Let ``y[t]`` be the output of draw t of T, ``p[t]`` its class probabilities, ``v[t]`` the variance that a model with a
-variance head predicts beside its mean ``y[t]``.
+variance head predicts beside its mean ``y[t]``. An output that is probabilities already is its own ``p[t]``: it has no
+``mean`` and ``std``, which would be ``probs`` and ``probs_std`` again.
 
 ==================== ==================================================================================================
 mean                 sum of y[t] / T
@@ -20,7 +21,8 @@ total_std            sqrt(std^2 + aleatoric_std^2): both parts (Kendall and Gal,
 
 Classes lie along one axis of an output (batch, ...): axis 1, as in torch's cross entropy, unless said otherwise, and
 ``p[t]`` is the softmax along it. Where that axis holds one class, or an output (batch) has none, a value is the logit
-of one event: ``p[t]`` is its sigmoid, the entropy that of a coin.
+of one event: ``p[t]`` is its sigmoid, the entropy that of a coin. p ln p is 0 where p is 0, and where rounding has put
+a given probability below 0 or above 1.
 
 A variance below zero has no square root: whoever predicts one in any draw gets NaN in that place.
 """
@@ -55,7 +57,7 @@ def probabilities(logits: Array, class_axis: int | None = 1, *, event: bool | No
 
 
 def class_entropy(probs: Array, class_axis: int | None = 1) -> Array:
-    """Entropy in nats: (batch, ..., classes, ...) gives the shape without the classes; 0 ln 0 is 0.
+    """Entropy in nats: (batch, ..., classes, ...) gives the shape without the classes; 0 ln 0 is 0, as beyond 0 and 1.
 
     Raises:
         ValueError: as ``probabilities``.
@@ -79,13 +81,14 @@ def _own_axis(class_axis: int | None, ndim: int) -> int | None:
 
 
 def _plogp(probs: Array) -> Array:
-    return np.asarray(probs * np.log(np.where(probs > 0, probs, 1)))
+    return np.asarray(np.minimum(probs * np.log(np.where(probs > 0, probs, 1)), 0))
 
 
 def summarize(
     draws: Array,
     *,
     classification: bool = False,
+    scores: bool = True,
     class_axis: int | None = 1,
     event: bool | None = None,
     variances: Array | None = None,
@@ -95,7 +98,9 @@ def summarize(
     Args:
         draws: the values of the draws.
         classification: also give ``probs``, ``probs_std``, ``entropy`` and ``mutual_information``.
-        class_axis: where the classes of one draw (batch, ...) lie; None where each value is the logit of one event.
+        scores: whether the draws of a classification are logits; if not, they are the probabilities themselves, of
+            which ``mean`` and ``std`` are left out.
+        class_axis: where the classes of one draw (batch, ...) lie; None where each value belongs to one event.
         event: as for ``probabilities``.
         variances: what the model predicts as variances of ``draws``, in a shape that broadcasts to it; gives
             ``aleatoric_std`` and ``total_std``.
@@ -103,9 +108,11 @@ def summarize(
     Raises:
         ValueError: there is no such axis, or it is that of the batch.
     """
-    found = _moments(draws.astype(np.float64), "mean", "std")
+    each = draws.astype(np.float64)
+    found = _moments(each, "mean", "std") if scores or not classification else {}
     if classification:
-        each = np.stack([probabilities(draw, class_axis, event=event) for draw in draws])
+        if scores:
+            each = np.stack([probabilities(draw, class_axis, event=event) for draw in draws])
         found |= _moments(each, "probs", "probs_std")
         expected = np.mean([class_entropy(draw, class_axis) for draw in each], axis=0)
         found |= _entropies(found["probs"], expected, class_axis)
@@ -146,7 +153,7 @@ def combine(
     Raises:
         ValueError: there is no such class axis.
     """
-    found = _joined(pieces, counts, "mean", "std")
+    found = _joined(pieces, counts, "mean", "std") if "mean" in pieces[0] else {}
     if "probs" in pieces[0]:
         found |= _joined(pieces, counts, "probs", "probs_std")
         expected = _weighted(pieces, counts, "entropy") - _weighted(pieces, counts, "mutual_information")

@@ -102,9 +102,9 @@ def export_module(
             draws in evaluation mode too draws in any case.
         mask_mode: each row its own masks, or one mask per draw for all rows.
         seed: the default of the file's ``seed`` input.
-        task: what the outputs are, which decides their statistics: ``classification``, ``regression`` or ``raw``, and
-            ``NAME=KIND`` for single ones; ``NAME=classification@-1`` has its classes along the last axis, and
-            ``NAME=none`` leaves an output out.
+        task: what the outputs are, which decides their statistics: ``classification`` (scores), ``probabilities``,
+            ``regression`` or ``raw``, and ``NAME=KIND`` for single ones; ``NAME=classification@-1`` has its classes
+            along the last axis, and ``NAME=none`` leaves an output out.
         variance: outputs with the variance of another, by the name of that one, which is the mean.
         log_variance: the same where the output is the logarithm of the variance.
         keep_draws: also give every draw as ``NAME.draws`` (batch, draws, ...).

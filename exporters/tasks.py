@@ -13,13 +13,16 @@ __all__ = ["OutputTask", "TaskRequest", "parse_tasks"]
 Kind = Task | Literal["none"]
 KINDS = (*get_args(Task), "none")
 
+_HELD = {"classification": "class scores", "probabilities": "probabilities"}
+"""The kinds that have classes, and what an output of each holds."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputTask:
     """What one output means.
 
-    ``class_axis`` counts from the start of (batch, ...), None where there is none; ``event`` tells that each value is
-    the logit of one event, because there is one class only. ``variance`` names the output with the variance of this
+    ``class_axis`` counts from the start of (batch, ...), None where there is none; ``event`` tells that each value
+    belongs to one event, because there is one class only. ``variance`` names the output with the variance of this
     one, or with its logarithm.
     """
 
@@ -28,6 +31,16 @@ class OutputTask:
     event: bool = False
     variance: str | None = None
     logarithm: bool = False
+
+    @property
+    def classes(self) -> bool:
+        """Whether it has classes, and so probabilities and entropies."""
+        return self.kind in _HELD
+
+    @property
+    def scores(self) -> bool:
+        """Whether probabilities are still to be made of its values."""
+        return self.kind != "probabilities"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,52 +74,56 @@ class TaskRequest:
         Raises:
             UsageError: an output that does not exist, a class axis that it does not have, or a classification of
                 outputs that are all the means of variances.
-            ExportError: a classification or a variance head of an output that does not depend on a dropout, or several
-                outputs that could hold the class scores.
+            ExportError: classes or a variance head of an output that does not depend on a dropout, or several outputs
+                that could hold the classes.
         """
         self._check_names(shapes, drawn)
         said = {name: self.named.get(name, self.others) for name in shapes if name not in self.heads.values()}
-        if self.others.kind == "classification":
+        if self.others.kind in _HELD:
             self._refuse_means_only([name for name in drawn or said if name in said])
             chosen = self._chosen([name for name in drawn or said if name in said], strict=drawn is not None)
             said |= {name: _Said(kind="raw") for name in said if name not in self.named and name != chosen}
         return {name: self._task(name, each, shapes[name]) for name, each in said.items()}
 
     def _task(self, name: str, said: _Said, shape: Sequence[int]) -> OutputTask:
-        if said.kind == "classification":
-            axis = _class_axis(name, said.axis, len(shape))
+        kind = cast(Task, said.kind)
+        if kind in _HELD:
+            axis = _class_axis(name, said, len(shape))
             if axis is not None and not shape[axis]:
                 raise UsageError(
-                    f"--task {name}=classification: the output has no class along axis {axis}, whose size is 0; name "
-                    f"the axis of its classes with {name}=classification@AXIS, or leave it out with --task {name}=none"
+                    f"--task {name}={kind}: the output has no class along axis {axis}, whose size is 0; name the axis "
+                    f"of its classes with {name}={kind}@AXIS, or leave it out with --task {name}=none"
                 )
-            return OutputTask(kind="classification", class_axis=axis, event=axis is None or shape[axis] == 1)
+            return OutputTask(kind=kind, class_axis=axis, event=axis is None or shape[axis] == 1)
         variance = self.heads.get(name)
-        kind = "regression" if variance else said.kind
-        return OutputTask(kind=cast(Task, kind), variance=variance, logarithm=name in self.log_variance)
+        return OutputTask(
+            kind="regression" if variance else kind, variance=variance, logarithm=name in self.log_variance
+        )
 
     def _chosen(self, names: Sequence[str], *, strict: bool) -> str | None:
-        """Which of the outputs without a task of their own holds class scores: the only one, or the one called logits.
+        """Which of the outputs without a task of their own has the classes: the only one, or scores called logits.
 
-        Where nothing is drawn nothing is made of the scores, and so nobody has to choose.
+        Where nothing is drawn nothing is made of them, and so nobody has to choose.
         """
         free = [name for name in names if name not in self.named and name not in self.heads]
         if len(free) < 2:
             return free[0] if free else None
-        if "logits" in free:
+        kind = self.others.kind
+        if kind == "classification" and "logits" in free:
             return "logits"
         if not strict:
             return None
         raise ExportError(
-            f"task classification: several outputs ({', '.join(free)}); say which holds class scores with "
-            f"--task {free[0]}=classification"
+            f"task {kind}: several outputs ({', '.join(free)}); say which holds {_HELD[kind]} with "
+            f"--task {free[0]}={kind}"
         )
 
     def _refuse_means_only(self, names: Sequence[str]) -> None:
         if names and all(name in self.heads for name in names):
             raise UsageError(
-                f"--task classification: each output that draws has a variance ({', '.join(names)}), which makes it a "
-                "regression, and none is left to hold class scores; leave --task classification or the variance out"
+                f"--task {self.others.kind}: each output that draws has a variance ({', '.join(names)}), which makes "
+                f"it a regression, and none is left to hold {_HELD[self.others.kind]}; leave --task "
+                f"{self.others.kind} or the variance out"
             )
 
     def _check_names(self, known: Iterable[str], drawn: Sequence[str] | None) -> None:
@@ -116,7 +133,7 @@ class TaskRequest:
                 f"output {', '.join(map(repr, unknown))}: no such output is exported; the outputs are "
                 f"{', '.join(known)}"
             )
-        needed = [name for name, said in self.named.items() if said.kind == "classification"] + list(self.heads)
+        needed = [name for name, said in self.named.items() if said.kind in _HELD] + list(self.heads)
         fixed = [name for name in needed if drawn is not None and name not in drawn]
         if fixed:
             raise ExportError(
@@ -125,13 +142,14 @@ class TaskRequest:
             )
 
 
-def _class_axis(name: str, axis: int | None, rank: int) -> int | None:
+def _class_axis(name: str, said: _Said, rank: int) -> int | None:
+    axis = said.axis
     if axis is None:
         return 1 if rank > 1 else None
     found = axis + rank if axis < 0 else axis
     if not 1 <= found < rank:
         raise UsageError(
-            f"--task {name}=classification@{axis}: the output has {rank} dimensions and the first is the batch, so the "
+            f"--task {name}={said.kind}@{axis}: the output has {rank} dimensions and the first is the batch, so the "
             + (f"class axis is one of 1 to {rank - 1}, or {1 - rank} to -1" if rank > 1 else "axis must be left out")
         )
     return found
@@ -142,7 +160,7 @@ def parse_tasks(
     variance: Mapping[str, str] | None = None,
     log_variance: Mapping[str, str] | None = None,
 ) -> TaskRequest:
-    """Read ``KIND``, for all outputs that are not named, and ``NAME=KIND``; classification may end in ``@AXIS``.
+    """Read ``KIND``, for all outputs that are not named, and ``NAME=KIND``; one with classes may end in ``@AXIS``.
 
     Raises:
         UsageError: another form, or two that contradict each other.
@@ -181,14 +199,12 @@ def _said(text: str, kind: str) -> _Said:
         raise UsageError(f"--task {text!r}: unknown kind {kind!r}; expected KIND or NAME=KIND of {', '.join(KINDS)}")
     if not at:
         return _Said(kind=cast(Kind, kind))
-    if kind != "classification":
-        raise UsageError(f"--task {text!r}: only classification has a class axis; leave @{axis} out")
+    if kind not in _HELD:
+        raise UsageError(f"--task {text!r}: only classification and probabilities have a class axis; leave @{axis} out")
     try:
-        return _Said(kind="classification", axis=int(axis))
+        return _Said(kind=cast(Kind, kind), axis=int(axis))
     except ValueError:
-        raise UsageError(
-            f"--task {text!r}: the class axis {axis!r} is no number; for example NAME=classification@-1"
-        ) from None
+        raise UsageError(f"--task {text!r}: the class axis {axis!r} is no number; for example NAME={kind}@-1") from None
 
 
 def _check_heads(request: TaskRequest) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,6 +68,31 @@ def test_pieces_equal_all_draws_at_once_row_by_row(
         for name, value in want.items():
             np.testing.assert_allclose(found[name][row], value[0], rtol=1e-9, atol=1e-9, err_msg=f"{name}, row {row}")
         np.testing.assert_allclose(error[row], want["y.probs_std"].max() / np.sqrt(len(own)), rtol=1e-9, atol=1e-9)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 2**32 - 1))
+def test_pieces_of_probabilities_which_have_no_mean(sizes: list[int], seed: int) -> None:
+    values = np.random.default_rng(seed).dirichlet((0.3, 0.3, 0.3), size=(sum(sizes), 2))
+    values[0, 0] = 0, 1, 0
+    names = ("probs", "probs_std", "entropy", "mutual_information")
+    pieces, first = Pieces(specs(names), 2), 0
+    for size in sizes:
+        part = values[first : first + size]
+        total, each = scipy.stats.entropy(part.mean(0), axis=1), scipy.stats.entropy(part, axis=2).mean(0)
+        found = {"probs": part.mean(0), "probs_std": _deviation(part), "entropy": total}
+        found["mutual_information"] = total - each
+        pieces.add(np.arange(2), {f"y.{name}": value for name, value in found.items()}, size)
+        first += size
+    result, total = pieces.outputs(), scipy.stats.entropy(values.mean(0), axis=1)
+    assert list(result) == [f"y.{name}" for name in names]
+    np.testing.assert_allclose(result["y.probs"], values.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(result["y.probs_std"], _deviation(values), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(result["y.entropy"], total, rtol=1e-9)
+    np.testing.assert_allclose(
+        result["y.mutual_information"], total - scipy.stats.entropy(values, axis=2).mean(0), rtol=1e-6, atol=1e-12
+    )
+    error = _deviation(values).max(axis=1) / np.sqrt(len(values))
+    np.testing.assert_allclose(pieces.standard_error(), error, rtol=1e-9, atol=1e-12)
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 2**32 - 1))

@@ -1,5 +1,6 @@
 """The numpy definitions against direct formulas, and the statistics of pieces against those of the whole."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,68 @@ def test_pieces_of_draws_combine_to_the_whole(given: tuple[np.ndarray, int], dat
     assert list(found) == list(whole)
     for name, value in whole.items():
         np.testing.assert_allclose(found[name], value, atol=1e-6, err_msg=name)
+
+
+@st.composite
+def given_probabilities(draw: st.DrawFn, *, minimum: int = 2) -> tuple[np.ndarray, int]:
+    """Probabilities (draws, batch, ...) that add up to 1 along an axis, or of one event; some are exactly 0 or 1."""
+    count = draw(st.integers(minimum, 7))
+    shape = (count, *draw(st.lists(st.integers(1, 4), min_size=2, max_size=4)))
+    axis = draw(st.integers(1, len(shape) - 2))
+    weights = draw(npst.arrays(np.float64, shape, elements=st.sampled_from((0.0, 1e-300, 1e-9, 0.25, 1.0, 3.0))))
+    if shape[axis + 1] == 1:
+        return np.minimum(weights, 1), axis
+    first = np.arange(shape[axis + 1]).reshape(-1, *[1] * (len(shape) - axis - 2)) == 0
+    weights = np.where(weights.sum(axis + 1, keepdims=True) == 0, np.where(first, 1.0, 0.0), weights)
+    return weights / weights.sum(axis + 1, keepdims=True), axis
+
+
+def entropy_by_hand(values: np.ndarray) -> float:
+    """Of the probabilities of all classes, or of the only one that has a name."""
+    every = [float(value) for value in values]
+    return -sum(p * math.log(p) for p in (every if len(every) > 1 else [every[0], 1 - every[0]]) if p > 0)
+
+
+@given(given_probabilities())
+def test_statistics_of_probabilities_by_hand(given: tuple[np.ndarray, int]) -> None:
+    values, axis = given
+    found = summarize(values, classification=True, scores=False, class_axis=axis)
+    assert list(found) == ["probs", "probs_std", "entropy", "mutual_information"]
+    np.testing.assert_allclose(found["probs"], sum(values) / len(values), atol=1e-12)
+    np.testing.assert_allclose(found["probs_std"], np.std(values, 0, ddof=1), atol=1e-12)
+    lanes = np.moveaxis(values, axis + 1, -1)
+    for place in np.ndindex(found["entropy"].shape):
+        each = [lane[place] for lane in lanes]
+        total = entropy_by_hand(sum(each) / len(each))
+        np.testing.assert_allclose(found["entropy"][place], total, atol=1e-12)
+        np.testing.assert_allclose(
+            found["mutual_information"][place], total - sum(map(entropy_by_hand, each)) / len(each), atol=1e-12
+        )
+    assert not np.signbit(found["entropy"]).any()
+
+
+@given(given_probabilities(minimum=1), st.data())
+def test_pieces_of_probabilities_combine_to_the_whole(given: tuple[np.ndarray, int], data: st.DataObject) -> None:
+    values, axis = given
+    parts = pieces_of(values, data.draw(st.lists(st.integers(0, len(values)), max_size=3)))
+    pieces = [summarize(part, classification=True, scores=False, class_axis=axis) for part in parts]
+    whole = summarize(values, classification=True, scores=False, class_axis=axis)
+    found = combine(pieces, list(map(len, parts)), class_axis=axis)
+    assert list(found) == list(whole)
+    for name, value in whole.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-7, err_msg=name)
+
+
+def test_probabilities_that_rounding_put_beyond_0_and_1_have_no_entropy() -> None:
+    values = np.array([[[1 + 1e-7, -1e-7], [np.nan, 1]]] * 2)
+    for found in (
+        summarize(values, classification=True, scores=False),
+        summarize(values[..., :1], classification=True, scores=False),
+    ):
+        np.testing.assert_array_equal(found["entropy"], [0, np.nan])
+        np.testing.assert_array_equal(found["mutual_information"], [0, np.nan])
+        assert not np.signbit(found["entropy"][0])
+        np.testing.assert_array_equal(found["probs"][0], values[0, 0, : found["probs"].shape[1]])
 
 
 def test_the_order_of_the_statistics() -> None:

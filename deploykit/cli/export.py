@@ -63,7 +63,8 @@ Examples:
 @click.option(
     "--task", multiple=True, default=["raw"], show_default="raw", metavar="[NAME=]KIND[@AXIS]",
     help="What all outputs are, or one: classification (adds probabilities, entropy, mutual information; classes along "
-    "AXIS, by default 1), regression, raw, or none, which leaves NAME out.",
+    "AXIS, by default 1), probabilities (the same of what a softmax or sigmoid gave), regression, raw, or none, which "
+    "leaves NAME out.",
 )  # fmt: skip
 @click.option("--variance", multiple=True, metavar="MEAN=NAME", help="Output NAME is the variance of output MEAN.")
 @click.option("--log-variance", multiple=True, metavar="MEAN=NAME", help="The same for the logarithm of a variance.")

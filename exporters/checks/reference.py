@@ -59,7 +59,7 @@ class Reference:
                 continue
             values = np.stack([draw[name] for draw in each])
             summary = summarize(
-                values, classification=task.kind == "classification", class_axis=task.class_axis,
+                values, classification=task.classes, scores=task.scores, class_axis=task.class_axis,
                 event=task.event, variances=_variances(each, task),
             )  # fmt: skip
             found |= {f"{name}.{statistic}": value for statistic, value in summary.items()}

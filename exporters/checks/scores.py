@@ -1,4 +1,7 @@
-"""Whether what is said to be class scores are scores: probabilities would go through a second softmax, and be flat."""
+"""Whether what is said to be class scores, or probabilities, is that.
+
+Probabilities that pass for scores would go through a second softmax, and be flat; scores have no entropy.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,24 +14,21 @@ from exporters.tasks import OutputTask
 
 __all__ = ["check_scores"]
 
-_ROWS = 16
+Array = NDArray[np.float64]
 
-_ADVICE = (
-    "return what comes before the softmax or the sigmoid (perhaps --method forward does), or leave the task out for "
-    "the mean and the deviation of the probabilities"
-)
+_ROWS = 16
 
 
 def check_scores(reference: Reference, inputs: ModelInputs, tolerance: float) -> tuple[str, ...]:
-    """Look at one draw of the outputs of which probabilities are to be made.
+    """Look at one draw of the outputs that have classes.
 
     Returns:
-        A note for each output all of whose values might be probabilities, though scores might have them, too.
+        A note for each output all of whose scores might be probabilities, though scores might have such values, too.
 
     Raises:
-        ExportError: the values of each row add up to 1 over the classes, and none is below 0.
+        ExportError: scores that are probabilities already, or probabilities that are none. What is NaN tells nothing.
     """
-    asked = {name: task for name, task in reference.tasks.items() if task.kind == "classification"}
+    asked = {name: task for name, task in reference.tasks.items() if task.classes}
     if not asked:
         return ()
     sizes = {inputs.batch_name: _ROWS, **inputs.default_sizes()}
@@ -39,21 +39,53 @@ def check_scores(reference: Reference, inputs: ModelInputs, tolerance: float) ->
     notes = []
     for name, task in asked.items():
         values = found[name].astype(np.float64)
-        if not values.size or not np.all((values >= 0) & (values <= 1)):
-            continue
-        if _adds_up(values, task, tolerance):
-            raise ExportError(
-                f"output {name!r}: is probabilities already, which add up to 1 along axis {task.class_axis}; --task "
-                f"{name}=classification takes class scores (logits) and makes the softmax of them: {_ADVICE}"
-            )
-        notes.append(
-            f"output {name}: all of its values lie between 0 and 1 in the checks, and --task {name}=classification "
-            f"takes scores (logits). If they are probabilities, {_ADVICE}"
-        )
+        if not task.scores:
+            _require_probabilities(name, values, task, tolerance)
+        elif values.size and np.all((values >= 0) & (values <= 1)):
+            notes.append(_note_of_scores(name, values, task, tolerance))
     return tuple(notes)
 
 
-def _adds_up(values: NDArray[np.float64], task: OutputTask, tolerance: float) -> bool:
-    if task.class_axis is None or task.event:
-        return False
-    return bool(np.allclose(values.sum(axis=task.class_axis), 1, rtol=0, atol=tolerance))
+def _note_of_scores(name: str, values: Array, task: OutputTask, tolerance: float) -> str:
+    """A note on scores that all lie between 0 and 1, or the refusal of what adds up to 1 besides."""
+    advice = (
+        f"say --task {name}=probabilities{_axis(task)}, or return what comes before the softmax or the sigmoid "
+        "(perhaps --method forward does)"
+    )
+    sums = _sums(values, task)
+    if sums is not None and np.allclose(sums, 1, rtol=0, atol=tolerance):
+        raise ExportError(
+            f"output {name!r}: is probabilities already, which add up to 1 along axis {task.class_axis}; --task "
+            f"{name}=classification takes class scores (logits) and makes the softmax of them: {advice}"
+        )
+    return (
+        f"output {name}: all of its values lie between 0 and 1 in the checks, and --task {name}=classification "
+        f"takes scores (logits). If they are probabilities, {advice}"
+    )
+
+
+def _require_probabilities(name: str, values: Array, task: OutputTask, tolerance: float) -> None:
+    beyond = values[(values < -tolerance) | (values > 1 + tolerance)]
+    if beyond.size:
+        raise ExportError(
+            f"output {name!r}: has values such as {beyond[0]:.6g} in the checks, and --task {name}=probabilities takes "
+            f"what lies between 0 and 1; for scores (logits) say --task {name}=classification{_axis(task)}"
+        )
+    sums = _sums(values, task)
+    off = np.empty(0) if sums is None else sums[np.abs(sums - 1) > tolerance]
+    if off.size:
+        raise ExportError(
+            f"output {name!r}: adds up to {off[0]:.6g} along axis {task.class_axis} in a row of the checks, and --task "
+            f"{name}=probabilities takes what adds up to 1 along the axis of the classes; name that with "
+            f"{name}=probabilities@AXIS, for scores (logits) say --task {name}=classification{_axis(task)}, and give "
+            f"events that do not exclude each other an axis of size 1: unsqueeze(-1) and {name}=probabilities@-1"
+        )
+
+
+def _sums(values: Array, task: OutputTask) -> Array | None:
+    """What the values add up to along the axis of the classes; None where each belongs to one event."""
+    return None if task.class_axis is None or task.event else np.asarray(values.sum(axis=task.class_axis))
+
+
+def _axis(task: OutputTask) -> str:
+    return "" if task.class_axis in (None, 1) else f"@{task.class_axis}"

@@ -51,7 +51,7 @@ def make_reports(values: Mapping[str, Value], tasks: Mapping[str, OutputTask], *
             continue
         _check_mean_exists(name, tensor)
         summary = summarize(
-            tensor, classification=task.kind == "classification", class_axis=task.class_axis,
+            tensor, classification=task.classes, scores=task.scores, class_axis=task.class_axis,
             event=task.event, variances=_variances(name, task, values), keep_draws=keep_draws,
         )  # fmt: skip
         found += [

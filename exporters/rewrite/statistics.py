@@ -21,6 +21,7 @@ def summarize(
     draws: Tensor,
     *,
     classification: bool,
+    scores: bool = True,
     class_axis: int | None,
     event: bool,
     variances: Variances | None,
@@ -28,13 +29,14 @@ def summarize(
 ) -> dict[str, Tensor]:
     """Statistics of ``draws`` (draws, batch, ...), by name; ``draws`` itself comes as (batch, draws, ...).
 
-    ``class_axis`` counts in one draw (batch, ...), from the start; None where there is none. ``event`` tells whether
-    each value is the logit of one event, which it always is without that axis.
+    ``scores`` tells whether a classification is of logits, or of probabilities. ``class_axis`` counts in one draw
+    (batch, ...), from the start; None where there is none. ``event`` tells whether each value belongs to one event,
+    which it always does without that axis.
     """
     mean, std = _moments(draws)
-    found = {"mean": mean, "std": std}
+    found = {"mean": mean, "std": std} if scores or not classification else {}
     if classification:
-        found |= _class_statistics(_at_least_single(draws), class_axis, event)
+        found |= _class_statistics(_at_least_single(draws), class_axis, event=event, scores=scores)
     if variances is not None:
         # Expanded, because a variance may be the same for several values.
         aleatoric = _root_mean(variances[0].double(), variances[1]).expand_as(mean).clone()
@@ -63,23 +65,29 @@ def _moments(draws: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance.sqrt()
 
 
-def _class_statistics(draws: Tensor, class_axis: int | None, event: bool) -> dict[str, Tensor]:
+def _class_statistics(draws: Tensor, class_axis: int | None, *, event: bool, scores: bool) -> dict[str, Tensor]:
     if class_axis is None or event:
-        each = torch.sigmoid(draws)
+        each = torch.sigmoid(draws) if scores else draws
         probs, deviation = _moments(each)
         entropy, expected = _coin(probs), _coin(each).mean(0)
         if class_axis is not None:
             entropy, expected = entropy.squeeze(class_axis), expected.squeeze(class_axis)
     else:
-        log_probs = torch.log_softmax(draws, dim=class_axis + 1)
-        each = log_probs.exp()
+        each, plogp = _softmax(draws, class_axis + 1) if scores else (draws, _plogp(draws))
         probs, deviation = _moments(each)
         entropy = 0 - _plogp(probs).sum(class_axis)
-        # A class that is out of the question has the logarithm -inf, which times 0 would be NaN.
-        expected = -(each * log_probs.clamp(min=_LEAST.min)).sum(class_axis + 1).mean(0)
+        expected = -plogp.sum(class_axis + 1).mean(0)
     # The difference of two rounded numbers can come out a hair below zero, which no mutual information is.
     information = (entropy - expected).clamp(min=0)
     return {"probs": probs, "probs_std": deviation, "entropy": entropy, "mutual_information": information}
+
+
+def _softmax(draws: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """The softmax p along ``axis`` and p ln p, which has more digits from the logarithm than from p."""
+    log_probs = torch.log_softmax(draws, dim=axis)
+    each = log_probs.exp()
+    # A class that is out of the question has the logarithm -inf, which times 0 would be NaN.
+    return each, each * log_probs.clamp(min=_LEAST.min)
 
 
 def _coin(probs: Tensor) -> Tensor:
@@ -88,8 +96,8 @@ def _coin(probs: Tensor) -> Tensor:
 
 
 def _plogp(probs: Tensor) -> Tensor:
-    """P ln p with 0 ln 0 = 0."""
-    return probs * probs.clamp(min=_LEAST.tiny).log()
+    """P ln p with 0 ln 0 = 0, and 0 where rounding has put a given probability below 0 or above 1."""
+    return (probs * probs.clamp(min=_LEAST.tiny).log()).clamp(max=0)
 
 
 def _root_mean(values: Tensor, logarithm: bool) -> Tensor:

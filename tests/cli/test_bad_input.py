@@ -85,7 +85,7 @@ def test_a_truncated_checkpoint(call: Call, place: Path, checkpoint: Path, capsy
         (
             [*NET, "--input", X, "--task", "guessing"],
             2,
-            ["unknown kind 'guessing'", "classification, regression, raw, none"],
+            ["unknown kind 'guessing'", "classification, probabilities, regression, raw, none"],
         ),
         ([*NET, "--input", X, "--task", "scores=raw"], 2, ["'scores'", "the outputs are logits"]),
         ([*NET, "--input", X, "--task", "scores=none"], 2, ["scores=none", "the outputs are logits"]),

@@ -40,6 +40,31 @@ def test_each_output_has_its_own_task_and_axis() -> None:
     }
 
 
+def test_probabilities_have_classes_as_scores_have() -> None:
+    request = parse_tasks(["logits=probabilities", "tokens=probabilities@-1", "score=probabilities"])
+    found = request.resolve(SHAPES, DRAWN)
+    assert found == {
+        "logits": OutputTask(kind="probabilities", class_axis=1),
+        "tokens": OutputTask(kind="probabilities", class_axis=2, event=True),
+        "score": OutputTask(kind="probabilities", event=True),
+        "fixed": RAW,
+    }
+    assert {name: (task.classes, task.scores) for name, task in found.items()} == {
+        "logits": (True, False), "tokens": (True, False), "score": (True, False), "fixed": (False, True),
+    }  # fmt: skip
+    both = parse_tasks(["classification", "a=probabilities"])
+    assert {name: task.kind for name, task in both.resolve(TWO, ["a", "b"]).items()} == {
+        "a": "probabilities", "b": "classification",
+    }  # fmt: skip
+
+
+def test_probabilities_without_a_name_are_the_only_output_and_not_the_one_called_logits() -> None:
+    request = parse_tasks("probabilities")
+    assert request.resolve(TWO, ["b"]) == {"a": RAW, "b": OutputTask(kind="probabilities", class_axis=1)}
+    with pytest.raises(ExportError, match=r"\(logits, tokens, score\).*holds probabilities.*logits=probabilities"):
+        request.resolve(SHAPES, DRAWN)
+
+
 def test_a_variance_belongs_to_its_mean_and_is_no_output() -> None:
     request = parse_tasks([], {"tokens": "score"}, {"logits": "fixed"})
     assert request.resolve(SHAPES, DRAWN) == {
@@ -64,12 +89,13 @@ def test_classification_of_nothing_but_means_with_a_variance_is_refused(drawn: l
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ("guessing", "unknown kind 'guessing'.*classification, regression, raw, none"),
+        ("guessing", "unknown kind 'guessing'.*classification, probabilities, regression, raw, none"),
         ("logits=guessing", "unknown kind 'guessing'"),
         ("none", "give the output, NAME=none"),
         ("=raw", "give the output, NAME=raw"),
-        ("logits=regression@1", "only classification has a class axis"),
+        ("logits=regression@1", "only classification and probabilities have a class axis"),
         ("logits=classification@last", "axis 'last' is no number"),
+        ("logits=probabilities@last", "axis 'last' is no number.*NAME=probabilities@-1"),
         (["raw", "regression"], "2 tasks without an output's name"),
         (["logits=raw", "logits=none"], "logits: given twice"),
     ],
@@ -86,6 +112,7 @@ def test_other_forms_are_refused(texts: str | list[str], message: str) -> None:
         ([], {"a": "v", "b": "v"}, {}, "output v is the variance of two outputs"),
         ([], {"a": "b"}, {"b": "v"}, "output b is a mean and a variance"),
         (["a=classification"], {"a": "v"}, {}, "output a has a variance, so its task is regression"),
+        (["a=probabilities"], {"a": "v"}, {}, "output a has a variance, so its task is regression"),
         (["a=none"], {"a": "v"}, {}, "output a has a variance"),
         (["v=raw"], {}, {"a": "v"}, "output v is used as a variance"),
     ],
@@ -104,6 +131,7 @@ def test_variances_that_contradict_are_refused(
         ([], {"logits": "sigma"}, "'sigma': no such output"),
         ("tokens=classification@0", {}, "3 dimensions.*1 to 2, or -2 to -1"),
         ("tokens=classification@3", {}, "1 to 2"),
+        ("tokens=probabilities@3", {}, "tokens=probabilities@3: .*1 to 2"),
         ("score=classification@1", {}, "must be left out"),
     ],
 )
@@ -112,7 +140,9 @@ def test_outputs_and_axes_that_do_not_exist_are_refused(texts: str, variance: di
         parse_tasks(texts, variance).resolve(SHAPES, DRAWN)
 
 
-@pytest.mark.parametrize(("texts", "variance"), [("fixed=classification", {}), ([], {"fixed": "score"})])
+@pytest.mark.parametrize(
+    ("texts", "variance"), [("fixed=classification", {}), ("fixed=probabilities", {}), ([], {"fixed": "score"})]
+)
 def test_what_needs_draws_is_refused_for_an_output_that_has_none(texts: str, variance: dict[str, str]) -> None:
     with pytest.raises(ExportError, match=r"'fixed': depends on no dropout.*logits, tokens, score"):
         parse_tasks(texts, variance).resolve(SHAPES, DRAWN)

@@ -206,21 +206,24 @@ def test_the_artifact_says_how_large_a_row_is(model: Path) -> None:
 
 
 class Tokens(nn.Module):
-    """Scores (batch, tokens, classes): the classes lie along the last axis."""
+    """Scores (batch, tokens, classes), or their probabilities: the classes lie along the last axis."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
+        self.kind = kind
         self.body = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 6))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.body(x)
-        return found.reshape(-1, 2, 3)
+        tokens = found.reshape(-1, 2, 3)
+        return tokens if self.kind == "classification" else torch.softmax(tokens, -1)
 
 
-def test_the_probabilities_of_a_classification_decide(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["classification", "probabilities"])
+def test_the_probabilities_decide(data: Path, tmp_path: Path, kind: str) -> None:
     torch.manual_seed(0)
     export_module(
-        Tokens(), tmp_path / "m", inputs=["x:float32[batch,4]"], mc_draws=DRAWS, task="output=classification@-1",
+        Tokens(kind), tmp_path / "m", inputs=["x:float32[batch,4]"], mc_draws=DRAWS, task=f"output={kind}@-1",
         formats=["onnx"],
     )  # fmt: skip
     x, sizes = np.load(data), (10, 15, 23, 35, 40)
