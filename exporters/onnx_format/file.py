@@ -25,6 +25,7 @@ from exporters.onnx_format.attention import attention
 from exporters.onnx_format.average import with_means
 from exporters.onnx_format.difference import reversed_difference
 from exporters.onnx_format.exact import exact_constants
+from exporters.onnx_format.limits import clamp, with_limits_of_one_type
 from exporters.onnx_format.lookup import lookup_translations
 from exporters.onnx_format.names import free_names_of_users, restore_weight_names
 from exporters.onnx_format.order import distances, stable_sort
@@ -55,6 +56,7 @@ def write_onnx(
     import torch
 
     _refuse_projections(captured)
+    with_limits_of_one_type(captured.program.graph)
     names = [*inputs, *(("sample_ids", "draw_ids", "seed") if controls else ())]
     try:
         with quiet(), _silent_logs(), dynamic_steps(), exact_constants(), torch.no_grad():
@@ -115,6 +117,7 @@ def _translations() -> dict[Any, Any]:
     return {
         SHIFT_RIGHT: _shift_right(),
         aten.scaled_dot_product_attention.default: attention,
+        aten.clamp.default: clamp,
         aten.gelu.default: gelu,
         aten.log_sigmoid.default: log_sigmoid,
         aten.log_sigmoid_forward.default: log_sigmoid_parts,

@@ -63,6 +63,28 @@ def test_logarithms_of_small_probabilities_are_finite(tmp_path: Path) -> None:
         np.testing.assert_allclose(got[name], value.numpy(), rtol=1e-5, atol=1e-6)
 
 
+class Limited(nn.Module):
+    """Limits of two types, and of integers."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        counts = (x * 10).long()
+        return {
+            "mixed": x.clamp(1e-6, 1),
+            "above": x.clamp(max=0.5) + x.clamp(min=-1),
+            "wide": x.double().clamp(0, 0.5),
+            "counts": counts.clamp(-3, 4),
+            "fractions": counts.clamp(0.5, 2),
+            "inplace": torch.clamp_(x + 1, 0.25, 2),
+        }
+
+
+def test_numbers_limit_what_they_limit_in_torch(tmp_path: Path) -> None:
+    x = np.array([[-2, 0.05, np.nan, 0.15], [0, 1e-7, 3, np.inf]], np.float32)
+    got, wanted = ran(Limited(), tmp_path, x)
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(got[name], value.numpy(), strict=True, err_msg=name)
+
+
 def test_a_running_sum_of_powers_is_refused_by_its_module(tmp_path: Path) -> None:
     class Running(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
