@@ -332,3 +332,11 @@ def test_the_next_command_is_one_that_works(call: Call, place: Path, capsys: pyt
         for command in said.removeprefix("next: ").split("; "):
             assert call(*command.split()[1:]) == 0
         capsys.readouterr()
+
+
+def test_ctrl_c_while_the_command_line_is_loaded_is_told_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")
+    command = [sys.executable, "-m", "deploykit", "--help"]
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
+    assert (done.returncode, done.stderr) == (130, "Stopped.\n")
