@@ -6,10 +6,10 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 from deploykit.devices import Device
-from deploykit.errors import DeviceError, IncompleteRunError, MissingExtraError, RunError, UsageError
+from deploykit.errors import DeviceError, MissingExtraError, RunError, UsageError
 from runners.base import Runner
 from runners.engines.base import Engine
 from runners.engines.execute import drive
@@ -35,11 +35,12 @@ class RayEngine(Engine):
 
     def __init__(self) -> None:
         self._ray = _ray()
-        self._connected, self._former = False, signal.getsignal(signal.SIGTERM)
+        self._connected = False
 
     def __enter__(self) -> Self:
         if not self._ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            former = signal.getsignal(signal.SIGTERM)
             try:
                 connect(self._ray)
             except ConnectionError as error:
@@ -47,11 +48,13 @@ class RayEngine(Engine):
                     f"engine ray: no Ray cluster answers at {os.environ.get('RAY_ADDRESS', 'the address it left')} "
                     f"({error}); correct RAY_ADDRESS, or set RAY_ADDRESS=local for a cluster on this machine"
                 ) from error
-            except SystemExit as error:  # Ray's own way of ending at a SIGTERM.
-                _at_sigterm(self._former)
-                _end(int(error.code or signal.SIGTERM))
+            except SystemExit:  # Ray's own way of ending at a SIGTERM.
+                if callable(former):
+                    former(signal.SIGTERM, None)
+                raise
+            finally:
+                _at_sigterm(former)
             self._connected = True
-            _at_sigterm(_end)
         return self
 
     def __exit__(
@@ -59,7 +62,6 @@ class RayEngine(Engine):
     ) -> None:
         if self._connected:
             self._ray.shutdown()
-            _at_sigterm(self._former)
 
     def devices(self, text: str, runner: type[Runner]) -> tuple[Device, ...]:  # noqa: ARG002
         """``cpu:4`` are four actors, ``cuda`` one for each GPU of the cluster, ``auto`` that or one for each CPU."""
@@ -97,13 +99,6 @@ class RayEngine(Engine):
 def _at_sigterm(handler: Any) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
-
-
-def _end(number: int, _frame: object = None) -> NoReturn:
-    """End at a signal that comes before the ranks are there, or after them."""
-    error = IncompleteRunError(f"engine ray: stopped by {signal.Signals(number).name}; give the same command again")
-    error.exit_code = 128 + number
-    raise error
 
 
 def _ray() -> Any:

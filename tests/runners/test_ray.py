@@ -26,6 +26,7 @@ from runners.engines.ray_cluster import require_answer
 from runners.engines.shipping import packed_bytes, unpacked
 from runners.exchange import Exchange
 from runners.job import run
+from runners.system.stop import stoppable
 
 SLOW = f"{Path(__file__).parent / 'slowdata.py'}:make"
 OPTIONS: dict[str, Any] = {"batch_size": 2, "shard_rows": 8, "runner": "onnx"}
@@ -189,21 +190,25 @@ class Ranks:
 def test_a_signal_while_no_rank_is_there_is_no_exit_of_the_users_code(
     monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    """Ray replaces the handler of SIGTERM by one that calls ``sys.exit``."""
-    former = signal.getsignal(signal.SIGTERM)
+    """Ray replaces the handler of SIGTERM by one that calls ``sys.exit``; that of the run is to hear it."""
+    former, ended = signal.getsignal(signal.SIGTERM), []
 
     def init(**_: Any) -> None:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
         if when == "on the way":
             signal.raise_signal(signal.SIGTERM)
 
-    ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: ended.append(1))
     monkeypatch.setattr(engine_ray, "_ray", lambda: ray)
     try:
-        said = "engine ray: stopped by SIGTERM; give the same"
-        with pytest.raises(IncompleteRunError, match=said) as caught, engine_ray.RayEngine():
+        with (
+            pytest.raises(IncompleteRunError, match="directory r: stopped by SIGTERM before") as caught,
+            stoppable("r", lambda: "before it began"),
+            engine_ray.RayEngine(),
+        ):
             signal.raise_signal(signal.SIGTERM)
         assert caught.value.exit_code == 143
+        assert len(ended) == (when == "connected")
         assert signal.getsignal(signal.SIGTERM) is former
     finally:
         signal.signal(signal.SIGTERM, former)
