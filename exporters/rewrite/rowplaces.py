@@ -25,6 +25,9 @@ _LIKE = {"expand_as", "view_as", "reshape_as"}
 
 _NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
+_CUTS = {"slice", "narrow"}
+"""Names of operations that take a part of a dimension, from one number to another."""
+
 _ALONG = {
     "index_select", "gather", "index_add", "index_copy", "index_fill", "index_reduce", "scatter", "scatter_add",
     "scatter_reduce",
@@ -106,16 +109,21 @@ def _valued(node: fx.Node) -> list[fx.Node]:
 
 def _counts(plan: MonteCarloPlan, node: fx.Node) -> bool:
     """Whether the values are numbers of rows, or made of the number of all rows."""
-    name = operation_of(node)
-    if name in ("arange", "linspace", "logspace"):
-        return plan.symbol in symbols_of(node)
-    if name not in ("scalar_tensor", "full", "new_full", "full_like") and torch.Tag.pointwise not in getattr(
-        node.target, "tags", ()
-    ):
-        return False
+    if not isinstance(node.meta.get("val"), (Tensor, list, tuple)):
+        return False  # A size, which counts only where values are made of it.
     # Sizes of the result stand in lists.
     numbers = (each.meta.get("val") for each in (*node.args, *node.kwargs.values()) if isinstance(each, fx.Node))
-    return any(plan.symbol in each.node.expr.free_symbols for each in numbers if isinstance(each, _NUMBERS))
+    made = any(plan.symbol in each.node.expr.free_symbols for each in numbers if isinstance(each, _NUMBERS))
+    return made and not _cuts_rows(plan, node)
+
+
+def _cuts_rows(plan: MonteCarloPlan, node: fx.Node) -> bool:
+    """Whether single numbers say only how many rows the result has, or which of them."""
+    name = operation_of(node)
+    if name in _CUTS:
+        given = arguments(node)
+        return plan.symbol in symbolic_shape(given["input"])[given["dim"]].free_symbols
+    return name == "repeat_interleave"
 
 
 def _indices(plan: MonteCarloPlan, node: fx.Node) -> Collection[fx.Node]:
