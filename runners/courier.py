@@ -48,6 +48,20 @@ class Courier(Mirror):
         self._sent = self._listed()
         RunDirectory.join(self.copy, RunDirectory.open(self.copy).job)
 
+    def start(self) -> None:
+        """Have the job here and begin to send. A store that fails for a moment ends no run that has begun.
+
+        Raises:
+            RunError: the store cannot be read or written; nothing is left on this machine.
+        """
+        try:
+            self._insist(self.fetch)
+            self._insist(self.probe)
+        except BaseException:
+            shutil.rmtree(self.copy.parent, ignore_errors=True)
+            raise
+        super().start()
+
     def send(self) -> None:
         """Send what is new, as ``Mirror.send`` does, and remove the predictions here that are there."""
         with self._turn:
@@ -65,12 +79,6 @@ def sending(url: str, rank: int) -> Iterator[Courier]:
         RunError: the store cannot be read or written; the message says where that is which is not sent.
     """
     courier = Courier(url, rank)
-    try:
-        courier.fetch()
-        courier.probe()
-    except BaseException:
-        shutil.rmtree(courier.copy.parent, ignore_errors=True)
-        raise
     courier.start()
     try:
         with naming(courier.url, courier.copy):

@@ -166,7 +166,11 @@ class Cast:
             return
         rank = call.rank
         if "error" in answer:
-            self._fail(rank, rebuilt(answer["error"]))
+            failure = rebuilt(answer["error"])
+            if call.what == "ready" and rank in self._rows and isinstance(failure, RunError):
+                self._bury(call, failure)  # The one before it was ready: a store that does not answer may do so later.
+            else:
+                self._fail(rank, failure)
         elif call.what == "ready":
             self._ready[rank], self._rows[rank] = time.monotonic(), 0
         elif call.shard is not None:

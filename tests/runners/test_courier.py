@@ -103,6 +103,24 @@ class TestCourier:
             sending(bucket, 2).__enter__()
         assert list(places.iterdir()) == []
 
+    @pytest.mark.parametrize("name", ["files", "put"])
+    def test_a_store_that_fails_for_a_moment_is_asked_again(
+        self, bucket: str, whole: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put(bucket, whole, "run.json")
+        ask, asked = getattr(Store, name), []
+
+        def flaky(*arguments: Any) -> Any:
+            asked.append(None)
+            if len(asked) == 1:
+                raise RunError("the network is down")
+            return ask(*arguments)
+
+        monkeypatch.setattr(Store, name, flaky)
+        with sending(bucket, 0) as courier:
+            commit(courier.copy, whole)
+        assert list(files(bucket, "commits/")) == [COMMIT]
+
     @pytest.mark.parametrize("fault", ["", "the row is bad"])
     def test_where_the_store_fails_the_message_says_where_what_is_not_sent_lies(
         self, bucket: str, whole: Path, fault: str, monkeypatch: pytest.MonkeyPatch

@@ -270,6 +270,24 @@ def test_a_death_is_one_death_however_many_calls_fail(
     assert sorted(shard.index for shard in ranks.cast._waiting) == [0, 2] * goes_on
 
 
+@pytest.mark.parametrize("kind", ["RunError", "DataError"])
+def test_a_successor_that_finds_no_store_is_one_more_death(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """The first one has been ready; what is wrong with the data is an error at any time."""
+    ranks = Ranks(monkeypatch, (0, 0), 4)
+    cast, buried = ranks.cast, []
+    answer = {"error": {"type": kind, "message": "no answer"}}
+    cast._ray = SimpleNamespace(get=lambda _: answer, exceptions=SimpleNamespace(RayError=RuntimeError))
+    monkeypatch.setattr(cast, "_bury", lambda call, error: buried.append((call.rank, str(error))))
+    cast._calls = {"call": ray_cast._Call(what="ready", rank=0, actor=None)}
+    cast._take("call")
+    assert buried == ([(0, "no answer")] if kind == "RunError" else [])
+    assert str(cast._error) == ("None" if buried else "no answer")
+    del cast._rows[0]
+    cast._calls = {"call": ray_cast._Call(what="ready", rank=0, actor=None)}
+    cast._take("call")
+    assert str(cast._error) == "no answer", "none has ever been ready there"
+
+
 def test_what_each_rank_failed_with_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """All calls of a rank answer with its error, and each may have kept what it could not send."""
     ranks, said = Ranks(monkeypatch, (0, 0), 4), []
