@@ -15,7 +15,7 @@ from deploykit.storage.stores import Store
 from runners.mirror import Mirror, is_result
 from runners.ranks.dataindex import NAME as INDEX_NAME
 
-__all__ = ["Courier", "sending"]
+__all__ = ["Courier", "sending", "where"]
 
 
 class Courier(Mirror):
@@ -25,7 +25,7 @@ class Courier(Mirror):
     """
 
     def __init__(self, url: str, rank: int) -> None:
-        self.where = f"rank {rank} on the machine {os.uname().nodename}"
+        self.where = where(rank)
         store = Store(url, f"{self.where}: run directory", RunError)
         super().__init__(store, Path(tempfile.mkdtemp(prefix="deploykit-")).resolve() / store.name)
         self.held = f"What {self.where} has not sent"
@@ -90,6 +90,11 @@ def sending(url: str, rank: int) -> Iterator[Courier]:
         raise RunError(f"{_named(error)}\n{text}") from error
     if text := _unsent(courier):
         raise RunError(text)
+
+
+def where(rank: int) -> str:
+    """How messages that are read on another machine speak of a rank on this one."""
+    return f"rank {rank} on the machine {os.uname().nodename}"
 
 
 def _named(error: BaseException) -> str:

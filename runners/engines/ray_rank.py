@@ -5,19 +5,19 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deploykit.errors import DeploykitError, RunError
+from deploykit.errors import DataError, DeploykitError, RunError
 from deploykit.plan import Shard
 from deploykit.runs.commit import Commit
 from deploykit.runs.rundir import RUN_NAME
 from deploykit.storage.stores import is_url
-from runners.courier import Courier, sending
+from runners.courier import Courier, sending, where
 from runners.engines.shipping import unpacked
 from runners.pipeline.loop import Pipeline
 from runners.pipeline.shardqueue import ShardQueue
@@ -94,8 +94,9 @@ class RayRank:
                 _redirect(Path(assignment.directory) / "logs" / f"rank-{assignment.rank}.log")
                 _settle(self._home)
                 recorder = stack.enter_context(Recorder(assignment, self, self._meter))
-                artifact = stack.enter_context(unpacked(self._packed, self._home.digest))
-                task = assignment.open(stack, artifact=artifact)
+                with _telling_where(assignment.rank):
+                    artifact = stack.enter_context(unpacked(self._packed, self._home.digest))
+                    task = assignment.open(stack, artifact=artifact)
                 self._meter.start_s = time.monotonic() - self._meter.origin_s
                 recorder.ready(self._meter.start_s)
                 self._tell(ready=True)
@@ -104,7 +105,7 @@ class RayRank:
         except DeploykitError as error:
             self._error = {"error": {"type": type(error).__name__, "message": str(error)}}
         except Exception as error:  # noqa: BLE001 - it is raised again in the process that waits for the answer
-            text = f"rank {self._assignment.rank} failed with {type(error).__name__}: {error}; its log says more"
+            text = f"{where(self._assignment.rank)} failed with {type(error).__name__}: {error}; its log says more"
             self._error = {"error": {"type": "RunError", "message": text}}
         finally:
             self._tell(ended=True)
@@ -133,6 +134,17 @@ class RayRank:
     def committed(self, commit: Commit) -> None:
         """A shard is on a disk; the pipeline says so."""
         self._tell(committed=commit.shard)
+
+
+@contextlib.contextmanager
+def _telling_where(rank: int) -> Iterator[None]:
+    """Name this machine where something does not open: the command has found it in order on its own."""
+    try:
+        yield
+    except DeploykitError as error:
+        needed = "; the data must be on a file system that all machines share, or at a URL that all reach"
+        error.args = (f"{where(rank)}: {error}{needed if isinstance(error, DataError) else ''}",)
+        raise
 
 
 def _redirect(log: Path) -> None:

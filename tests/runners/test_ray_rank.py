@@ -1,0 +1,54 @@
+"""A rank of the engine ray as its actor has it, but in a thread of this process; Ray itself is not there."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import deploykit
+from deploykit.artifact import Artifact
+from deploykit.devices import Device
+from runners.engines import ray_rank
+from runners.engines.ray_rank import Home, RayRank
+from runners.engines.shipping import packed_bytes
+from runners.ranks.assignment import Assignment
+
+SIZE: dict[str, Any] = {"batch_size": 4, "shard_rows": 8, "engine": "local"}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the rank prints and where it works stay those of this process."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(ray_rank, "_redirect", lambda log: log.parent.mkdir(exist_ok=True))
+    monkeypatch.setattr(ray_rank, "_settle", lambda _: None)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    np.save(tmp_path / "rows.npy", np.zeros((64, 4), np.float32))
+    return tmp_path / "rows.npy"
+
+
+def placed(artifact_path: Path, data: Path, directory: Path, place: str = "") -> RayRank:
+    """Rank 3 of the job in the directory."""
+    assignment = Assignment(
+        artifact="", data=str(data), directory=str(directory), runner="onnx", rank=3, device=Device(kind="cpu"),
+        threads=1, group=None, origin_s=0.0, place=place,
+    )  # fmt: skip
+    with Artifact.open(artifact_path) as artifact:
+        home = Home(began=time.time(), folder="", path=[], digest=artifact.digest)
+        return RayRank(assignment, home, packed_bytes(artifact))
+
+
+def test_what_is_not_on_its_machine_is_told_with_the_machine(
+    artifact_paths: dict[str, Path], rows: Path, tmp_path: Path
+) -> None:
+    deploykit.run(artifact_paths["mc"], rows, tmp_path / "run", **SIZE)
+    rows.unlink()
+    error = placed(artifact_paths["mc"], rows, tmp_path / "run").ready()["error"]
+    assert error["type"] == "DataError"
+    assert error["message"].startswith(f"{ray_rank.where(3)}: data {rows}: no such file")
+    assert error["message"].endswith("share, or at a URL that all reach")
