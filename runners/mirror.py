@@ -199,7 +199,10 @@ class Mirror:
 
     def _require_same_job(self) -> None:
         """Two machines may have begun at the same time; the first job that is there is the one that counts."""
-        there = Job.from_json(json.loads(self._job_there()))
+        try:
+            there = Job.from_json(dict(json.loads(self._job_there())))
+        except (ValueError, TypeError) as error:  # As a page of a proxy, in place of the file.
+            raise self._store.refused(f"the {RUN_NAME} that came is none ({error}); look at what is there") from error
         try:
             refuse_other_job(self.url, there, RunDirectory.open(self.copy).job)
         except RunError as error:

@@ -217,6 +217,22 @@ def test_of_two_jobs_that_begin_at_the_same_time_one_counts(
     assert first.finish() is None
 
 
+@pytest.mark.parametrize("answer", [b"<html>try again</html>", b"null"])
+def test_an_answer_that_is_no_job_is_an_error_of_the_store_and_asked_for_again(
+    artifact: Path, rows: Path, bucket: str, tmp_path: Path, answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = mirror.Mirror(Store(bucket, "run directory", RunError), finished(artifact, rows, tmp_path / "a" / "run"))
+    read = Store.read
+    monkeypatch.setattr(Store, "read", lambda *_: answer)
+    with pytest.raises(RunError, match=r"run\.json"):
+        made.send()
+    assert results(bucket) == {}
+    monkeypatch.setattr(Store, "read", read)
+    made.start()
+    assert made.finish() is None
+    assert len(results(bucket)) == ROWS // 4
+
+
 def test_of_two_machines_at_the_same_job_the_last_leaves_its_files_alone(
     artifact: Path, rows: Path, bucket: str, tmp_path: Path
 ) -> None:
