@@ -46,6 +46,7 @@ class Mirror:
     Attributes:
         url: that of the store.
         copy: the run directory on this machine; what is beside it goes with it.
+        failing: why the last try to send failed; nothing where it did not.
     """
 
     held = "All of the run"
@@ -57,6 +58,7 @@ class Mirror:
         self._sent: dict[str, Stamp] = {}
         self._turn = threading.RLock()
         self._removes = True
+        self.failing = ""
         self._refused: RunError | None = None
         self._over = threading.Event()
         self._sender = threading.Thread(target=self._keep_up, name="mirror", daemon=True)
@@ -224,7 +226,9 @@ class Mirror:
             try:
                 self.send()
                 self._see()
+                self.failing = ""
             except (RunError, OSError) as error:
+                self.failing = str(error)
                 if self._refused is not None:
                     return  # Another job stays there; whoever computes is told, at the latest at the end.
                 if not told:

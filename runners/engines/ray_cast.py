@@ -73,6 +73,7 @@ class Cast:
         self._deaths: list[str] = []
         self._error: DeploykitError | None = None
         self._failed: set[int] = set()
+        self._noted: set[int] = set()
 
     def run(self) -> Outcome:
         """Have the shards computed; how the ranks fared.
@@ -177,12 +178,19 @@ class Cast:
             self._told[rank].append(call.shard)
             self._rows[rank] += call.shard.rows
             self._done += call.shard.rows
+            self._note(rank, answer["note"])
             if self._actors.get(rank) is not call.actor:
                 self._regain(rank)  # It said so before it died, and is heard now.
         else:
             self._meters[rank] = Meter.from_json(answer["meter"])
             # Should another one die now, its successor needs the room.
             self._ray.kill(self._actors.pop(rank))
+
+    def _note(self, rank: int, note: str) -> None:
+        """Its own words stay on its machine, and all that it computes there is of no use while it cannot be sent."""
+        if note and rank not in self._noted:
+            self._noted.add(rank)
+            self._work.progress.say(f"warning: {note}. The rank goes on, and tries again")
 
     def _fail(self, rank: int, error: DeploykitError) -> None:
         """The first error ends the run; another one may say where that lies which its rank could not send."""

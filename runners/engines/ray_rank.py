@@ -74,11 +74,16 @@ class RayRank:
         return self._error
 
     def compute(self, shard: Shard) -> dict[str, Any]:
-        """Answers when the shard is committed, or will never be; to a URL it is sent later, before ``end`` answers."""
+        """Answers when the shard is committed, or will never be; to a URL it is sent later, before ``end`` answers.
+
+        A ``note`` says why what is committed cannot be sent at this time.
+        """
         self._feed.put(shard)
         with self._changed:
             self._changed.wait_for(lambda: shard.index in self._committed or self._ended)
-        return {} if shard.index in self._committed else self._error
+        if shard.index not in self._committed:
+            return self._error
+        return {"note": self._courier.failing if self._courier is not None else ""}
 
     def end(self) -> dict[str, Any]:
         """Answers with the measurements, when all is done and sent."""

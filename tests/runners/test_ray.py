@@ -308,12 +308,12 @@ def test_what_each_rank_failed_with_is_said_once(monkeypatch: pytest.MonkeyPatch
 
 def test_what_a_dead_rank_did_not_send_is_given_out_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Once, however many of its calls fail; what it did send has been no try in vain."""
-    ranks = Ranks(monkeypatch, (0, 0), 8)
+    ranks, said = Ranks(monkeypatch, (0, 0), 8), []
     cast, commits = ranks.cast, tmp_path / "commits"
     commits.mkdir()
     cast._work = SimpleNamespace(  # type: ignore[assignment]
         stop=SimpleNamespace(finishing=False), assignments=[SimpleNamespace(device="cpu")], logs=tmp_path / "logs",
-        progress=SimpleNamespace(say=lambda _: None),
+        progress=SimpleNamespace(say=said.append),
     )  # fmt: skip
     looked: list[list[str]] = []
 
@@ -328,7 +328,7 @@ def test_what_a_dead_rank_did_not_send_is_given_out_again(monkeypatch: pytest.Mo
     def get(answered: Any) -> Any:
         if answered not in answers:
             raise RuntimeError("the actor is dead")
-        return {}
+        return {"note": "no answer"}
 
     cast._ray = SimpleNamespace(get=get, kill=lambda _: None, exceptions=SimpleNamespace(RayError=RuntimeError))
     for _ in range(2):
@@ -338,6 +338,7 @@ def test_what_a_dead_rank_did_not_send_is_given_out_again(monkeypatch: pytest.Mo
         cast._hand_out()
     assert [[shard.index for shard in cast._told[rank]] for rank in range(2)] == [[0, 2], [1, 3]]
     assert cast._done == 400
+    assert said == ["warning: no answer. The rank goes on, and tries again"] * 2, "once of each"
     cast._barren[0] = 2
     in_work = [answer for answer, call in cast._calls.items() if call.rank == 0]
     # One of its answers is heard after the death.

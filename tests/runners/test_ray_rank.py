@@ -1,15 +1,21 @@
 """A rank of the engine ray as its actor has it, but in a thread of this process; Ray itself is not there."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
 import deploykit
 from deploykit.artifact import Artifact
 from deploykit.devices import Device
+from deploykit.errors import RunError
+from deploykit.plan import Shard
+from deploykit.storage.stores import Store
+from runners import mirror
 from runners.engines import ray_rank
 from runners.engines.ray_rank import Home, RayRank
 from runners.engines.shipping import packed_bytes
@@ -52,3 +58,31 @@ def test_what_is_not_on_its_machine_is_told_with_the_machine(
     assert error["type"] == "DataError"
     assert error["message"].startswith(f"{ray_rank.where(3)}: data {rows}: no such file")
     assert error["message"].endswith("share, or at a URL that all reach")
+
+
+def test_a_store_that_does_not_answer_is_told_with_the_next_shard(
+    artifact_paths: dict[str, Path], rows: Path, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = deploykit.run(artifact_paths["mc"], rows, tmp_path / "run", **SIZE)
+    fsspec.filesystem("s3").put_file(f"{run.path}/run.json", f"{bucket}/run.json")
+    monkeypatch.setattr(mirror, "PERIOD_S", 0.01)
+    rank, read = placed(artifact_paths["mc"], rows, tmp_path / "none", bucket), Store.read
+
+    def failing(*_: Any) -> None:
+        raise RunError("the network is down")
+
+    assert rank.ready() == {}
+    assert rank.compute(Shard(index=0, start=0, stop=8)) == {"note": ""}
+    monkeypatch.setattr(Store, "read", failing)  # It is asked each time whose job is there.
+    wait_for(lambda: rank._courier.failing)
+    assert rank.compute(Shard(index=1, start=8, stop=16)) == {"note": "the network is down"}
+    monkeypatch.setattr(Store, "read", read)
+    wait_for(lambda: not rank._courier.failing)
+    assert rank.end()["meter"]["rows"] == 16
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
