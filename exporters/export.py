@@ -32,7 +32,7 @@ from exporters.request import check_values
 from exporters.subject import DrawOptions, Subject, prepare
 from exporters.tasks import TaskRequest, parse_tasks
 from exporters.turns import one_at_a_time
-from exporters.workshop import Workshop
+from exporters.workshop import Workshop, put_back
 
 __all__ = ["DEFAULT_FORMATS", "ExportResult", "check_request", "export_module"]
 
@@ -204,6 +204,7 @@ def _check_request(path: Path, formats: Sequence[str], overwrite: bool) -> dict[
     if not formats:
         raise UsageError(f"no format given; known are {', '.join(FORMATS.names())}")
     require_utf8("artifact", path.absolute())
+    put_back(path)  # Else it would be replaced without a word.
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; choose another name, or replace it with --overwrite (overwrite=True)")
     if path.exists() and not (path / MANIFEST_NAME).is_file():

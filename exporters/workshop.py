@@ -1,6 +1,9 @@
 """Where an artifact is made: a directory beside the destination that becomes it, or vanishes."""
 
+import contextlib
+import glob
 import os
+import secrets
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -9,7 +12,7 @@ from typing import Self
 from deploykit.errors import ExportError
 from deploykit.storage.files import sync_directory
 
-__all__ = ["Workshop"]
+__all__ = ["Workshop", "put_back"]
 
 
 class Workshop:
@@ -24,7 +27,8 @@ class Workshop:
     def __init__(self, destination: Path) -> None:
         self._named = destination
         self.destination = Path(os.path.realpath(destination))
-        self.path = self.destination.with_name(f".{self.destination.name}.{os.getpid()}.tmp")
+        # Not the number of the process: in containers each has the same, and what a killed one left is in the way.
+        self.path = self.destination.with_name(f".{self.destination.name}.{secrets.token_hex(4)}.tmp")
         self._old = self.path.with_suffix(".old")
 
     def __enter__(self) -> Self:
@@ -59,3 +63,14 @@ class Workshop:
             f"{self._named}: writing in {self.path.parent} failed ({error.strerror or error}); nothing is left of it; "
             "make room or the folder writable, or choose another with -o"
         )
+
+
+def put_back(destination: Path) -> None:
+    """Give an artifact its place again that an export took away to replace it, and was killed before it did."""
+    place = Path(os.path.realpath(destination))
+    with contextlib.suppress(OSError):  # What cannot be moved is as it was.
+        for old in place.parent.glob(f".{glob.escape(place.name)}.*.old"):
+            made = old.with_suffix(".tmp")  # Where it is gone, it was published, and somebody has removed it since.
+            if made.exists() and not place.exists():
+                old.rename(place)
+                shutil.rmtree(made, ignore_errors=True)

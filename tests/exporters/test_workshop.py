@@ -1,6 +1,7 @@
 """Where an artifact is written: over a link, where there is no place, where nothing may be made."""
 
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +10,9 @@ import pytest
 from torch import nn
 
 from deploykit.artifact import Artifact
-from deploykit.errors import ExportError
+from deploykit.errors import ExportError, UsageError
 from exporters.export import export_module
-from exporters.workshop import Workshop
+from exporters.workshop import Workshop, put_back
 
 SPEC = "x:float32[batch,6]"
 
@@ -87,3 +88,53 @@ def test_a_signal_while_an_artifact_is_replaced_leaves_one_of_the_two(
         replace()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert [path.name for path in (tmp_path / "model").iterdir()] == [["old"], ["new"]][step]
+
+
+def killed(destination: Path, monkeypatch: pytest.MonkeyPatch, *, renames: int) -> None:
+    """An export that makes the file ``new`` and is killed after so many steps of its end."""
+    rename, done = Path.rename, []
+
+    def stopped(self: Path, target: Path) -> Path:
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(target)
+        return rename(self, target)
+
+    workshop = Workshop(destination).__enter__()  # Never left.
+    (workshop.path / "new").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            workshop.publish()
+
+
+def test_what_a_killed_export_has_left_is_not_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In containers the next one has the same number of its process."""
+    (tmp_path / "model").mkdir()
+    for renames in (0, 0, 1):
+        put_back(tmp_path / "model")
+        killed(tmp_path / "model", monkeypatch, renames=renames)
+    with Workshop(tmp_path / "model") as workshop:
+        (workshop.path / "new").touch()
+        workshop.publish()
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("name", ["model", "[m]*", "link"])
+def test_an_artifact_that_a_killed_export_took_away_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "link").symlink_to("real")
+    real = (tmp_path / name).resolve()
+    real.mkdir()
+    (real / "old").touch()
+    killed(tmp_path / name, monkeypatch, renames=1)
+    assert not real.exists()
+    with pytest.raises(UsageError, match="exists; choose another name, or replace it with --overwrite"):
+        export_module(nn.Linear(6, 3), tmp_path / name, inputs=[SPEC])
+    assert [path.name for path in real.iterdir()] == ["old"]
+    assert {path.name for path in tmp_path.iterdir()} == {"link", real.name}
+    (tmp_path / f".{real.name}.1.old").mkdir()  # Of one that was killed later, when the new one had its place.
+    shutil.rmtree(real)
+    put_back(tmp_path / name)
+    assert not real.exists()
