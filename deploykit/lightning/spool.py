@@ -77,7 +77,7 @@ class RankSpool:
     def start(self) -> None:
         """Make the folder, empty: what a run that died has left there goes."""
         shutil.rmtree(self._folder, ignore_errors=True)
-        with writing(self._folder):
+        with writing(self._folder, resumes=False):
             self._folder.mkdir(parents=True)
 
     def add(self, batch: Batch, outputs: tuple[TensorSpec, ...]) -> None:
@@ -115,14 +115,14 @@ class RankSpool:
             rows=self.rows, loaders=loaders, padding=padding, batch_size=batch_size, outputs=self.outputs,
             ranks=ranks, attempt=attempt, module=module,
         )  # fmt: skip
-        with writing(self._folder):
+        with writing(self._folder, resumes=False):
             write_json(self._folder / "done.json", asdict(done))
 
     def _flush(self) -> None:
         if not self._waiting or self.outputs is None:
             return
         path = self._folder / f"chunk-{self._chunks:06d}.npy"
-        with writing(path), appears_whole(path) as temporary:
+        with writing(path, resumes=False), appears_whole(path) as temporary:
             waiting = (_numbered(batch, self.outputs) for batch in self._waiting)
             columns = [replace(spec, name=str(number)) for number, spec in enumerate(self.outputs)]
             NpyWriter(columns).write(temporary, waiting, sum(map(len, self._waiting)))

@@ -75,8 +75,10 @@ class Feed(Iterator[Batch]):
 
 
 @contextlib.contextmanager
-def writing(path: Path, feed: Feed | None = None) -> Iterator[None]:
+def writing(path: Path, feed: Feed | None = None, *, resumes: bool = True) -> Iterator[None]:
     """Turn an ``OSError`` of writing into a ``RunError``; an error of the feed's origin passes as it is.
+
+    The message says that what was done counts, where the same command ``resumes``.
 
     Raises:
         RunError: the disk is full, read-only, gone ...
@@ -90,5 +92,5 @@ def writing(path: Path, feed: Feed | None = None) -> Iterator[None]:
         advice = "free some space" if full else "make it writable"
         raise RunError(
             f"cannot write {path}: {error.strerror or error}; nothing half-written was left. "
-            f"{advice.capitalize()} and give the same command again; a run resumes where it was"
+            f"{advice.capitalize()} and give the same command again{'; a run resumes where it was' if resumes else ''}"
         ) from error

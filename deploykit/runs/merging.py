@@ -105,7 +105,7 @@ def _merge(path: Path, destination: Path, allow_partial: bool, progress: Told | 
     batches = _counted(RunRows(directory.path, state, writer).of(shards), tally)
     rows = sum(shard.rows - len(state.failed_in(shard)) for shard in shards)
     # A link stays one, so that the file goes to the disk that it was made for.
-    with writing(destination), appears_whole(destination.resolve()) as temporary:
+    with writing(destination, resumes=False), appears_whole(destination.resolve()) as temporary:
         merged.write(temporary, batches, rows)
     return list(_left_out(directory, state, shards))
 

@@ -335,10 +335,11 @@ def test_a_merge_for_which_there_is_no_room(tmp_path: Path, extension: str) -> N
     former = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, former[1]))
     try:
-        with pytest.raises(RunError, match=r"cannot write .*File too large|cannot write .*errno 27"):
+        with pytest.raises(RunError, match=r"cannot write .*File too large|cannot write .*errno 27") as e:
             merge_run(tmp_path / "run", tmp_path / f"merged.{extension}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert str(e.value).endswith("give the same command again"), "nothing of it is resumed"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Te
 
 from deploykit.errors import DataError, IncompleteRunError, RunError, UnknownNameError, UsageError
 from deploykit.lightning import RunWriter
+from deploykit.lightning.spool import RankSpool
 from deploykit.runs.merging import merge_run
 from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import check_run, verify_run
@@ -312,6 +313,12 @@ def test_an_end_that_failed_is_made_again_without_predicting(tmp_path: Path, mon
     np.testing.assert_allclose(merged(run)["logits"], want["logits"], rtol=1e-5, atol=1e-6)
     with pytest.raises(RunError, match="rank-0000 left no rows"):
         RunWriter(run, shard_rows=4).assemble()
+
+
+def test_predictions_that_cannot_be_put_aside_are_lost_and_no_other_word_is_said(tmp_path: Path) -> None:
+    (tmp_path / "run.spool").touch()
+    with pytest.raises(RunError, match=r"^cannot write .*rank-0000: .* give the same command again$"):
+        RankSpool(tmp_path / "run", 0).start()
 
 
 def test_what_a_dead_run_left_does_not_count(tmp_path: Path) -> None:
