@@ -1,9 +1,11 @@
 """An artifact on its way to other machines: packed into one array of bytes, unpacked once on each machine."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +33,30 @@ def unpacked(packed: Bytes, digest: str) -> Artifact:
         ArtifactError: what came is another artifact, or the cache belongs to somebody else.
     """
     target = cache_folder() / digest
-    with contextlib.suppress(ArtifactError):  # Not there, or half of it removed by whatever tidies temporary files.
+    with _alone(target.parent):
+        with contextlib.suppress(ArtifactError):  # Not there, or half of it removed by whatever tidies temporary files.
+            return _expected(Artifact.open(target), digest)
+        shutil.rmtree(target, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as stage:
+            files = Path(stage) / "files"
+            files.mkdir()
+            packed.tofile(Path(stage) / "packed")
+            unpack(Path(stage) / "packed", files)
+            with contextlib.suppress(OSError):  # Without locks, another rank of this machine may have been faster.
+                files.rename(target)
         return _expected(Artifact.open(target), digest)
-    shutil.rmtree(target, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as stage:
-        files = Path(stage) / "files"
-        files.mkdir()
-        packed.tofile(Path(stage) / "packed")
-        unpack(Path(stage) / "packed", files)
-        with contextlib.suppress(OSError):  # Another rank of this machine was faster.
-            files.rename(target)
-    return _expected(Artifact.open(target), digest)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One rank of this machine at a time, or it would remove what another one has unpacked and opened meanwhile."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # Not every file system has locks of folders.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def cache_folder() -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -486,6 +487,37 @@ def test_an_artifact_is_unpacked_once_and_checked(
     assert [path.name for path in shipping.cache_folder().iterdir()] == [digest]
     with pytest.raises(ArtifactError, match="expected 000000"):
         unpacked(packed, "0" * 64)
+
+
+def test_of_two_ranks_of_a_machine_one_unpacks(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the one that has looked first would remove what the other one has opened meanwhile."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with Artifact.open(artifact_paths["mc"]) as artifact:
+        packed, digest = packed_bytes(artifact), artifact.digest
+    has_looked, other_is_done, times = threading.Event(), threading.Event(), []
+    remove, unpack = shutil.rmtree, shipping.unpack
+
+    def slow(path: Any, **options: Any) -> None:
+        if Path(path).name == digest and not has_looked.is_set():
+            has_looked.set()
+            other_is_done.wait(0.5)
+        remove(path, **options)
+
+    def counted(*arguments: Any) -> None:
+        times.append(None)
+        unpack(*arguments)
+
+    monkeypatch.setattr(shutil, "rmtree", slow)
+    monkeypatch.setattr(shipping, "unpack", counted)
+    first = threading.Thread(target=unpacked, args=(packed, digest))
+    first.start()
+    assert has_looked.wait(60)
+    assert unpacked(packed, digest).digest == digest
+    other_is_done.set()
+    first.join()
+    assert len(times) == 1
 
 
 def test_a_cache_that_others_can_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
