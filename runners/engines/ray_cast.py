@@ -219,7 +219,8 @@ class Cast:
         died = f"rank {rank} on {self._work.assignments[rank].device} died, {said}"
         self._deaths.append(f"{died}; {log_ending(self._work.logs / f'rank-{rank}.log')}")
         self._barren[rank] += 1
-        if is_replaced := self._goes_on() and self._barren[rank] < TRIES:
+        has_work = self._waiting or any(call.shard is not None for call in self._calls.values())
+        if is_replaced := bool(has_work) and self._goes_on() and self._barren[rank] < TRIES:
             self._start(self._work.assignments[rank])
         follows = "; a new one takes its place where there is room" if is_replaced else ""
         self._work.progress.say(f"warning: {died}{follows}")

@@ -271,6 +271,29 @@ def test_a_death_is_one_death_however_many_calls_fail(
     assert sorted(shard.index for shard in ranks.cast._waiting) == [0, 2] * goes_on
 
 
+@pytest.mark.parametrize("in_work", [False, True])
+def test_a_rank_that_dies_when_all_is_done_is_not_replaced(monkeypatch: pytest.MonkeyPatch, in_work: bool) -> None:
+    ranks = Ranks(monkeypatch, (100, 100), 1)
+    cast, started, actors = ranks.cast, [], dict(ranks.cast._actors)
+    cast._waiting.clear()
+
+    def fail(_: Any) -> None:
+        raise RuntimeError("the actor is dead")
+
+    cast._ray = SimpleNamespace(get=fail, kill=lambda _: None, exceptions=SimpleNamespace(RayError=RuntimeError))
+    cast._work = SimpleNamespace(  # type: ignore[assignment]
+        stop=SimpleNamespace(finishing=False), assignments=[SimpleNamespace(device="cpu")], logs=Path("nowhere"),
+        progress=SimpleNamespace(say=lambda _: None),
+    )  # fmt: skip
+    monkeypatch.setattr(cast, "_start", started.append)
+    cast._calls = {"end": ray_cast._Call(what="end", rank=0, actor=actors[0])}
+    if in_work:
+        cast._calls["other"] = ray_cast._Call(what="compute", rank=1, actor=actors[1], shard=ranks.shards[0])
+    cast._take("end")
+    assert len(started) == in_work
+    assert len(cast._deaths) == 1
+
+
 @pytest.mark.parametrize("kind", ["RunError", "DataError"])
 def test_a_successor_that_finds_no_store_is_one_more_death(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """The first one has been ready; what is wrong with the data is an error at any time."""
