@@ -10,6 +10,7 @@ from pathlib import Path
 
 from deploykit.errors import DeploykitError, RunError
 from deploykit.runs.rundir import RUN_NAME, RunDirectory
+from deploykit.signs import STATUS_NAME
 from deploykit.storage.copies import naming
 from deploykit.storage.stores import Store
 from runners.mirror import Mirror, is_result
@@ -29,6 +30,7 @@ class Courier(Mirror):
         store = Store(url, f"{self.where}: run directory", RunError)
         super().__init__(store, Path(tempfile.mkdtemp(prefix="deploykit-")).resolve() / store.name)
         self.held = f"What {self.where} has not sent"
+        self._rank = rank
         self._logs = f"logs/rank-{rank}."
         self._removes = False
 
@@ -69,6 +71,17 @@ class Courier(Mirror):
             for name, stamp in self._listed().items():
                 if is_result(name) and self._sent.get(name) == stamp:
                     (self.copy / name).unlink()
+
+    def leave(self) -> None:
+        """End before anything was computed: nothing stays on this machine, and no sign of life at the URL.
+
+        Raises:
+            RunError: the store cannot be written.
+        """
+        self._over.set()
+        self._sender.join()
+        shutil.rmtree(self.copy.parent, ignore_errors=True)
+        self._store.remove([f"{STATUS_NAME}/rank-{self._rank}.json"])
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ TRIES = 3
 """A shard may be what kills the ranks: after so many deaths it is left for the message."""
 
 PATIENCE_S = 300.0
+LEAVE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,7 @@ class Cast:
                 if any(call.what != "ready" for call in self._calls.values()):
                     idle_since = time.monotonic()
                 self._refuse_to_wait(time.monotonic() - idle_since)
+            self._dismiss()
         finally:
             for actor in self._actors.values():
                 self._ray.kill(actor)
@@ -108,6 +110,12 @@ class Cast:
             late = self._actors.keys() - self._meters.keys() - self._barren.keys()
             self._meters |= {rank: Meter(origin_s=self._work.assignments[rank].origin_s) for rank in late}
         return Outcome(meters=self._meters, deaths=tuple(self._deaths))
+
+    def _dismiss(self) -> None:
+        """Have those that come late leave nothing on their machines; one that waits for room is not waited for."""
+        if self._actors and not self._exchange.is_shared and not self._work.stop.abandoning:
+            leaving = [actor.leave.remote() for actor in self._actors.values()]
+            self._ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_S)
 
     def _start(self, assignment: Assignment) -> None:
         on_gpu = assignment.device.kind == "cuda"

@@ -91,6 +91,15 @@ class RayRank:
         self._thread.join()
         return self._error or {"meter": self._meter.to_json()}
 
+    def leave(self) -> None:
+        """Leave nothing behind; for a rank that was not ready before all was done.
+
+        Raises:
+            RunError: the store cannot be written.
+        """
+        if self._courier is not None and not self._committed and not self._ended:
+            self._courier.leave()
+
     def _work(self) -> None:
         # All in one thread: torch's number of threads belongs to the thread that sets it.
         try:

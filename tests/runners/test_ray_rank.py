@@ -1,5 +1,6 @@
 """A rank of the engine ray as its actor has it, but in a thread of this process; Ray itself is not there."""
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import deploykit
 from deploykit.artifact import Artifact
 from deploykit.devices import Device
-from deploykit.errors import RunError
+from deploykit.errors import DataError, RunError
 from deploykit.plan import Shard
 from deploykit.storage.stores import Store
 from runners import mirror
@@ -79,6 +80,49 @@ def test_a_store_that_does_not_answer_is_told_with_the_next_shard(
     monkeypatch.setattr(Store, "read", read)
     wait_for(lambda: not rank._courier.failing)
     assert rank.end()["meter"]["rows"] == 16
+
+
+def test_a_rank_that_comes_late_leaves_nothing(
+    artifact_paths: dict[str, Path], rows: Path, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, store = deploykit.run(artifact_paths["mc"], rows, tmp_path / "run", **SIZE), fsspec.filesystem("s3")
+    store.put_file(f"{run.path}/run.json", f"{bucket}/run.json")
+    monkeypatch.setattr(mirror, "PERIOD_S", 0.01)
+    is_over = threading.Event()
+
+    def late(*_: Any, **__: Any) -> None:
+        is_over.wait(60)
+        raise DataError("nobody hears it")
+
+    monkeypatch.setattr(Assignment, "open", late)
+    rank = placed(artifact_paths["mc"], rows, tmp_path / "none", bucket)
+    wait_for(lambda: signs(bucket))
+    rank.leave()
+    try:
+        assert signs(bucket) == []
+        assert not rank._courier.copy.parent.exists()
+    finally:
+        is_over.set()
+        rank._thread.join()
+
+
+def test_a_rank_that_has_computed_something_does_not_leave_it(
+    artifact_paths: dict[str, Path], rows: Path, tmp_path: Path, bucket: str
+) -> None:
+    run, store = deploykit.run(artifact_paths["mc"], rows, tmp_path / "run", **SIZE), fsspec.filesystem("s3")
+    store.put_file(f"{run.path}/run.json", f"{bucket}/run.json")
+    rank = placed(artifact_paths["mc"], rows, tmp_path / "none", bucket)
+    assert rank.compute(Shard(index=1, start=8, stop=16)) == {"note": ""}
+    rank.leave()
+    assert rank.end()["meter"]["rows"] == 8
+    part = "parts/part-000001.npy"
+    assert store.cat_file(f"{bucket}/{part}") == (tmp_path / "run" / part).read_bytes()
+
+
+def signs(url: str) -> list[str]:
+    store = fsspec.filesystem("s3")
+    store.invalidate_cache()
+    return list(store.find(f"{url}/status"))
 
 
 def wait_for(condition: Callable[[], object]) -> None:
