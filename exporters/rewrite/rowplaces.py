@@ -28,6 +28,11 @@ _NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _CUTS = {"slice", "narrow"}
 """Names of operations that take a part of a dimension, from one number to another."""
 
+_PARTED = {
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "repeat_interleave",
+}  # fmt: skip
+"""Names of operations whose single number says in how many parts, of which each may be a row, or how often."""
+
 _ALONG = {
     "index_select", "gather", "index_add", "index_copy", "index_fill", "index_reduce", "scatter", "scatter_add",
     "scatter_reduce",
@@ -123,7 +128,7 @@ def _cuts_rows(plan: MonteCarloPlan, node: fx.Node) -> bool:
     if name in _CUTS:
         given = arguments(node)
         return plan.symbol in symbolic_shape(given["input"])[given["dim"]].free_symbols
-    return name == "repeat_interleave"
+    return name in _PARTED
 
 
 def _indices(plan: MonteCarloPlan, node: fx.Node) -> Collection[fx.Node]:

@@ -79,6 +79,7 @@ ALONE: dict[str, Callable[[Tensor], Tensor]] = {
     "a part of rows": lambda x: torch.cat([x, x * 2]).narrow(0, rows(x), rows(x)),
     "parts of rows": lambda x: torch.split(torch.cat([x, x * 2]), rows(x))[1],
     "repeated for each row": lambda x: x + torch.ones(1, 8).repeat_interleave(rows(x), 0),
+    "a filter for each row": lambda x: F.conv1d(x[None], x[:, None, :2], groups=rows(x))[0],
     "folded": lambda x: x.view(rows(x) * 2, 4).cos().view(-1, 8),
     "expanded to all rows": lambda x: x + torch.ones(1, 8).expand(rows(x), 8),
 }
