@@ -6,6 +6,7 @@ such as ``hidden[hidden[:, 0] > 0]`` some of them.
 
 import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -70,7 +71,8 @@ def counting_rows(plan: MonteCarloPlan, nodes: Sequence[fx.Node], outputs: Seque
     With the draws along the batch it would count those of all draws, which need not show with three of them.
     """
     counts = numbers_of_rows(plan, nodes)
-    return next((counts[node] for node in outputs if node in counts), None)
+    leaps = next((node for node in counts if _leaps(plan, node)), None)
+    return leaps or next((counts[node] for node in outputs if node in counts), None)
 
 
 def numbers_of_rows(plan: MonteCarloPlan, nodes: Iterable[fx.Node]) -> Mapping[fx.Node, fx.Node]:
@@ -116,10 +118,22 @@ def _counts(plan: MonteCarloPlan, node: fx.Node) -> bool:
     """Whether the values are numbers of rows, or made of the number of all rows."""
     if not isinstance(node.meta.get("val"), (Tensor, list, tuple)):
         return False  # A size, which counts only where values are made of it.
-    # Sizes of the result stand in lists.
+    return bool(_made_of(plan, node)) and not _cuts_rows(plan, node)
+
+
+def _leaps(plan: MonteCarloPlan, node: fx.Node) -> bool:
+    """Whether a number grows with the rows by leaps, as ``rows // 2``: a place made of it is another in other batches.
+
+    Those of ``torch.arange(rows)``, and multiples of the number of rows, find each row at its own place.
+    """
+    return not all(each.is_polynomial(plan.symbol) for each in _made_of(plan, node))
+
+
+def _made_of(plan: MonteCarloPlan, node: fx.Node) -> list[Any]:
+    """The single numbers that it takes and that depend on how many rows there are; sizes of its result are in lists."""
     numbers = (each.meta.get("val") for each in (*node.args, *node.kwargs.values()) if isinstance(each, fx.Node))
-    made = any(plan.symbol in each.node.expr.free_symbols for each in numbers if isinstance(each, _NUMBERS))
-    return made and not _cuts_rows(plan, node)
+    formulas = (each.node.expr for each in numbers if isinstance(each, _NUMBERS))
+    return [formula for formula in formulas if plan.symbol in formula.free_symbols]
 
 
 def _cuts_rows(plan: MonteCarloPlan, node: fx.Node) -> bool:

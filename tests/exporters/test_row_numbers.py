@@ -130,6 +130,19 @@ def test_the_form_does_not_depend_on_what_the_checks_happen_to_see(tmp_path: Pat
     assert result.manifest.monte_carlo.form == "batched"
 
 
+def test_places_that_grow_with_the_batch_by_leaps_are_refused(tmp_path: Path) -> None:
+    """With 20 rows it is the first half of each row, and with all draws of them together the other."""
+
+    def halves(tokens: Tensor, _: Tensor) -> Tensor:
+        rows, steps = tokens.shape[:2]
+        return tokens.flatten(0, 1)[torch.arange(rows) * steps + rows // 1000]
+
+    with pytest.raises(ExportError, match="counts the rows of the batch"):
+        export_module(
+            Pooled(halves).eval(), tmp_path / "a", inputs=["ids:int64[batch,steps]"], ranges={"ids": (0, 9)}, mc_draws=3
+        )
+
+
 INEXACT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "a limit": lambda tokens, last: tokens[torch.arange(tokens.shape[0]).clamp(max=1023), last],
     "16 bits": lambda tokens, last: tokens.flatten(0, 1)[
