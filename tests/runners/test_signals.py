@@ -21,9 +21,13 @@ SLOW = f"{Path(__file__).parent / 'slowdata.py'}:make"
 OPTIONS = ("--batch-size", "4", "--shard-rows", "8")
 
 WAITING = """
-import sys, time
+import signal, sys, time
 from importlib import import_module
 from pathlib import Path
+
+# The tests may run under nohup, or in the background of a script.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 module, _, name = sys.argv[1].partition(":")
 *path, last = name.split(".")
