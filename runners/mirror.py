@@ -19,11 +19,10 @@ from deploykit.runs.commit import rank_of_file
 from deploykit.runs.epoch import is_finished
 from deploykit.runs.job import Job
 from deploykit.runs.otherjob import refuse_other_job
-from deploykit.runs.rundir import LOCK_NAME, RUN_NAME, SPOOL_NAME, RunDirectory
+from deploykit.runs.rundir import LOCK_NAME, REPORT_NAME, RUN_NAME, SPOOL_NAME, RunDirectory
 from deploykit.signs import STATUS_NAME
 from deploykit.storage.files import TEMPORARY_PREFIX
 from deploykit.storage.stores import AT_ONCE, Store
-from runners.report import REPORT_NAME
 from runners.system.stop import stoppable
 
 __all__ = ["COMMITS", "Mirror", "is_result", "stamp_of"]

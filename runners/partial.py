@@ -16,7 +16,7 @@ from deploykit.errors import RunError
 from deploykit.runs.commit import FileDigest, part_name, rank_of_file
 from deploykit.runs.datachange import CHANGED_NAME
 from deploykit.runs.failed import FAILED_NAME
-from deploykit.runs.rundir import RUN_NAME, RunDirectory
+from deploykit.runs.rundir import REPORT_NAME, RUN_NAME, RunDirectory
 from deploykit.runs.runstate import State
 from deploykit.signs import STATUS_NAME
 from deploykit.storage.copies import stand_in
@@ -24,7 +24,6 @@ from deploykit.storage.stores import AT_ONCE, Store
 from deploykit.tally import Tally
 from runners.exchange import Exchange
 from runners.mirror import COMMITS, TRIES, Mirror, Stamp, is_result, stamp_of
-from runners.report import REPORT_NAME
 from runners.system.stop import stoppable
 
 __all__ = ["PartialMirror"]

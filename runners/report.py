@@ -16,10 +16,7 @@ from runners.pipeline.timing import RESOLUTION, Histogram, Meter
 from runners.ranks.assignment import Assignment
 from runners.report_page import page
 
-__all__ = [
-    "REPORT_NAME", "REPORT_SCHEMA_VERSION", "Figures", "halving_notes", "is_reported", "make_report", "spent",
-    "write_report",
-]  # fmt: skip
+__all__ = ["REPORT_SCHEMA_VERSION", "Figures", "halving_notes", "is_reported", "make_report", "spent", "write_report"]
 
 
 REPORT_SCHEMA_VERSION = 1

@@ -238,20 +238,26 @@ def test_a_damaged_file_of_a_rank_is_written_again_by_other_ranks(
     assert files(bucket, "parts/") == {}
 
 
-def test_only_what_a_rank_asks_for_is_copied(
-    mc: Path, bucket: str, tmp_path: Path, as_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A rank that is started again reads its own parts, as proof that they are whole, and no others."""
-    deploykit.run(mc, SLOW, bucket, **SIZE, engine="local")
+def asked_of_stores(monkeypatch: pytest.MonkeyPatch, beginning: str) -> list[str]:
+    """The names of files with this beginning that are copied from now on."""
     asked: list[str] = []
     fetch = Store.fetch
 
     def watched(self: Store, names: Iterable[str], folder: Path) -> None:
         names = list(names)
-        asked.extend(name for name in names if name.startswith("parts/"))
+        asked.extend(name for name in names if name.startswith(beginning))
         fetch(self, names, folder)
 
     monkeypatch.setattr(Store, "fetch", watched)
+    return asked
+
+
+def test_only_what_a_rank_asks_for_is_copied(
+    mc: Path, bucket: str, tmp_path: Path, as_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that is started again reads its own parts, as proof that they are whole, and no others."""
+    deploykit.run(mc, SLOW, bucket, **SIZE, engine="local")
+    asked = asked_of_stores(monkeypatch, "parts/")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     as_rank(1, 3)
     assert deploykit.run(mc, SLOW, bucket, **SIZE).computed_rows == 0
@@ -266,15 +272,7 @@ def test_a_rank_that_comes_to_a_finished_job_copies_the_files_of_no_others(
     for rank in range(3):
         as_rank(rank, 3)
         deploykit.run(mc, SLOW, bucket, **options)
-    asked: list[str] = []
-    fetch = Store.fetch
-
-    def watched(self: Store, names: Iterable[str], folder: Path) -> None:
-        names = list(names)
-        asked.extend(name for name in names if name.startswith("predictions_"))
-        fetch(self, names, folder)
-
-    monkeypatch.setattr(Store, "fetch", watched)
+    asked = asked_of_stores(monkeypatch, "predictions_")
     for rank in range(3):
         as_rank(rank, 3)
         assert deploykit.run(mc, SLOW, bucket, **options).computed_rows == 0

@@ -1,5 +1,6 @@
 """The engine ray on a cluster of two nodes in this machine: the same bytes, deaths of ranks and nodes, errors."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -76,13 +77,14 @@ def parts(path: Path) -> dict[str, bytes]:
     return {part.name: part.read_bytes() for part in (path / "parts").iterdir()}
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+@contextlib.contextmanager
+def two_nodes(**node: Any) -> Iterator[Any]:
+    """A cluster in this machine; ``node`` is what each of its nodes is started with besides."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
+    node = {"num_cpus": 1, "object_store_memory": STORE_BYTES, **node}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
         cluster.add_node(**node)
@@ -91,6 +93,12 @@ def cluster() -> Iterator[Any]:
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with two_nodes() as nodes:
+        yield nodes
 
 
 @pytest.fixture(scope="module")

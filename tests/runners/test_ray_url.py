@@ -19,7 +19,7 @@ import pytest
 import deploykit
 from deploykit.errors import DataError, IncompleteRunError
 from runners.job import run
-from tests.runners.test_ray import DIE, OPTIONS, SLOW, STORE_BYTES, data
+from tests.runners.test_ray import DIE, OPTIONS, SLOW, STORE_BYTES, data, two_nodes
 
 pytestmark = pytest.mark.slow
 RAY: dict[str, Any] = {**OPTIONS, "engine": "ray", "devices": "cpu:2"}
@@ -48,19 +48,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(_served: None, places: Path) -> Iterator[Any]:
     """Two nodes that reach the store; what a node is started with its ranks have, too."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    import ray
-    from ray.cluster_utils import Cluster
-
-    node = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "env_vars": {"TMPDIR": str(places)}}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    try:
-        cluster.add_node(**node)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-        yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+    with two_nodes(env_vars={"TMPDIR": str(places)}) as nodes:
+        yield nodes
 
 
 @pytest.fixture(scope="module")
