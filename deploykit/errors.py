@@ -77,7 +77,15 @@ class CheckpointError(DeploykitError):
 
 
 class ExportError(DeploykitError):
-    """The module cannot be exported without changing what it means."""
+    """The module cannot be exported without changing what it means.
+
+    ``part`` is the qualified name of the module within it that is refused, where there is one, and ``by_values`` says
+    that it is because values decide a size, as they do in ``x[mask]``.
+    """
+
+    def __init__(self, text: str, *, part: str | None = None, by_values: bool = False) -> None:
+        self.part, self.by_values = part, by_values
+        super().__init__(text)
 
 
 class ParityError(ExportError):

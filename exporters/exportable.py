@@ -19,8 +19,6 @@ T = TypeVar("T")
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
 _EXPERTS = "set_experts_implementation"
 _LOOPS = "add_self_loops"
-_BY_VALUES = ("by their values", "a size that torch does not know")
-"""Words of refusals of what values decide."""
 
 
 def check_exportable(module: nn.Module) -> None:
@@ -52,32 +50,29 @@ def check_exportable(module: nn.Module) -> None:
 
 
 def advising(export: Callable[Concatenate[nn.Module, P], T]) -> Callable[Concatenate[nn.Module, P], T]:
-    """Say what to do where a layer of another library is refused that can also be told to do without it.
-
-    The ExportError that begins with the name of such a layer gets the advice.
-    """
+    """Say what to do where a layer of another library is refused that can also be told to do without it."""
 
     @wraps(export)
     def advised(module: nn.Module, /, *given: P.args, **named: P.kwargs) -> T:
         try:
             return export(module, *given, **named)
         except ExportError as error:
-            advice = _advice(module, str(error))
+            advice = _advice(module, error)
             if advice is None:
                 raise
-            raise ExportError(f"{error}. {advice}") from error
+            raise ExportError(f"{error}. {advice}", part=error.part, by_values=error.by_values) from error
 
     return advised
 
 
-def _advice(module: nn.Module, refusal: str) -> str | None:
+def _advice(module: nn.Module, refusal: ExportError) -> str | None:
     parts = dict(module.named_modules())
-    part = parts.get(refusal.partition(" ")[0].removesuffix(":"))
+    part = parts.get(refusal.part) if refusal.part else None
     # Experts of transformers sort all tokens, or loop over those that values choose.
     if "Experts" in type(part).__name__ and any(hasattr(each, _EXPERTS) for each in parts.values()):
         return f'First call {_EXPERTS}("batched_mm") on the model of transformers'
     # Layers of torch_geometric pick the edges that are no loops, of which there are as many as the values say.
-    if getattr(part, _LOOPS, False) and any(words in refusal for words in _BY_VALUES):
+    if getattr(part, _LOOPS, False) and refusal.by_values:
         return (
             f"A layer of torch_geometric does not look for loops with {_LOOPS}=False; it then needs a loop of each "
             "node among its edges"

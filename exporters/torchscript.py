@@ -162,7 +162,8 @@ class _Source:
         if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
             return self._operation(target, node)
         raise ExportError(
-            f"{module_of(node)}: {target} has no TorchScript form; write it with operations of torch's own"
+            f"{module_of(node)}: {target} has no TorchScript form; write it with operations of torch's own",
+            part=module_of(node),
         )
 
     def _operation(self, target: Any, node: fx.Node) -> str:

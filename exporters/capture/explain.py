@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deploykit.tensors import TensorSpec
 from exporters.capture.fixed import Step
 
-__all__ = ["NO_FUNCTORCH", "explain", "place"]
+__all__ = ["NO_FUNCTORCH", "at_fault", "explain", "place"]
 
 NO_FUNCTORCH = (
     "torch.vmap and torch.func cannot be exported; write the operations with the batch dimension in the tensors"
@@ -168,10 +168,19 @@ def _condition(text: str) -> str:
     return next((line.strip(" -") for line in text.splitlines() if "specialized" in line), text.splitlines()[0])
 
 
+def at_fault(error: BaseException, module: nn.Module) -> str | None:
+    """The name of the innermost of the user's modules whose code was running; None where none was."""
+    return _innermost(_frames(error), module)[0]
+
+
 def place(steps: Iterable[Step], module: nn.Module) -> str:
     """The innermost of the user's modules whose code was running, with the line; empty where none was."""
+    return _innermost(steps, module)[1]
+
+
+def _innermost(steps: Iterable[Step], module: nn.Module) -> tuple[str | None, str]:
     names = {id(child): name for name, child in module.named_modules() if child is not module}
-    found = ""
+    found: tuple[str | None, str] = (None, "")
     for frame, line in steps:
         name, code = names.get(id(_owner(frame))), frame.f_code
         # Every call passes through the base class, which says nothing.
@@ -179,7 +188,7 @@ def place(steps: Iterable[Step], module: nn.Module) -> str:
             continue
         source = linecache.getline(code.co_filename, line).strip()
         own = name.removeprefix("module").removeprefix(".") or "(root)"
-        found = f"{own} ({Path(code.co_filename).name}:{line}: {source}): "
+        found = (own, f"{own} ({Path(code.co_filename).name}:{line}: {source}): ")
     return found
 
 

@@ -18,7 +18,7 @@ from deploykit.bounds import Bounds, tighter
 from deploykit.compare import default_tolerance
 from deploykit.errors import DeploykitError, ExportError
 from deploykit.tensors import TensorSpec
-from exporters.capture.explain import NO_FUNCTORCH, explain, place
+from exporters.capture.explain import NO_FUNCTORCH, at_fault, explain, place
 from exporters.capture.finiteness import FiniteAnswers, UnmendedError
 from exporters.capture.fixed import Step, noting_fixed_sizes
 from exporters.capture.likeness import same_programs
@@ -124,7 +124,8 @@ def _traced(
         except Exception as error:
             refusal = answers.refusal(error)
             if refusal is None:
-                raise ExportError(explain(error, module, specs, example, fixed)) from error
+                text = explain(error, module, specs, example, fixed)
+                raise ExportError(text, part=at_fault(error, module)) from error
             refusals[refusal] = f"{place(answers.questions[refusal], module)}{_LEFT_OUT}"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from deploykit.compare import worst_of
 from deploykit.errors import DeploykitError, ExportError
@@ -71,14 +72,14 @@ def check_rows_apart(
     others = {name: value[1:] for name, value in swapped.items() if value.ndim}
     changed = _changed(others, before, slice(1, None), limit)
     if changed:
-        raise ExportError(_text(changed, "another row of the batch does", _beginning(plan, example), plan))
+        raise _mixing(changed, "another row of the batch does", _beginning(plan, example), plan)
     (output,) = (node for node in plan.captured.graph.nodes if node.op == "output")
     kept = [node for name, node in zip(names, output.args[0], strict=True) if name in reference.tasks]
     _refuse_values_of_all_rows(plan, kept)
     for rows, apart in zip(_PARTS, parts, strict=True):
         changed = _changed({name: value for name, value in apart.items() if value.ndim}, before, rows, limit)
         if changed:
-            raise ExportError(_text(changed, "it stands in a smaller batch or in another place of it", None, plan))
+            raise _mixing(changed, "it stands in a smaller batch or in another place of it", None, plan)
 
 
 def _refuse_values_of_all_rows(plan: MonteCarloPlan, outputs: Sequence[fx.Node]) -> None:
@@ -95,22 +96,24 @@ def _refuse_values_of_all_rows(plan: MonteCarloPlan, outputs: Sequence[fx.Node])
     nodes = [node for node in plan.captured.graph.nodes if node in seen]
     found = where_values_say(plan, nodes)
     if found is not None:
-        raise ExportError(
-            f"{_name(found[0])}: {found[1]}, and what belongs to which row cannot be followed. Compute for all rows "
-            "and choose by a mask, as in torch.where(mask, special(x), x), or export without --mc-draws"
+        raise _refusal(
+            found[0],
+            f"{found[1]}, and what belongs to which row cannot be followed. Compute for all rows and choose by a mask, "
+            "as in torch.where(mask, special(x), x), or export without --mc-draws",
         )
     counted = counting_rows(plan, nodes, outputs)
     if counted is not None:
-        raise ExportError(
-            f"{_name(counted)}: counts the rows of the batch, and an output depends on their number or on the "
-            f"place of its row. {_ADVICE}"
+        raise _refusal(
+            counted,
+            "counts the rows of the batch, and an output depends on their number or on the place of its row. "
+            f"{_ADVICE}",
         )
     for node in nodes:
         does = _done_with_all_rows(plan, node)
         if does:
-            raise ExportError(
-                f"{_name(node)}: rows of a batch would influence each other: it {does}, on which outputs depend. "
-                f"{_advice(plan)}"
+            raise _refusal(
+                node,
+                f"rows of a batch would influence each other: it {does}, on which outputs depend. {_advice(plan)}",
             )
 
 
@@ -176,11 +179,18 @@ def _changed(got: Arrays, before: Arrays, rows: slice, limit: float) -> str | No
     return max(far, key=lambda each: each.error).output if far else None
 
 
-def _text(output: str, when: str, where: str | None, plan: MonteCarloPlan) -> str:
-    return (
-        f"{where or '(root)'}: rows of a batch would influence each other: in output {output} a row changes when "
-        f"{when}, with its own inputs and masks the same. {_advice(plan)}"
+def _mixing(output: str, when: str, beginning: fx.Node | None, plan: MonteCarloPlan) -> ExportError:
+    text = (
+        f"rows of a batch would influence each other: in output {output} a row changes when {when}, with its own "
+        f"inputs and masks the same. {_advice(plan)}"
     )
+    return ExportError(f"(root): {text}") if beginning is None else _refusal(beginning, text)
+
+
+def _refusal(node: fx.Node, text: str) -> ExportError:
+    part = module_of(node)
+    by_values = bool(free_unbacked_symbols(node.meta.get("val")))
+    return ExportError(f"{part} ({node.target}): {text}", part=part, by_values=by_values)
 
 
 def _advice(plan: MonteCarloPlan) -> str:
@@ -189,8 +199,8 @@ def _advice(plan: MonteCarloPlan) -> str:
     return _ADVICE + (_UNSORTED if sorts and any(operation_of(node) in _RECURRENT for node in nodes) else "")
 
 
-def _beginning(plan: MonteCarloPlan, example: Sequence[Tensor]) -> str | None:
-    """The module and the operation in which a change of row 0 first shows in other rows."""
+def _beginning(plan: MonteCarloPlan, example: Sequence[Tensor]) -> fx.Node | None:
+    """The operation in which a change of row 0 first shows in other rows."""
     sites, batch = list(plan.sites_of), example[0].shape[0]
     runs = []
     for inputs in ([tensor.clone() for tensor in example], [torch.cat([each[1:2], each[1:]]) for each in example]):
@@ -198,7 +208,7 @@ def _beginning(plan: MonteCarloPlan, example: Sequence[Tensor]) -> str | None:
         runner.run(*inputs)
         runs.append(runner.seen)
     before, after = runs
-    return next((_name(node) for node in before if _mixed(plan, node, before, after, batch)), None)
+    return next((node for node in before if _mixed(plan, node, before, after, batch)), None)
 
 
 def _mixed(
@@ -211,10 +221,6 @@ def _mixed(
         return not close(after[node], before[node])
     shape = axis.split(before[node].shape, batch)
     return not close(after[node].reshape(shape)[:, 1:], before[node].reshape(shape)[:, 1:])
-
-
-def _name(node: fx.Node) -> str:
-    return f"{module_of(node)} ({node.target})"
 
 
 @contextmanager

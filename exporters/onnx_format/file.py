@@ -70,7 +70,7 @@ def write_onnx(
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(_refusal(error)) from error
+        raise _refusal(error) from error
     model: ir.Model = program.model
     if controls is not None:
         _add_controls(model, controls)
@@ -144,7 +144,7 @@ def _shift_right() -> Any:
     return shift_right
 
 
-def _refusal(error: BaseException) -> str:
+def _refusal(error: BaseException) -> ExportError:
     """Which module asks for what ONNX does not have, as far as torch's exporter had come, and what to do."""
     found, causes = None, [error]
     while causes[-1].__cause__ is not None:
@@ -155,19 +155,21 @@ def _refusal(error: BaseException) -> str:
             found = node if hasattr(node, "meta") and hasattr(node, "target") else found
     # The innermost cause says what failed; the outer texts list steps of the exporter.
     reason = (str(causes[-1]).strip().splitlines() or [type(causes[-1]).__name__])[0]
-    owner, parametrized, _ = (module_of(found) if found else "").partition(".parametrizations.")
+    part = module_of(found) if found else None
+    owner, parametrized, _ = (part or "").partition(".parametrizations.")
     advice = "export with --format torchscript, or " + (
         f"keep the weight itself, with torch.nn.utils.parametrize.remove_parametrizations of {owner}"
         if parametrized
         else "write it with other operations"
     )
     if found is None:
-        return f"ONNX cannot express the captured graph: {reason}; {advice}"
+        return ExportError(f"ONNX cannot express the captured graph: {reason}; {advice}")
     if "No ONNX function found" in reason:
-        return f"{module_of(found)}: {found.target} has no ONNX form; {advice}"
+        return ExportError(f"{part}: {found.target} has no ONNX form; {advice}", part=part)
     if "SymbolicTensor" in reason:
         reason = "a number in them is computed from the size of the inputs"
-    return f"{module_of(found)}: {found.target} has no ONNX form with the arguments that it has: {reason}; {advice}"
+    form = f"{found.target} has no ONNX form with the arguments that it has"
+    return ExportError(f"{part}: {form}: {reason}; {advice}", part=part)
 
 
 @contextmanager

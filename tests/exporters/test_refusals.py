@@ -10,6 +10,7 @@ from torch import Tensor, distributions, nn
 
 from deploykit.errors import ExportError
 from exporters.export import ExportResult, export_module
+from exporters.exportable import advising
 
 SPEC = "x:float32[batch,8]"
 
@@ -297,6 +298,68 @@ def test_layers_that_look_for_loops_are_refused_with_their_own_way_out(tmp_path:
         exported(Loops(where, add_self_loops=True), tmp_path)
     result = exported(Loops(where, add_self_loops=False), tmp_path)
     assert result.manifest.monte_carlo is not None
+
+
+class TinyExperts(nn.Module):
+    """As experts of transformers, which have another form for all tokens at once."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function, self.first = function, nn.Linear(8, 8)
+
+    def set_experts_implementation(self, name: str) -> None: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.first(x))
+
+
+def looped_experts(x: Tensor) -> Tensor:
+    return x * 2 if (x[0] > 0).any() else x
+
+
+def sorted_experts(x: Tensor) -> Tensor:
+    return x[x[:, 0].argsort()]
+
+
+def experts_of_a_library(x: Tensor) -> Tensor:
+    return torch.ops.deploykit_tests.same(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "written", "draws"),
+    [
+        (looped_experts, "torchscript", None),
+        (sorted_experts, "torchscript", 3),
+        (lambda x: x - x.mean(0), "torchscript", 3),
+        (lambda x: x.logcumsumexp(1), "onnx", None),
+        (experts_of_a_library, "torchscript", None),
+    ],
+)
+def test_experts_are_refused_with_their_own_way_out(
+    tmp_path: Path, function: Any, written: str, draws: int | None
+) -> None:
+    module = nn.Sequential(nn.Dropout(0.3), TinyExperts(function)).eval()
+    with torch.library._scoped_library("deploykit_tests", "FRAGMENT") as library:
+        library.define("same(Tensor x) -> Tensor")
+        library.impl("same", torch.clone, "CompositeExplicitAutograd")
+        with pytest.raises(ExportError, match=r"^1\b.*set_experts_implementation\(.batched_mm"):
+            export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=draws, formats=[written])
+
+
+def test_the_words_of_a_refusal_give_it_no_way_out() -> None:
+    """Its kind does: another refusal of the same layer, in whatever words, is not mended by another form of it."""
+
+    def refuse(module: nn.Module, refusal: ExportError) -> None:
+        raise refusal
+
+    module = nn.Sequential(nn.Linear(2, 2), Loops("edges", add_self_loops=True))
+    words = "1: picks some of the rows by their values"
+    for refusal in (ExportError(words), ExportError(words, part="0", by_values=True), ExportError(words, part="1")):
+        with pytest.raises(ExportError) as caught:
+            advising(refuse)(module, refusal)
+        assert caught.value is refusal
+    with pytest.raises(ExportError, match=r"^cut\. .*add_self_loops=False"):
+        advising(refuse)(module, ExportError("cut", part="1", by_values=True))
 
 
 def test_other_rows_beside_the_batch_are_refused_with_a_way_out(tmp_path: Path) -> None:
