@@ -1,6 +1,6 @@
 """Numbers of things as people read them, and what an error says."""
 
-__all__ = ["counted", "described", "row_range", "said"]
+__all__ = ["counted", "described", "first_line", "row_range", "said"]
 
 
 def counted(count: int, thing: str) -> str:
@@ -44,3 +44,12 @@ def said(error: BaseException) -> str:
     if not isinstance(error, MemoryError):
         return text
     return f"out of memory: {text}" if text else "out of memory"
+
+
+def first_line(error: BaseException) -> str:
+    r"""The first line of what an error says, or its type where it says nothing.
+
+    >>> first_line(ValueError("bad\nat line 3")), first_line(KeyError())
+    ('bad', 'KeyError')
+    """
+    return next(iter(said(error).strip().splitlines()), type(error).__name__)

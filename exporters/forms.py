@@ -15,6 +15,7 @@ from deploykit.bounds import Bounds
 from deploykit.compare import worst_of
 from deploykit.errors import ExportError
 from deploykit.tensors import TensorSpec
+from deploykit.wording import first_line
 from exporters.capture.graph import Captured, capture
 from exporters.checks.reference import to_numpy
 from exporters.rewrite.montecarlo import MonteCarloModule
@@ -72,7 +73,7 @@ def _run(module: MonteCarloModule, example: Sequence[Tensor]) -> list[Report]:
     try:
         return module.reports(*[tensor.clone() for tensor in example])
     except (RuntimeError, IndexError, ValueError) as error:
-        raise NotBatchedError(f"computing the rows of several draws together fails: {_first_line(error)}") from error
+        raise NotBatchedError(f"computing the rows of several draws together fails: {first_line(error)}") from error
 
 
 def _compare(reports: Sequence[Report], wanted: Arrays, tolerance: float) -> None:
@@ -88,8 +89,4 @@ def _capture_batched(
     try:
         return capture(module, example, specs, bounds)
     except ExportError as error:
-        raise NotBatchedError(f"the rows of several draws together cannot be captured: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise NotBatchedError(f"the rows of several draws together cannot be captured: {first_line(error)}") from error

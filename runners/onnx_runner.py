@@ -15,6 +15,7 @@ from deploykit.devices import Device, available_cores
 from deploykit.driver import device_count
 from deploykit.errors import ArtifactError, DeviceError, MissingExtraError, RunError
 from deploykit.telemetry import decline_telemetry
+from deploykit.wording import first_line
 from runners.base import Arrays, Runner
 
 __all__ = ["SLOWER_FUSIONS", "OnnxRunner"]
@@ -210,7 +211,7 @@ def _not_obtained(ort: ModuleType, device: Device) -> str:
 def _cannot_load(path: object, device: Device, error: Exception) -> Exception:
     if isinstance(error, DeviceError):
         return error
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    first = first_line(error)
     if device.kind == "cuda":
         failure = _FAILURE.search(str(error))  # Behind the names of many C++ functions.
         first = failure[0].strip() if failure else first

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.devices import Device
 from deploykit.errors import RunError
+from deploykit.wording import first_line
 from runners.store import Group, LauncherStore
 
 if TYPE_CHECKING:
@@ -119,7 +120,5 @@ def _device_of_theirs(device: "torch.device", group: Group) -> "torch.device":
 
 def _cause(error: BaseException) -> str:
     """The first line, and of nccl's errors what they tell at their end: ``Duplicate GPU detected ...``."""
-    text = str(error).strip() or type(error).__name__
-    _, found, last = text.rpartition("Last error:")
-    first = text.splitlines()[0]
-    return f"{first}: {' '.join(last.split())}" if found else first
+    _, found, last = str(error).rpartition("Last error:")
+    return f"{first_line(error)}: {' '.join(last.split())}" if found else first_line(error)

@@ -12,6 +12,7 @@ import numpy as np
 from deploykit.artifact import Artifact
 from deploykit.devices import Device
 from deploykit.errors import ArtifactError, DeviceError, MissingExtraError
+from deploykit.wording import first_line
 from runners.base import Arrays, Runner
 from runners.exactness import Exactness
 from runners.store import Group, LauncherStore
@@ -89,7 +90,7 @@ class TorchRunner(Runner):
         return module
 
     def _cannot_load(self, torch: Any, error: RuntimeError) -> Exception:
-        first, version = _first_line(error), torch.__version__
+        first, version = first_line(error), torch.__version__
         if self.device.kind == "cuda":
             return DeviceError(
                 f"device {self.device}: torch {version} could not load {self.artifact.path} there: {first}; "
@@ -221,8 +222,3 @@ def _to_numpy(torch: Any, tensor: Any, inputs: Arrays) -> np.ndarray[Any, Any]:
     array: np.ndarray[Any, Any] = tensor.detach().cpu().contiguous().numpy()
     shared = any(np.may_share_memory(array, given) for given in inputs.values())
     return array.copy() if shared else array
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -10,7 +10,7 @@ from deploykit.sources.base import FileIdentity
 from deploykit.sources.reading import Reading
 from deploykit.sources.tables import require_pyarrow
 from deploykit.storage.locations import DataFile
-from deploykit.wording import row_range, said
+from deploykit.wording import first_line, row_range
 
 __all__ = ["FileTables", "arrow_file"]
 
@@ -98,7 +98,7 @@ class FileTables(abc.ABC):
         number, _ = self._where[piece]
         return DataError(
             f"data {self.files[number].place}, {row_range(first_row, first_row + self.rows[piece])}: cannot be read "
-            f"({_first_line(error)}); copy or write the file again"
+            f"({first_line(error)[:300]}); copy or write the file again"
         )
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ class FileTables(abc.ABC):
                 ) from error
             # Damage may raise nearly anything.
             except Exception as error:
-                raise DataError(f"data {file.place}: {self.advice} ({_first_line(error)})") from error
+                raise DataError(f"data {file.place}: {self.advice} ({first_line(error)[:300]})") from error
         return self._opened[1]
 
     def _rows_of(self, number: int) -> list[int]:
@@ -161,8 +161,3 @@ def _type_of(schema: Any, name: str) -> Any:
 
 def _fits(index: Any, files: int) -> bool:
     return isinstance(index, list) and len(index) == files
-
-
-def _first_line(error: Exception) -> str:
-    text = said(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]

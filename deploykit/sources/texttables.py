@@ -12,7 +12,7 @@ from deploykit.sources.reading import Reading
 from deploykit.sources.tables import BadRow, require_pyarrow
 from deploykit.sources.textindex import OpenQuoteError, TextPiece, row_bounds, text_pieces, whole_rows
 from deploykit.storage.locations import DataFile
-from deploykit.wording import counted, row_range, said
+from deploykit.wording import counted, first_line, row_range
 
 __all__ = ["SAMPLE_BYTES", "TextTables", "require_text", "widest"]
 
@@ -136,9 +136,8 @@ class TextTables(abc.ABC):
     def explain(self, piece: int, first_row: int, error: Exception) -> DataError:
         """The error, with the rows."""
         name = self.files[self._where[piece][0]].place
-        text = (said(error).splitlines() or [type(error).__name__])[0][:300]
         rows = row_range(first_row, first_row + self.rows[piece])
-        return DataError(f"data {name}, {rows}: cannot be read ({text}); mend the file")
+        return DataError(f"data {name}, {rows}: cannot be read ({first_line(error)[:300]}); mend the file")
 
     def close(self) -> None:  # noqa: B027 (a subclass may have something to close)
         """Nothing stays open."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import ExportError, MissingExtraError
+from deploykit.wording import first_line
 from exporters.capture.graph import Captured, own_name, quiet
 from exporters.capture.recurrence import dynamic_steps
 from exporters.noise.mask_ops import SHIFT_RIGHT
@@ -154,7 +155,7 @@ def _refusal(error: BaseException) -> ExportError:
             node = frame.f_locals.get("node")
             found = node if hasattr(node, "meta") and hasattr(node, "target") else found
     # The innermost cause says what failed; the outer texts list steps of the exporter.
-    reason = (str(causes[-1]).strip().splitlines() or [type(causes[-1]).__name__])[0]
+    reason = first_line(causes[-1])
     part = module_of(found) if found else None
     owner, parametrized, _ = (part or "").partition(".parametrizations.")
     advice = "export with --format torchscript, or " + (
