@@ -23,6 +23,7 @@ MANY_SHARDS, MANY_ROWS = 64, 8192
 shard more than the others, which is little of many."""
 USUAL_RANKS, NEARLY_EVEN = (2, 4, 8), 1.01
 """So many equal ranks should end together. A cut does not know how many there are, and a resume may have others."""
+_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,14 +197,14 @@ def merge_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return joined
 
 
-def describe_ranges(ranges: Iterable[tuple[int, int]], *, most: int = 8) -> str:
-    """Ranges of rows as people read them, both ends included, cut after ``most`` of them.
+def describe_ranges(ranges: Iterable[tuple[int, int]]) -> str:
+    """Ranges of rows as people read them, both ends included, cut after the first eight.
 
     >>> describe_ranges([(0, 256), (512, 513)])
     'rows 0 to 255, row 512'
     """
     joined = merge_ranges(ranges)
-    texts = [row_range(start, stop) for start, stop in joined[:most]]
-    if len(joined) > most:
-        texts.append(f"and {len(joined) - most} more ranges")
+    texts = [row_range(start, stop) for start, stop in joined[:_SHOWN]]
+    if len(joined) > _SHOWN:
+        texts.append(f"and {len(joined) - _SHOWN} more ranges")
     return ", ".join(texts)

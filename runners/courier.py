@@ -1,7 +1,6 @@
 """What a rank that was started on another machine sends to the store of its run, with which it shares nothing else."""
 
 import contextlib
-import errno
 import os
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from deploykit.errors import DeploykitError, RunError
 from deploykit.runs.rundir import RUN_NAME, RunDirectory
 from deploykit.signs import STATUS_NAME
 from deploykit.storage.copies import naming
+from deploykit.storage.files import is_full
 from deploykit.storage.stores import Store
 from runners.mirror import Mirror, is_result
 from runners.ranks.dataindex import NAME as INDEX_NAME
@@ -120,6 +120,6 @@ def _unsent(courier: Courier) -> str:
 
 
 def _full_disk(error: BaseException, courier: Courier) -> list[str]:
-    if not (isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENOSPC):
+    if not is_full(error.__cause__):
         return []
     return [f"{courier.where} works in {tempfile.gettempdir()}; set TMPDIR there to a disk with more room"]

@@ -1,7 +1,6 @@
 """Where a run works: in the run directory that the user named, or in a copy of what is at a URL."""
 
 import contextlib
-import errno
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from deploykit.errors import DeploykitError, RunError, UsageError
 from deploykit.storage.copies import naming
+from deploykit.storage.files import is_full
 from deploykit.storage.stores import Store, is_url, local_path
 from runners.engines.base import Engine
 from runners.exchange import Exchange
@@ -99,6 +99,6 @@ def _add(error: BaseException, texts: Iterable[str]) -> None:
 
 
 def _full_disk(error: BaseException) -> list[str]:
-    if not (isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENOSPC):
+    if not is_full(error.__cause__):
         return []
     return [f"The run works in a copy in {tempfile.gettempdir()}; set TMPDIR to a disk with room for all predictions"]

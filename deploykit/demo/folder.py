@@ -1,7 +1,6 @@
 """The directory that the demo writes: what is in it, and what a second demo may replace."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deploykit.errors import UsageError
-from deploykit.storage.files import write_json
+from deploykit.storage.files import discard, write_json
 from deploykit.version import __version__
 
 __all__ = ["FORMATS", "RECORD", "Folder", "Settings", "prepare"]
@@ -99,7 +98,7 @@ def _clear(path: Path) -> str | None:
         )
     ours = [path / name for name in earlier["wrote"]]
     for entry in ours:
-        _remove(entry)
+        discard(entry)
     own = {RECORD, "__pycache__"}
     others = sorted(entry.name for entry in path.iterdir() if entry.name not in own)
     kept = f"; left alone: {', '.join(others)}" if others else ""
@@ -122,10 +121,3 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return dict(found) if complete and inside else None
-
-
-def _remove(entry: Path) -> None:
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry)
-    else:
-        entry.unlink(missing_ok=True)

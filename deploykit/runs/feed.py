@@ -1,7 +1,6 @@
 """Rows on their way into a file: each sample id in its place, once, and an error keeps its origin."""
 
 import contextlib
-import errno
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -10,6 +9,7 @@ import numpy as np
 
 from deploykit.errors import RunError
 from deploykit.plan import remaining
+from deploykit.storage.files import is_full
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import Batch, checked
 
@@ -88,8 +88,7 @@ def writing(path: Path, feed: Feed | None = None, *, resumes: bool = True) -> It
     except OSError as error:
         if feed is not None and feed.failure is error:
             raise
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        advice = "free some space" if full else "make it writable"
+        advice = "free some space" if is_full(error) else "make it writable"
         raise RunError(
             f"cannot write {path}: {error.strerror or error}; nothing half-written was left. "
             f"{advice.capitalize()} and give the same command again{'; a run resumes where it was' if resumes else ''}"

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ __all__ = [
     "TEMPORARY_PREFIX",
     "appears_whole",
     "discard",
+    "is_full",
     "sha256_of",
     "sync_directory",
     "temporary_name",
@@ -41,6 +43,11 @@ def appears_whole(path: Path) -> Iterator[Path]:
     finally:
         discard(temporary)
     sync_directory(path.parent)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error says that there is no room on a disk, or no more of it for this user."""
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 def discard(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Find the weights and the hyperparameters in what a checkpoint file held."""
 
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from exporters.checkpoint.filecheck import refusal
+from exporters.checkpoint.mismatch import shown
 
 __all__ = ["Content", "Kind", "check_tensors", "find_content"]
 
@@ -112,7 +113,7 @@ def _wrapped(path: Path, loaded: Mapping[Any, Any]) -> Content:
     known = [key for key in holders if key in WRAPPERS]
     chosen = known or holders
     if not chosen:
-        raise refusal(path, f"holds no tensors under {_names(list(loaded)) or 'any key'}", SAVE_ONE)
+        raise refusal(path, f"holds no tensors under {_names(loaded) or 'any key'}", SAVE_ONE)
     if len(chosen) > 1:
         raise refusal(path, f"holds several state_dicts ({_names(chosen)}), and nothing says which is wanted", SAVE_ONE)
     values, notes = _hyperparameters(loaded)
@@ -146,7 +147,7 @@ def _hyperparameters(loaded: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
     found = loaded[key]
     values = dict(vars(found) if isinstance(found, Namespace) else found)
     by_the_cli = values.pop(_INSTANTIATOR, None) is not None
-    notes = [f"hyperparameters in {key!r}: {_names(list(values)) or 'none'}"]
+    notes = [f"hyperparameters in {key!r}: {_names(values) or 'none'}"]
     # LightningCLI names its own instantiating function there; the class is the one that the user names.
     if by_the_cli and "_class_path" in values:
         notes.append(f"LightningCLI made the module as {values.pop('_class_path')}")
@@ -154,9 +155,8 @@ def _hyperparameters(loaded: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
     return {str(name): value for name, value in values.items()}, notes
 
 
-def _names(keys: list[Any]) -> str:
-    shown = ", ".join(sorted(map(str, keys))[:10])
-    return shown if len(keys) <= 10 else f"{shown} and {len(keys) - 10} more"
+def _names(keys: Iterable[Any]) -> str:
+    return shown(sorted(map(str, keys)))
 
 
 def check_tensors(path: Path, state_dict: Mapping[str, Any], size_bytes: int) -> None:

@@ -91,7 +91,8 @@ def _called(
         with torch.random.fork_rng(devices=[]):
             module = _made(function, bound, maker, notes)
     except (Exception, SystemExit) as error:
-        given = [*map(_short, bound.positional), *(f"{key}={_short(value)}" for key, value in bound.named.items())]
+        named = (f"{key}={reprlib.repr(value)}" for key, value in bound.named.items())
+        given = [*map(reprlib.repr, bound.positional), *named]
         raise CheckpointError(
             f"--module {name}: building it failed: {type(error).__name__}: {error}; it was called with "
             f"({', '.join(given)}) and takes {signature_text(function)}; correct the arguments with --arg NAME=VALUE, "
@@ -131,10 +132,6 @@ def _make(function: Callable[..., Any], given: Arguments, maker: Callable[..., A
         with attached(module, "predict"):
             configure()
     return module
-
-
-def _short(value: Any) -> str:
-    return reprlib.repr(value)
 
 
 def lightning_hook(module: Any, name: str) -> Callable[..., Any] | None:

@@ -19,11 +19,11 @@ from deploykit.writers import Writer
 from runners.lightning.calls import Calls
 from runners.lightning.rank import RankCalls
 from runners.lightning_writer import LightningWriter
+from runners.ranks.process import log_ending
 
 __all__ = ["deliver"]
 
 TICK_S = 0.05
-TAIL_LINES = 8
 
 
 def deliver(
@@ -125,12 +125,10 @@ class _Rank:
     def what_happened(self, target: str) -> str:
         if Path(self._told.error).exists():
             return Path(self._told.error).read_text(encoding="utf-8")
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
-        said = "".join(f"\n    {line}" for line in lines)
         return (
             f"writer {target}: rank {self._told.rank} died with exit code {self.process.returncode}; every prediction "
-            f"is in the run directory and counts; give the same command again to call the writer again; {self._log} "
-            f"ends with{said}"
+            f"is in the run directory and counts; give the same command again to call the writer again; "
+            f"{log_ending(self._log)}"
         )
 
     def end(self) -> None:
