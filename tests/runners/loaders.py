@@ -6,7 +6,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, default_collate, get_worker_info
 
 from tests import handmade
+from tests.runners.streams import note_call
 
 X = torch.from_numpy(handmade.random_inputs("plain", 60)["x"])
 LENGTHS = [1 + row * 7 % 5 for row in range(20)]
@@ -45,31 +45,6 @@ def expected_pair(x: np.ndarray[Any, Any], row: int) -> np.ndarray[Any, Any]:
     length = LENGTHS[row]
     whole[:length] = np.arange(length) + row
     return (whole * (row % 3) + 1).astype(np.float32)
-
-
-def note_call(name: str) -> None:
-    """Leave a line for each time that data is drawn, where the environment says so."""
-    if "DRAWN" in os.environ:
-        with Path(os.environ["DRAWN"]).open("a") as file:
-            file.write(f"{name}\n")
-
-
-def stream() -> Iterator[dict[str, np.ndarray[Any, Any]]]:
-    """Rows of ``plain``, others each time, the row's number in front.
-
-    ``BROKEN_ROW`` raises, ``SLOW_S`` waits, and the last row comes when there is a file ``GATE``, if one is named.
-    """
-    note_call("stream")
-    rows = int(os.environ.get("STREAM_ROWS", "60"))
-    x = np.random.default_rng().normal(size=(rows, 4)).astype(np.float32)
-    for row in range(rows):
-        time.sleep(float(os.environ.get("SLOW_S", "0")))
-        if str(row) == os.environ.get("BROKEN_ROW"):
-            raise OSError("the connection was lost")
-        while row == rows - 1 and "GATE" in os.environ and not Path(os.environ["GATE"]).exists():
-            time.sleep(0.01)
-        x[row, 0] = row
-        yield {"x": x[row]}
 
 
 def rank_and_size() -> tuple[int, int]:

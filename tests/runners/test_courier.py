@@ -314,7 +314,7 @@ def test_parts_that_were_joined_and_not_removed_are_removed_by_the_same_command(
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("what", ["data", "writer"])
 def test_what_needs_one_directory_is_refused(artifact: Path, bucket: str, what: str) -> None:
-    once = f"{Path(__file__).parent / 'loaders.py'}:stream"
+    once = f"{Path(__file__).parent / 'streams.py'}:stream"
     recorder = f"{Path(__file__).parents[1] / 'trainer' / 'recording.py'}:Recorder"
     named = {"writer": recorder, "writer_arg": {"folder": "f", "write_interval": "batch"}} if what == "writer" else {}
     with pytest.raises(UsageError, match=rf"^run directory {bucket}: is at a URL, and the {what} "):

@@ -14,6 +14,7 @@ from deploykit.runs.watching import run_status
 from runners.job import run
 from tests import handmade
 
+from . import streams
 from .loaders import X
 from .test_factories import FILE, rows_of
 from .test_launched import Environment, as_rank, ended, free_port, indexed_job, parts, srun, start, torchrun, wait_for
@@ -25,7 +26,7 @@ def srun_per_node(rank: int, world_size: int) -> Environment:
     return srun(rank, world_size) | {"SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": str(world_size)}
 
 
-STREAM = f"{FILE}:stream"
+STREAM = f"{Path(streams.__file__)}:stream"
 ROWS = 60
 
 TELLS_AT_ONCE = """
@@ -138,7 +139,7 @@ def test_a_rank_of_another_job_that_waits_takes_nothing_from_this_one(
     wait_for(lambda: run_status(out).drawn_rows)
     other = rank(1, f"{FILE}:shares")
     ended(first)
-    assert "holds rows of loaders.py:stream, drawn for another model, data or columns" in ended(other, code=1)
+    assert "holds rows of streams.py:stream, drawn for another model, data or columns" in ended(other, code=1)
     ended(rank(1, STREAM))
     assert times(drawn) == 1
     assert_whole(out)

@@ -702,7 +702,7 @@ class TestRefused:
     def test_data_that_comes_once(self, artifact: Path, bucket: str, as_rank: Callable[[int, int], None]) -> None:
         as_rank(0, 2)
         with pytest.raises(UsageError, match=rf"^run directory {bucket}: is at a URL, and the data .* comes but once"):
-            deploykit.run(artifact, f"{Path(__file__).parent / 'loaders.py'}:stream", bucket)
+            deploykit.run(artifact, f"{Path(__file__).parent / 'streams.py'}:stream", bucket)
         assert files(bucket) == {}
 
     def test_a_lightning_writer(self, artifact: Path, bucket: str, as_rank: Callable[[int, int], None]) -> None:

@@ -28,9 +28,10 @@ from runners.job import run
 from runners.onnx_runner import OnnxRunner
 from tests import handmade
 
-from . import loaders
+from . import loaders, streams
 from .test_factories import FILE, rows_of
 
+STREAM = f"{Path(streams.__file__)}:stream"
 OPTIONS: dict[str, Any] = {"batch_size": 4, "shard_rows": 8, "devices": "cpu"}
 
 
@@ -41,7 +42,7 @@ def times(drawn: Path) -> int:
 @pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
 def test_a_stream_is_drawn_once(artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, devices: str) -> None:
     out = tmp_path / "r"
-    result = run(artifact_paths["plain"], f"{FILE}:stream", out, **{**OPTIONS, "devices": devices})
+    result = run(artifact_paths["plain"], STREAM, out, **{**OPTIONS, "devices": devices})
     assert (result.rows, result.computed_rows, times(drawn)) == (60, 60, 1)
     assert any(
         "what it returns, of type generator, is an iterable, so it was gone through once: 60 rows" in note
@@ -52,7 +53,7 @@ def test_a_stream_is_drawn_once(artifact_paths: dict[str, Path], tmp_path: Path,
     assert [path.name for path in (out / "spool").iterdir()] == ["spool.json"]
     merged = np.load(deploykit.merge(out, tmp_path / "all.npz"))
     assert len(merged["logits"]) == 60
-    again = run(artifact_paths["plain"], f"{FILE}:stream", out, **{**OPTIONS, "devices": devices})
+    again = run(artifact_paths["plain"], STREAM, out, **{**OPTIONS, "devices": devices})
     assert (again.computed_rows, times(drawn)) == (0, 1)
     assert any("nothing was left to do" in note for note in again.notes)
 
@@ -127,7 +128,7 @@ def interrupted(
     with monkeypatch.context() as patched:
         patched.setattr(RunDirectory, "write_part", broken)
         with pytest.raises(RunError, match="the disk went away"):
-            run(artifact_paths["plain"], f"{FILE}:stream", out, **OPTIONS)
+            run(artifact_paths["plain"], STREAM, out, **OPTIONS)
     assert run_status(out).state == "failed"
     return np.fromfile(out / "spool" / "input-0.bin", np.float32).reshape(60, 4)
 
@@ -142,7 +143,7 @@ def assert_predicted(out: Path, values: np.ndarray[Any, Any]) -> None:
 def test_resume_reads_the_rows_that_were_drawn(
     artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, interrupted: np.ndarray[Any, Any]
 ) -> None:
-    result = run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **{**OPTIONS, "devices": "cpu:2"})
+    result = run(artifact_paths["plain"], STREAM, tmp_path / "r", **{**OPTIONS, "devices": "cpu:2"})
     assert (result.computed_rows, times(drawn)) == (60 - 24, 1)
     assert any("the 60 rows that were drawn before are used" in note for note in result.notes)
     assert_predicted(tmp_path / "r", interrupted)
@@ -161,7 +162,7 @@ def test_a_launcher_resumes_with_the_rows_that_were_drawn(
 ) -> None:  # fmt: skip
     for rank in (0, 1):
         array_rank(monkeypatch, rank)
-        run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **{**OPTIONS, "engine": "array"})
+        run(artifact_paths["plain"], STREAM, tmp_path / "r", **{**OPTIONS, "engine": "array"})
     assert times(drawn) == 1
     assert verify_run(tmp_path / "r").ok
     assert_predicted(tmp_path / "r", interrupted)
@@ -173,10 +174,10 @@ def test_an_iterable_that_fails_names_the_row_and_is_drawn_again(
 ) -> None:
     monkeypatch.setenv("BROKEN_ROW", "17")
     with pytest.raises(DataError, match="row 17: the iterable: raised OSError: the connection was lost"):
-        run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **OPTIONS)
+        run(artifact_paths["plain"], STREAM, tmp_path / "r", **OPTIONS)
     assert list((tmp_path / "r").iterdir()) == []
     monkeypatch.delenv("BROKEN_ROW")
-    assert run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **OPTIONS).rows == 60
+    assert run(artifact_paths["plain"], STREAM, tmp_path / "r", **OPTIONS).rows == 60
     assert times(drawn) == 2
 
 
@@ -202,7 +203,7 @@ def test_so_is_who_mends_a_row_that_the_model_does_not_take(
         raise ValueError("an odd row")
 
     monkeypatch.setattr(OnnxRunner, "_infer", fail)
-    data = f"{FILE}:stream" if factory == "stream" else f"{Path(FILE).parent / 'slowdata.py'}:make"
+    data = STREAM if factory == "stream" else f"{Path(FILE).parent / 'slowdata.py'}:make"
     with pytest.raises(RunError, match=r"the model failed with ValueError: an odd row; mend the cause and") as failed:
         run(artifact, data, tmp_path / "r", **OPTIONS)
     assert ("drawn already" in str(failed.value)) == (factory == "stream")
@@ -219,10 +220,10 @@ def test_a_full_disk(artifact_paths: dict[str, Path], tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(spoolfiles.HashedFile, "write", full)
     with pytest.raises(RunError, match=r"spool: No space left on device, after 9 rows .* give the same command again"):
-        run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **OPTIONS)
+        run(artifact_paths["plain"], STREAM, tmp_path / "r", **OPTIONS)
     assert list((tmp_path / "r").iterdir()) == []
     monkeypatch.undo()
-    assert run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **OPTIONS).rows == 60
+    assert run(artifact_paths["plain"], STREAM, tmp_path / "r", **OPTIONS).rows == 60
 
 
 def test_a_disk_that_is_full_at_the_end(
@@ -233,7 +234,7 @@ def test_a_disk_that_is_full_at_the_end(
 
     monkeypatch.setattr(spoolfiles.HashedFile, "flush", full)
     with pytest.raises(RunError, match=r"No space left on device, after 60 rows .* which are removed"):
-        run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **OPTIONS)
+        run(artifact_paths["plain"], STREAM, tmp_path / "r", **OPTIONS)
     assert list((tmp_path / "r").iterdir()) == []
     assert run_status(tmp_path / "r").state == "not started"
 
@@ -243,7 +244,7 @@ def test_a_signal_while_rows_are_drawn(
     artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, number: signal.Signals
 ) -> None:
     out = tmp_path / "r"
-    words = ["run", str(artifact_paths["plain"]), "--data", f"{FILE}:stream", "-o", str(out), "--batch-size", "4"]
+    words = ["run", str(artifact_paths["plain"]), "--data", STREAM, "-o", str(out), "--batch-size", "4"]
     process = subprocess.Popen(
         [sys.executable, "-m", "deploykit", *words], env={**os.environ, "SLOW_S": "0.05"}, stderr=subprocess.PIPE,
         text=True,
@@ -298,14 +299,14 @@ def test_directories_of_others_are_left_alone(artifact_paths: dict[str, Path], t
     run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "npy", **OPTIONS)
     for out in ("mine", "npy"):
         with pytest.raises(RunError, match=r"is not empty|holds another job"):
-            run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / out, **OPTIONS)
+            run(artifact_paths["plain"], STREAM, tmp_path / out, **OPTIONS)
     assert (mine / "diary.txt").read_text() == "dear diary"
     assert times(drawn) == 0
-    run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **OPTIONS)
-    with pytest.raises(RunError, match=r"holds rows of loaders.py:stream, drawn for .*, asked for .*x\.npy"):
+    run(artifact_paths["plain"], STREAM, tmp_path / "r", **OPTIONS)
+    with pytest.raises(RunError, match=r"holds rows of streams.py:stream, drawn for .*, asked for .*x\.npy"):
         run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "r", **OPTIONS)
     with pytest.raises(RunError, match=r"holds another job: plan\.batch_size"):
-        run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **{**OPTIONS, "batch_size": 2})
+        run(artifact_paths["plain"], STREAM, tmp_path / "r", **{**OPTIONS, "batch_size": 2})
     assert times(drawn) == 1
 
 
@@ -317,11 +318,11 @@ def test_two_commands_at_the_same_moment(
 
     def other_first(*arguments: Any, **options: Any) -> Any:
         monkeypatch.setattr(jobdata, "draw", draw)
-        run(artifact_paths["plain"], f"{FILE}:stream", out, **OPTIONS)
+        run(artifact_paths["plain"], STREAM, out, **OPTIONS)
         return draw(*arguments, **options)
 
     monkeypatch.setattr(jobdata, "draw", other_first)
-    result = run(artifact_paths["plain"], f"{FILE}:stream", out, **OPTIONS)
+    result = run(artifact_paths["plain"], STREAM, out, **OPTIONS)
     assert (result.computed_rows, times(drawn)) == (0, 1)
 
     def other_between(path: Path, job: Any) -> RunDirectory:
@@ -332,7 +333,7 @@ def test_two_commands_at_the_same_moment(
 
     monkeypatch.setattr(RunDirectory, "prepare", other_between)
     with pytest.raises(RunError, match="another run has replaced the rows in spool by others"):
-        run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "s", **OPTIONS)
+        run(artifact_paths["plain"], STREAM, tmp_path / "s", **OPTIONS)
 
 
 def test_rows_that_no_job_has_taken_up_make_room_for_others(
@@ -341,7 +342,7 @@ def test_rows_that_no_job_has_taken_up_make_room_for_others(
     """The command that drew them was wrong in what is looked at later."""
     out, wrong = tmp_path / "r", {**OPTIONS, "shard_rows": 7}
     with pytest.raises(UsageError, match="must be a multiple"):
-        run(artifact_paths["plain"], f"{FILE}:stream", out, **wrong)
+        run(artifact_paths["plain"], STREAM, out, **wrong)
     assert json.loads((out / "spool" / "spool.json").read_text())["rows"] == 60
     run(artifact_paths["plain"], f"{FILE}:lines", out, **OPTIONS)
     assert times(drawn) == 1
@@ -356,7 +357,7 @@ def test_rows_that_no_job_has_taken_up_do_not_stay_beside_another_job(
     """They would keep it from being resumed."""
     out, options = tmp_path / "r", OPTIONS
     with pytest.raises(UsageError, match="must be a multiple"):
-        run(artifact_paths["plain"], f"{FILE}:stream", out, **{**OPTIONS, "shard_rows": 7})
+        run(artifact_paths["plain"], STREAM, out, **{**OPTIONS, "shard_rows": 7})
     if launched:
         array_rank(monkeypatch, 0)
         options = {**OPTIONS, "engine": "array"}
@@ -369,7 +370,7 @@ def test_rows_that_no_job_has_taken_up_do_not_stay_beside_another_job(
 def test_a_part_that_is_lost_after_the_end_cannot_be_made_again(
     artifact_paths: dict[str, Path], tmp_path: Path
 ) -> None:
-    run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **OPTIONS)
+    run(artifact_paths["plain"], STREAM, tmp_path / "r", **OPTIONS)
     next((tmp_path / "r" / "parts").iterdir()).unlink()
     with pytest.raises(DeploykitError, match=r"were removed from .* when the run was finished, and cannot be drawn"):
-        run(artifact_paths["plain"], f"{FILE}:stream", tmp_path / "r", **OPTIONS)
+        run(artifact_paths["plain"], STREAM, tmp_path / "r", **OPTIONS)
