@@ -14,8 +14,8 @@ from exporters.noise import mask_ops
 from exporters.rewrite.wide import PIECE_UNITS
 from tests.exporters.test_monte_carlo import SPEC, clients, names_of, oracle
 
-MAPS = 121
-UNITS = MAPS * 100
+MAPS = 85
+UNITS = MAPS * 49
 """Several pieces, of which the last is smaller: of the layer's sum, and of the words where there is no sum."""
 
 
@@ -28,7 +28,7 @@ class Head(nn.Module):
         self.head = nn.Linear(UNITS, 4, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = self.body(x).relu().view(-1, MAPS, 10, 10)
+        maps = self.body(x).relu().view(-1, MAPS, 7, 7)
         return self.head(self.drop(maps).flatten(1))
 
 
@@ -70,10 +70,10 @@ class Apart(Head):
 
     def __init__(self) -> None:
         super().__init__()
-        self.head = nn.Linear(100, 4)
+        self.head = nn.Linear(49, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.drop(self.body(x).view(-1, MAPS, 100))).sum(1)
+        return self.head(self.drop(self.body(x).view(-1, MAPS, 49))).sum(1)
 
 
 def exported(module: nn.Module, path: Path) -> ExportResult:
@@ -119,6 +119,14 @@ def test_the_sum_of_the_pieces_is_the_layer(make: Callable[[], nn.Module], in_pi
         got = client({"x": x}, sample_ids=ids, seed=9, first_draw=2, draws=7)
         scale = max(1, np.abs(wanted).max())
         np.testing.assert_allclose(np.swapaxes(got["output.draws"], 0, 1), wanted, rtol=0, atol=1e-5 * scale)
+
+
+def test_many_units_are_cut_into_larger_pieces() -> None:
+    """Each is a part of the graph, and 16 of them are enough."""
+    keys = torch.arange(12_100, dtype=torch.int32), torch.arange(12_100, dtype=torch.int32)
+    found = [first for first, _ in mask_ops.pieces(keys, PIECE_UNITS)]
+    assert [len(piece) for piece in found] == [757] * 15 + [745]
+    assert torch.equal(torch.cat(found), keys[0])
 
 
 def test_half_precision_is_not_summed_in_pieces(tmp_path: Path) -> None:
