@@ -28,7 +28,7 @@ from exporters.onnx_format.difference import reversed_difference
 from exporters.onnx_format.exact import exact_constants
 from exporters.onnx_format.limits import clamp, with_limits_of_one_type
 from exporters.onnx_format.lookup import lookup_translations
-from exporters.onnx_format.names import free_names_of_users, restore_weight_names
+from exporters.onnx_format.names import free_names_of_users, restore_lost_constants, restore_weight_names
 from exporters.onnx_format.order import distances, stable_sort
 from exporters.onnx_format.recurrence import recurrent_translations
 from exporters.onnx_format.repeat import repeat_interleave
@@ -73,6 +73,7 @@ def write_onnx(
     except torch.onnx.errors.OnnxExporterError as error:
         raise _refusal(error) from error
     model: ir.Model = program.model
+    restore_lost_constants(model.graph)
     if controls is not None:
         _add_controls(model, controls)
     _forget_origin(model)

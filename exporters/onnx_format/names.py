@@ -5,7 +5,7 @@ from typing import Any
 
 from exporters.capture.graph import own_name
 
-__all__ = ["free_names_of_users", "restore_weight_names"]
+__all__ = ["free_names_of_users", "restore_lost_constants", "restore_weight_names"]
 
 
 def restore_weight_names(graph: Any) -> None:
@@ -15,6 +15,18 @@ def restore_weight_names(graph: Any) -> None:
         name = own_name(value.name)
         if name not in taken and name not in graph.initializers:
             value.name = name
+
+
+def restore_lost_constants(graph: Any) -> None:
+    """Put back constants that nodes still take and that the graph has lost.
+
+    onnxscript's rewriter calls limits that it joins after the tensor that they limit, so that those of the next two of
+    the same tensor take their place in the graph.
+    """
+    for value in [value for node in graph.all_nodes() for value in node.inputs if value is not None]:
+        if value.const_value is not None and value.producer() is None and not value.is_initializer():
+            value.name = _free(value.name, graph)
+            graph.register_initializer(value)
 
 
 def free_names_of_users(graph: Any) -> None:

@@ -85,6 +85,27 @@ def test_numbers_limit_what_they_limit_in_torch(tmp_path: Path) -> None:
         np.testing.assert_array_equal(got[name], value.numpy(), strict=True, err_msg=name)
 
 
+class LimitedTwice(nn.Module):
+    """Limits of limits, and two of one tensor, which torch's exporter joins."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        wide = x.double()
+        return {
+            "wide": wide.clamp(0, 1) + wide.clamp(0, 0.5) + wide.clamp(-1, 0.25),
+            "twice": x.clamp(0.0, 1.0).clamp(0.2, 0.3) + x.clamp(0.0, 0.5).clamp(-1.0, 0.4),
+            "above": x.clamp(max=0.5).clamp(max=0.4) + x.clamp(max=0.3).clamp(max=0.2),
+            "below": x.clamp(min=-1).clamp(min=-0.5) + x.clamp(min=0.1).clamp(min=0.2),
+            "x_min": x.relu().clamp(max=0.5) + x.relu().clamp(0.1, 0.2),
+        }
+
+
+def test_each_limit_of_a_tensor_with_several_is_kept(tmp_path: Path) -> None:
+    x = np.array([[-2, 0.05, 0.45, 0.15], [0, -0.7, 3, 0.7]], np.float32)
+    got, wanted = ran(LimitedTwice(), tmp_path, x)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(got[name], value.numpy(), rtol=1e-7, strict=True, err_msg=name)
+
+
 def test_a_running_sum_of_powers_is_refused_by_its_module(tmp_path: Path) -> None:
     class Running(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
