@@ -1,7 +1,7 @@
 """Which nodes of a graph draws reach: what is computed from them, and memory that they are written to."""
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import fx
@@ -9,6 +9,7 @@ from torch import fx
 __all__ = [
     "drop_unseen_writes",
     "kept_state",
+    "needed_for",
     "owner_of",
     "reached_by",
     "touched_by_writes",
@@ -103,20 +104,31 @@ def _converts(node: fx.Node) -> bool:
     return len(dtypes) > 1
 
 
+def needed_for(
+    graph: fx.Graph, outputs: Collection[fx.Node], taken: Callable[[fx.Node], Collection[fx.Node]]
+) -> frozenset[fx.Node]:
+    """The nodes from which ``outputs`` come, also by what is written into memory that they are read from.
+
+    ``taken`` gives the arguments that a node is made of.
+    """
+    owners = {node: owner_of(node) for node in graph.nodes}
+    found, before = set(outputs), 0
+    while len(found) > before:
+        before = len(found)
+        memory = {owners[node] for node in found}
+        found |= {node for node in graph.nodes if any(owners[target] in memory for target in written(node))}
+        for node in reversed(graph.nodes):
+            if node in found:
+                found.update(taken(node))
+    return frozenset(found)
+
+
 def drop_unseen_writes(graph: fx.Graph) -> None:
     """Erase what no output depends on, also operations that write into memory which no output is read from."""
-    owners = {node: owner_of(node) for node in graph.nodes}
-    live: set[fx.Node] = {node for node in graph.nodes if node.op == "output"}
-    before = 0
-    while len(live) > before:
-        before = len(live)
-        memory = {owners[node] for node in live}
-        live |= {node for node in graph.nodes if any(owners[target] in memory for target in written(node))}
-        for node in reversed(graph.nodes):
-            if node in live:
-                live.update(node.all_input_nodes)
+    outputs = [node for node in graph.nodes if node.op == "output"]
+    needed = needed_for(graph, outputs, lambda node: node.all_input_nodes)
     for node in reversed(graph.nodes):
-        if node not in live and node.op != "placeholder":
+        if node not in needed and node.op != "placeholder":
             graph.erase_node(node)
 
 

@@ -15,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from deploykit.compare import worst_of
 from deploykit.errors import DeploykitError, ExportError
+from exporters.capture.reach import needed_for
 from exporters.checks.reference import Reference
 from exporters.checks.trainmodes import close
 from exporters.inputs import ModelInputs
@@ -87,13 +88,9 @@ def _refuse_values_of_all_rows(plan: MonteCarloPlan, outputs: Sequence[fx.Node])
 
     A few random rows need not show it: whether any value is above a limit is mostly the same with other rows.
     """
-    waiting, seen = list(outputs), set[fx.Node]()
-    while waiting:
-        node = waiting.pop()
-        if node not in seen:
-            seen.add(node)
-            waiting += () if operation_of(node) in VALUELESS else node.all_input_nodes
-    nodes = [node for node in plan.captured.graph.nodes if node in seen]
+    graph = plan.captured.graph
+    needed = needed_for(graph, outputs, lambda node: () if operation_of(node) in VALUELESS else node.all_input_nodes)
+    nodes = [node for node in graph.nodes if node in needed]
     found = where_values_say(plan, nodes)
     if found is not None:
         raise _refusal(

@@ -8,10 +8,12 @@ import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from exporters.capture.reach import owner_of, written
 from exporters.noise.sites import arguments, operation_of
 from exporters.rewrite.drawplan import MonteCarloPlan
 from exporters.rewrite.layout import symbolic_shape, symbols_of
@@ -29,10 +31,11 @@ _NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _CUTS = {"slice", "narrow"}
 """Names of operations that take a part of a dimension, from one number to another."""
 
-_PARTED = {
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "repeat_interleave",
+_SIZES = {
+    "dims", "groups", "indices", "normalized_shape", "output_size", "repeats", "shape", "size", "sizes", "split_size",
+    "split_sizes",
 }  # fmt: skip
-"""Names of operations whose single number says in how many parts, of which each may be a row, or how often."""
+"""Names of arguments that say how large a result is, in how many parts, or how often: its shape shows it."""
 
 _ALONG = {
     "index_select", "gather", "index_add", "index_copy", "index_fill", "index_reduce", "scatter", "scatter_add",
@@ -50,13 +53,9 @@ _EXACT = {
 
 def where_values_say(plan: MonteCarloPlan, nodes: Sequence[fx.Node]) -> tuple[fx.Node, str] | None:
     """The first of the nodes that finds rows by values, and what it does with them."""
-    told: set[fx.Node] = set()
+    told = _followed(plan, nodes, {node: node for node in nodes if node.op == "placeholder" or node in plan.sites_of})
     for node in nodes:
-        sources = [source for source in _valued(node) if source in told]
-        if node.op == "placeholder" or node in plan.sites_of or (sources and operation_of(node) not in VALUELESS):
-            # A size holds nothing of the values.
-            told |= {node} if isinstance(node.meta.get("val"), (Tensor, list, tuple)) else set()
-        if sources and _picks(plan, node):
+        if any(source in told for source in _valued(node)) and _picks(plan, node):
             if plan.symbol in symbols_of(node):
                 return node, "gives the rows a size that torch does not know beforehand"
             return node, "picks some of the rows of a batch by their values"
@@ -77,15 +76,8 @@ def counting_rows(plan: MonteCarloPlan, nodes: Sequence[fx.Node], outputs: Seque
 
 def numbers_of_rows(plan: MonteCarloPlan, nodes: Iterable[fx.Node]) -> Mapping[fx.Node, fx.Node]:
     """Those of the nodes that hold numbers of rows, or what is computed from them, each with the node that counts."""
-    counts: dict[fx.Node, fx.Node] = {}
-    for node in nodes:
-        if _counts(plan, node):
-            counts[node] = node
-        elif operation_of(node) not in VALUELESS and isinstance(node.meta.get("val"), (Tensor, list, tuple)):
-            places = _indices(plan, node)
-            found = next((counts[each] for each in _valued(node) if each in counts and each not in places), None)
-            counts |= {node: found} if found is not None else {}
-    return counts
+    listed = list(nodes)
+    return _followed(plan, listed, {node: node for node in listed if _counts(plan, node)}, places=False)
 
 
 def stay_exact(node: fx.Node, numbers: Collection[fx.Node]) -> bool:
@@ -109,6 +101,31 @@ def stay_exact(node: fx.Node, numbers: Collection[fx.Node]) -> bool:
     return name in _EXACT
 
 
+def _followed(
+    plan: MonteCarloPlan, nodes: Sequence[fx.Node], begins: Mapping[fx.Node, fx.Node], places: bool = True
+) -> Mapping[fx.Node, fx.Node]:
+    """The nodes to whose values those of ``begins`` come, each with what stands there for it.
+
+    What is written into a tensor comes to all that is read from it. Without ``places``, nothing comes from what only
+    says where in a tensor rows lie.
+    """
+    found, before = dict(begins), -1
+    while len(found) > before:
+        before = len(found)
+        for node in nodes:
+            # A size holds nothing of the values.
+            holds = operation_of(node) not in VALUELESS and isinstance(node.meta.get("val"), (Tensor, list, tuple))
+            sources = [each for each in _valued(node) if each in found] if holds else []
+            aside = () if places or not sources else _indices(plan, node)
+            origin = next((found[each] for each in sources if each not in aside), None)
+            if origin is not None:
+                found.setdefault(node, origin)
+            if node in found and node in plan.writes_seen:
+                for target in written(node):
+                    found.setdefault(owner_of(target), found[node])
+    return found
+
+
 def _valued(node: fx.Node) -> list[fx.Node]:
     """The arguments of whose values the result is made."""
     return node.all_input_nodes[:1] if operation_of(node) in _LIKE else node.all_input_nodes
@@ -118,7 +135,7 @@ def _counts(plan: MonteCarloPlan, node: fx.Node) -> bool:
     """Whether the values are numbers of rows, or made of the number of all rows."""
     if not isinstance(node.meta.get("val"), (Tensor, list, tuple)):
         return False  # A size, which counts only where values are made of it.
-    return bool(_made_of(plan, node)) and not _cuts_rows(plan, node)
+    return bool(_made_of(plan, node)) and (_leaps(plan, node) or not _cuts_rows(plan, node))
 
 
 def _leaps(plan: MonteCarloPlan, node: fx.Node) -> bool:
@@ -126,23 +143,25 @@ def _leaps(plan: MonteCarloPlan, node: fx.Node) -> bool:
 
     Those of ``torch.arange(rows)``, and multiples of the number of rows, find each row at its own place.
     """
-    return not all(each.is_polynomial(plan.symbol) for each in _made_of(plan, node))
+    # Comparisons, as ``rows > 2000``, are no expressions.
+    return not all(isinstance(each, sympy.Expr) and each.is_polynomial(plan.symbol) for each in _made_of(plan, node))
 
 
 def _made_of(plan: MonteCarloPlan, node: fx.Node) -> list[Any]:
-    """The single numbers that it takes and that depend on how many rows there are; sizes of its result are in lists."""
-    numbers = (each.meta.get("val") for each in (*node.args, *node.kwargs.values()) if isinstance(each, fx.Node))
+    """The numbers that it takes, alone or in lists, and that depend on how many rows there are."""
+    taken: list[fx.Node] = node.all_input_nodes
+    if isinstance(node.target, torch._ops.OpOverload):
+        taken = []
+        fx.map_arg([value for name, value in arguments(node).items() if name not in _SIZES], taken.append)
+    numbers = (each.meta.get("val") for each in taken)
     formulas = (each.node.expr for each in numbers if isinstance(each, _NUMBERS))
     return [formula for formula in formulas if plan.symbol in formula.free_symbols]
 
 
 def _cuts_rows(plan: MonteCarloPlan, node: fx.Node) -> bool:
-    """Whether single numbers say only how many rows the result has, or which of them."""
-    name = operation_of(node)
-    if name in _CUTS:
-        given = arguments(node)
-        return plan.symbol in symbolic_shape(given["input"])[given["dim"]].free_symbols
-    return name in _PARTED
+    """Whether the numbers say only which of the rows the result has."""
+    given = arguments(node) if operation_of(node) in _CUTS else {}
+    return bool(given) and plan.symbol in symbolic_shape(given["input"])[given["dim"]].free_symbols
 
 
 def _indices(plan: MonteCarloPlan, node: fx.Node) -> Collection[fx.Node]:

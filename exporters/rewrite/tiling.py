@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from deploykit import masks
-from exporters.capture.reach import written
+from exporters.capture.reach import touched_by_writes, written
 from exporters.noise.kinds import KINDS, mask_shape, perform
 from exporters.noise.mask_ops import Keys, unit_numbers
 from exporters.noise.noise_ops import sample
@@ -52,6 +52,7 @@ class TiledRun:
         self.per_draw: dict[fx.Node, Tensor] = {}
         self._wide = find_wide(plan)
         self._numbers = numbers_of_rows(plan, plan.captured.graph.nodes)
+        self._written = touched_by_writes(plan.captured.graph)
         self._left_out = frozenset[fx.Node]().union(*(between for _, between in self._wide.values()))
         self.tiled: dict[tuple[fx.Node, int], Any] = {}
         for node in plan.captured.graph.nodes:
@@ -128,7 +129,7 @@ class TiledRun:
     def _again(self, node: fx.Node, passes: int) -> Any:
         # Rows are found by their numbers, of which there are more when there are more rows.
         is_number = node in self._numbers and isinstance(node.meta.get("val"), Tensor)
-        if is_number and not stay_exact(node, self._numbers):
+        if is_number and (node in self._written or not stay_exact(node, self._numbers)):
             raise NotBatchedError(f"{module_of(node)}: {node.target} makes something else of the numbers of more rows")
         return call_node(node, lambda n: self._on_rows(n, passes))
 

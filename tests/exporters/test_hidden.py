@@ -211,6 +211,12 @@ def guarded_before(owner: Body, x: Tensor) -> Tensor:
     return owner.last(owner.drop(torch.where((x > 1e4).any(), x.clamp(-1, 1), x)))  # type: ignore[no-any-return]
 
 
+def guarded_in_place(owner: Body, x: Tensor) -> Tensor:
+    hidden = owner.drop(owner.first(x)).clone()
+    hidden[:, 0] = (x > 1e4).any()
+    return owner.last(hidden)  # type: ignore[no-any-return]
+
+
 def centred(owner: Body, x: Tensor) -> Tensor:
     return owner.last(owner.drop(x - x.mean(0, keepdim=True)))  # type: ignore[no-any-return]
 
@@ -254,6 +260,7 @@ def unless_there_are_three(owner: Body, x: Tensor) -> Tensor:
         (quantised, r"max\.default"),
         (guarded, r"any\.default"),
         (guarded_before, r"any\.default"),
+        (guarded_in_place, r"any\.default"),
         (centred, r"mean\.dim"),
     ],
 )

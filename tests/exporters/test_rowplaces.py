@@ -29,6 +29,18 @@ def filled(x: Tensor) -> Tensor:
     return x + torch.zeros_like(x).fill_(rows(x))
 
 
+def written(x: Tensor) -> Tensor:
+    found = torch.zeros(rows(x), 1, dtype=torch.int64)
+    found[:] = places(x)
+    return x + found
+
+
+def written_into_a_part(x: Tensor) -> Tensor:
+    found = x.clone()
+    found[:, 0] = found[:, 0] * rows(x)
+    return found
+
+
 COUNTING: dict[str, Callable[[Tensor], Tensor]] = {
     "arange": lambda x: x + places(x),
     "arange from a number": lambda x: x + torch.arange(rows(x) // 1000, rows(x) // 1000 + 8),
@@ -59,6 +71,13 @@ COUNTING: dict[str, Callable[[Tensor], Tensor]] = {
     "kthvalue": lambda x: x.kthvalue(1 + rows(x) // 1000, 1)[0],
     "renorm": lambda x: x.renorm(2, 0, rows(x) / 2000),
     "expanded to others": lambda x: x + places(x).expand_as(x),
+    "rolled": lambda x: x.roll(rows(x) // 1000, 1),
+    "rolled, by name": lambda x: torch.roll(x, shifts=(0, rows(x) // 1000), dims=(0, 1)),
+    "padded and cut": lambda x: F.pad(x, (rows(x) // 1000, -(rows(x) // 1000))),
+    "other rows": lambda x: torch.cat([x, x * 2])[rows(x) // 1000 : rows(x) // 1000 + rows(x)],
+    "written": written,
+    "written into a part": written_into_a_part,
+    "a tensor of numbers": lambda x: x + torch.tensor([rows(x), 1]).repeat(4),
 }  # fmt: skip
 
 ALONE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -82,6 +101,12 @@ ALONE: dict[str, Callable[[Tensor], Tensor]] = {
     "a filter for each row": lambda x: F.conv1d(x[None], x[:, None, :2], groups=rows(x))[0],
     "folded": lambda x: x.view(rows(x) * 2, 4).cos().view(-1, 8),
     "expanded to all rows": lambda x: x + torch.ones(1, 8).expand(rows(x), 8),
+    "repeated to all rows": lambda x: x + torch.ones(1, 8).repeat(rows(x), 1),
+    "tiled to all rows": lambda x: x + torch.ones(8).tile((rows(x), 1)),
+    "full": lambda x: x + torch.full((rows(x), 8), 3.0),
+    "unfolded by name": lambda x: x.reshape(-1).unflatten(0, (rows(x), 8)),
+    "parts of two sizes": lambda x: torch.cat([x, x * 2, x]).split([rows(x), 2 * rows(x)])[0],
+    "parts at places": lambda x: torch.cat([x, x * 2]).tensor_split((rows(x),))[1],
 }
 
 
