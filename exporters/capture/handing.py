@@ -10,7 +10,7 @@ from exporters.noise.sites import aten_name
 
 __all__ = ["AS_THEY_LIE", "handed_on", "size_of", "sizes_of", "value_of"]
 
-AS_THEY_LIE = frozenset({"alias", "clone", "contiguous", "detach", "to"})
+AS_THEY_LIE = frozenset({"alias", "clone", "contiguous", "detach", "to", "type_as"})
 _ELSEWHERE = frozenset({
     "broadcast_to", "cat", "concat", "concatenate", "expand", "expand_as", "flatten", "flip", "hstack", "movedim",
     "moveaxis", "numpy_T", "permute", "ravel", "repeat", "reshape", "reshape_as", "squeeze", "stack", "swapaxes",

@@ -1,10 +1,11 @@
 """How large a dimension may be whose places are numbered, 0, 1, 2 ..., and looked up in a table of positions.
 
 The numbers are no input, so nothing shows in the values of a row that it is too long: the Gather of ONNX Runtime for
-CUDA would give zeros for the positions beyond the table. Only what is certain is told, as in ``lookups``.
+CUDA would give zeros for the positions beyond the table. Only what is certain is told, as in ``lookups``. Where a mask
+is counted (RoBERTa), it is certain of rows without padding.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import sympy
@@ -17,6 +18,9 @@ from exporters.capture.tables import lookups
 from exporters.noise.sites import arguments, aten_name
 
 __all__ = ["most_by_positions"]
+
+_INTEGERS = (torch.int32, torch.int64)
+_RULES = {"add", "arange", "cumsum", "mul", "slice", "sub", "to", "type_as"}
 
 
 def most_by_positions(graph: fx.Graph, symbols: Mapping[str, Any]) -> dict[str, int]:
@@ -41,19 +45,41 @@ def _ends(graph: fx.Graph) -> dict[fx.Node, frozenset[Any]]:
     # What is written into holds other values from then on.
     written = touched_by_writes(graph)
     found: dict[fx.Node, frozenset[Any]] = {}
+    masks: set[fx.Node] = set()
     for node in graph.nodes:
         if node not in written:
-            found[node] = frozenset(_ends_of(node, found))
+            masks |= {node} if _is_mask(node, masks) else set()
+            found[node] = frozenset(_ends_of(node, found, masks))
     return found
 
 
-def _ends_of(node: fx.Node, known: Mapping[fx.Node, frozenset[Any]]) -> Iterator[Any]:
+def _is_mask(node: fx.Node, known: Collection[fx.Node]) -> bool:
+    """Whether it holds nothing but 0 and 1."""
+    value = node.meta.get("val")
+    if aten_name(node) in ("ones", "ones_like", "new_ones") or (
+        isinstance(value, torch.Tensor) and value.dtype == torch.bool
+    ):
+        return True
+    sources = list(handed_on(node))
+    return bool(sources) and all(source in known for source in sources) and len(node.all_input_nodes) == len(sources)
+
+
+def _ends_of(node: fx.Node, known: Mapping[fx.Node, frozenset[Any]], masks: Collection[fx.Node]) -> Iterator[Any]:
     name = aten_name(node)
-    given = arguments(node) if name in ("arange", "add", "sub", "slice") else {}
+    given = arguments(node) if name in _RULES else {}
     if name == "arange":
         start, step = given.get("start", 0), given.get("step", 1)
-        if isinstance(start, int) and step == 1 and value_of(node).dtype in (torch.int32, torch.int64):
+        if isinstance(start, int) and step == 1 and value_of(node).dtype in _INTEGERS:
             yield start + sympy.sympify(sizes_of(node)[0])
+    elif name == "cumsum":
+        if given["input"] in masks and value_of(node).dtype.itemsize >= 4:  # Of 16 bits it is rounded.
+            yield 1 + sympy.sympify(sizes_of(node)[given["dim"]])
+    elif name in ("to", "type_as") and value_of(node).dtype in _INTEGERS:
+        # Also of 64 bits in 32, as RoBERTa's: there is no table of more places.
+        yield from known.get(given["input"], ())
+    elif name == "mul":
+        factors = given["input"], given["other"]
+        yield from (end for one, other in (factors, factors[::-1]) if one in masks for end in known.get(other, ()))
     elif name in ("add", "sub"):
         if isinstance(given["other"], int) and given["alpha"] == 1:
             more = given["other"] if name == "add" else -given["other"]

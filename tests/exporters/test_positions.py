@@ -52,6 +52,18 @@ def with_a_token_before(m: Placed, x: Tensor) -> Tensor:
     return m.table(torch.arange(longer.shape[1]))[1:]
 
 
+def counted_from_a_mask(m: Placed, x: Tensor) -> Tensor:
+    """As RoBERTa does, in which padding has a position of its own."""
+    mask = x[:, :, 0].ne(7).int()
+    return m.table((torch.cumsum(mask, dim=1).type_as(mask) * mask).long() + 1)
+
+
+def counted_from_ones(m: Placed, x: Tensor) -> Tensor:
+    """As OPT does where it gets no mask."""
+    mask = torch.ones(x.shape[:2])
+    return m.table((torch.cumsum(mask, dim=-1) * mask - 1).long() + 2)
+
+
 BOUNDED: dict[str, Callable[[Placed, Tensor], Tensor]] = {
     "numbered": lambda m, x: m.table(torch.arange(x.shape[1])),
     "of int32, cast": lambda m, x: m.table(torch.arange(0, x.shape[1], dtype=torch.int32).long()),
@@ -69,6 +81,8 @@ BOUNDED: dict[str, Callable[[Placed, Tensor], Tensor]] = {
     "one hot": lambda m, x: F.one_hot(torch.arange(x.shape[1]), 30).float() @ m.table.weight,
     "twice as many": lambda m, x: m.table(torch.arange(2 * x.shape[1]))[::2],
     "with a token before": with_a_token_before,
+    "counted from a mask, as in RoBERTa": counted_from_a_mask,
+    "counted from ones, as in OPT": counted_from_ones,
 }
 
 
@@ -99,6 +113,7 @@ UNBOUNDED: dict[str, Callable[[Placed, Tensor], Tensor]] = {
     "no more than there are": lambda m, x: m.table(torch.arange(min(x.shape[1], 30))).sum(0),
     "some of them": lambda m, x: m.table(torch.arange(x.shape[1])[:5]).sum(0),
     "counted": counted,
+    "added up": lambda m, x: m.table((0 * x[:, :, 0].long()).cumsum(1)),
     "written to": written_to,
     "a table as long": lambda m, x: x[0, torch.arange(x.shape[1])],
 }
