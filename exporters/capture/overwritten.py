@@ -3,6 +3,9 @@
 Nothing of an earlier call is left in such a buffer, so that it is no state: every call may have new memory for it.
 """
 
+from collections.abc import Collection, Sequence
+from typing import cast
+
 import torch
 from torch import fx
 
@@ -12,7 +15,7 @@ aten = torch.ops.aten
 
 _FILLS = (
     aten.normal_.default, aten.uniform_.default, aten.exponential_.default, aten.bernoulli_.float,
-    aten.bernoulli_.Tensor,
+    aten.bernoulli_.Tensor, aten.copy_.default,
 )  # fmt: skip
 _WHOLE = (aten.detach.default, aten.alias.default)
 """Views of all of a tensor, that read nothing of it."""
@@ -31,9 +34,19 @@ def _filled_first(buffer: fx.Node) -> bool:
     for node in buffer.graph.nodes:
         if not views.isdisjoint(node.all_input_nodes):
             if node.target not in _WHOLE:
-                return node.target in _FILLS and node.args[0] in views and views.isdisjoint(node.args[1:])
+                return _fills(node, views) and views.isdisjoint(node.args[1:])
             views.add(node)
     return False
+
+
+def _fills(node: fx.Node, views: Collection[fx.Node]) -> bool:
+    """Whether it gives all values of ``views`` new ones; a copy does with those of a tensor that is like the buffer."""
+    if node.target not in _FILLS or node.args[0] not in views:
+        return False
+    if node.target is not aten.copy_.default:
+        return True
+    ours, theirs = (source.meta["val"] for source in cast(Sequence[fx.Node], node.args[:2]))
+    return bool(ours.dtype == theirs.dtype and ours.shape == theirs.shape)
 
 
 def _renew(buffer: fx.Node) -> None:
@@ -47,9 +60,13 @@ def _renew(buffer: fx.Node) -> None:
         # What a filling reads, as its probabilities, is the filling before it.
         present = {source: filling if source in views else source for source in node.all_input_nodes}
         args, kwargs = fx.map_arg((node.args, node.kwargs), present.__getitem__)
-        if node.target in _FILLS and node.args[0] in views:
-            with buffer.graph.inserting_before(node):
-                memory = buffer.graph.call_function(aten.empty_like.default, (buffer,))
-            memory.meta = dict(node.meta)
-            args, filling = (memory, *args[1:]), node
+        if _fills(node, views):
+            filling = node
+            if node.target is aten.copy_.default:
+                node.target, args = aten.clone.default, args[1:2]
+            else:
+                with buffer.graph.inserting_before(node):
+                    memory = buffer.graph.call_function(aten.empty_like.default, (buffer,))
+                memory.meta = dict(node.meta)
+                args = (memory, *args[1:])
         node.args, node.kwargs = args, kwargs

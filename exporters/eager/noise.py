@@ -38,10 +38,11 @@ class AnsweredNoise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given |= dict(zip(given, args, strict=False)) | (kwargs or {})
         if rule is _rrelu and not given["training"]:
             return func(*args, **(kwargs or {}))
-        before = args[0].clone() if rule is _rrelu else None
+        # The operation may write into one of them, also where it reads from it: `odds.bernoulli_(odds)`.
+        given = {name: value.clone() if isinstance(value, Tensor) else value for name, value in given.items()}
         # torch's own call decides shape and type, and what memory is written.
         result = func(*args, **(kwargs or {}))
-        return result.copy_(rule(self._ask, given | {"before": before}, result))
+        return result.copy_(rule(self._ask, given, result))
 
 
 def _uniform(ask: Ask, given: Given, result: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ def _rrelu(ask: Ask, given: Given, result: Tensor) -> Tensor:
     answer = ask("rrelu", list(result.shape), None)
     position = torch.full(result.shape, 0.5) if answer is None else answer
     slope = torch.lerp(torch.full_like(position, given["lower"]), torch.full_like(position, given["upper"]), position)
-    before: Tensor = given["before"]
+    before: Tensor = given["self"]
     return torch.where(before > 0, before, before * slope.to(before.dtype))
 
 

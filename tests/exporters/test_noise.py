@@ -189,6 +189,14 @@ def test_noise_that_is_kept_in_a_buffer_is_no_state(tmp_path: Path) -> None:
 FILLED: dict[str, tuple[Callable[[nn.Module], Any], list[str]]] = {
     "exponential": (lambda m: m.get_buffer("kept").data.exponential_(), ["exponential"]),
     "with odds": (lambda m: m.get_buffer("kept").detach().bernoulli_(m.get_buffer("odds")), ["bernoulli"]),
+    "with its own odds": (
+        lambda m: m.get_buffer("kept").uniform_().bernoulli_(m.get_buffer("kept")),
+        ["uniform", "bernoulli"],
+    ),
+    "a copy, as in NoisyNet": (
+        lambda m: m.get_buffer("kept").copy_(torch.randn(6).abs().sqrt()).mul_(0.5),
+        ["normal"],
+    ),
 }
 
 
@@ -224,6 +232,7 @@ READ_FIRST: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "a view that is read": lambda m, x: m.get_buffer("kept")[:1] * m.get_buffer("kept").data.normal_() + x,
     "a part": lambda m, x: m.get_buffer("kept")[:3].normal_().sum() + m.get_buffer("kept") + x,
     "its own values": lambda m, x: m.get_buffer("kept").bernoulli_(m.get_buffer("kept")) + x,
+    "a copy of itself": lambda m, x: m.get_buffer("kept").copy_(m.get_buffer("kept") + torch.randn(6)) + x,
     "an activation": lambda m, x: torch.rrelu_(m.get_buffer("kept"), training=True) + x,
 }
 
