@@ -5,6 +5,7 @@ such as ``hidden[hidden[:, 0] > 0]`` some of them.
 """
 
 import operator
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -45,10 +46,10 @@ _ALONG = {
 
 
 _EXACT = {
-    "arange", "add", "sub", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as",
-    "repeat", "repeat_interleave", "permute", "transpose", "clone", "contiguous", "alias", "detach", "to", "_to_copy",
+    "arange", "add", "sub", "mul", "select", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze",
+    "expand", "expand_as", "repeat", "repeat_interleave", "permute", "transpose", "clone", "contiguous", "detach", "to",
 }  # fmt: skip
-"""Names of operations that leave integers what they are, or add to them."""
+"""Names of operations that leave integers what they are, or add and multiply them."""
 
 
 def where_values_say(plan: MonteCarloPlan, nodes: Sequence[fx.Node]) -> tuple[fx.Node, str] | None:
@@ -80,22 +81,18 @@ def numbers_of_rows(plan: MonteCarloPlan, nodes: Iterable[fx.Node]) -> Mapping[f
     return _followed(plan, listed, {node: node for node in listed if _counts(plan, node)}, places=False)
 
 
-def stay_exact(node: fx.Node, numbers: Collection[fx.Node]) -> bool:
+def stay_exact(node: fx.Node) -> bool:
     """Whether a node that holds numbers of rows gives those of many more rows just as exactly.
 
-    A sum or a multiple of integers does. What is clamped, divided or rounded may be right for the rows of a batch, and
+    A sum or a product of integers does. What is clamped, divided or rounded may be right for the rows of a batch, and
     wrong for those of all its draws: float32 holds no integer beyond 2**24.
     """
     value, name = node.meta.get("val"), operation_of(node)
     if not isinstance(value, Tensor) or value.dtype != torch.int64:
         return False
-    if name == "mul":
-        return sum(source in numbers for source in node.all_input_nodes) < 2
-    if name == "slice":  # As in `rows[:, None]`, which takes all of them.
-        return symbolic_shape(node) == symbolic_shape(node.all_input_nodes[0])
-    if name == "select":  # As in `edges[0]`, one of as many as there are with more rows too.
+    if name == "slice":  # `rows[:1024]` takes all of a batch that is not larger, and not all of its draws together.
         given = arguments(node)
-        return bool(symbolic_shape(given["input"])[given["dim"]].is_Integer)
+        return given["start"] in (None, 0) and given["end"] in (None, sys.maxsize)
     if node.target is operator.getitem:  # As in `source, target = edges`, of which a graph fixes the number.
         return operation_of(node.all_input_nodes[0]) == "unbind"
     return name in _EXACT

@@ -129,7 +129,7 @@ class TiledRun:
     def _again(self, node: fx.Node, passes: int) -> Any:
         # Rows are found by their numbers, of which there are more when there are more rows.
         is_number = node in self._numbers and isinstance(node.meta.get("val"), Tensor)
-        if is_number and (node in self._written or not stay_exact(node, self._numbers)):
+        if is_number and (node in self._written or not stay_exact(node)):
             raise NotBatchedError(f"{module_of(node)}: {node.target} makes something else of the numbers of more rows")
         return call_node(node, lambda n: self._on_rows(n, passes))
 

@@ -67,6 +67,15 @@ def summed_by_graph(tokens: Tensor, _: Tensor) -> Tensor:
     return nodes.new_zeros(rows, UNITS).scatter_add_(0, graphs.view(-1, 1).expand_as(nodes), nodes)
 
 
+def moved_about(tokens: Tensor, last: Tensor) -> Tensor:
+    """Through every operation that moves numbers and leaves them what they are."""
+    rows = tokens.shape[0]
+    columns = torch.arange(rows).view(1, -1).expand(2, -1).permute(1, 0).contiguous().transpose(0, 1)
+    several = columns.flatten().unflatten(0, (2, -1)).repeat(2, 1).reshape(2, 2, -1)
+    numbers = several[1, 1].unsqueeze(1).squeeze(1).clone().detach()
+    return tokens[(numbers + rows).sub(rows).to(torch.int64), last]
+
+
 def largest(tokens: Tensor) -> Tensor:
     """Places in the folded tokens, which a dropout decides."""
     return tokens.sum(2).argmax(1) + torch.arange(tokens.shape[0]) * tokens.shape[1]
@@ -82,6 +91,7 @@ POOLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "one of two ends": one_of_two_ends,
     "written": written,
     "summed by graph": summed_by_graph,
+    "moved about": moved_about,
     "at the largest": lambda tokens, _: tokens.flatten(0, 1)[largest(tokens)],
 }
 
@@ -145,6 +155,11 @@ def test_places_that_grow_with_the_batch_by_leaps_are_refused(tmp_path: Path) ->
 
 INEXACT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "a limit": lambda tokens, last: tokens[torch.arange(tokens.shape[0]).clamp(max=1023), last],
+    "a limit by the smaller of two": lambda tokens, last: tokens[
+        torch.stack([torch.arange(tokens.shape[0]), torch.full_like(last, 1023)]).min(0)[0], last
+    ],
+    "a cut": lambda tokens, last: tokens[torch.arange(tokens.shape[0])[:1024], last],
+    "a cut from the end": lambda tokens, last: tokens[torch.arange(tokens.shape[0])[-1024:], last],
     "16 bits": lambda tokens, last: tokens.flatten(0, 1)[
         (torch.arange(tokens.shape[0], dtype=torch.int16) * tokens.shape[1] + last).long()
     ],
