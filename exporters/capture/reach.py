@@ -28,20 +28,20 @@ def reached_by(graph: fx.Graph, sites: Sequence[fx.Node]) -> frozenset[fx.Node]:
         for node in graph.nodes:
             if node.op != "output" and any(source in found for source in node.all_input_nodes):
                 found.add(node)
-        for node in found & seen.keys():
-            found.update({seen[node], *map(owner_of, written(node))})
+        for node in found & seen:
+            found.update(map(owner_of, written(node)))
     return frozenset(found)
 
 
-def writes_seen(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """Operations in place that are seen otherwise than by their result, with the owner of the memory."""
+def writes_seen(graph: fx.Graph) -> frozenset[fx.Node]:
+    """Operations in place that are seen otherwise than by their result."""
     order = {node: index for index, node in enumerate(graph.nodes)}
     owners = {node: owner_of(node) for node in graph.nodes}
     aliases: dict[fx.Node, list[fx.Node]] = {}
     for node, owner in owners.items():
         aliases.setdefault(owner, []).append(node)
-    return {
-        node: owners[node]
+    return frozenset(
+        node
         for node in graph.nodes
         for target in written(node)
         if any(
@@ -50,7 +50,7 @@ def writes_seen(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
             if order[alias] < order[node]
             for user in alias.users
         )
-    }
+    )
 
 
 def touched_by_writes(graph: fx.Graph) -> frozenset[fx.Node]:

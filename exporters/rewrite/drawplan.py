@@ -110,12 +110,11 @@ def plan_monte_carlo(
     each = [draw for draw in draws for _ in range(site_count(str(draw.kind), arguments(draw.node)))]
     placed = tuple(_place(index, draw, axes, obstacles, captured.symbols, symbol) for index, draw in enumerate(each))
     shared = (f"{found.site.module}: has one mask for all rows" for found in placed if _is_shared(found, axes))
-    seen = frozenset(writes_seen(captured.graph))
     no_row = frozenset(node for node in reached if axes[node] is None and isinstance(node.meta.get("val"), Tensor))
     alone = no_row | {user for node in no_row for user in node.users}
     return MonteCarloPlan(
-        captured=captured, sites=placed, reached=reached, axes=axes, no_row=no_row, writes_seen=seen,
-        passes=find_passes(captured.graph, reached - alone),
+        captured=captured, sites=placed, reached=reached, axes=axes, no_row=no_row,
+        writes_seen=writes_seen(captured.graph), passes=find_passes(captured.graph, reached - alone),
         obstacle=next(iter([*obstacles.values(), *shared]), None), symbol=symbol,
     )  # fmt: skip
 
