@@ -205,7 +205,7 @@ class Keeper(Body):
 def test_nothing_is_left_in_lists_nested_dicts_helpers_closures_and_caches(tmp_path: Path) -> None:
     model = Keeper().eval()
     maps = model.maps[0]
-    export_module(model, tmp_path / "a", inputs=[SPEC], mc_draws=3)
+    export_module(model, tmp_path / "a", inputs=[SPEC], mc_draws=3, formats=["torchscript"])
     assert model.maps[0] is maps
     assert (model.maps, list(model.recent), model.names, model.calls) == ([[0]], [1, 2], {"a"}, [])
     assert (model.rope, model.helper.last) == ({"tables": {}}, None)
@@ -219,7 +219,7 @@ def test_generators_of_a_module_go_back_to_where_they_were(tmp_path: Path) -> No
     model.keep = lambda x, _calls: model.drop(x) * (model.generator.random() < 2)  # type: ignore[method-assign]
     before = model.generator.bit_generator.state
     try:
-        export_module(model, tmp_path / "a", inputs=[SPEC], mc_draws=3)
+        export_module(model, tmp_path / "a", inputs=[SPEC], mc_draws=3, formats=["torchscript"])
     except ExportError:
         """Whether that is refused is another question."""
     assert model.generator.bit_generator.state == before
@@ -327,7 +327,7 @@ class GaussianNoise(nn.Module):
 
 def test_memory_that_a_change_of_type_makes_is_no_state(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(8, 8), GaussianNoise()).eval()
-    result = export_module(model, tmp_path / "a", inputs=[SPEC], mc_draws=3)
+    result = export_module(model, tmp_path / "a", inputs=[SPEC], mc_draws=3, formats=["torchscript"])
     assert result.manifest.monte_carlo is not None
     assert [(site.module, site.kind) for site in result.manifest.monte_carlo.sites] == [("1", "normal")]
 
@@ -347,7 +347,8 @@ class TwoNames(nn.Module):
 
 @pytest.mark.parametrize("patterns", [[], ["first"], ["drop"]])
 def test_a_module_is_found_under_each_of_its_names(tmp_path: Path, patterns: list[str]) -> None:
-    result = export_module(TwoNames().eval(), tmp_path / "a", inputs=[SPEC], mc_draws=3, mc_modules=patterns)
+    options: dict[str, Any] = {"mc_draws": 3, "mc_modules": patterns, "formats": ["torchscript"]}
+    result = export_module(TwoNames().eval(), tmp_path / "a", inputs=[SPEC], **options)
     assert result.manifest.monte_carlo is not None
     assert [site.kind for site in result.manifest.monte_carlo.sites] == ["dropout"]
     assert [output.name for output in result.manifest.outputs] == ["output.mean", "output.std"]

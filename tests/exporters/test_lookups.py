@@ -316,7 +316,8 @@ def test_a_dynamic_number_of_tokens_is_cut_nowhere() -> None:
 @pytest.mark.parametrize("draws", [None, 3])
 def test_the_manifest_tells_them(tmp_path: Path, draws: int | None) -> None:
     looks = Looks(lambda m, ids: m.drop(m.words(ids)).mean(1))
-    result = export_module(looks, tmp_path / "a", inputs=[SPEC], ranges={"ids": (0, 5)}, mc_draws=draws)
+    options: dict[str, Any] = {"ranges": {"ids": (0, 5)}, "mc_draws": draws, "formats": ["torchscript"]}
+    result = export_module(looks, tmp_path / "a", inputs=[SPEC], **options)
     (spec,) = result.manifest.inputs
     assert spec.allowed == (Allowed(min=0, max=9, module="words", operation="embedding"),)
     assert result.notes == (), "the range that the checks were fed with is another thing"

@@ -305,7 +305,8 @@ def test_inspect_says_task_class_axis_and_unit(tmp_path: Path) -> None:
     from click.testing import CliRunner
 
     module = Heads(lambda y, x: {"tokens": y[:, None], "energy": x.sum(1)})
-    export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=3, task=["regression", "tokens=classification@-1"])
+    task = ["regression", "tokens=classification@-1"]
+    export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=3, task=task, formats=["torchscript"])
     lines = CliRunner().invoke(inspect, [str(tmp_path / "a")]).output.splitlines()
     shown = {line.split()[0]: " ".join(line.split()[1:]) for line in lines if line.startswith("  tokens.")}
     assert shown["tokens.probs_std"] == "float32 [batch, 1, 6] classification axis 2 probs std of tokens"

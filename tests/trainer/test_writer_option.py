@@ -143,8 +143,10 @@ def test_one_object_gets_all_calls_and_a_finished_job_makes_none(artifact: Path,
     assert verify_run("run").ok
 
 
-@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
-@pytest.mark.parametrize("folder", ["here", Path("here")])
+@pytest.mark.parametrize(
+    ("folder", "devices"),
+    [("here", "cpu"), (Path("here"), "cpu"), pytest.param(Path("here"), "cpu:2", marks=pytest.mark.slow)],
+)
 def test_a_constructor_that_wants_a_path_gets_one(artifact: Path, place: Path, folder: Any, devices: str) -> None:
     start(artifact, "Placed", writer_arg={"folder": folder}, devices=devices)
     assert (Path("here") / "seen.0").is_file()
