@@ -8,7 +8,7 @@ from deploykit.storage.files import appears_whole
 if TYPE_CHECKING:
     from deploykit.demo.training import Trained
 
-__all__ = ["lightning_content", "save_checkpoint"]
+__all__ = ["save_checkpoint"]
 
 LIGHTNING_VERSION = "2.6.6"
 """The version whose layout this is; Lightning converts older layouts when it loads them."""
@@ -22,10 +22,10 @@ def save_checkpoint(path: Path, trained: "Trained") -> None:
     import torch
 
     with appears_whole(path) as temporary:
-        torch.save(lightning_content(trained), temporary)
+        torch.save(_lightning_content(trained), temporary)
 
 
-def lightning_content(trained: "Trained") -> dict[str, Any]:
+def _lightning_content(trained: "Trained") -> dict[str, Any]:
     """Everything that a checkpoint of Lightning's Trainer holds."""
     weights = trained.network.state_dict()
     return {

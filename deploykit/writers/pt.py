@@ -10,7 +10,7 @@ from deploykit.storage.paths import is_utf8
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import NUMBERS, SAMPLE_ID, Arrays, Batch, Writer, checked, empty_rows
 
-__all__ = ["PtWriter", "as_returned", "load_pt", "save_pt"]
+__all__ = ["PtWriter", "as_returned"]
 
 BARE = "output"
 
@@ -33,11 +33,11 @@ class PtWriter(Writer):
         table: dict[str, Any] = {SAMPLE_ID: np.concatenate(ids) if ids else np.empty(0, np.int64)}
         for spec in self.outputs:
             table[spec.name] = _table_or_list(spec, [part.outputs[spec.name] for part in parts])
-        save_pt(path, table)
+        _save_pt(path, table)
 
     def read(self, path: Path) -> Iterator[Batch]:
         """The rows: as one batch, or as they were written where the batches differ in shape. The file is mapped."""
-        table = load_pt(path)
+        table = _load_pt(path)
         ids = table.pop(SAMPLE_ID)
         lists = [column for column in table.values() if isinstance(column, list)]
         sizes = [len(array) for array in lists[0]] if lists else [len(ids)]
@@ -60,14 +60,14 @@ class PtWriter(Writer):
             predictions.append(as_returned(self.outputs, checked(self.outputs, batch).outputs))
             indices.append(batch.sample_ids.tolist())
         paths = [self.epoch_path(directory, rank), _indices_path(directory, rank)]
-        save_pt(paths[0], predictions)
-        save_pt(paths[1], [indices])
+        _save_pt(paths[0], predictions)
+        _save_pt(paths[1], [indices])
         return paths
 
     def read_epoch(self, directory: Path, rank: int) -> Iterator[Batch]:
         """The batches of one rank's two files; the predictions are mapped."""
-        (indices,) = load_pt(_indices_path(directory, rank))
-        for prediction, ids in zip(load_pt(self.epoch_path(directory, rank)), indices, strict=True):
+        (indices,) = _load_pt(_indices_path(directory, rank))
+        for prediction, ids in zip(_load_pt(self.epoch_path(directory, rank)), indices, strict=True):
             outputs: Arrays = prediction if isinstance(prediction, dict) else {self.outputs[0].name: prediction}
             yield Batch(sample_ids=np.array(ids, np.int64), outputs=outputs)
 
@@ -88,7 +88,7 @@ def _table_or_list(spec: TensorSpec, arrays: list[np.ndarray[Any, Any]]) -> Any:
     return np.concatenate(arrays) if len({array.shape[1:] for array in arrays}) == 1 else arrays
 
 
-def save_pt(path: Path, value: Any) -> None:
+def _save_pt(path: Path, value: Any) -> None:
     """Save nested lists and dicts, their arrays as tensors; the same values give the same bytes, whatever the path.
 
     Raises:
@@ -105,8 +105,8 @@ def save_pt(path: Path, value: Any) -> None:
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
-def load_pt(path: Path) -> Any:
-    """Load what ``save_pt`` saved, tensors as arrays that are mapped from the file."""
+def _load_pt(path: Path) -> Any:
+    """Load what ``_save_pt`` saved, tensors as arrays that are mapped from the file."""
     import torch
 
     if is_utf8(path):

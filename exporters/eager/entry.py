@@ -16,7 +16,7 @@ from deploykit.errors import ExportError, UsageError
 from deploykit.tensors import DTYPES
 from exporters.eager.steps import STEP_METHODS, Step
 
-__all__ = ["BARE_OUTPUT", "Arrangement", "Entry", "arrangement_for", "flatten_outputs"]
+__all__ = ["BARE_OUTPUT", "Arrangement", "Entry", "arrangement_for"]
 
 BARE_OUTPUT = "output"
 
@@ -60,7 +60,7 @@ class Entry(nn.Module):
             UsageError: an output is to be left out that does not exist.
         """
         flat: dict[str, Tensor | None] = {}
-        for name, value in flatten_outputs(self._call(tensors), self.left_out):
+        for name, value in _flatten_outputs(self._call(tensors), self.left_out):
             if name in flat:
                 raise ExportError(
                     f"output {name!r}: two keys have this name as text, such as 1 and '1'; give each a name of its own"
@@ -169,7 +169,7 @@ def _fitting(subject: str, signature: inspect.Signature, names: Sequence[str]) -
     )
 
 
-def flatten_outputs(value: Any, left_out: Collection[str] = ()) -> Iterator[tuple[str, Tensor | None]]:
+def _flatten_outputs(value: Any, left_out: Collection[str]) -> Iterator[tuple[str, Tensor | None]]:
     """Yield (dotted name, tensor) for every tensor in ``value``, and (name, None) for what is left out.
 
     A ``None`` in ``value`` is skipped.

@@ -36,7 +36,7 @@ from runners.store import Group
 from runners.system.memory import peak_memory_bytes
 from runners.system.stop import Stopped, StopRequest, end_process
 
-__all__ = ["LocalEngine", "place", "rebuilt", "run_here", "run_ranks"]
+__all__ = ["LocalEngine", "place", "rebuilt", "run_here"]
 
 TICK_S = 0.1
 PATIENCE_S = 10.0
@@ -56,7 +56,7 @@ def place(work: Work) -> Outcome:
         DeploykitError: whatever stopped them.
     """
     if len(work.assignments) > 1:
-        return run_ranks(
+        return _run_ranks(
             work.assignments,
             work.shards,
             logs=work.logs,
@@ -128,7 +128,7 @@ def run_here(
     return Outcome(meters={assignment.rank: meter})
 
 
-def run_ranks(
+def _run_ranks(
     assignments: Sequence[Assignment],
     shards: Sequence[Shard],
     *,

@@ -25,7 +25,7 @@ from runners.pipeline.isolate import read_rows
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Calls", "loader_rows", "looks_at_batches"]
+__all__ = ["Calls", "loader_rows"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ class Calls:
             prediction = as_returned(self.parts.outputs, _tensors(batch.outputs))
             # Lightning names the dataloader only where there are several.
             place = (number, loader) if len(rows) > 1 else (number,)
-            inputs = self._inputs(batch.sample_ids) if looks_at_batches(writer) else None
+            inputs = self._inputs(batch.sample_ids) if _looks_at_batches(writer) else None
             writer.on_predict_batch_start(trainer, module, inputs, *place)
             writer.on_predict_batch_end(trainer, module, prediction, inputs, *place)
             if writer.interval.on_epoch:
@@ -128,7 +128,7 @@ def loader_rows(source: Source) -> tuple[int, ...]:
     return tuple(getattr(source, "loader_rows", (len(source),)))
 
 
-def looks_at_batches(writer: Any) -> bool:
+def _looks_at_batches(writer: Any) -> bool:
     """Whether anything of the writer gets to see a batch; reading the data again is left out where nothing does."""
     hooks = ("on_predict_batch_start", "on_predict_batch_end")
     own = (getattr(type(writer), hook).__module__.startswith(("lightning.", "pytorch_lightning.")) for hook in hooks)

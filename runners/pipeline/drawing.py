@@ -10,7 +10,7 @@ from deploykit.passes import DRAWS_USED, Passes, in_cache, rows_per_call
 from deploykit.pieces import Pieces
 from runners.base import Arrays, Runner
 
-__all__ = ["most_draws", "passes_here", "predict_in_passes"]
+__all__ = ["most_draws", "predict_in_passes"]
 
 Ids = NDArray[Any]
 
@@ -35,14 +35,14 @@ def predict_in_passes(
         return runner.predict(inputs, sample_ids=sample_ids, seed=seed, first_draw=first_draw, draws=draws)
     calls = _Calls(runner, inputs, sample_ids, seed)
     total = section.draws if draws is None else draws
-    passes = passes_here(runner, passes, total)
+    passes = _passes_here(runner, passes, total)
     sizes = passes.pieces(total)
     if len(sizes) == 1 and passes.draws_until is None:
         return calls.predict(np.arange(len(sample_ids)), first_draw, total)
     return _in_pieces(calls, passes, sizes, first_draw)
 
 
-def passes_here(runner: Runner, passes: Passes, draws: int) -> Passes:
+def _passes_here(runner: Runner, passes: Passes, draws: int) -> Passes:
     """``passes`` as they are carried out on the runner's device, of ``draws`` draws."""
     return in_cache(passes, runner.artifact.manifest, draws) if runner.device.kind == "cpu" else passes
 
@@ -53,7 +53,7 @@ def most_draws(runner: Runner, passes: Passes, draws: int | None) -> int | None:
     if section is None:
         return None
     total = section.draws if draws is None else draws
-    return max(passes_here(runner, passes, total).pieces(total))
+    return max(_passes_here(runner, passes, total).pieces(total))
 
 
 def _in_pieces(calls: "_Calls", passes: Passes, sizes: list[int], first_draw: int) -> Arrays:

@@ -21,7 +21,7 @@ from deploykit.version import __version__
 from runners.pipeline.timing import Meter
 from runners.ranks.assignment import Assignment
 
-__all__ = ["Recorder", "Told", "log_path"]
+__all__ = ["Recorder", "Told"]
 
 SIGN_S = 0.5
 """A sign of life is left so often at most."""
@@ -59,7 +59,7 @@ class Recorder:
         self._shards: dict[int, float] = {}
 
     def __enter__(self) -> Self:
-        self._log = _open(log_path(self._directory, self._assignment.rank))
+        self._log = _open(_log_path(self._directory, self._assignment.rank))
         self._line(
             "start",
             pid=os.getpid(),
@@ -159,7 +159,7 @@ class Recorder:
             leave_sign(self._directory, sign)
 
 
-def log_path(directory: Path, rank: int) -> Path:
+def _log_path(directory: Path, rank: int) -> Path:
     """Where a rank's events are."""
     return directory / "logs" / f"rank-{rank}.jsonl"
 
