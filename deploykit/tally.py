@@ -1,11 +1,14 @@
 """How much of a long look through a run is done, for whoever shows it to people."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import TypeVar
 
 __all__ = ["Tally", "Told"]
 
 Told = Callable[[int, int], object]
 """Is called with the rows that are done and with all rows."""
+
+T = TypeVar("T", bound=Sized)
 
 
 class Tally:
@@ -26,6 +29,12 @@ class Tally:
         if self._told is not None:
             # Shares do not add up to whole rows exactly.
             self._told(min(self._rows, int(self._done / self._passes + 0.001)), self._rows)
+
+    def of_batches(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches; the rows of each are done when the next one is asked for."""
+        for batch in batches:
+            yield batch
+            self.add(len(batch))
 
     def of_bytes(self, rows: int, size_bytes: int) -> Callable[[int], None]:
         """The same for a file of ``rows`` rows, told of each piece of its bytes."""

@@ -19,7 +19,7 @@ from deploykit.writers.base import Writer
 __all__ = ["finish_epoch", "is_finished"]
 
 
-def finish_epoch(directory: RunDirectory, writer: Writer) -> list[RankCommit]:
+def finish_epoch(directory: RunDirectory, writer: Writer) -> None:
     """Write ``predictions_{rank}`` for every rank that computed a shard, and its commit; safe to repeat.
 
     A shard belongs to the rank that its commit names; in the strided layout the rows decide instead, see
@@ -36,7 +36,7 @@ def finish_epoch(directory: RunDirectory, writer: Writer) -> list[RankCommit]:
     _refuse_missing(directory, state)
     if directory.job.is_strided:
         finish_strided(directory, writer)
-        return []
+        return
     groups = _groups(directory, state)
     rows = RunRows(directory.path, state, writer, directory.job.plan.batch_size)
     kept = [
@@ -49,7 +49,6 @@ def finish_epoch(directory: RunDirectory, writer: Writer) -> list[RankCommit]:
         _remove_strays(directory, kept, writer.extension)
         if not directory.job.keeps_parts:
             _remove_parts(directory)
-    return kept
 
 
 def is_finished(directory: RunDirectory, state: State | None = None) -> bool:

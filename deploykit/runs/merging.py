@@ -20,7 +20,7 @@ from deploykit.storage.stores import is_url
 from deploykit.tally import Tally, Told
 from deploykit.tensors import TEXT
 from deploykit.wording import counted
-from deploykit.writers import Batch, Writer, writer_for_file
+from deploykit.writers import Writer, writer_for_file
 
 __all__ = ["merge_run", "merges_to"]
 
@@ -102,18 +102,12 @@ def _merge(path: Path, destination: Path, allow_partial: bool, progress: Told | 
     tally = Tally(progress, job.plan.rows, passes=3 if both else 2)
     state = directory.state(tally=tally)
     shards = _present(directory, state, allow_partial)
-    batches = _counted(RunRows(directory.path, state, writer).of(shards), tally)
+    batches = tally.of_batches(RunRows(directory.path, state, writer).of(shards))
     rows = sum(shard.rows - len(state.failed_in(shard)) for shard in shards)
     # A link stays one, so that the file goes to the disk that it was made for.
     with writing(destination, resumes=False), appears_whole(destination.resolve()) as temporary:
         merged.write(temporary, batches, rows)
     return list(_left_out(directory, state, shards))
-
-
-def _counted(batches: Iterator[Batch], tally: Tally) -> Iterator[Batch]:
-    for batch in batches:
-        yield batch
-        tally.add(len(batch))
 
 
 def _left_out(directory: RunDirectory, state: State, shards: Sequence[Shard]) -> Iterator[str]:
@@ -124,7 +118,7 @@ def _left_out(directory: RunDirectory, state: State, shards: Sequence[Shard]) ->
         which = describe_ranges((shard.start, shard.stop) for shard in missing)
         yield f"{count} missing, not in the file: {which}; {to_go_on(directory)}"
     if failed := sum(len(state.failed_in(shard)) for shard in shards):
-        yield f"{counted(failed, 'row')} failed, not in the file: {directory.path / 'failed.jsonl'}"
+        yield f"{counted(failed, 'row')} failed, not in the file: {directory.path / FAILED_NAME}"
 
 
 def _refuse_place(destination: Path, overwrite: bool) -> None:

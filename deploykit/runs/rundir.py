@@ -165,10 +165,6 @@ class RunDirectory:
         """All commits, those that count and those that do not; ``tally`` and ``look`` as of ``read_state``."""
         return read_state(self.path, self.job.plan, self.digests, check_digests=check_digests, tally=tally, look=look)
 
-    def committed(self, *, check_digests: bool = True) -> dict[int, Commit]:
-        """Shard number to the valid commit of its part; empty again once an epoch run is finished."""
-        return dict(self.state(check_digests=check_digests).parts)
-
     def missing(self, *, check_digests: bool = True) -> list[Shard]:
         """The shards that are still to be computed, in order."""
         state = self.state(check_digests=check_digests)

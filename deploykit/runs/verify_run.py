@@ -175,13 +175,8 @@ class _Contents:
         else:
             shards, name = [plan.shard(index) for index in commit.shards], commit.files[0].file
             read = partial(self._writer.read_epoch, path, commit.rank)
-        wrong = _wrong_ids(name, shards, self._counted(reading(self._writer, read, name)), commit)
+        wrong = _wrong_ids(name, shards, self._tally.of_batches(reading(self._writer, read, name)), commit)
         self.wrong += [] if wrong is None else [wrong]
-
-    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            yield batch
-            self._tally.add(len(batch))
 
 
 def _wrong_ids(name: str, shards: list[Shard], batches: Iterator[Batch], commit: Commit | RankCommit) -> str | None:

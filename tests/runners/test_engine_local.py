@@ -49,7 +49,7 @@ def test_a_slow_device_does_not_hold_the_job(artifact_paths: dict[str, Path], tm
     data = tmp_path / "rows.py"
     data.write_text(ONE_SLOW.format(marker=str(tmp_path / "marker")))
     run(artifact_paths["plain"], f"{data}:make", tmp_path / "r", devices="cpu:2", batch_size=4, shard_rows=4)
-    ranks = [commit.rank for commit in RunDirectory.open(tmp_path / "r").committed().values()]
+    ranks = [commit.rank for commit in RunDirectory.open(tmp_path / "r").state().parts.values()]
     counts = sorted([ranks.count(0), ranks.count(1)])
     assert counts[0] > 0, "the slow one works as well"
     assert counts[1] > 2 * counts[0]

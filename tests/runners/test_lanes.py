@@ -20,7 +20,7 @@ some = settings(max_examples=20, deadline=None, suppress_health_check=[HealthChe
 
 
 def digests(case: Case) -> list[str]:
-    return [commit.part.sha256 for _, commit in sorted(case.directory.committed().items())]
+    return [commit.part.sha256 for _, commit in sorted(case.directory.state().parts.items())]
 
 
 @some
@@ -56,7 +56,7 @@ def test_two_batches_are_in_work_at_the_same_time_and_the_time_is_counted_once(t
     case.pipeline.run()
     assert (case.meter.latency.percentile(50) or 0) > 9.9
     assert sum(seconds) / 2 * 0.95 < case.meter.infer_s < sum(seconds)
-    (commit,) = case.directory.committed().values()
+    (commit,) = case.directory.state().parts.values()
     assert commit.timings["infer_s"] == pytest.approx(case.meter.infer_s)
 
 

@@ -145,7 +145,7 @@ def test_ranks_that_are_already_there_give_the_same_bytes(
     assert "next: deploykit verify" in "".join(texts)
     report = json.loads((out / "report.json").read_text())
     assert report["complete"]
-    assert {commit.rank for commit in RunDirectory.open(out).committed().values()} == {0, 1}
+    assert {commit.rank for commit in RunDirectory.open(out).state().parts.values()} == {0, 1}
     assert {rank["rank"] for rank in report["ranks"]} <= {0, 1}
     assert sum(rank["rows"] for rank in report["ranks"]) == report["rows"]
 
@@ -454,7 +454,7 @@ def test_a_slow_torch_rank_leaves_its_work_to_the_others(artifact_paths: dict[st
     for rank in ranks:
         assert "Exception raised from" not in ended(rank), "rank 0, which holds the store, ends first"
     assert verify_run(out).ok
-    counts = [commit.rank for commit in RunDirectory.open(out).committed().values()]
+    counts = [commit.rank for commit in RunDirectory.open(out).state().parts.values()]
     assert counts.count(0) > counts.count(1) > 0
 
 

@@ -315,7 +315,7 @@ def test_commits_carry_timings(tmp_path: Path) -> None:
     case = Case(tmp_path / "r", Plan(rows=6, shard_rows=3, batch_size=1))
     case.source.hook = case.runner.hook = lambda _: time.sleep(0.002)
     case.pipeline.run()
-    commits = case.directory.committed()
+    commits = case.directory.state().parts
     assert len(commits) == 2
     for commit in commits.values():
         assert set(commit.timings) == {"read_s", "infer_s", "write_s"}

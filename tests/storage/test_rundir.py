@@ -39,7 +39,7 @@ def test_a_run_directory_as_documented(tmp_path: Path) -> None:
     }  # fmt: skip
     assert directory.missing() == []
     assert is_finished(directory)
-    assert sorted(directory.committed()) == [0, 1, 2]
+    assert sorted(directory.state().parts) == [0, 1, 2]
     assert RunDirectory.open(directory.path).job == make_job(rows=10)
 
 
@@ -241,7 +241,7 @@ def test_digests_can_be_left_out(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     directory = RunDirectory.open(tmp_path)
     assert directory.missing(check_digests=False) == []
-    assert sorted(directory.committed(check_digests=True)) == [0, 2, 3, 4]
+    assert sorted(directory.state(check_digests=True).parts) == [0, 2, 3, 4]
 
 
 class Failing(NpyWriter):
