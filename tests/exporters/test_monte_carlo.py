@@ -20,6 +20,7 @@ from deploykit.errors import ExportError
 from deploykit.statistics import summarize
 from exporters.eager.dropouts import answered_dropouts
 from exporters.export import ExportResult, export_module
+from exporters.noise.mask_ops import _PIECE_UNITS as PIECE_UNITS
 from tests.exporters import models
 
 SPEC = "x:float32[batch,6]"
@@ -111,7 +112,7 @@ def test_the_batch_is_found_wherever_it_lies(kind: type[nn.Module], tmp_path: Pa
             np.testing.assert_allclose(alone[0], together[row], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("units", [257, 2048, 2049, 20_001])
+@pytest.mark.parametrize("units", [257, PIECE_UNITS, PIECE_UNITS + 1, 2 * PIECE_UNITS + 1])
 def test_a_mask_is_bit_for_bit_the_numpy_reference_in_both_formats(units: int, tmp_path: Path) -> None:
     """Dropout of ones behind an identity: what comes out is the mask itself. Many units are computed in pieces."""
 
@@ -121,7 +122,7 @@ def test_a_mask_is_bit_for_bit_the_numpy_reference_in_both_formats(units: int, t
             self.drop, self.channels = nn.Dropout(0.1), nn.Dropout2d(0.7)
 
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"plain": self.drop(x), "channels": self.channels(x[:, :, None, None].expand(-1, -1, 2, 3))}
+            return {"plain": self.drop(x), "channels": self.channels(x[:, :, None, None].expand(-1, -1, 1, 2))}
 
     result = export_module(Bare(), tmp_path / "a", inputs=[f"x:float32[batch,{units}]"], mc_draws=3, keep_draws=True)
     ids = np.array([0, 1, 2**62, -1, 999_999_999_999], dtype=np.int64)
