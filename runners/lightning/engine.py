@@ -19,7 +19,7 @@ from deploykit.writers import Writer
 from runners.lightning.calls import Calls
 from runners.lightning.rank import RankCalls
 from runners.lightning_writer import LightningWriter
-from runners.ranks.process import log_ending
+from runners.ranks.process import import_path, log_ending
 
 __all__ = ["deliver"]
 
@@ -107,7 +107,6 @@ def _wait(ranks: "Sequence[_Rank]") -> None:
 class _Rank:
     def __init__(self, told: RankCalls, log: Path, inherit: Sequence[int]) -> None:
         self._told, self._log = told, log
-        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         with log.open("wb") as file:
             self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 # -P: a file of the working directory must not stand in for a module of ours.
@@ -115,7 +114,7 @@ class _Rank:
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": path},
+                env={**os.environ, "PYTHONPATH": import_path()},
                 pass_fds=tuple(inherit),
             )
 

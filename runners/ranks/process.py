@@ -19,7 +19,7 @@ from runners.ranks.wire import Lines, send
 from runners.system.descriptors import forget, keep
 from runners.system.memory import available_memory_bytes
 
-__all__ = ["RankProcess", "log_ending"]
+__all__ = ["RankProcess", "import_path", "log_ending"]
 
 TAIL_LINES = 8
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -192,6 +192,9 @@ def _start(
 
 def _environment(threads: int) -> dict[str, str]:
     """The environment of this process, with the rank's share of the cores and the import path."""
-    shares = dict.fromkeys(_THREAD_VARIABLES, str(threads))
-    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    return {**os.environ, **shares, "PYTHONPATH": path}
+    return {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads)), "PYTHONPATH": import_path()}
+
+
+def import_path() -> str:
+    """Where this process finds modules, as ``PYTHONPATH`` tells it to one that is started."""
+    return os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
