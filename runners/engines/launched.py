@@ -2,8 +2,7 @@
 
 No rank is special, and none waits for another but where data comes once: whoever comes first draws it. Whoever comes
 first creates the run directory, each computes its shards, and whoever finds the last part committed writes the files of
-the whole job. So ranks may start late, one after the
-other, or again, as those of job arrays do.
+the whole job. So ranks may start late, one after the other, or again, as those of job arrays do.
 """
 
 import abc
