@@ -196,8 +196,9 @@ def _place(
     sources = [draw.node] if noise else tensors[: 2 if draw.kind == "attention_dropout" else 1]
     for source in sources:
         if source in obstacles and symbol in symbols_of(source):
-            text = f"{draw.module}: {draw.operation}: {obstacles[source]}"
-            raise ExportError(text, part=draw.module, by_values=bool(free_unbacked_symbols(source.meta["val"])))
+            subject = draw.module if source is draw.node else f"{draw.module}: {draw.operation}"
+            by_values = bool(free_unbacked_symbols(source.meta["val"]))
+            raise ExportError(f"{subject}: {obstacles[source]}", part=draw.module, by_values=by_values)
     shape = symbolic_shape(draw.node) if noise else mask_shape(str(draw.kind), given, _shape_of)
     found = (axes[source] for source in sources)
     # A mask that is the same along the batch is shared by all rows, as it is in the module itself.

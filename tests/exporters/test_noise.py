@@ -165,6 +165,12 @@ def test_noise_in_a_folded_batch_that_nothing_tells_the_order_of_is_refused(tmp_
         export_module(models.Wrapped(folded), tmp_path / "a", inputs=[SPEC], mc_draws=3)
 
 
+def test_noise_of_more_rows_than_the_batch_is_refused_by_its_operation(tmp_path: Path) -> None:
+    module = models.Wrapped(lambda _owner, x: x * torch.rand(x.shape[0] + 1, 1)[1:])
+    with pytest.raises(ExportError, match=r"^inner: rand: dimension 0 is batch \+ 1, which is not a multiple"):
+        export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=3)
+
+
 @pytest.mark.parametrize("draws", [None, 4])
 def test_noise_that_is_on_in_evaluation_needs_no_draws(draws: int | None, tmp_path: Path) -> None:
     torch.manual_seed(0)
