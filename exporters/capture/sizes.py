@@ -97,11 +97,28 @@ def _linspace(
     return torch.where(2 * places < steps, start + before * (end - start), end - behind * (end - start))
 
 
+def _taken_along(original: Any, input: Any, indices: Any, dim: int | None = None, **named: Any) -> Any:  # noqa: A002
+    """``take_along_dim`` makes numbers of all sizes; ``gather`` of tensors expanded to each other does not."""
+    if dim is None or named or input.ndim != indices.ndim:
+        return original(input, indices, dim, **named)
+    at = dim % input.ndim
+
+    def expanded(tensor: Any, other: Any) -> Any:
+        # Of a size that is a symbol it is not asked whether it is 1, which would fix it.
+        pairs = zip(tensor.shape, other.shape, strict=True)
+        sizes = (theirs if not isinstance(own, _SIZE) and own == 1 else own for own, theirs in pairs)
+        return tensor.expand([tensor.shape[at] if place == at else size for place, size in enumerate(sizes)])
+
+    return expanded(input, indices).gather(at, expanded(indices, input))
+
+
 _OTHERWISE: dict[Any, tuple[Any, Callable[..., Any]]] = {
     functional.scaled_dot_product_attention: (functional, _attention),
     torch.linspace: (torch, _linspace),
+    torch.take_along_dim: (torch, _taken_along),
+    Tensor.take_along_dim: (None, _taken_along),
 }
-"""Functions that take sizes as numbers: where they are found, and what does the same without.
+"""Functions that take sizes as numbers: where they are found (None for methods), and what does the same without.
 
 A mode meets them under whatever name they were imported, but not where torch's own functions call them.
 """
@@ -111,7 +128,8 @@ A mode meets them under whatever name they were imported, but not where torch's 
 def _within_torch() -> Iterator[None]:
     with ExitStack() as stack:
         for original, (owner, other) in _OTHERWISE.items():
-            stack.enter_context(mock.patch.object(owner, original.__name__, functools.partial(other, original)))
+            if owner is not None:
+                stack.enter_context(mock.patch.object(owner, original.__name__, functools.partial(other, original)))
         yield
 
 

@@ -59,6 +59,13 @@ def in_full(x: Tensor, _: Tensor) -> Tensor:
         return torch.sin(x.float() @ x.float().mT) @ x
 
 
+def taken(x: Tensor, mask: Tensor) -> Tensor:
+    """With sizes of 1 in either tensor, which are expanded."""
+    one = x[:, :, None].take_along_dim(mask[:, :1, None] % 2, dim=1)[:, :, 0]
+    several = torch.take_along_dim(x[:, None], (mask % 3)[:, None].expand(-1, 2, -1), -1).sum(1)
+    return torch.take_along_dim(x, mask % 3, 1) + one + several
+
+
 COMPUTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "a fraction less integers": lambda _, mask: (1.0 - mask) * -10000.0,
     "an integer less integers": lambda _, mask: 3 - mask,
@@ -76,6 +83,7 @@ COMPUTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "spaces of float64": lambda x, _: x.double() * torch.linspace(-1, 3, x.shape[1], dtype=torch.float64),
     "a scale made of a size": scaled,
     "functions imported by name": by_name,
+    "taken along a dimension": taken,
     "autocast that is off": lambda x, mask: in_full(x[:, :, None], mask)[:, :, 0],
 }
 
