@@ -1,12 +1,13 @@
 """Where torch decides by sizes or values only to be faster or stricter, let it go the one way that a graph can hold."""
 
+import operator
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, _meta_registrations
 from torch.amp.autocast_mode import autocast
 from torch.distributions.utils import lazy_property
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -22,7 +23,8 @@ def plainly() -> Iterator[None]:
     """For the time of a capture: what is computed stays the same."""
     with ExitStack() as stack:
         for each in (
-            _masks_as_given, _plain_distributions, _plain_distances, _even_parts, _autocast, _seen_data, free_sizes,
+            _masks_as_given, _plain_distributions, _plain_distances, _pooled, _even_parts, _autocast, _seen_data,
+            free_sizes,
         ):  # fmt: skip
             stack.enter_context(each())
         yield
@@ -67,6 +69,13 @@ def _plain_distances() -> Iterator[None]:
         return original(x1, x2, p, "donot_use_mm_for_euclid_dist" if compute_mode == default else compute_mode)
 
     with mock.patch.object(torch, "cdist", plain), mock.patch.object(torch.functional, "cdist", plain):
+        yield
+
+
+@contextmanager
+def _pooled() -> Iterator[None]:
+    """A pooling asks in torch 2.11 whether it leaves a rest, and the file would hold for the answer alone."""
+    with mock.patch.object(_meta_registrations, "div_rtn", operator.floordiv):
         yield
 
 
