@@ -63,14 +63,14 @@ def find_draws(graph: fx.Graph) -> list[Draw]:
 
 
 def _blocks(graph: fx.Graph) -> list[tuple[fx.Graph, fx.Node | None]]:
-    """The graphs inside that of a module, each with the node that runs it."""
+    """The graphs inside that of a module, each with the node of the outermost that runs it."""
     parts = [part for part in (graph.owning_module or nn.Module()).modules() if isinstance(part, fx.GraphModule)]
     opened: dict[Any, fx.Node] = {}
     for part in parts:
         for node in part.graph.nodes:
             block = getattr(part, str(node.target), None) if node.op == "get_attr" else None
             for user in node.users if isinstance(block, fx.GraphModule) else ():
-                opened[block] = opened.get(part, user) if module_of(user) == _ROOT else user
+                opened[block] = opened.get(part, user)
     return [(part.graph, opened.get(part)) for part in parts if part.graph is not graph]
 
 
