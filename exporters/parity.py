@@ -122,6 +122,13 @@ def _compare(
         got = client(dict(arrays), dict(trial.controls))
     except Exception as error:
         raise ParityError(f"format {name}: the exported file fails with {dict(trial.sizes)}: {error}") from error
+    for output in subject.outputs:
+        given = str(got[output.name].dtype)
+        if given != output.dtype:
+            raise ParityError(
+                f"format {name}: output {output.name!r} is {given}, expected {output.dtype}. Nothing was written. Give "
+                f"it that type in the module, with .to(torch.{output.dtype}), or export another format"
+            )
     statistics = {output.name: output.statistic for output in subject.outputs}
     worst = worst_of(statistics, got, wanted)
     for difference in worst:

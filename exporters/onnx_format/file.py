@@ -16,22 +16,23 @@ import numpy as np
 
 from deploykit.errors import ExportError, MissingExtraError
 from deploykit.wording import first_line
-from exporters.capture.graph import Captured, own_name, quiet
+from exporters.capture.graph import Captured, quiet
 from exporters.capture.recurrence import dynamic_steps
 from exporters.noise.mask_ops import SHIFT_RIGHT
 from exporters.noise.sites import module_of
 from exporters.onnx_format.activations import gelu, log_sigmoid, log_sigmoid_parts, mean_slope
 from exporters.onnx_format.addition import log_add, log_add_base_two, refuse_running_log
+from exporters.onnx_format.arithmetic import reversed_difference, rounded_quotient
 from exporters.onnx_format.attention import attention
 from exporters.onnx_format.average import with_means
-from exporters.onnx_format.difference import reversed_difference
 from exporters.onnx_format.exact import exact_constants
-from exporters.onnx_format.limits import clamp, with_limits_of_one_type
+from exporters.onnx_format.limits import clamp, hardtanh, with_limits_of_one_type
 from exporters.onnx_format.lookup import lookup_translations
 from exporters.onnx_format.names import free_names_of_users, restore_lost_constants, restore_weight_names
 from exporters.onnx_format.order import distances, stable_sort
-from exporters.onnx_format.recurrence import recurrent_translations
+from exporters.onnx_format.recurrence import recurrent_translations, refuse_projections
 from exporters.onnx_format.repeat import repeat_interleave
+from exporters.onnx_format.types import shift_translations, types_of_outputs, with_types
 from exporters.torchscript import Controls
 
 __all__ = ["OPSET", "require_packages", "write_onnx"]
@@ -56,8 +57,9 @@ def write_onnx(
     import onnx_ir as ir
     import torch
 
-    _refuse_projections(captured)
+    refuse_projections(captured)
     with_limits_of_one_type(captured.program.graph)
+    dtypes = types_of_outputs(captured.program.graph)
     names = [*inputs, *(("sample_ids", "draw_ids", "seed") if controls else ())]
     try:
         with quiet(), _silent_logs(), dynamic_steps(), exact_constants(), torch.no_grad():
@@ -74,32 +76,12 @@ def write_onnx(
         raise _refusal(error) from error
     model: ir.Model = program.model
     restore_lost_constants(model.graph)
+    with_types(model.graph, dtypes)
     if controls is not None:
         _add_controls(model, controls)
     _forget_origin(model)
     free_names_of_users(model.graph)
     _save(model, path)
-
-
-def _refuse_projections(captured: Captured) -> None:
-    """ONNX's LSTM has one size for hidden and cell state; torch's exporter writes a file that fails when it runs."""
-    import torch
-
-    modules = [part for part in captured.module.modules() if isinstance(part, torch.fx.GraphModule)]
-    for node in (node for module in modules for node in module.graph.nodes):
-        if node.target is torch.ops.aten.lstm.input:
-            hidden, cell = (state.meta["val"].shape[-1] for state in node.args[1])
-            if hidden != cell:
-                raise ExportError(
-                    f"{_owner(node)}: an LSTM with proj_size={hidden} has no ONNX form; export with --format "
-                    "torchscript, or project behind the LSTM"
-                )
-
-
-def _owner(node: Any) -> str:
-    """The module that a recurrent network's weights belong to."""
-    weight = node.args[2][0]
-    return own_name(weight.target).rpartition(".")[0] if weight.op == "get_attr" else module_of(node)
 
 
 def require_packages() -> None:
@@ -120,7 +102,10 @@ def _translations() -> dict[Any, Any]:
         SHIFT_RIGHT: _shift_right(),
         aten.scaled_dot_product_attention.default: attention,
         aten.clamp.default: clamp,
+        aten.div.Scalar_mode: rounded_quotient,
+        aten.div.Tensor_mode: rounded_quotient,
         aten.gelu.default: gelu,
+        aten.hardtanh.default: hardtanh,
         aten.log_sigmoid.default: log_sigmoid,
         aten.log_sigmoid_forward.default: log_sigmoid_parts,
         aten.logaddexp.default: log_add,
@@ -134,6 +119,7 @@ def _translations() -> dict[Any, Any]:
         **lookup,
         aten.scatter_reduce.two: with_means(lookup[aten.scatter_reduce.two]),
         **recurrent_translations(),
+        **shift_translations(),
     }
 
 

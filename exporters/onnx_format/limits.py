@@ -1,7 +1,8 @@
-"""``clamp`` in ONNX.
+"""``clamp`` and ``hardtanh`` in ONNX.
 
-torch's exporter makes a tensor of a limit of another type, and then finds no operation for the two. And where ``Clip``
-has one limit ONNX Runtime takes the largest finite number for the other, of which infinity would come out.
+torch's exporter makes a tensor of a limit of another type, and then finds no operation for the two; those of
+``hardtanh`` it rounds to float32. And where ``Clip`` has one limit ONNX Runtime takes the largest finite number for the
+other, of which infinity would come out.
 """
 
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["clamp", "with_limits_of_one_type"]
+__all__ = ["clamp", "hardtanh", "with_limits_of_one_type"]
 
 _CLAMPS = (torch.ops.aten.clamp.default, torch.ops.aten.clamp_.default)
 
@@ -30,3 +31,8 @@ def clamp(value: Any, min: Any = None, max: Any = None) -> Any:  # noqa: A002 - 
     if low is None or high is None:
         return op.Min(value, high) if low is None else op.Max(value, low)
     return op.Clip(value, low, high)
+
+
+def hardtanh(value: Any, min_val: float = -1.0, max_val: float = 1.0) -> Any:
+    """The same for ``hardtanh``, which always has both."""
+    return clamp(value, min_val, max_val)

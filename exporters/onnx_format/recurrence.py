@@ -1,6 +1,6 @@
 """``aten::rnn_tanh`` and ``aten::rnn_relu`` as ONNX's RNN, which torch's exporter writes out step by step.
 
-Written out, the number of steps of the example would be fixed.
+Written out, the number of steps of the example would be fixed. An LSTM with projections has no ONNX form.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["recurrent_translations"]
+from deploykit.errors import ExportError
+from exporters.capture.graph import Captured, own_name
+from exporters.noise.sites import module_of
+
+__all__ = ["recurrent_translations", "refuse_projections"]
 
 
 def recurrent_translations() -> Mapping[Any, Callable[..., Any]]:
@@ -81,3 +85,26 @@ def _joined(op: Any, parts: Sequence[Any]) -> Any:
 
 def _vector(op: Any, value: int) -> Any:
     return op.Constant(value_ints=[value])
+
+
+def refuse_projections(captured: Captured) -> None:
+    """ONNX's LSTM has one size for hidden and cell state; torch's exporter writes a file that fails when it runs.
+
+    Raises:
+        ExportError: an LSTM with ``proj_size``, by its name.
+    """
+    modules = [part for part in captured.module.modules() if isinstance(part, torch.fx.GraphModule)]
+    for node in (node for module in modules for node in module.graph.nodes):
+        if node.target is torch.ops.aten.lstm.input:
+            hidden, cell = (state.meta["val"].shape[-1] for state in node.args[1])
+            if hidden != cell:
+                raise ExportError(
+                    f"{_owner(node)}: an LSTM with proj_size={hidden} has no ONNX form; export with --format "
+                    "torchscript, or project behind the LSTM"
+                )
+
+
+def _owner(node: Any) -> str:
+    """The module that a recurrent network's weights belong to."""
+    weight = node.args[2][0]
+    return own_name(weight.target).rpartition(".")[0] if weight.op == "get_attr" else module_of(node)

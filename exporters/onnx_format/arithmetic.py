@@ -1,0 +1,52 @@
+"""``number - tensor`` and whole quotients in ONNX: ``1.0 - mask``, ``torch.div(t, 86400, rounding_mode="floor")``.
+
+torch's exporter takes the first apart before it makes the types alike, and then finds no operation for a number of
+floating point and a tensor of integers. Integers it divides in float32, which has 24 bits.
+"""
+
+from typing import Any
+
+__all__ = ["reversed_difference", "rounded_quotient"]
+
+
+def reversed_difference(value: Any, other: Any, alpha: Any = 1) -> Any:
+    """For the ``custom_translation_table`` of ``torch.onnx.export``: ``other - alpha * value``."""
+    import onnx_ir as ir
+    import torch
+    from onnxscript import opset18
+
+    op: Any = opset18
+    if value.dtype.is_integer() and (_is_fraction(other) or _is_fraction(alpha)):
+        value = op.Cast(
+            value, to=ir.DataType.DOUBLE if torch.get_default_dtype() == torch.float64 else ir.DataType.FLOAT
+        )
+
+    def like(number: Any) -> Any:
+        if not isinstance(number, (int, float)):  # Computed from a size.
+            return op.CastLike(number, value)
+        dtype = ir.DataType.INT64 if isinstance(number, int) else ir.DataType.DOUBLE
+        return op.CastLike(op.Constant(value=ir.tensor(number, dtype=dtype)), value)
+
+    return op.Sub(like(other), value if alpha == 1 else op.Mul(value, like(alpha)))
+
+
+def rounded_quotient(value: Any, other: Any, rounding_mode: str | None = None) -> Any:
+    """The same for ``value / other``, rounded down or to zero."""
+    from onnxscript import opset18
+    from onnxscript.function_libs.torch_lib.ops import core
+
+    op: Any = opset18
+    if rounding_mode is None or _is_fraction(value) or _is_fraction(other):
+        return core.aten_div_mode(value, other, rounding_mode)
+    other = op.CastLike(other, value)
+    quotient = op.Div(value, other)  # Of integers it is rounded to zero.
+    if rounding_mode == "trunc":
+        return quotient
+    zero, one = (op.CastLike(number, value) for number in (0, 1))
+    rest = op.Sub(value, op.Mul(quotient, other))
+    is_above = op.And(op.Not(op.Equal(rest, zero)), op.Xor(op.Less(rest, zero), op.Less(other, zero)))
+    return op.Where(is_above, op.Sub(quotient, one), quotient)
+
+
+def _is_fraction(number: Any) -> bool:
+    return isinstance(number, float) or (not isinstance(number, int) and number.dtype.is_floating_point())

@@ -1,0 +1,99 @@
+"""Numbers in an ONNX file are what they are in torch: 64 bits of integers and of float64, and the types of outputs.
+
+The inputs of the checks at export are small; here they are such that 24 bits are not enough.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from exporters.export import export_module
+
+ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+LARGE = 5411932.68
+
+
+class Each(nn.Module):
+    """Several functions of one input, each an output."""
+
+    def __init__(self, functions: dict[str, Callable[[Tensor], Tensor]]) -> None:
+        super().__init__()
+        self.functions = functions
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {name: function(x) for name, function in self.functions.items()}
+
+
+def both(
+    functions: dict[str, Callable[[Tensor], Tensor]], rows: NDArray[Any], path: Path
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """What the exported file gives for the rows, and what the functions give."""
+    module = Each(functions)
+    spec = f"x:{rows.dtype}[batch,{rows.shape[1]}]"
+    ranges = {} if rows.dtype.kind == "f" else {"x": (0, 200)}
+    export_module(module, path / "a", inputs=[spec], ranges=ranges, formats=["onnx"])
+    session = ort.InferenceSession(str(path / "a" / "model.onnx"), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    got = dict(zip(names, session.run(names, {"x": rows}), strict=True))
+    return got, {name: value.numpy() for name, value in module(torch.from_numpy(rows)).items()}
+
+
+def test_whole_quotients_of_large_integers_are_exact(tmp_path: Path) -> None:
+    """As the day of a time in seconds; torch's own exporter divides in float32."""
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        f"{mode}_{index}": lambda x, mode=mode, divisor=divisor: torch.div(x, divisor, rounding_mode=mode)  # type: ignore[misc]
+        for mode in ("floor", "trunc")
+        for index, divisor in enumerate((86_400, -7, torch.tensor([3, -3, 86_400, -86_400])))
+    }
+    numbers = np.random.default_rng(0)
+    rows = numbers.integers(-(2**62), 2**62, (500, 4))
+    rows[:250] = numbers.integers(-86_401, 86_401, (250, 4)) * np.array([1, 2, -7, 86_400])
+    got, wanted = both(functions, rows, tmp_path)
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+def test_numbers_of_the_code_keep_the_bits_of_float64(tmp_path: Path) -> None:
+    """As coordinates in metres less an origin; torch's own exporter rounds the origin to float32."""
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "difference": lambda x: x - LARGE,
+        "sum": lambda x: x + -LARGE,
+        "above": lambda x: x > LARGE,
+        "equal": lambda x: x == LARGE,
+        "filled": lambda x: x - torch.full((3,), LARGE, dtype=torch.float64),
+        "new": lambda x: x - x.new_full((3,), LARGE),
+        "spaced": lambda x: x - torch.linspace(LARGE, LARGE + 1, 3, dtype=torch.float64),
+        "chosen": lambda x: torch.where(x > LARGE, x, LARGE) - LARGE,
+        "clamped": lambda x: x.clamp(LARGE - 0.03, LARGE + 0.03) - LARGE,
+        "bounded": lambda x: nn.functional.hardtanh(x, LARGE - 0.03, LARGE + 0.03) - LARGE,
+        "padded": lambda x: nn.functional.pad(x, (1, 1), value=LARGE) - LARGE,
+    }
+    rows = LARGE + np.random.default_rng(0).standard_normal((40, 3)) * 0.05
+    rows[:3] = LARGE
+    got, wanted = both(functions, rows, tmp_path)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(got[name], value, rtol=0, atol=1e-8, err_msg=name)
+
+
+def test_operations_on_uint8_give_what_torch_gives(tmp_path: Path) -> None:
+    """torch's own exporter makes int8 of what is shifted, and bool of any()."""
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "any": lambda x: x.any(-1),
+        "all": lambda x: x.all(-1),
+        "half": lambda x: x >> 1,
+        "same": lambda x: x >> 0,
+        "twice": lambda x: x << 1,
+        "float": lambda x: (x << 1).float(),
+    }
+    got, wanted = both(functions, np.arange(256, dtype=np.uint8).reshape(64, 4), tmp_path)
+    for name, value in wanted.items():
+        assert got[name].dtype == value.dtype, name
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
