@@ -11,6 +11,7 @@ from deploykit.errors import DataError, UsageError
 from deploykit.registry import Registry
 from deploykit.sources.base import Source
 from deploykit.sources.datasetdir import STATE, DatasetSource, refuse_splits
+from deploykit.sources.doubles import refuse_logged, same_files
 from deploykit.sources.factory import open_factory
 from deploykit.sources.reading import Reading
 from deploykit.storage.locations import RUN_NAME, Found, find
@@ -84,10 +85,18 @@ def _opened(text: str, inputs: Sequence[TensorSpec], prepare: bool, reading: Rea
     opener = _opener(found, name)
     if not getattr(opener, "many", False) and (found.directory is not None or len(found.files) != 1):
         raise DataError(f"data {text}: a directory or several files, of which one is read at a time; name a file")
+    double = None if opener is DatasetSource else same_files(found)  # That lists its files, in an order of its own.
+    if getattr(opener, "only_own", False):
+        refuse_logged(found)
+        if double is not None:
+            raise DataError(
+                f"data {text}: {double}, and each of its rows would come twice; take the link out, or name the files "
+                "that you mean with a pattern"
+            )
     source = cast("Source", opener(found, inputs, reading))
     source.notes = [*source.notes, *(f"ignored: {run}, a run directory: it holds predictions" for run in found.runs)]
-    if opener is not DatasetSource:  # That goes in an order of its own.
-        source.notes += _order_notes([file.name for file in found.files])
+    if opener is not DatasetSource:
+        source.notes += [*([] if double is None else [double]), *_order_notes([file.name for file in found.files])]
     return source
 
 

@@ -5,7 +5,6 @@ A local path and a ``file://`` URL need no package; ``memory://``, ``s3://`` and
 
 import glob
 import os
-import posixpath
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -135,7 +134,8 @@ def local_file(path: Path) -> DataFile:
 def find(text: str) -> Found:
     """The files that a path, glob or URL names: one, all those below a directory, or all matches, sorted by name.
 
-    Hidden files and those whose names begin with an underscore (``_SUCCESS``) do not count in directories and globs.
+    Hidden files and folders, and those whose names begin with an underscore (``_SUCCESS``), do not count in
+    directories, nor from the first wildcard of a glob on, unless it names them.
 
     Raises:
         DataError: nothing there, nothing in it, no match, no regular file, or no permission.
@@ -164,7 +164,7 @@ def _find_local(text: str, place: str) -> Found:
         files = _listed(_below(text, place, frozenset(), runs), place)
         return Found(text=text, files=files, directory=place, runs=tuple(sorted(runs)))
     if not path.exists() and _GLOB & set(place):
-        return Found(text=text, files=_matches(text, _matching(text, place), None))
+        return Found(text=text, files=_matches(text, place, _matching(text, place), None))
     _require_readable(text, path)
     return Found(text=text, files=(DataFile(name=text, path=place),))
 
@@ -200,7 +200,7 @@ def _matching(text: str, pattern: str) -> Iterator[str]:
         folder = str(Path(folder).parent)
     _require_searchable(text, folder)
     for name in glob.glob(pattern, recursive=True):  # noqa: PTH207
-        if _counts(posixpath.basename(name)) and not os.path.isdir(name):  # noqa: PTH112
+        if _is_meant(pattern, name) and not os.path.isdir(name):  # noqa: PTH112
             yield _regular(text, name, is_file=os.path.isfile(name))  # noqa: PTH113
 
 
@@ -229,7 +229,7 @@ def _find_remote(text: str) -> Found:
     filesystem, place = open_filesystem(text, "data", DataError)
     with asking(f"data {text}", "looked at", DataError):
         if _GLOB & set(place):
-            return Found(text=text, files=_matches(text, filesystem.glob(place), filesystem))
+            return Found(text=text, files=_matches(text, place, filesystem.glob(place), filesystem))
         if filesystem.isdir(place):
             files = _listed(filesystem.find(place), place, filesystem)
             return Found(text=text, files=files, directory=place, filesystem=filesystem)
@@ -238,8 +238,9 @@ def _find_remote(text: str) -> Found:
     return Found(text=text, files=(DataFile(name=text, path=place, filesystem=filesystem),))
 
 
-def _matches(text: str, paths: Iterable[str], filesystem: Any) -> tuple[DataFile, ...]:
-    shown = sorted(path for path in paths if _counts(posixpath.basename(path)))
+def _matches(text: str, pattern: str, paths: Iterable[str], filesystem: Any) -> tuple[DataFile, ...]:
+    # With two of "**" some come more than once.
+    shown = sorted({path for path in paths if _is_meant(pattern, path)})
     if not shown:
         raise DataError(f"data {text}: no file matches; check the pattern (the working directory is {Path.cwd()})")
     return tuple(DataFile(name=path, path=path, filesystem=filesystem) for path in shown)
@@ -260,6 +261,13 @@ def _below_root(path: str, root: str) -> str:
     if path.startswith(before):
         return path[len(before) :].lstrip("/")
     return os.path.relpath(path, root).replace(os.sep, "/")
+
+
+def _is_meant(pattern: str, path: str) -> bool:
+    """Whether each part of the path that stands for a wildcard, or comes after one, counts or is named itself."""
+    named, parts = ([part for part in text.split("/") if part] for text in (pattern, path))
+    fixed = next(number for number, part in enumerate(named) if _GLOB & set(part))
+    return all(_counts(part) or part in named for part in parts[fixed:])
 
 
 def _counts(name: str) -> bool:

@@ -1,0 +1,73 @@
+"""Rows that would come twice: files of a table whose log says that others replace them, and one file of two names."""
+
+import glob
+import os
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+
+from deploykit.errors import DataError
+from deploykit.storage.locations import DataFile, Found
+
+__all__ = ["refuse_logged", "same_files"]
+
+_LOGS = {
+    "_delta_log/*": "Delta Lake",
+    ".hoodie/*": "Hudi",
+    "metadata/[v0-9]*.metadata.json": "Iceberg",
+    "_spark_metadata/*": "a Spark stream",
+}
+"""What lies in the directory of a table beside its files or the folders of them, and whose table it is."""
+
+
+def refuse_logged(found: Found) -> None:
+    """Refuse a directory or pattern whose files are those of a table with a log: rows that were deleted are there too.
+
+    Raises:
+        DataError: names the table, and says what to do.
+    """
+    if [file.name for file in found.files] == [found.text]:
+        return  # Whoever names one file means that.
+    filesystem = found.files[0].filesystem if found.files else None
+    for folder in _folders(found):
+        for log, whose in _LOGS.items():
+            pattern = posixpath.join(glob.escape(folder), log)
+            # A log may be long, and in a store the names of all come at once.
+            if filesystem.glob(pattern) if filesystem is not None else next(glob.iglob(pattern), None):  # noqa: PTH207
+                raise DataError(
+                    f"data {found.text}: {folder} is a table of {whose}: rows that were deleted, replaced or written "
+                    f"twice stay in its files, and {posixpath.dirname(log)} says what counts; write the rows that "
+                    "count as Parquet with what reads such tables, and give that"
+                )
+
+
+def same_files(found: Found) -> str | None:
+    """Which two of the files on this machine are one, through links of any kind; None where each is there once."""
+    seen: dict[tuple[int, int], DataFile] = {}
+    for file in found.files:
+        if not file.is_local or len(found.files) == 1:
+            return None
+        status = os.stat(file.path)  # noqa: PTH116 (a folder may have a million files)
+        first = seen.setdefault((status.st_dev, status.st_ino), file)
+        if first is not file:
+            return f"{first.name} and {file.name} are the same file"
+    return None
+
+
+def _folders(found: Found) -> Iterator[str]:
+    """The folders in which a log would be: of files here all that they lie in; those of a store cost a question each,
+    so there, from what the user named on, those of the first file.
+    """
+    folders = sorted({posixpath.dirname(file.path) for file in found.files})
+    if not folders:
+        return
+    if found.files[0].is_local:
+        real = {Path(folder).resolve() for folder in folders}
+        yield from sorted({str(above) for folder in real for above in (folder, *folder.parents)})
+        return
+    root = posixpath.commonpath(folders)
+    folder = posixpath.dirname(found.files[0].path)
+    while folder != root:
+        yield folder
+        folder = posixpath.dirname(folder)
+    yield root

@@ -1,0 +1,109 @@
+"""Rows that would come twice: files that the log of a table has replaced, and files that are there under two names."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from deploykit.errors import DataError
+from deploykit.sources.base import Source
+from deploykit.sources.table import open_source
+from deploykit.tensors import TensorSpec
+
+INPUTS = [TensorSpec(name="x", dtype="float32", shape=("batch",))]
+PICTURES = [TensorSpec(name="x", dtype="uint8", shape=("batch", 3, "height", "width"))]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(*paths: str) -> None:
+    for path in map(Path, paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            pq.write_table(pa.table({"x": pa.array([1, 2], pa.float32())}), path)
+        else:
+            path.write_text("{}")
+
+
+def opened(text: str | Path, inputs: list[TensorSpec] = INPUTS) -> Source:
+    source = open_source(str(text), inputs)
+    source.close()
+    return source
+
+
+@pytest.mark.parametrize(
+    ("log", "whose"),
+    [
+        ("_delta_log/00000000000000000000.json", "Delta Lake"),
+        (".hoodie/hoodie.properties", "Hudi"),
+        ("metadata/v1.metadata.json", "Iceberg"),
+        ("metadata/00000-0fd6bd15-05ee-4bd7-9bd6-5b7b1a9e0c2d.metadata.json", "Iceberg"),
+        ("_spark_metadata/0", "a Spark stream"),
+    ],
+)
+def test_the_files_of_a_table_with_a_log_are_not_its_rows(log: str, whose: str) -> None:
+    write("lake/one/data/day=1/a.parquet", "lake/one/data/day=1/b.parquet", f"lake/one/{log}")
+    for text in ("lake/one/data", "lake/one/data/day=1", "lake/one/data/day=1/*.parquet", "lake/*/data/**/*.parquet"):
+        with pytest.raises(
+            DataError, match=rf"{re.escape(text)}: .*/lake/one is a table of {whose}: .* says what counts"
+        ):
+            opened(text)
+    assert len(opened("lake/one/data/day=1/a.parquet")) == 2, "who names one file means it"
+    write("plain/a.parquet", "plain/metadata/notes.json")
+    assert len(opened("plain/*.parquet")) == 2
+
+
+def test_a_table_with_a_log_at_a_url() -> None:
+    store = fsspec.filesystem("memory")
+    write("a.parquet")
+    for name in ("lake/day=1/a.parquet", "lake/day=2/a.parquet"):
+        store.pipe(f"/doubles/{name}", Path("a.parquet").read_bytes())
+    assert len(opened("memory://doubles/lake")) == 4
+    store.pipe("/doubles/lake/_delta_log/0.json", json.dumps({}).encode())
+    for text in ("lake", "lake/*/*.parquet", "lake/day=*/a.parquet"):
+        with pytest.raises(DataError, match="/doubles/lake is a table of Delta Lake"):
+            opened(f"memory://doubles/{text}")
+
+
+def test_a_link_beside_what_it_leads_to_is_refused() -> None:
+    write("days/2024-01-01/a.parquet", "days/2024-01-02/a.parquet")
+    Path("days/latest").symlink_to("2024-01-02")
+    with pytest.raises(DataError, match=r"2024-01-02/a\.parquet and latest/a\.parquet are the same file.*pattern"):
+        opened("days")
+    with pytest.raises(DataError, match=r"days/2024-01-02/a\.parquet and days/latest/a\.parquet are the same file"):
+        opened("days/**/*.parquet")
+    assert len(opened("days/2*/*.parquet")) == 4
+    assert len(opened("days/latest")) == 2
+
+
+def test_a_hard_link_is_refused() -> None:
+    write("files/a.parquet")
+    os.link("files/a.parquet", "files/b.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet and b\.parquet are the same file"):
+        opened("files")
+
+
+def test_links_of_equal_images_are_told() -> None:
+    """A store that keeps what is equal once gives it several names."""
+    Path("photos").mkdir()
+    Image.new("RGB", (2, 2)).save("photos/a.png")
+    Path("photos/b.png").symlink_to("a.png")
+    source = opened("photos", PICTURES)
+    assert len(source) == 2
+    assert "a.png and b.png are the same file" in source.notes
+
+
+def test_what_is_put_aside_below_a_pattern_does_not_count() -> None:
+    write("spark/a.parquet", "spark/day=1/b.parquet", "spark/_temporary/0/c.parquet", "spark/.tmp/d.parquet")
+    assert len(opened("spark")) == len(opened("spark/**/*.parquet")) == len(opened("spark//**/*.parquet")) == 4
+    assert len(opened("spark/**/**/*.parquet")) == 4, "what several ways lead to comes once"
+    assert len(opened("spark/_temporary/*/*.parquet")) == len(opened("s*/_temporary/*/*.parquet")) == 2, "it was named"
