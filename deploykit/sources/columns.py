@@ -15,7 +15,7 @@ from deploykit.sources.reading import Reading
 from deploykit.tensors import TEXT, TensorSpec
 from deploykit.wording import counted
 
-__all__ = ["Column", "Match", "castable", "match_columns"]
+__all__ = ["Column", "Match", "castable", "match_columns", "match_nothing"]
 
 _MOST_SHOWN = 30
 
@@ -93,6 +93,14 @@ def match_columns(
         raise DataError(_refusal(what, columns, inputs, problems, absent, hints))
     kept = tuple(_kept(what, by_name[name], str(inputs[0].shape[0]), notes) for name in reading.keep)
     return Match(inputs=chosen, kept=kept)
+
+
+def match_nothing(inputs: Sequence[TensorSpec], reading: Reading, notes: list[str]) -> Match:
+    """What is read of text without rows: nothing says which fields there would be, nor what they would hold."""
+    kept = tuple(TensorSpec(name=name, dtype="float64", shape=(inputs[0].shape[0],)) for name in reading.keep)
+    types = f", nor of which type {_listed(reading.keep)} would be: float64 stands for it" if kept else ""
+    notes.append(f"there are no rows, so nothing says whether the columns give the inputs{types}")
+    return Match(inputs={}, kept=kept)
 
 
 def castable(source: str, target: str, *, text: bool) -> bool:

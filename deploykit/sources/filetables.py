@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from deploykit.errors import DataError, DeploykitError
 from deploykit.sources.base import FileIdentity
 from deploykit.sources.reading import Reading
-from deploykit.sources.tables import require_pyarrow
+from deploykit.sources.tablepieces import require_pyarrow
 from deploykit.storage.locations import DataFile
 from deploykit.wording import first_line, row_range
 

@@ -9,7 +9,8 @@ from typing import IO, Any, ClassVar
 from deploykit.errors import DataError
 from deploykit.sources.filetables import FileTables, arrow_file
 from deploykit.sources.reading import Reading
-from deploykit.sources.tables import CHUNK_BYTES, TableSource
+from deploykit.sources.tablepieces import CHUNK_BYTES
+from deploykit.sources.tables import TableSource
 from deploykit.storage.locations import DataFile, Found
 from deploykit.tensors import TensorSpec
 

@@ -1,88 +1,25 @@
 """Rows of a table of columns: what Parquet, Arrow, CSV, JSON Lines and saved data sets share.
 
-A format gives the table in pieces whose row counts are known and that are read from their beginning. What was decoded
-last is kept, so that going on from there costs nothing twice; memory holds one chunk of a piece.
+What was decoded last is kept, so that going on from there costs nothing twice; memory holds one chunk of a piece.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
-from deploykit.errors import DataError, DeploykitError, MissingExtraError, UsageError
+from deploykit.errors import DataError, DeploykitError, UsageError
 from deploykit.sources.arrowlists import is_list, ragged_array
 from deploykit.sources.arrowvalues import Place, described_columns, input_array, kept_array, stacked
-from deploykit.sources.base import Arrays, FileIdentity
-from deploykit.sources.columns import match_columns
+from deploykit.sources.base import Arrays
+from deploykit.sources.columns import Match, match_columns, match_nothing
 from deploykit.sources.ragged import fills_of, padded_together
 from deploykit.sources.reading import KEPT, Reading
+from deploykit.sources.tablepieces import BadRow, Pieces
 from deploykit.tensors import TensorSpec, check_inputs
 from deploykit.wording import row_range
 
-__all__ = ["CHUNK_BYTES", "BadRow", "Pieces", "TableSource", "require_pyarrow"]
-
-CHUNK_BYTES = 8 * 2**20
-"""About how much is decoded at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """A chunk of one row that cannot be read, among others that can: an error only for who asks for it."""
-
-    name: str
-    problem: str
-    num_rows: int = 1
-
-
-class Pieces(Protocol):
-    """A table in pieces.
-
-    Attributes:
-        kind: the kind of source.
-        what: the data as the user named it.
-        identity: that of all files; looked at before their rows were counted, if they were.
-        schema: an Arrow schema.
-        rows: the rows of each piece.
-        is_text: whether numbers are written as text.
-        index: JSON values from which the pieces are known without looking for them again; None where that is cheap.
-        notes: for people to read.
-        hints: of columns of text, where the first value is that makes them so; of columns of numbers that are kept as
-            text, where the first is that a number would change.
-    """
-
-    kind: str
-    what: str
-    identity: FileIdentity
-    schema: Any
-    rows: Sequence[int]
-    is_text: bool
-    index: Any
-    notes: list[str]
-    hints: Mapping[str, str]
-
-    def select(self, columns: Sequence[str], dtypes: dict[str, str], kept: dict[str, str]) -> None:
-        """Read these columns from now on; ``dtypes`` are those of the inputs that they go to, ``kept`` those to keep.
-
-        A chunk may have what is kept under ``KEPT`` and its name, where it is another value than the input's.
-        """
-        ...
-
-    def chunks(self, piece: int) -> Iterator[Any]:
-        """The rows of one piece, as record batches, tables of any size, or single bad rows.
-
-        Raises:
-            Exception: whatever pyarrow raises where the piece cannot be read.
-        """
-        ...
-
-    def explain(self, piece: int, first_row: int, error: Exception) -> DataError:
-        """A better text for an error of ``chunks``."""
-        ...
-
-    def close(self) -> None:
-        """Let go of files."""
-        ...
+__all__ = ["TableSource"]
 
 
 class TableSource:
@@ -102,12 +39,10 @@ class TableSource:
     def __init__(self, pieces: Pieces, inputs: Sequence[TensorSpec], reading: Reading) -> None:
         self._pieces, self._inputs, self._allow_nan = pieces, tuple(inputs), reading.allow_nan
         self.notes = pieces.notes
-        columns = described_columns(pieces.schema, pieces.hints)
-        self._match = match_columns(pieces.what, columns, inputs, reading, self.notes, text=pieces.is_text)
-        self.kept = self._match.kept
         self.pads = fills_of(reading.pad, inputs)
-        self._refuse_single_values()
-        dtypes = {name: spec.dtype for spec in inputs for name in self._match.inputs[spec.name]}
+        self._match = self._matched(reading)
+        self.kept = self._match.kept
+        dtypes = {name: spec.dtype for spec in inputs for name in self._match.inputs.get(spec.name, ())}
         pieces.select(self._match.columns, dtypes, {spec.name: spec.dtype for spec in self.kept})
         self.rows_together = max(pieces.rows, default=1)
         self.joins = all(isinstance(size, int) for spec in (*inputs, *self.kept) for size in spec.row_shape)
@@ -237,11 +172,20 @@ class TableSource:
             return padded_together([part.padded() for part in parts], self.pads[key])
         return np.concatenate(parts) if len(parts) > 1 else parts[0].copy(order="C")
 
-    def _refuse_single_values(self) -> None:
+    def _matched(self, reading: Reading) -> Match:
+        pieces = self._pieces
+        if pieces.is_text and not any(pieces.rows):
+            return match_nothing(self._inputs, reading, self.notes)
+        columns = described_columns(pieces.schema, pieces.hints)
+        match = match_columns(pieces.what, columns, self._inputs, reading, self.notes, text=pieces.is_text)
+        self._refuse_single_values(match)
+        return match
+
+    def _refuse_single_values(self, match: Match) -> None:
         """Refuse to pad what is no list."""
         schema = self._pieces.schema
         for name in self.pads:
-            columns = self._match.inputs[name]
+            columns = match.inputs[name]
             if len(columns) > 1 or not is_list(schema.field(columns[0]).type):
                 raise UsageError(
                     f"data {self._pieces.what}: --pad {name}: {', '.join(columns[:4])} holds single values and no "
@@ -265,18 +209,6 @@ class _Cursor:
         self.chunk: Any = None
         self.arrays: Arrays | None = None
         self.is_bad = False
-
-
-def require_pyarrow(what: str) -> None:
-    """Refuse what needs pyarrow where it is not installed.
-
-    Raises:
-        MissingExtraError: it is not.
-    """
-    import importlib.util
-
-    if importlib.util.find_spec("pyarrow") is None:
-        raise MissingExtraError("pyarrow", "parquet", f"reading {what}")
 
 
 def _one(column: Any) -> Any:

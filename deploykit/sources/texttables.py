@@ -9,7 +9,7 @@ from typing import Any
 from deploykit.errors import DataError
 from deploykit.sources.base import FileIdentity
 from deploykit.sources.reading import Reading
-from deploykit.sources.tables import BadRow, require_pyarrow
+from deploykit.sources.tablepieces import BadRow, require_pyarrow
 from deploykit.sources.textindex import OpenQuoteError, TextPiece, row_bounds, text_pieces, whole_rows
 from deploykit.storage.locations import DataFile
 from deploykit.wording import counted, first_line, row_range

@@ -232,6 +232,23 @@ def test_numbers_are_those_that_python_reads(tmp_path_factory: Any, values: list
         assert got.tobytes() == np.array(values, np.float32).tobytes()
 
 
+@pytest.mark.parametrize(("name", "text"), [("rows.jsonl", ""), ("rows.jsonl", "\n"), ("rows.csv", "k,id\n")])
+def test_a_night_without_rows(tmp_path: Path, name: str, text: str) -> None:
+    """As a file with types has: nothing says of which these columns would be, and nothing is read of them."""
+    vectors = TensorSpec(name="tokens", dtype="int64", shape=("batch", "length"))
+    path = put(tmp_path / name, text)
+    source: Any = opened(path, [K, vectors], keep=("id",), columns={"tokens": ["t*"]}, pad={"tokens": 0})
+    assert len(source) == 0
+    got = source.read(0, 0)
+    assert {key: (array.dtype.name, array.shape) for key, array in got.items()} == {
+        "k": ("int64", (0,)), "tokens": ("int64", (0, 0)), f"{KEPT}id": ("float64", (0,)),
+    }  # fmt: skip
+    assert source.notes == [
+        "there are no rows, so nothing says whether the columns give the inputs, nor of which type id would be: "
+        "float64 stands for it"
+    ]
+
+
 BAD_CSV = {
     "too few": ("v,k\n1,1\n2\n", r"row 1: 1 value, the header names 2"),
     "too many": ("v,k\n1,1\n2,2,2\n", r"row 1: 3 values"),
