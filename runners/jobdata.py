@@ -10,6 +10,7 @@ from typing import Any
 from deploykit.artifact import Artifact
 from deploykit.errors import DataError, UsageError
 from deploykit.sources import Reading, Source, open_source
+from deploykit.sources.ragged import LENGTH, told_lengths
 from deploykit.sources.spool import asked_for
 from deploykit.sources.stream import StreamSource
 from deploykit.tensors import TensorSpec
@@ -48,13 +49,15 @@ def open_data(
         RunError: data cannot be drawn into this directory.
         DataError: the data cannot be opened, or does not fit the model.
     """
-    _refuse_clash(options["keep"], [spec.name for spec in predicted])
     here, out = Path.cwd(), where.path
     # Opening the data may take long; a writer that cannot be used at all is refused first.
     writing = choose_writing(options, predicted, ranks, artifact.manifest.inputs)
     if writing.lightning is not None:
         _require_shared(where, f"the writer {writing.lightning.target} is called once", "use a writer of deploykit")
-    reading = _reading(artifact, options)
+    # A Lightning writer gets what the model returned, and the batch beside it.
+    padded = () if writing.lightning is not None else options["pad"]
+    reading = _reading(artifact, options, told_lengths(padded, artifact.manifest.inputs, predicted))
+    _refuse_clash(reading, [spec.name for spec in predicted])
     drawing = Drawing(
         out=out,
         place=where.place,
@@ -97,11 +100,12 @@ def _opened(data: str, inputs: Sequence[TensorSpec], reading: Reading, progress:
         shown.close()
 
 
-def _reading(artifact: Artifact, options: Mapping[str, Any]) -> Reading:
+def _reading(artifact: Artifact, options: Mapping[str, Any], lengths: tuple[str, ...]) -> Reading:
     return Reading(
         columns=options["map"],
         keep=options["keep"],
         pad=options["pad"],
+        lengths=lengths,
         allow_nan=options["nan"] == "allow",
         preprocessing=artifact.manifest.preprocessing,
     )
@@ -118,10 +122,16 @@ def _refuse_to_move(here: Path, data: str, others: Sequence[Path]) -> None:
         )
 
 
-def _refuse_clash(keep: Sequence[str], outputs: Sequence[str]) -> None:
-    clash = sorted(set(keep) & {*outputs, SAMPLE_ID})
-    if clash:
+def _refuse_clash(reading: Reading, outputs: Sequence[str]) -> None:
+    lengths = [f"{name}{LENGTH}" for name in reading.lengths]
+    if clash := sorted({*lengths} & {*outputs}):
         raise UsageError(
-            f"keep {', '.join(clash)}: the predictions have that name already ({', '.join([SAMPLE_ID, *outputs])}); "
-            "rename the column in the data, or leave it out"
+            f"--pad: {clash[0]} is to say how long each row is, and the model has an output of that name; export the "
+            "model with another name for it"
+        )
+    taken = [SAMPLE_ID, *outputs, *lengths]
+    if clash := sorted({*reading.keep} & {*taken}):
+        raise UsageError(
+            f"keep {', '.join(clash)}: the predictions have that name already ({', '.join(taken)}); rename the column "
+            "in the data, or leave it out"
         )

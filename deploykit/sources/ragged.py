@@ -1,6 +1,6 @@
 """Rows of different lengths, padded at their ends to the longest of those that are read together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 from deploykit.errors import UsageError
 from deploykit.tensors import TensorSpec
 
-__all__ = ["Ragged", "fills_of", "padded_together", "parse_pad", "plain_fills"]
+__all__ = ["LENGTH", "Ragged", "fills_of", "padded_together", "parse_pad", "plain_fills", "told_lengths"]
 
 Array = np.ndarray[Any, Any]
+
+LENGTH = ".length"
+"""Behind the name of an input: the column that says how long each row was before it was padded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,21 @@ def fills_of(pad: Mapping[str, float], inputs: Sequence[TensorSpec]) -> dict[str
                 raise UsageError(f"--pad {name}={value}: {allowed}; pad with one of these")
         found[name] = fill
     return found
+
+
+def told_lengths(pad: Collection[str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """The padded inputs that give an output its size, which then has values of padding that nobody could tell from
+    others. The rows of inputs with one dynamic dimension are equally long: the first stands for all.
+    """
+    sizes = {size for spec in outputs for size in spec.row_shape}
+    # A size such as steps // 2 has a name of its own, and may follow from any.
+    derived = any(isinstance(size, str) for size in sizes.difference(*(spec.row_shape for spec in inputs)))
+    found: dict[int | str, str] = {}
+    for spec in (spec for spec in inputs if spec.name in pad and spec.row_shape):
+        size = spec.row_shape[0]
+        if size in sizes or (derived and isinstance(size, str)):
+            found.setdefault(size if isinstance(size, str) else spec.name, spec.name)
+    return tuple(found.values())
 
 
 def parse_pad(texts: Sequence[str]) -> dict[str, float]:

@@ -28,6 +28,7 @@ class Reading:
         keep: columns that go with the predictions.
         pad: by input what rows are filled with that are shorter than others of their batch; the rows of other inputs
             must be of one length.
+        lengths: padded inputs of which the lengths of the rows go with the predictions.
         allow_nan: an empty value becomes NaN where floats are read.
         preprocessing: how raw data becomes an input, by input, from the artifact's manifest.
         index: what the same source found at an earlier opening (``Source.index``), to be taken over.
@@ -37,6 +38,7 @@ class Reading:
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
     pad: Mapping[str, float] = field(default_factory=dict)
+    lengths: tuple[str, ...] = ()
     allow_nan: bool = False
     preprocessing: Mapping[str, Any] | None = None
     index: Any = None

@@ -13,7 +13,7 @@ from deploykit.sources.arrowlists import is_list, ragged_array
 from deploykit.sources.arrowvalues import Place, described_columns, input_array, kept_array, stacked
 from deploykit.sources.base import Arrays
 from deploykit.sources.columns import Match, match_columns, match_nothing
-from deploykit.sources.ragged import fills_of, padded_together
+from deploykit.sources.ragged import LENGTH, fills_of, padded_together
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.sources.tablepieces import BadRow, Pieces
 from deploykit.tensors import TensorSpec, check_inputs
@@ -41,9 +41,16 @@ class TableSource:
         self.notes = pieces.notes
         self.pads = fills_of(reading.pad, inputs)
         self._match = self._matched(reading)
-        self.kept = self._match.kept
+        self._lengths = {f"{name}{LENGTH}": name for name in reading.lengths}
+        batch = inputs[0].shape[0]
+        lengths = (TensorSpec(name=name, dtype="int64", shape=(batch,)) for name in self._lengths)
+        self.kept = (*self._match.kept, *lengths)
+        self.notes += [
+            f"rows of the input {name!r} are padded, and so are predictions: {told} says how much of each is its own"
+            for told, name in self._lengths.items()
+        ]
         dtypes = {name: spec.dtype for spec in inputs for name in self._match.inputs.get(spec.name, ())}
-        pieces.select(self._match.columns, dtypes, {spec.name: spec.dtype for spec in self.kept})
+        pieces.select(self._match.columns, dtypes, {spec.name: spec.dtype for spec in self._match.kept})
         self.rows_together = max(pieces.rows, default=1)
         self.joins = all(isinstance(size, int) for spec in (*inputs, *self.kept) for size in spec.row_shape)
         self._ends = np.cumsum([0, *pieces.rows])
@@ -72,7 +79,9 @@ class TableSource:
     def fingerprint(self) -> dict[str, Any]:
         """Rows, the columns that are read, and a sample of the files."""
         read = {name: list(columns) for name, columns in self._match.inputs.items()}
-        content = {"rows": len(self), "columns": read}
+        content: dict[str, Any] = {"rows": len(self), "columns": read}
+        if self._lengths:  # They are columns of the predictions, too.
+            content["lengths"] = list(self._lengths.values())
         return {"kind": self._pieces.kind, **content, **self._pieces.identity.values()}
 
     def is_unchanged(self) -> bool:
@@ -147,10 +156,11 @@ class TableSource:
             values = [input_array(columns[n], one, n, place, allow_nan=self._allow_nan) for n in names]
             arrays[spec.name] = stacked(values, spec.dtype)
         self._refuse_other_lengths(arrays, place)
-        for spec in self.kept:
+        lengths = {f"{KEPT}{told}": np.diff(arrays[name].ends) for told, name in self._lengths.items()}
+        for spec in self._match.kept:
             key = f"{KEPT}{spec.name}"
             arrays[key] = kept_array(columns[key if key in columns else spec.name], spec, place)
-        return arrays
+        return arrays | lengths
 
     def _refuse_other_lengths(self, arrays: Mapping[str, Any], place: Place) -> None:
         """Refuse rows of which two inputs with the same dimension have lists of different lengths."""

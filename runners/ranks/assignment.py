@@ -133,6 +133,7 @@ def opened_source(directory: RunDirectory, artifact: Artifact, data: str) -> Sou
         columns=job.columns,
         keep=job.keep,
         pad=job.pad,
+        lengths=tuple(job.data.get("lengths", ())),
         allow_nan=job.nan == "allow",
         preprocessing=artifact.manifest.preprocessing,
         index=load_index(directory.path, job.data),

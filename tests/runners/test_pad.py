@@ -18,7 +18,9 @@ from torch import Tensor, nn
 import deploykit
 from deploykit.errors import DataError, RunError, UsageError
 from deploykit.sources import Reading, open_source, parse_pad
+from deploykit.sources.ragged import told_lengths
 from deploykit.tensors import TensorSpec
+from runners import jobdata
 from runners.writing import choose_writing
 
 IDS = TensorSpec(name="ids", dtype="int64", shape=("batch", "steps"))
@@ -225,6 +227,78 @@ def test_a_row_that_fails_leaves_the_others_of_its_batch(tokens: tuple[Path, Tok
     sound = [number for number in range(40) if number not in (13, 21)]
     np.testing.assert_array_equal(merged["sample_id"], sound)
     np.testing.assert_array_equal(merged["count"], [len(rows[number]) for number in sound])
+
+
+class Tagged(Tokens):
+    """A value for each token, those of padding too."""
+
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return {"tags": self.table(ids) * mask.unsqueeze(-1)}
+
+
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tagged]:
+    torch.manual_seed(0)
+    module, path = Tagged().eval(), tmp_path_factory.mktemp("tagged") / "model"
+    inputs = ["ids:int64[batch,steps]", "mask:float32[batch,steps]"]
+    deploykit.export(module, path, inputs=inputs, ranges={"ids": (0, 100)}, formats=["onnx"])
+    return path, module
+
+
+TAGGING: dict[str, Any] = {"batch_size": 8, "pad": {"ids": 0, "mask": 0}, "writer": "parquet", "devices": "cpu"}
+
+
+def test_the_length_of_each_row_tells_its_values_from_those_of_padding(
+    tagged: tuple[Path, Tagged], tmp_path: Path
+) -> None:
+    rows = sentences(40)
+    rows[13] = [5, 1000]  # No such token.
+    data = data_of(rows, tmp_path / "rows.parquet")
+    result = deploykit.run(tagged[0], data, tmp_path / "run", **TAGGING, on_error="skip", shard_rows=16)
+    assert any("ids.length says how much of each is its own" in note for note in result.notes)
+    found = pq.read_table(deploykit.merge(tmp_path / "run", tmp_path / "all.parquet")).to_pydict()
+    assert list(found) == ["sample_id", "tags", "ids.length"], "rows of both inputs are equally long"
+    assert found["ids.length"] == [len(rows[number]) for number in found["sample_id"]]
+    table = tagged[1].table.weight.detach().numpy()
+    for number, tags, length in zip(found["sample_id"], found["tags"], found["ids.length"], strict=True):
+        np.testing.assert_array_equal(np.float32(tags[:length]), table[rows[number]])
+    assert len(found["sample_id"]) == 39
+
+
+def test_a_run_that_began_without_lengths_is_not_resumed_with_them(
+    tagged: tuple[Path, Tagged], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, run = data_of(sentences(40), tmp_path / "rows.parquet"), tmp_path / "run"
+    with monkeypatch.context() as before:
+        before.setattr(jobdata, "told_lengths", lambda *_: ())
+        deploykit.run(tagged[0], data, run, **TAGGING, shard_rows=16)
+    with pytest.raises(RunError, match=r"holds another job: data\.lengths: .*\['ids'\].*or name a new directory"):
+        deploykit.run(tagged[0], data, run, **TAGGING, shard_rows=16)
+
+
+def test_a_column_that_has_the_name_of_a_length_is_refused(tagged: tuple[Path, Tagged], tmp_path: Path) -> None:
+    data = data_of(sentences(4), tmp_path / "rows.parquet")
+    with pytest.raises(UsageError, match=r"keep ids\.length: the predictions have that name already"):
+        deploykit.run(tagged[0], data, tmp_path / "run", **TAGGING, keep=["ids.length"])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "told"),
+    [
+        ([IDS, MASK], ("steps", 3), ("ids",)),
+        ([IDS, MASK], (3,), ()),
+        ([IDS, MASK], ("steps // 2",), ("ids",)),
+        ([FIXED], (5,), ("ids",)),
+        ([FIXED], (4,), ()),
+        ([IDS, TensorSpec(name="other", dtype="float32", shape=("batch", "others"))], ("others",), ("other",)),
+        ([TensorSpec(name="x", dtype="float32", shape=("batch",)), MASK], ("steps",), ("mask",)),
+    ],
+)
+def test_whose_lengths_are_told(inputs: list[TensorSpec], output: tuple[int | str, ...], told: tuple[str, ...]) -> None:
+    outputs = [TensorSpec(name="y", dtype="float32", shape=("batch", *output))]
+    padded = [spec.name for spec in inputs if spec.row_shape]
+    assert told_lengths(padded, inputs, outputs) == told
+    assert told_lengths([], inputs, outputs) == ()
 
 
 class Placed(Tokens):
