@@ -42,14 +42,14 @@ class Place:
 
 def described_columns(schema: Any, hints: Mapping[str, str]) -> list[Column]:
     """The columns of an Arrow schema; ``hints`` say where a column of text has its first text."""
-    return [_described(field.name, field.type, hints.get(field.name)) for field in schema]
+    return [_described(field, hints.get(field.name)) for field in schema]
 
 
-def _described(name: str, kind: Any, hint: str | None) -> Column:
+def _described(field: Any, hint: str | None) -> Column:
     import pyarrow as pa
 
     shape: list[int | None] = []
-    leaf = kind
+    leaf = field.type
     while True:
         if isinstance(leaf, pa.BaseExtensionType):
             leaf = leaf.storage_type
@@ -70,7 +70,20 @@ def _described(name: str, kind: Any, hint: str | None) -> Column:
     shown = "text" if dtype == TEXT and _is_text(leaf) else f"{dtype if is_number else leaf}{sizes}"
     shown += f", {hint}" if hint and is_number else f" ({hint})" if hint else ""
     kept = TEXT if hint and is_number else KEPT_AS.get(dtype or "", dtype)
-    return Column(name=name, dtype=dtype, kept=kept, shape=tuple(shape), described=shown, is_number=is_number)
+    if is_number and not shape and (unit := _meaning(field)):
+        kept, shown = None, f"{shown} ({unit})"
+    return Column(name=field.name, dtype=dtype, kept=kept, shape=tuple(shape), described=shown, is_number=is_number)
+
+
+def _meaning(field: Any) -> str | None:
+    """The extension type without which a number would not say what it means: of ``pandas.period`` 648 is January 2024.
+
+    It is only in the metadata where nothing in this process has made it known to pyarrow.
+    """
+    found = (
+        getattr(field.type, "extension_name", None) or (field.metadata or {}).get(b"ARROW:extension:name", b"").decode()
+    )
+    return None if found in ("", "arrow.bool8") else str(found)
 
 
 def _dtype(leaf: Any) -> tuple[str | None, bool]:

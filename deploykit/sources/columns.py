@@ -78,8 +78,10 @@ def match_columns(
     chosen: dict[str, tuple[str, ...]] = {}
     problems: dict[str, str] = {}
     hints: list[str] = []
+    asked: list[str] = []
     for spec in inputs:
         names = _chosen(spec, columns, len(inputs) == 1, reading, notes)
+        asked += names
         problem = _problem(spec, names, by_name, text=text)
         if problem is None:
             chosen[spec.name] = names
@@ -88,8 +90,7 @@ def match_columns(
             hints += _hints(spec, [by_name[name] for name in names if name in by_name], columns, text=text)
     absent = [name for name in reading.keep if name not in by_name]
     if problems or absent:
-        asked = [*absent, *(name for names in reading.columns.values() for name in names)]
-        hints += name_hints([name for name in asked if name not in by_name], list(by_name))
+        hints += name_hints([name for name in [*absent, *asked] if name not in by_name], list(by_name))
         raise DataError(_refusal(what, columns, inputs, problems, absent, hints))
     kept = tuple(_kept(what, by_name[name], str(inputs[0].shape[0]), notes) for name in reading.keep)
     return Match(inputs=chosen, kept=kept)
@@ -204,7 +205,10 @@ def _fits(spec: TensorSpec, shape: tuple[int | None, ...]) -> bool:
 def _kept(what: str, column: Column, batch: str, notes: list[str]) -> TensorSpec:
     shown = f"data {what}: column {column.name!r} is {column.described} and cannot be kept"
     if column.kept is None:
-        raise DataError(f"{shown}; kept are numbers, text, dates and lists of numbers; leave it out of --keep")
+        raise DataError(
+            f"{shown}; kept are numbers, text, dates and lists of numbers: make it one of these where the data is "
+            f"written (in pandas frame.astype({{{column.name!r}: str}})), or leave it out of --keep"
+        )
     if None in column.shape:
         raise DataError(
             f"{shown}: its type does not say how long the lists are, even if all have one length; give it a type that "

@@ -181,6 +181,24 @@ def test_what_was_meant_is_said(tmp_path: Path) -> None:
         assert part in str(told.value)
 
 
+def test_a_pattern_that_has_found_columns_is_not_among_what_is_not_there(tmp_path: Path) -> None:
+    pq.write_table(pa.table({f"num_{n}": np.ones(3, np.float32) for n in range(4)}), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="no column 'k'") as told:
+        opened(tmp_path / "rows.parquet", [X, K], columns={"x": ["num*"]})
+    assert "did you mean" not in str(told.value)
+
+
+def test_a_number_whose_meaning_its_type_has_is_not_kept_without_it(tmp_path: Path) -> None:
+    """pandas writes the months since 1970, with their unit in the metadata alone."""
+    meaning = {"ARROW:extension:name": "pandas.period", "ARROW:extension:metadata": '{"freq": "M"}'}
+    month = pa.field("month", pa.int64(), metadata=meaning)
+    data = pa.table([[648, 649, 650], [True] * 3], schema=pa.schema([month, pa.field("is_on", pa.bool_())]))
+    write_parquet(tmp_path / "rows.parquet", data.append_column("k", pa.array([1, 2, 3])))
+    with pytest.raises(DataError, match=r"'month' is int64 \(pandas\.period\) and cannot be kept; .*'month': str"):
+        opened(tmp_path / "rows.parquet", [K], keep=("month",))
+    assert opened(tmp_path / "rows.parquet", [K], keep=("is_on",)).read(0, 1)[f"{KEPT}is_on"].tolist() == [True]
+
+
 def test_a_pattern_goes_in_natural_order(tmp_path: Path) -> None:
     table = scalars(12)
     write_parquet(tmp_path / "rows.parquet", table.select(sorted(table.column_names)))
