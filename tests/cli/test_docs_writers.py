@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks.writers import DOCS
 from deploykit.api import run
-from deploykit.writers import WRITERS
+from deploykit.tensors import TensorSpec
+from deploykit.writers import WRITERS, Batch, make_writer
 from tests.cli.conftest import Call
 from tests.handmade import build
 
@@ -57,6 +59,22 @@ def test_a_section_as_it_is_printed(name: str, wanted: np.ndarray[Any, Any], cal
         assert np.asarray(found["ids"]).tolist() == list(range(ROWS))
         assert np.asarray(found["mean"]).dtype == np.float32
         assert np.array_equal(found["mean"], wanted)
+
+
+def test_text_comes_back_from_csv_as_it_was_kept(place: Path) -> None:
+    (recipe,) = re.findall(r"`(pd\.read_csv\([^`]*dtype[^`]*)`", SECTIONS["csv"])
+    texts = np.array(["007", "0100", "1e5", "NA", "None", "true"], object)
+    means = np.array([np.nan, np.inf, -0.0, 0.1, 1e-45, 3], np.float32)
+    specs = [
+        TensorSpec(name="mean", dtype="float32", shape=("batch",)),
+        TensorSpec(name="id", dtype="string", shape=("batch",)),
+    ]
+    batch = Batch(sample_ids=np.arange(6), outputs={"mean": means, "id": texts})
+    make_writer("csv", specs).write(place / "predictions.csv", iter([batch]), 6)
+    found = eval(recipe, {"pd": pd})
+    assert found["id"].tolist() == texts.tolist()
+    assert found["mean"].to_numpy(np.float32).tobytes() == means.tobytes()
+    assert found["sample_id"].tolist() == list(range(6))
 
 
 def test_a_writer_of_your_own(wanted: np.ndarray[Any, Any], call: Call, place: Path) -> None:
