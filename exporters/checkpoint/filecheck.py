@@ -125,6 +125,12 @@ def _directory(path: Path) -> CheckpointError:
             "make one file of it where it was trained: lightning.pytorch.utilities.deepspeed"
             f".convert_zero_checkpoint_to_fp32_state_dict({str(path)!r}, 'model.ckpt')",
         )
+    if index := next((name for name in names if name.endswith(".index.json")), None):
+        return refusal(
+            path,
+            f"is a directory with the weights in several files, which {index} lists",
+            "load the module as from_pretrained() does, and export that: deploykit.export(module, ...)",
+        )
     files = [name for name in names if name.endswith(SUFFIXES)]
     hint = f"name one of its files: {', '.join(files[:5])}" if files else "name a file; it holds no checkpoint file"
     return refusal(path, "is a directory", hint)

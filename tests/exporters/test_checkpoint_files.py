@@ -85,6 +85,10 @@ def test_directories(tmp_path: Path) -> None:
     refused(tmp_path, "is a directory", "it holds no checkpoint file")
     saved(tmp_path / "epoch=3.ckpt", {"w": torch.ones(1)})
     refused(tmp_path, "is a directory", "name one of its files: epoch=3.ckpt")
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    refused(
+        tmp_path, "the weights in several files, which model.safetensors.index.json lists", "deploykit.export(module"
+    )
     (tmp_path / ".metadata").write_bytes(b"\x80\x04")
     refused(tmp_path, "torch.distributed.checkpoint directory", "can run code", "if you trust", "dcp_to_torch")
 
