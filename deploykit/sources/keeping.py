@@ -91,7 +91,8 @@ def _value(item: Mapping[str, Any], name: str, where: str) -> np.ndarray[Any, An
         raise DataError(f"{what}: a {type(value).__name__} that is no array ({error})") from error
     if isinstance(value, str | list | tuple):
         array = _unchanged(value, array, what)
-    if array.dtype.kind == "U" or (array.dtype == object and all(isinstance(each, str) for each in array.flat)):
+    # None is a text that is missing, as in files.
+    if array.dtype.kind == "U" or (array.dtype == object and all(isinstance(each, str | None) for each in array.flat)):
         return array.astype(object)
     array = as_kept(array, lambda _, text: DataError(f"{what}: {text}"))
     if array.dtype.name not in DTYPES:

@@ -4,6 +4,7 @@ Objects are known by what they can do, so neither torch nor Lightning is importe
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,12 @@ def find_datasets(made: Any, what: str, *, prepare: bool) -> Made:
 def _refuse_columnar(made: Any, what: str) -> None:
     """A number stands for a column in these, or for a label, so that rows would come in another order."""
     kind = type(made)
+    if isinstance(made, Mapping) and made and 0 not in made:
+        raise DataError(
+            f"{what}: a {kind.__name__} of {', '.join(map(str, itertools.islice(made, 4)))} is no dataset, since a "
+            "number does not name its rows; write arrays by input name into a file, numpy.savez('rows.npz', "
+            "**arrays), and name that as the data, or return a dataset whose items are dicts"
+        )
     if kind.__module__.partition(".")[0] not in ("pandas", "polars", "pyarrow"):
         return
     if kind.__name__ in ("DataFrame", "Series", "Table", "RecordBatch"):

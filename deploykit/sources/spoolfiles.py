@@ -46,7 +46,7 @@ class HashedFile:
 
 
 class KeptColumn:
-    """A column of values to keep; of text, UTF-8 and the place where each ends.
+    """A column of values to keep; of text, UTF-8 and the place where each ends, with all bits turned where it is None.
 
     Attributes:
         files: what it is written to.
@@ -62,8 +62,9 @@ class KeptColumn:
         if not ends:
             values.write(array)
             return
-        texts = [text.encode("utf-8", "surrogatepass") for text in array.tolist()]
-        ends[0].write(values.size + np.cumsum([len(text) for text in texts], dtype=np.int64))
+        texts = [(text or "").encode("utf-8", "surrogatepass") for text in array.tolist()]
+        found = values.size + np.cumsum([len(text) for text in texts], dtype=np.int64)
+        ends[0].write(np.where([text is None for text in array.tolist()], ~found, found))
         values.write(np.array(bytearray(b"".join(texts)), np.uint8))
 
 
@@ -81,10 +82,11 @@ def read_kept(folder: Path, spec: TensorSpec, number: int, start: int, stop: int
     before = [0] if start == 0 else []
     first = max(start - 1, 0)
     ends = read_values(folder / _ends_name(number), np.dtype(np.int64), stop - first, first * 8).tolist()
-    edges = [*before, *ends]
+    ends = [*before, *ends]
+    edges = [~end if end < 0 else end for end in ends]
     data = read_values(path, np.dtype(np.uint8), edges[-1] - edges[0], edges[0]).tobytes()
     texts = np.empty(rows, object)
-    for row in range(rows):
+    for row in (row for row in range(rows) if ends[row + 1] >= 0):
         texts[row] = data[edges[row] - edges[0] : edges[row + 1] - edges[0]].decode("utf-8", "surrogatepass")
     return texts
 

@@ -137,6 +137,17 @@ def test_masked_arrays_in_a_list_are_refused_to_read_and_to_keep(tmp_path: Path)
         source.read(4, 6)
 
 
+def test_a_text_to_keep_may_be_missing(tmp_path: Path) -> None:
+    """As it may in files; and a dict from numbers to rows is a dataset."""
+    items = "{i: {'x': np.float32(i), 't': None if i == TEXT else 'a'} for i in range(3)}"
+    scalar = TensorSpec(name="x", dtype="float32", shape=("batch",))
+    for missing in (0, 1):
+        source: Any = opened(factory(tmp_path, PLAIN, items.replace("TEXT", str(missing))), [scalar], keep=("t",))
+        wanted = [None if row == missing else "a" for row in range(3)]
+        assert source.read(0, 3)["keep:t"].tolist() == wanted
+        assert source.kept[0].dtype == "string"
+
+
 def test_what_is_left_out_of_a_row_is_noted_in_the_right_number(tmp_path: Path) -> None:
     for item, said in (("(x(i), 'cat')", "first value of a row .*: 1 value"), ("(x(i), 1, 2)", ": 2 values")):
         source = opened(factory(tmp_path, PLAIN, f"Rows(lambda i: {item})"), [X])
@@ -168,6 +179,7 @@ def test_one_value_for_two_inputs_and_uneven_rows(tmp_path: Path) -> None:
         ),
         ("__import__('pandas').Series(list(map(x, range(3))), [2, 0, 1])", "a Series of pandas is no dataset"),
         ("__import__('pyarrow').table({'x': np.arange(3)})", "a Table of pyarrow is no dataset.* write Parquet"),
+        ("{'x': np.ones((4, 4)), 'y': np.ones(4)}", r"a dict of x, y is no dataset.*numpy\.savez\('rows\.npz'"),
         ("1 / 0", "the factory: raised ZeroDivisionError"),
         ("type('D', (), {'__getitem__': lambda s, i: i})()", "without a length"),
     ],

@@ -24,7 +24,8 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 def batch(rows: int, length: int, seed: int) -> Arrays:
     random = np.random.default_rng(seed)
     x = random.normal(size=(rows, length, 2)).astype(np.float16)
-    texts = np.array([*(chr(0xE4) * int(length) for length in random.integers(0, 4, rows)), ""], object)[:rows]
+    lengths = random.integers(-1, 4, rows).tolist()
+    texts = np.array([*(None if length < 0 else chr(0xE4) * length for length in lengths), ""], object)[:rows]
     kept = {"keep:id": random.integers(0, 9, (rows, 2)), "keep:text": texts}
     return {"x": x, "k": random.integers(0, 2, rows).astype(bool), **kept}
 
