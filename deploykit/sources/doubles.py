@@ -5,9 +5,11 @@ import os
 import posixpath
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from deploykit.errors import DataError
 from deploykit.storage.locations import DataFile, Found
+from deploykit.storage.stores import asking
 
 __all__ = ["refuse_logged", "same_files"]
 
@@ -31,9 +33,7 @@ def refuse_logged(found: Found) -> None:
     filesystem = found.files[0].filesystem if found.files else None
     for folder in _folders(found):
         for log, whose in _LOGS.items():
-            pattern = posixpath.join(glob.escape(folder), log)
-            # A log may be long, and in a store the names of all come at once.
-            if filesystem.glob(pattern) if filesystem is not None else next(glob.iglob(pattern), None):  # noqa: PTH207
+            if _is_there(found.text, posixpath.join(glob.escape(folder), log), filesystem):
                 raise DataError(
                     f"data {found.text}: {folder} is a table of {whose}: rows that were deleted, replaced or written "
                     f"twice stay in its files, and {posixpath.dirname(log)} says what counts; write the rows that "
@@ -43,15 +43,24 @@ def refuse_logged(found: Found) -> None:
 
 def same_files(found: Found) -> str | None:
     """Which two of the files on this machine are one, through links of any kind; None where each is there once."""
-    seen: dict[tuple[int, int], DataFile] = {}
+    seen: dict[tuple[int, ...], DataFile] = {}
     for file in found.files:
         if not file.is_local or len(found.files) == 1:
             return None
         status = os.stat(file.path)  # noqa: PTH116 (a folder may have a million files)
-        first = seen.setdefault((status.st_dev, status.st_ino), file)
+        # Some file systems of networks give one number to several files.
+        one = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        first = seen.setdefault(one, file)
         if first is not file:
             return f"{first.name} and {file.name} are the same file"
     return None
+
+
+def _is_there(text: str, pattern: str, filesystem: Any) -> bool:
+    if filesystem is None:
+        return next(glob.iglob(pattern), None) is not None  # noqa: PTH207 (a log may be long)
+    with asking(f"data {text}", "looked at", DataError):
+        return bool(filesystem.glob(pattern))
 
 
 def _folders(found: Found) -> Iterator[str]:
