@@ -171,7 +171,7 @@ def watched_pair() -> list[DataLoader[Any]]:
 def labelled(row: int) -> dict[str, Any]:
     """A row of ``plain`` with what may be kept, under keys of its own."""
     place = np.array([row, -row], np.int16)
-    return {"features": X[row], "name": "ä" * (row % 4), "label": row, "box": place, "text": [str(row)], "none": None}
+    return {"features": X[row], "name": "ä" * (row % 4), "label": row, "box": place, "text": [str(row)], "thing": {row}}
 
 
 def some_keys(items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def test_what_is_asked_for_belongs_to_the_job(artifact_paths: dict[str, Path], t
             DataError,
             "row 0: holds .*'label'.*, and nothing to keep as 'nothing'; correct --keep",
         ),
-        ({"keep": ("none",)}, DataError, "row 0: keep 'none': a NoneType of object; text and numbers"),
+        ({"keep": ("thing",)}, DataError, "row 0: keep 'thing': a set of object; text and numbers"),
         ({"keep": ("text",)}, DataError, "row 0: keep 'text': several texts in a row"),
         ({"columns": {"x": ("feature",)}}, DataError, r"row 0: holds .*missing \['feature'\]"),
         ({"columns": {"y": ("features",)}}, UsageError, "--map y: the model takes x"),
