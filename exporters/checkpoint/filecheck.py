@@ -23,6 +23,9 @@ TORCH_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
 HEAD_BYTES = 4096
 
+LONGEST_HEADER = 100_000_000
+"""Bytes of a header that safetensors reads."""
+
 COPY_AGAIN = "copy or download it again"
 
 FOREIGN = {
@@ -149,6 +152,13 @@ def _head(path: Path) -> bytes:
 
 
 def _container(path: Path, head: bytes, size: int) -> Literal["zip", "legacy", "safetensors"]:
+    # First, because a safetensors file begins with the length of its header, which may be the bytes of any other mark.
+    # No zip, pickle or compressed file has a length that small and a brace behind it.
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and length <= LONGEST_HEADER:
+        if length > size - 8:
+            raise _unfinished(path)
+        return "safetensors"
     if head.startswith(b"PK"):
         return "zip"
     if head.startswith(b"\x80"):
@@ -160,9 +170,11 @@ def _container(path: Path, head: bytes, size: int) -> Literal["zip", "legacy", "
     for magic, (came, advice) in FOREIGN.items():
         if head.startswith(magic):
             raise refusal(path, came, advice)
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
-        return "safetensors"
     raise _unknown(path, head)
+
+
+def _unfinished(path: Path) -> CheckpointError:
+    return refusal(path, "is a damaged or cut short safetensors file", COPY_AGAIN)
 
 
 def _unknown(path: Path, head: bytes) -> CheckpointError:
@@ -177,8 +189,8 @@ def _unknown(path: Path, head: bytes) -> CheckpointError:
         return refusal(path, "is JSON text, perhaps an index or an error", "name the file that holds the weights")
     if path.suffix == ".onnx":
         return refusal(path, "is an exported program (.onnx)", "give the checkpoint that it was made from")
-    if head[8:9] == b"{" or path.suffix == ".safetensors":
-        return refusal(path, "is a damaged or cut short safetensors file", COPY_AGAIN)
+    if path.suffix == ".safetensors":
+        return _unfinished(path)
     if not head.strip(b"\0"):
         return refusal(path, "begins with nothing but zero bytes", f"the copy did not finish; {COPY_AGAIN}")
     return refusal(path, f"is of an unknown format (it begins with {head[:12]!r})", "save it with torch.save")

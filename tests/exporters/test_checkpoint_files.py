@@ -1,8 +1,10 @@
 """What is refused before or while a file is parsed, each with a text to act on."""
 
 import io
+import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -138,6 +140,26 @@ def test_other_archives(tmp_path: Path) -> None:
     refused(tmp_path / "c.zip", "torch.save did not write (it holds readme.txt)", "name the checkpoint")
     torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),)), tmp_path / "d.pt2")
     refused(tmp_path / "d.pt2", "is an exported program (.pt2)", "give the checkpoint")
+
+
+@settings(max_examples=60, deadline=None)
+@given(length=st.integers(80, 2**17))
+@example(length=0x80)
+@example(length=0x1980)  # As a pickle begins,
+@example(length=0x4B50)  # as a zip
+@example(length=0x8B1F)  # and as gzip.
+def test_safetensors_with_a_header_of_any_length(length: int) -> None:
+    """Written as the format says: the header's length in 8 bytes, the header with spaces behind it, the numbers."""
+    tensor = np.arange(6, dtype=np.float32)
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}).ljust(length).encode()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.safetensors")
+        path.write_bytes(struct.pack("<Q", length) + header + tensor.tobytes())
+        read = read_checkpoint(path)
+        assert read.kind == "safetensors"
+        assert np.array_equal(read.state_dict["w"].numpy(), tensor.reshape(2, 3))
+        path.write_bytes(struct.pack("<Q", length) + header[:40])
+        refused(path, "is a damaged or cut short safetensors file", "copy or download it again")
 
 
 @pytest.fixture(scope="module")
