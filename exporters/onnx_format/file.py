@@ -28,7 +28,12 @@ from exporters.onnx_format.average import with_means
 from exporters.onnx_format.exact import exact_constants
 from exporters.onnx_format.limits import clamp, hardtanh, with_limits_of_one_type
 from exporters.onnx_format.lookup import lookup_translations
-from exporters.onnx_format.names import free_names_of_users, restore_lost_constants, restore_weight_names
+from exporters.onnx_format.names import (
+    free_names_of_users,
+    name_dimensions,
+    restore_lost_constants,
+    restore_weight_names,
+)
 from exporters.onnx_format.order import distances, stable_sort
 from exporters.onnx_format.recurrence import recurrent_translations, refuse_projections
 from exporters.onnx_format.repeat import repeat_interleave
@@ -81,6 +86,7 @@ def write_onnx(
         _add_controls(model, controls)
     _forget_origin(model)
     free_names_of_users(model.graph)
+    name_dimensions(model.graph, captured.symbols)
     _save(model, path)
 
 

@@ -1,11 +1,17 @@
-"""Every value of an ONNX file has a name of its own, also where users call theirs as torch calls its own values."""
+"""Every value of an ONNX file has a name of its own, also where users call theirs as torch calls its own values.
 
-from collections.abc import Iterator
+Dimensions have the names that the user gave them.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from exporters.capture.graph import own_name
 
-__all__ = ["free_names_of_users", "restore_lost_constants", "restore_weight_names"]
+__all__ = ["free_names_of_users", "name_dimensions", "restore_lost_constants", "restore_weight_names"]
+
+_SYMBOL = re.compile(r"[A-Za-z_]\w*")
 
 
 def restore_weight_names(graph: Any) -> None:
@@ -40,6 +46,29 @@ def free_names_of_users(graph: Any) -> None:
     for value in [*_made(graph), *graph.initializers.values()]:
         if value.name in taken and value not in theirs:
             value.name = _free(value.name, graph)
+
+
+def name_dimensions(graph: Any, symbols: Mapping[str, Any]) -> None:
+    """Call ``s26`` what the user calls it, in the shape of every value, unless another dimension has that name.
+
+    Runtimes take dimensions of one name for the same size.
+    """
+    import onnx_ir as ir
+
+    used = [value for node in graph.all_nodes() for value in (*node.inputs, *node.outputs) if value is not None]
+    values = {value for value in (*graph.inputs, *graph.outputs, *used) if value.shape is not None}
+    texts = {dim.value for value in values for dim in value.shape if isinstance(dim, ir.SymbolicDim)}
+    theirs = {str(symbol): name for name, symbol in symbols.items()}
+    taken = {symbol for text in texts for symbol in _SYMBOL.findall(text or "")} - set(theirs)
+    names = {symbol: name for symbol, name in theirs.items() if name not in taken}
+
+    def named(dim: Any) -> Any:
+        if not isinstance(dim, ir.SymbolicDim) or dim.value is None:
+            return dim
+        return _SYMBOL.sub(lambda symbol: names.get(symbol[0], symbol[0]), dim.value)
+
+    for value in values:
+        value.shape = ir.Shape([named(dim) for dim in value.shape])
 
 
 def _free(name: str, graph: Any) -> str:

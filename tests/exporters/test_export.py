@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import deploykit
 from deploykit.artifact import Artifact
 from deploykit.errors import ExportError, ParityError, UnknownNameError, UsageError
 from exporters.export import check_request, export_module
@@ -125,6 +127,55 @@ def test_a_dynamic_dimension_besides_the_batch(tmp_path: Path) -> None:
     assert result.manifest.tested["seq"] == (9, 12, 17)
     assert result.manifest.monte_carlo is not None
     assert result.manifest.monte_carlo.sites[0].shape == ("batch", "seq", 8)
+
+
+def test_a_client_that_knows_only_required_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe of the page, and its numbers, which are those of numpy's masks (``parity``)."""
+    export_module(models.Mlp(), tmp_path / "model", inputs=[SPEC], mc_draws=4)
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    (recipe,) = (code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "required.onnx" in code)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(recipe, "export.md", "exec"), {})
+    session = onnxruntime.InferenceSession("required.onnx", providers=["CPUExecutionProvider"])
+    assert {value.name: value.shape for value in session.get_inputs() if value.name != "x"} == {
+        "sample_ids": ["sample_ids_given"], "seed": [], "first_draw": [], "draws": [],
+    }  # fmt: skip
+    assert session.get_overridable_initializers() == []
+    x = np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32)
+    controls = {"sample_ids": np.array([7, 1000, 3]), "seed": 5, "first_draw": 2, "draws": 3}
+    found = session.run(None, {"x": x, **{name: np.asarray(value, np.int64) for name, value in controls.items()}})
+    with deploykit.load(tmp_path / "model") as model:
+        wanted = model.predict(x, **controls)
+        other = model.predict(x)
+    for (name, want), array in zip(wanted.items(), found, strict=True):
+        np.testing.assert_allclose(array, want, atol=1e-6)
+        assert not np.allclose(array, other[name], atol=1e-3)
+
+
+def test_dimensions_of_the_onnx_file_have_the_names_of_the_manifest(tmp_path: Path) -> None:
+    class Halved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"half": self.drop(x)[:, ::2], "sum": x.sum(1) + y.sum(1)}
+
+    # ``sample_ids_given`` is what the file calls a dimension of its own, which may have another size.
+    inputs = ["x:float32[rows,steps]", "y:float32[rows,sample_ids_given]"]
+    manifest = export_module(Halved(), tmp_path / "a", inputs=inputs, mc_draws=4, formats=["onnx"]).manifest
+    options = onnxruntime.SessionOptions()
+    options.add_free_dimension_override_by_name("steps", 9)
+    session = onnxruntime.InferenceSession(tmp_path / "a/model.onnx", options, providers=["CPUExecutionProvider"])
+    x, y = (value.shape for value in session.get_inputs())
+    assert x == ["rows", 9]
+    assert y[0] == "rows" and isinstance(y[1], str) and y[1] != "sample_ids_given"  # noqa: PT018
+    model = onnx.load(tmp_path / "a/model.onnx")
+    found = {
+        value.name: tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in model.graph.output
+    }
+    assert found == {output.name: output.shape for output in manifest.outputs}
 
 
 def test_deterministic_export_needs_no_controls(tmp_path: Path) -> None:
