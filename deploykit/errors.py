@@ -12,7 +12,7 @@
     ├── ArtifactError              the artifact is missing, malformed or damaged
     ├── DeviceError                a device or provider was asked for and not obtained
     ├── DataError                  the data does not fit the model, with the row where it does not
-    ├── RunError                   the run directory or a rank is in a state that stops the job
+    ├── RunError                   the run directory or a rank is in a state that stops the job, or a runtime failed
     │   └── IncompleteRunError     shards are missing; says which and how to resume
     ├── CodeExitedError            the user's own code called sys.exit, which would pass for success
     └── DemoError                  something that the demo claims is not so on this machine

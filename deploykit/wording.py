@@ -1,6 +1,10 @@
 """Numbers of things as people read them, and what an error says."""
 
-__all__ = ["counted", "described", "first_line", "row_range", "said"]
+import re
+
+__all__ = ["cause", "counted", "described", "first_line", "row_range", "said"]
+
+_TORCHSCRIPT = "The following operation failed in the TorchScript interpreter."
 
 
 def counted(count: int, thing: str) -> str:
@@ -34,13 +38,25 @@ def described(value: object) -> str:
     return f"with shape {list(shape)}{dtype and f' and dtype {dtype}'}: of type {kind}"
 
 
+def cause(error: BaseException) -> str:
+    """The text of an error; of one in TorchScript what it puts behind the tracebacks of its code.
+
+    >>> cause(ValueError("bad"))
+    'bad'
+    """
+    text = str(error).strip()
+    # At the beginning of a line: ``RuntimeError: ...``.
+    found = re.search(r"^[A-Za-z_][\w.]*: ", text, re.MULTILINE) if text.startswith(_TORCHSCRIPT) else None
+    return text[found.start() :].removeprefix(f"{type(error).__name__}: ") if found else text
+
+
 def said(error: BaseException) -> str:
     """The text of an error. Want of memory says so, whoever raised it: it is no fault of the row, which is kept.
 
     >>> said(ValueError("bad")), said(MemoryError())
     ('bad', 'out of memory')
     """
-    text = str(error)
+    text = cause(error)
     if not isinstance(error, MemoryError):
         return text
     return f"out of memory: {text}" if text else "out of memory"

@@ -1,7 +1,7 @@
 """Predict on arrays in memory, and replay an artifact's golden inputs."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,19 +16,24 @@ from deploykit.artifact import Artifact, Golden
 from deploykit.compare import worst_difference
 from deploykit.counts import require_whole
 from deploykit.devices import Device, parse_devices
-from deploykit.errors import ArtifactError, DataError, MissingExtraError, UsageError
+from deploykit.errors import ArtifactError, DataError, DeploykitError, MissingExtraError, RunError, UsageError
 from deploykit.manifest import OutputSpec
 from deploykit.passes import plan_passes
 from deploykit.tensors import check_inputs, unmasked
+from deploykit.wording import first_line
 from runners.base import Arrays, Runner, check_controls, checked_ids
 from runners.pipeline.drawing import predict_in_passes
+from runners.pipeline.fitting import is_out_of_memory
 from runners.table import choose_runner
 
 __all__ = ["Predictor", "Verified", "load", "verify_artifact"]
 
 
 class Predictor:
-    """An artifact loaded on one device, until ``close``, which a ``with`` calls at its end."""
+    """An artifact loaded on one device, until ``close``, which a ``with`` calls at its end.
+
+    Any number of threads may call ``predict`` at the same time.
+    """
 
     def __init__(
         self, path: str | Path, *, runner: str = "auto", device: str = "cpu", threads: int | None = None
@@ -50,7 +55,10 @@ class Predictor:
         self.close()
 
     def close(self) -> None:
-        """Let go of the model, its memory and its files; a second time does nothing."""
+        """Let go of the model, its memory and its files; a second time does nothing.
+
+        Calls of other threads end with their outputs, or say that the model is closed.
+        """
         self._runner = None
         self._stack.close()
 
@@ -94,7 +102,8 @@ class Predictor:
         Raises:
             DataError: the inputs do not fit the model or hold values that it does not look up, or ``sample_ids`` are no
                 integers, one for each row.
-            UsageError: a control that the artifact does not take, or a bad batch size.
+            UsageError: a control that the artifact does not take, a bad batch size, or the model is closed.
+            RunError: the runtime fails, as where the rows do not fit into memory.
         """
         runner = self._active()
         check_controls(seed, first_draw, draws)
@@ -115,26 +124,39 @@ class Predictor:
             draws_until=draws_until,
             min_draws=min_draws,
         )
-        parts = [
-            predict_in_passes(
-                runner,
-                {name: array[start : start + step] for name, array in named.items()},
-                passes,
-                sample_ids=ids[start : start + step],
-                seed=seed,
-                first_draw=first_draw,
-                draws=draws,
-            )
-            for start in range(0, max(rows, 1), max(step, 1))
-        ]
+        with self._failing():
+            parts = [
+                predict_in_passes(
+                    runner,
+                    {name: array[start : start + step] for name, array in named.items()},
+                    passes,
+                    sample_ids=ids[start : start + step],
+                    seed=seed,
+                    first_draw=first_draw,
+                    draws=draws,
+                )
+                for start in range(0, max(rows, 1), max(step, 1))
+            ]
         if len(parts) == 1:
             return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _active(self) -> Runner:
         if self._runner is None:
-            raise UsageError("the model is closed: it ends with its with block; deploykit.load(...) loads it again")
+            raise UsageError(
+                "the model is closed, by close() or at the end of its with block; deploykit.load(...) loads it again"
+            )
         return self._runner
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Another thread may close the model at any moment, after which a call fails in any way."""
+        try:
+            with _runtime_errors(self.artifact.path, "predict each row alone to find those that it does not take"):
+                yield
+        except DeploykitError:
+            self._active()
+            raise
 
     def _named(self, inputs: Mapping[str, ArrayLike] | np.ndarray[Any, Any]) -> Arrays:
         names = [spec.name for spec in self._active().artifact.manifest.inputs]
@@ -143,6 +165,19 @@ class Predictor:
         if len(names) != 1:
             raise DataError(f"the model takes the inputs {names}, got one array; give a dict with an array for each")
         return {names[0]: unmasked(f"input {names[0]!r}", inputs)}
+
+
+@contextlib.contextmanager
+def _runtime_errors(path: Path | str, advice: str) -> Iterator[None]:
+    try:
+        yield
+    except DeploykitError:
+        raise
+    except Exception as error:
+        # Runtimes raise their own types, which have nothing in common.
+        what = f"{type(error).__name__}: {first_line(error)}"
+        advice = "give fewer rows at once, with batch_size" if is_out_of_memory(error) else advice
+        raise RunError(f"artifact {path}: the model failed with {what}; {advice}") from error
 
 
 @typed_arguments()
@@ -225,7 +260,8 @@ def _verify(artifact: Artifact, golden: Golden, format_name: str, device: str) -
         controls: dict[str, Any] = {}
         if artifact.manifest.monte_carlo is not None:
             controls = {"sample_ids": golden.sample_ids, "seed": golden.seed}
-        outputs = runner.predict(golden.inputs, **controls)
+        with _runtime_errors(artifact.path, "install the versions that the manifest names"):
+            outputs = runner.predict(golden.inputs, **controls)
     errors = {
         spec.name: _error(artifact, format_name, spec, outputs[spec.name], golden.outputs[spec.name])
         for spec in artifact.manifest.outputs

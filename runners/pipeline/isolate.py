@@ -15,6 +15,7 @@ from deploykit.plan import Shard, remaining
 from deploykit.sources.finite import check_finite, nan_rows
 from deploykit.sources.ragged import padded_together
 from deploykit.sources.reading import split
+from deploykit.wording import first_line
 from runners.base import Arrays
 from runners.pipeline.fitting import is_out_of_memory
 
@@ -234,8 +235,9 @@ def refuse_all_failed(shard: Shard, failed: Mapping[int, str]) -> None:
 def _why(what: str, error: Exception) -> str:
     if isinstance(error, _TooLongError):
         return str(error)
-    lines = str(error).strip().splitlines() or [""]
-    return f"{what}: {type(error).__name__}: {lines[0]}"[:_MOST_TEXT].removesuffix(": ")
+    kind = type(error).__name__
+    line = first_line(error)
+    return f"{what}: {kind if line == kind else f'{kind}: {line}'}"[:_MOST_TEXT]
 
 
 def _chosen(arrays: Arrays, places: "slice | NDArray[np.bool_]", *, copy: bool = False) -> Arrays:

@@ -24,7 +24,7 @@ from deploykit.passes import DRAWS_USED
 from deploykit.plan import Shard
 from deploykit.runs.commit import Commit
 from deploykit.sources.finite import count_nan_rows
-from deploykit.wording import counted, row_range
+from deploykit.wording import cause, counted, row_range
 from deploykit.writers.base import Batch, Writer
 from runners.base import Arrays, Runner
 from runners.pipeline.ahead import Ahead, joined
@@ -283,7 +283,7 @@ class Pipeline:
             yield from item.batches
 
     def _failure(self, start: int, stop: int, what: str, error: Exception) -> str:
-        text, stays = str(error).strip(), getattr(self._task.source, "stays", "")
+        text, stays = cause(error), getattr(self._task.source, "stays", "")
         return (
             f"{row_range(start, stop)}: {what} failed with {type(error).__name__}{f': {text}' if text else ''}; "
             f"mend the cause and give the same command again; a run resumes where it was{stays and f'. {stays}'}"

@@ -1,14 +1,17 @@
 """Rows that fail: found alone, recorded with their reason, left out; all other rows as in a run without them."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from deploykit.errors import ArtifactError, DataError, RunError, UnknownNameError
 from deploykit.plan import Plan, Shard, remaining
@@ -16,6 +19,7 @@ from deploykit.runs.commit import Commit
 from deploykit.runs.merging import merge_run
 from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import check_run, verify_run
+from deploykit.wording import first_line
 from deploykit.writers import make_writer
 from runners.job import run
 from runners.pipeline.isolate import isolated
@@ -224,6 +228,30 @@ def test_an_error_without_a_text_goes_by_its_name(tmp_path: Path) -> None:
     case = case_with(tmp_path / "r", failing({3}, ValueError))
     case.pipeline.run()
     assert case.directory.state().failed() == {3: "the model: ValueError"}
+
+
+@pytest.fixture(scope="module")
+def scripted() -> Any:
+    """Two rows of a table in TorchScript, of which torch says in fifteen lines that there is no third."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated.
+        return torch.jit.trace(nn.Sequential(nn.Embedding(2, 3)), torch.tensor([0]))
+
+
+def test_of_torchscript_the_cause_is_told_without_its_code(tmp_path: Path, scripted: Any) -> None:
+    def hook(ids: Any) -> None:
+        if 3 in ids:
+            scripted(torch.tensor([9]))
+
+    with pytest.raises(RuntimeError, match=r"TorchScript interpreter\.\nTraceback") as found:
+        hook([3])
+    assert first_line(found.value) == "index out of range in self"
+    case = case_with(tmp_path / "skip", hook)
+    case.pipeline.run()
+    assert case.directory.state().failed() == {3: "the model: RuntimeError: index out of range in self"}
+    case = case_with(tmp_path / "fail", hook, on_error="fail")
+    with pytest.raises(RunError, match=r"^rows 0 to 7: the model failed with RuntimeError: index out of"):
+        case.pipeline.run()
 
 
 def test_a_shard_of_which_nothing_is_left_stops_the_job(tmp_path: Path) -> None:

@@ -1,18 +1,24 @@
 """Prediction in memory, and the replay of golden inputs."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import deploykit
 from deploykit.artifact import MANIFEST_NAME
-from deploykit.errors import ArtifactError, DataError, UsageError
+from deploykit.errors import ArtifactError, DataError, RunError, UsageError
 from deploykit.manifest import FileRecord, Manifest
 from deploykit.storage.files import sha256_of
+from runners.onnx_runner import OnnxRunner
 from runners.predict import load, verify_artifact
+from runners.torch_runner import TorchRunner
 from tests import handmade
 from tests.exporters import models
 
@@ -63,6 +69,71 @@ def test_bad_requests_in_memory(artifact_paths: dict[str, Path], tmp_path: Path)
             model.predict(x, draws=1_000_001)
     with pytest.raises(UsageError, match="names 2 devices"), load(artifact_paths["mc"], device="cpu:2"):
         pass
+
+
+class Offset(nn.Module):
+    """One table for two columns, as recommenders have it; what the columns may hold is no limit of a single input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 2)
+        self.register_buffer("offsets", torch.tensor([0, 3]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.table(x + self.offsets).sum(1)
+
+
+def test_what_a_runtime_raises_is_told_in_a_line(tmp_path: Path) -> None:
+    path = deploykit.export(Offset().eval(), tmp_path / "a", inputs=["x:int64[batch,2]"], ranges={"x": (0, 2)}).path
+    for runner, what in (("onnx", "indices element out of data bounds"), ("torch", "index out of range in self")):
+        with load(path, runner=runner) as model:
+            with pytest.raises(RunError, match=rf"^artifact .*: the model failed with .*{what}.*; predict each row"):
+                model.predict(np.array([[0, 1], [0, 7]]))
+            assert model.predict(np.array([[0, 1]]))["output"].shape == (1, 2)
+
+
+def test_rows_that_do_not_fit_into_memory(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(OnnxRunner, "_infer", full)
+    with load(artifact, runner="onnx") as model, pytest.raises(RunError, match=r"of memory.*; give fewer rows at once"):
+        model.predict(np.ones((3, 4), np.float32))
+    with pytest.raises(RunError, match=r"of memory.*; give fewer rows at once"):
+        verify_artifact(artifact, format="onnx")
+
+
+@pytest.mark.parametrize("runner", ["onnx", "torch"])
+def test_a_model_that_another_thread_closes(
+    artifact_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch, runner: str
+) -> None:
+    model = load(artifact_paths["mc"], runner=runner)
+    kind = {"onnx": OnnxRunner, "torch": TorchRunner}[runner]
+    infer = kind._infer
+
+    def closing(self: Any, *arrays: Any) -> Any:
+        model.close()
+        return infer(self, *arrays)
+
+    monkeypatch.setattr(kind, "_infer", closing)
+    with pytest.raises(UsageError, match=r"^the model is closed, by close\(\)"):
+        model.predict(np.ones((3, 4), np.float32))
+
+
+@pytest.mark.parametrize("runner", ["onnx", "torch"])
+def test_one_model_serves_any_number_of_threads(artifact_paths: dict[str, Path], runner: str) -> None:
+    requests = [(first, handmade.random_inputs("mc", first % 5 + 1)) for first in range(32)]
+    with load(artifact_paths["mc"], runner=runner) as model, ThreadPoolExecutor(8) as threads:
+        ids = [np.arange(first, first + len(inputs["x"])) for first, inputs in requests]
+        calls = [
+            threads.submit(model.predict, request[1], sample_ids=rows)
+            for request, rows in zip(requests, ids, strict=True)
+        ]
+        found = [call.result() for call in calls]
+    for (_, inputs), rows, outputs in zip(requests, ids, found, strict=True):
+        want = handmade.expected("mc", inputs, sample_ids=rows)
+        for name, array in outputs.items():
+            np.testing.assert_allclose(array, want[name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["plain", "pair", "mc"])
