@@ -66,7 +66,7 @@ class RunStatus:
         rows_per_s: of all ranks that work and have given a sign of late; None when none does.
         left_s: seconds that the rest takes at this rate; None where there is no rate.
         damage: one text for each commit that does not count. Digests are not read: ``deploykit verify`` does that.
-        to_resume: how the run is taken up again, once there is a job.
+        to_resume: how the run is taken up again, once there is a job and as long as it is not finished.
     """
 
     path: str
@@ -143,7 +143,7 @@ def _status(path: Path) -> RunStatus:
         left_s=left / rate if rate else None,
         ranks=tuple(ranks),
         damage=state.damage,
-        to_resume=directory.to_resume(),
+        to_resume="" if condition == "finished" else directory.to_resume(),
         error=error,
     )
 

@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from deploykit.runs.epoch import is_finished
 from deploykit.runs.merging import merge_run
 from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import verify_run
-from deploykit.runs.watching import run_status
+from deploykit.runs.watching import RankStatus, RunStatus, run_status
 from deploykit.signs import CallSign, RankSign, leave_sign, read_signs, signing
 from runners.engines.finish import finish_files
 from runners.job import run
@@ -63,14 +64,23 @@ def test_a_finished_run(artifact_paths: dict[str, Path], tmp_path: Path, devices
     assert (found.rows_per_s, found.left_s, found.damage, found.error) == (None, None, (), None)
     assert sum(rank.rows for rank in found.ranks) == 64
     assert {(rank.state, rank.lag_s, rank.device) for rank in found.ranks} == {("ended", None, "cpu")}
+    assert found.to_resume == ""
     assert "64 of 64 rows (100%) in 8 of 8 parts" in describe(found)
     assert "predicted" in describe(found)
     assert json.loads(json.dumps(found.to_json()))["ranks"][0]["rank"] == 0
     (tmp_path / "r" / "parts" / "part-000002.npy").write_bytes(b"")
     damaged = run_status(tmp_path / "r")
     assert (damaged.state, damaged.done_rows) == ("interrupted", 56)
+    assert "deploykit run" in damaged.to_resume
     assert "part-000002.npy: 0 bytes" in damaged.damage[0]
     assert "damaged: parts/part-000002.npy" in describe(damaged)
+
+
+def test_every_field_of_the_status_is_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "run.md").read_text(encoding="utf-8")
+    table = page[page.index("`--json` has the fields") : page.index("The terminal of the run itself")]
+    for kind in (RunStatus, RankStatus):
+        assert {f"`{field.name}`" for field in fields(kind)} <= set(re.findall(r"`\w+`", table))
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks through /proc")
