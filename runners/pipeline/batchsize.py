@@ -17,7 +17,7 @@ from deploykit.passes import Passes
 from deploykit.plan import Plan
 from deploykit.sources.reading import uncut
 from deploykit.storage.locations import RUN_NAME
-from deploykit.wording import counted
+from deploykit.wording import cause, counted
 from runners.base import Arrays, Runner
 from runners.pipeline.drawing import predict_in_passes
 from runners.pipeline.fitting import is_out_of_memory
@@ -173,7 +173,7 @@ def _grow(
         except Exception as error:
             if not rates:
                 rows = counted(size, "row")
-                raise UsageError(f"batch size auto: {rows} failed already: {error}; give a number") from error
+                raise UsageError(f"batch size auto: {rows} failed already: {cause(error)}; give a number") from error
             if is_out_of_memory(error):
                 release()
                 return rates, size
