@@ -109,6 +109,9 @@ def _refuse_other_sizes(
 
 
 def _parts_format(outputs: Sequence[TensorSpec]) -> str:
-    """npy, unless a dynamic dimension may differ from batch to batch, or a name is not ASCII."""
-    fixed = all(isinstance(size, int) for spec in outputs for size in spec.row_shape)
-    return "npy" if fixed and all(spec.name.isascii() for spec in outputs) else "pt"
+    """npy, unless a dynamic dimension may differ from batch to batch, or it refuses a name or so many columns."""
+    try:
+        make_writer("npy", outputs)
+    except UsageError:
+        return "pt"
+    return "npy" if all(isinstance(size, int) for spec in outputs for size in spec.row_shape) else "pt"

@@ -23,7 +23,7 @@ from deploykit.runs.feed import writing
 from deploykit.storage.files import appears_whole, write_json
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import SAMPLE_ID, Batch
-from deploykit.writers.npy import NpyWriter
+from deploykit.writers.npy import ANY_HEADER, write_records
 
 __all__ = ["RankSpool", "Spooled", "Summary", "spool_path"]
 
@@ -125,7 +125,7 @@ class RankSpool:
         with writing(path, resumes=False), appears_whole(path) as temporary:
             waiting = (_numbered(batch, self.outputs) for batch in self._waiting)
             columns = [replace(spec, name=str(number)) for number, spec in enumerate(self.outputs)]
-            NpyWriter(columns).write(temporary, waiting, sum(map(len, self._waiting)))
+            write_records(temporary, columns, waiting, sum(map(len, self._waiting)))
         self._chunks += 1
         self._waiting, self._bytes = [], 0
 
@@ -143,7 +143,7 @@ class Spooled:
         folders = [self._folder / f"rank-{rank:04d}" for rank in range(ranks)]
         self.summaries = [_summary(folder, run) for folder in folders]
         self._chunks = [
-            np.load(path, mmap_mode="r", allow_pickle=False)
+            np.load(path, mmap_mode="r", allow_pickle=False, max_header_size=ANY_HEADER)
             for folder in folders
             for path in sorted(folder.glob("chunk-*.npy"))
         ]

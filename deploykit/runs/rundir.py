@@ -121,7 +121,7 @@ class RunDirectory:
             MissingExtraError: it needs a package that is not installed.
         """
         try:
-            return make_writer(self.job.writer, self.job.outputs)
+            return make_writer(self.job.writer, self.job.outputs, reads=True)
         except UsageError as error:
             raise RunError(
                 f"run directory {self.path}: only the writer {self.job.writer!r} reads its files, and it is not to be "

@@ -13,10 +13,13 @@ import numpy as np
 from deploykit.errors import DataError
 from deploykit.storage.locations import DataFile, PositionedFile, local_file
 
-__all__ = ["StoredArray", "open_npy", "read_header"]
+__all__ = ["MOST_HEADER", "StoredArray", "open_npy", "read_header"]
 
 Array = np.ndarray[Any, Any]
 Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
+
+MOST_HEADER = 10_000
+"""So many characters of a header ``numpy.load`` reads where it is not told to read more."""
 
 # A read per element of the row: beyond this, column-major data is refused instead of read slowly.
 _MOST_COLUMNS = 16_384
@@ -97,20 +100,20 @@ class StoredArray:
             room, position = room[count:], position + count
 
 
-def open_npy(file: DataFile | Path) -> StoredArray:
-    """Open a ``.npy`` file.
+def open_npy(file: DataFile | Path, *, most_header: int = MOST_HEADER) -> StoredArray:
+    """Open a ``.npy`` file; a header of more than ``most_header`` characters is refused.
 
     Raises:
         DataError: not a npy file, truncated, of objects, or without rows to count.
     """
     file = local_file(file) if isinstance(file, Path) else file
     with file.open() as opened:
-        header = read_header(opened, file.name)
+        header = read_header(opened, file.name, most_header=most_header)
         offset = opened.tell()
     return StoredArray(file, offset, header)
 
 
-def read_header(file: IO[bytes], what: str) -> Header:
+def read_header(file: IO[bytes], what: str, *, most_header: int = MOST_HEADER) -> Header:
     """Shape, whether in Fortran order, and dtype; the file is left at the first byte of the array.
 
     Raises:
@@ -120,7 +123,7 @@ def read_header(file: IO[bytes], what: str) -> Header:
         version = np.lib.format.read_magic(file)
         if version not in _HEADER_READERS:
             raise ValueError(f"npy format version {version}")
-        shape, by_column, dtype = _HEADER_READERS[version](file)
+        shape, by_column, dtype = _HEADER_READERS[version](file, max_header_size=most_header)
     # The header is text that numpy tokenizes and evaluates as a Python literal: damage raises nearly anything.
     except Exception as error:
         raise DataError(f"data {what}: not a readable npy array ({error}); write it with np.save") from error

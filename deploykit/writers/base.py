@@ -61,6 +61,13 @@ class Writer(abc.ABC):
     def __init__(self, outputs: Sequence[TensorSpec]) -> None:
         self.outputs = tuple(outputs)
 
+    def require_fit(self) -> None:  # noqa: B027 (most have nothing to add to ``dtypes``)
+        """Refuse outputs that the format does not hold well; called before anything is predicted for new files.
+
+        Raises:
+            UsageError: it does not; the message says which writer does.
+        """
+
     @abc.abstractmethod
     def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:
         """Write all batches, ``rows`` rows together, into the one file ``path``, in their order.

@@ -29,8 +29,12 @@ WRITERS = Registry(
 )
 
 
-def make_writer(name: str, outputs: Sequence[TensorSpec], *, write_interval: str = "batch") -> Writer:
+def make_writer(
+    name: str, outputs: Sequence[TensorSpec], *, write_interval: str = "batch", reads: bool = False
+) -> Writer:
     """The writer with that name, or the class ``package.module:Class``, for a model with those outputs.
+
+    One that only ``reads`` the files that it has written before may have outputs that it would no longer take.
 
     Raises:
         UnknownNameError: no writer has that name.
@@ -44,6 +48,8 @@ def make_writer(name: str, outputs: Sequence[TensorSpec], *, write_interval: str
     if kind.needs is not None and importlib.util.find_spec(kind.needs[0]) is None:
         raise MissingExtraError(*kind.needs, f"the writer {name!r}")
     writer = _made(name, kind, outputs)
+    if not reads:
+        writer.require_fit()
     if write_interval != "batch" and not writer.can_read():
         raise UsageError(
             f"writer {name!r}: has no method read(path), which the write interval {write_interval} needs to join the "

@@ -79,6 +79,37 @@ def test_npy_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
         make_writer("npy", [TensorSpec(name="größe", dtype="float32", shape=("b",))])
 
 
+@pytest.mark.parametrize("shape", [("batch",), ("batch", 3), ("batch", "seq")])
+def test_npy_refuses_columns_that_numpy_load_would_not_read(tmp_path: Path, shape: tuple[int | str, ...]) -> None:
+    def columns(count: int) -> list[TensorSpec]:
+        return [TensorSpec(name=f"customer_feature_{n:03d}", dtype="int64", shape=shape) for n in range(count)]
+
+    most = max(count for count in range(100, 400) if _takes("npy", columns(count)))
+    with pytest.raises(UsageError, match=r"takes 100\d\d bytes, .*use --writer npz or parquet"):
+        make_writer("npy", columns(most + 1))
+    outputs = columns(most + 1)  # A dynamic size has ten digits at most, and these have one.
+    arrays = {spec.name: np.zeros((2, *[3] * (len(shape) - 1)), np.int64) for spec in outputs}
+    batch = Batch(sample_ids=np.arange(2), outputs=arrays)
+    for count in (most, most + 1):
+        some = Batch(sample_ids=batch.sample_ids, outputs=dict(list(arrays.items())[:count]))
+        make_writer("npy", outputs[:count], reads=True).write(tmp_path / f"{count}.npy", iter([some]), 2)
+    assert len(np.load(tmp_path / f"{most}.npy").dtype) == most + 1
+    if "seq" not in shape:
+        with pytest.raises(ValueError, match="max_header_size"):
+            np.load(tmp_path / f"{most + 1}.npy")
+    # What a version that did not refuse it has written.
+    (found,) = make_writer("npy", outputs, reads=True).read(tmp_path / f"{most + 1}.npy")
+    assert equal(found, batch)
+
+
+def _takes(name: str, outputs: list[TensorSpec]) -> bool:
+    try:
+        make_writer(name, outputs)
+    except UsageError:
+        return False
+    return True
+
+
 def test_pt_part_for_torch_users(tmp_path: Path) -> None:
     import torch
 

@@ -149,6 +149,7 @@ def test_predictions_that_no_file_can_hold(tmp_path: Path, make: Any, said: str)
         ("npy", lambda x: {"ü": x}, "the output name 'ü' is not ASCII"),
         ("parquet", lambda x: {"sample_id": x}, "rename the outputs"),
         ("csv", lambda x: x.repeat(1, 5000), "20000 columns"),
+        ("npy", lambda x: {f"k{n}": x[:, 0] for n in range(800)}, "use --writer npz or parquet"),
     ],
 )
 def test_what_the_format_does_not_hold_is_refused_with_the_first_batch(
@@ -232,6 +233,15 @@ def test_samples_that_come_twice_or_not_at_all(tmp_path: Path) -> None:
     sampler = DistributedSampler(range(5), num_replicas=2, rank=0, drop_last=True)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="drop_last=True and leaves out 1 of 5 samples"):
         predict([RunWriter(tmp_path / "drop")], DataLoader(Rows(5), sampler=sampler))
+
+
+def test_many_columns(tmp_path: Path) -> None:
+    """The rows are put aside as numpy's files, whose header numpy does not read with so many."""
+    wide = Odd(lambda x: {f"k{n}": x[:, 0] + n for n in range(800)})
+    predict([RunWriter(tmp_path / "run", writer="parquet")], DataLoader(Rows(5), batch_size=2), inner=wide)
+    table = merged(tmp_path / "run")
+    np.testing.assert_array_equal(table["k799"], Rows(5).x[:, 0] + 799)
+    assert len(table) == 801
 
 
 def test_only_into_a_new_directory(tmp_path: Path) -> None:

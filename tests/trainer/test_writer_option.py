@@ -21,10 +21,12 @@ from deploykit.runs.layout import Layout
 from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import verify_run
 from deploykit.standin import GoneBatch, NotThereError
+from deploykit.tensors import TensorSpec
 from runners.job import run
 from runners.lightning.trainer import make_module, make_trainer
 from runners.lightning_writer import find_lightning_writer, parse_writer_arguments
 from runners.pipeline import loop
+from runners.writing import choose_writing
 from tests import handmade
 from tests.trainer.rows import UNREADABLE, Rows
 
@@ -245,6 +247,23 @@ def test_refused_before_anything_is_written(
     with pytest.raises(UsageError, match=said):
         start(artifact, name, **options)
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "shape", "parts"),
+    [
+        (["y"], ("batch", 3), "npy"),
+        (["y"], ("batch", "seq"), "pt"),
+        (["größe"], ("batch", 3), "pt"),
+        ([f"feature_{number}" for number in range(800)], ("batch",), "pt"),
+    ],
+)
+def test_parts_hold_what_a_writer_of_lightnings_gets(
+    place: Path, names: list[str], shape: tuple[int | str, ...], parts: str
+) -> None:
+    outputs = [TensorSpec(name=name, dtype="float32", shape=shape) for name in names]
+    options = {"writer": "mine.py:Gather", "writer-arg": None, "write-interval": None, "layout": "contiguous"}
+    assert choose_writing({**options, "pad": None}, outputs, 1, []).name == parts
 
 
 @pytest.mark.parametrize(
