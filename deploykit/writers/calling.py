@@ -41,7 +41,8 @@ def reading(writer: Writer, read: Callable[[], Iterable[Batch]], name: str) -> I
     Raises:
         RunError: it raised something.
     """
-    with calling(writer, type(writer).__name__, f"reading {name}", "mend its method read"):
+    advice = "please report this as an error of deploykit" if _is_ours(writer) else "mend its method read"
+    with calling(writer, type(writer).__name__, f"reading {name}", advice):
         yield from read()
 
 

@@ -1,9 +1,10 @@
 """CSV: one number or text per cell, so a vector takes a column for each element."""
 
+import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
@@ -52,21 +53,22 @@ class CsvWriter(Writer):
                 file.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
 
     def read(self, path: Path) -> Iterator[Batch]:
-        """The rows in blocks of 4 MiB of text; a longer line cannot be read."""
+        """The rows in blocks of about 4 MiB of text, or of one row that is longer."""
         from pyarrow import csv
 
         schema = schema_of(self._cells)
         convert = csv.ConvertOptions(
             column_types=schema, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
         )
-        parse = csv.ParseOptions(newlines_in_values=any(spec.dtype == TEXT for spec in self.outputs))
-        read = csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES)
-        with (
-            path.open("rb") as raw,
-            csv.open_csv(raw, read_options=read, parse_options=parse, convert_options=convert) as file,
-        ):
-            for batch in batches_from(self._cells, file):
-                yield Batch(sample_ids=batch.sample_ids, outputs=self._joined(batch.outputs, len(batch)))
+        parse = csv.ParseOptions(newlines_in_values=True)
+        names: list[str] = []  # The first block has a header.
+        with path.open("rb") as file:
+            for block in _blocks(file):
+                read = csv.ReadOptions(use_threads=False, block_size=len(block) + 1, column_names=names)
+                table = csv.read_csv(io.BytesIO(block), read_options=read, parse_options=parse, convert_options=convert)
+                names = table.column_names
+                for batch in batches_from(self._cells, table.to_batches()):
+                    yield Batch(sample_ids=batch.sample_ids, outputs=self._joined(batch.outputs, len(batch)))
 
     def _split(self, outputs: Arrays) -> Iterator[np.ndarray[Any, Any]]:
         for spec in self.outputs:
@@ -83,6 +85,24 @@ class CsvWriter(Writer):
             table = np.stack(columns, axis=1) if columns else np.empty((rows, 0))
             outputs[spec.name] = table.astype(dtype, copy=False).reshape(rows, *map(int, spec.row_shape))
         return outputs
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    """The text of whole rows; each ends with a line feed, which within a text stands between quotes."""
+    rest = b""
+    # A long row is looked through again with what follows; twice as much each time keeps that linear.
+    while data := file.read(max(_BLOCK_BYTES, len(rest))):
+        block = rest + data
+        values = np.frombuffer(block, np.uint8)
+        ends, quotes = np.flatnonzero(values == ord("\n")), np.flatnonzero(values == ord('"'))
+        # The block begins outside of quotes; after an odd number of them a line end is within.
+        ends = ends[np.searchsorted(quotes, ends) % 2 == 0]
+        stop = int(ends[-1]) + 1 if len(ends) else 0
+        if stop:
+            yield block[:stop]
+        rest = block[stop:]
+    if rest:
+        yield rest
 
 
 def _refuse_unfit(specs: Sequence[TensorSpec]) -> None:

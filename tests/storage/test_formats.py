@@ -18,7 +18,7 @@ from deploykit.runs.epoch import is_finished
 from deploykit.runs.merging import merge_run
 from deploykit.runs.verify_run import verify_run
 from deploykit.tensors import DTYPES, TensorSpec
-from deploykit.writers import WRITERS, Batch, make_writer, rebatch, writer_for_file
+from deploykit.writers import WRITERS, Batch, csv_table, make_writer, rebatch, writer_for_file
 from deploykit.writers.base import TEXT, checked
 
 from .helpers import OUTPUTS, batch_of, files_of, make_job, run_all
@@ -122,6 +122,28 @@ def test_what_is_written_is_read(tmp_path_factory: Any, name: str, data: st.Data
             Batch(sample_ids=b.sample_ids, outputs={spec.name: b.outputs[spec.name] for spec in specs}) for b in batches
         ]
     round_trip(tmp_path_factory.mktemp("w"), name, specs, batches)
+
+
+@settings(max_examples=50)
+@given(data=st.data(), size=st.integers(1, 40))
+def test_csv_is_read_however_its_blocks_fall(tmp_path_factory: Any, data: st.DataObject, size: int) -> None:
+    specs = [text('a\n,"b'), TensorSpec(name="y", dtype="float32", shape=("batch", 2)), text("z")]
+    pieces = st.sampled_from(["x", ",", '"', '""', "\n", "\r\n", '"\n', "\n,0\n", "é", ""])
+    rows = data.draw(st.lists(st.lists(pieces, max_size=4).map("".join), max_size=6))
+    texts = np.array([*rows, None], object)
+    outputs = {specs[0].name: texts, "y": np.zeros((len(texts), 2), np.float32), "z": texts[::-1]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(csv_table, "_BLOCK_BYTES", size)
+        round_trip(
+            tmp_path_factory.mktemp("w"), "csv", specs, [Batch(sample_ids=np.arange(len(texts)), outputs=outputs)]
+        )
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl"])
+def test_a_text_longer_than_what_is_read_at_a_time(tmp_path: Path, name: str) -> None:
+    texts = np.array(["short", "x" * 5_000_000, 'a,"b"\n' * 1_000_000, "short"], object)
+    batch = Batch(sample_ids=np.arange(4), outputs={"note": texts})
+    round_trip(tmp_path, name, [text("note")], [batch])
 
 
 @pytest.mark.parametrize("name", ["csv", "jsonl"])
