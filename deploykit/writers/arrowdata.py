@@ -48,10 +48,8 @@ def tables_of(specs: Sequence[TensorSpec], batches: Iterable[Batch]) -> Iterator
     first = next(batches, None)
     if first is None:
         return
-    size_bytes = sum(array.nbytes for array in first.outputs.values()) + first.sample_ids.nbytes
-    by_size = GROUP_BYTES * len(first) // max(size_bytes, 1)
-    rows = max(1, min(GROUP_ROWS, GROUP_BATCHES * len(first), by_size))
-    for group in grouped(chain([first], batches), rows):
+    rows = max(1, min(GROUP_ROWS, GROUP_BATCHES * len(first)))
+    for group in grouped(chain([first], batches), rows, GROUP_BYTES):
         parts = [_record_batch(specs, schema, checked(specs, batch)) for batch in group]
         yield pa.Table.from_batches(parts, schema)
 

@@ -1,7 +1,8 @@
 """What a writer is: it puts batches of predictions into one file, and may read them back."""
 
 import abc
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -14,7 +15,7 @@ from deploykit.tensors import DTYPES, TEXT, TensorSpec
 
 __all__ = [
     "NUMBERS", "SAMPLE_ID", "TEXT", "Arrays", "Batch", "Writer",
-    "checked", "empty_rows", "grouped", "joined", "of_one_shape", "rebatch", "texts_of",
+    "checked", "empty_rows", "grouped", "joined", "of_one_shape", "rebatch", "size_of", "texts_of",
 ]  # fmt: skip
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -211,19 +212,47 @@ def rebatch(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
     yield from _joined_alike(waiting)
 
 
-def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """The same rows in groups of ``size`` rows, the last one of what is left; only views are made."""
+def size_of(arrays: Mapping[str, np.ndarray[Any, Any]]) -> int:
+    """Bytes of all the arrays together; a text takes 8 and its characters."""
+    texts = (array for array in arrays.values() if array.dtype.hasobject)
+    return sum(array.nbytes for array in arrays.values()) + sum(sum(_lengths(array)) for array in texts)
+
+
+def _lengths(array: np.ndarray[Any, Any]) -> list[int]:
+    return [len(cell) if isinstance(cell, str) else 0 for cell in array.reshape(-1).tolist()]
+
+
+def grouped(batches: Iterable[Batch], rows: int, size_bytes: float = math.inf) -> Iterator[list[Batch]]:
+    """The same rows in groups, each of as many as fit into ``rows`` and ``size_bytes``, one at least; views only.
+
+    Where the cuts fall depends on the rows alone, and not on how the batches cut them.
+    """
     waiting: list[Batch] = []
-    for batch in batches:
-        while len(batch):
-            room = size - sum(map(len, waiting))
-            waiting.append(batch[:room])
-            batch = batch[room:]
-            if sum(map(len, waiting)) == size:
+    rows_left, bytes_left = rows, size_bytes
+    for batch in filter(len, batches):
+        places, start = _places(batch), 0
+        while start < len(batch):
+            fit = min(rows_left, int(np.searchsorted(places, places[start] + bytes_left, side="right")) - 1 - start)
+            if fit < 1 and waiting:
                 yield waiting
-                waiting = []
+                waiting, rows_left, bytes_left = [], rows, size_bytes
+                continue
+            stop = start + max(fit, 1)
+            waiting.append(batch[start:stop])
+            rows_left, bytes_left = rows_left - (stop - start), bytes_left - int(places[stop] - places[start])
+            start = stop
     if waiting:
         yield waiting
+
+
+def _places(batch: Batch) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """At which byte each row begins, were one written behind the other, and where the last ends; ``(n + 1,)``."""
+    sizes = np.zeros(len(batch), np.int64)
+    for array in (batch.sample_ids, *batch.outputs.values()):
+        sizes += array.nbytes // len(batch)
+        if array.dtype.hasobject:
+            sizes += np.array(_lengths(array), np.int64).reshape(len(batch), -1).sum(axis=1)
+    return np.concatenate([[0], np.cumsum(sizes)])
 
 
 def _joined_alike(batches: list[Batch]) -> Iterator[Batch]:

@@ -10,7 +10,18 @@ import numpy as np
 
 from deploykit.errors import UsageError
 from deploykit.tensors import TensorSpec
-from deploykit.writers.base import SAMPLE_ID, TEXT, Batch, Writer, empty_rows, grouped, joined, of_one_shape, texts_of
+from deploykit.writers.base import (
+    SAMPLE_ID,
+    TEXT,
+    Batch,
+    Writer,
+    empty_rows,
+    grouped,
+    joined,
+    of_one_shape,
+    size_of,
+    texts_of,
+)  # fmt: skip
 
 __all__ = ["ZarrWriter"]
 
@@ -53,7 +64,7 @@ class ZarrWriter(Writer):
         first = next(batches, None) or Batch(
             sample_ids=np.empty(0, np.int64), outputs={spec.name: empty_rows(spec) for spec in self.outputs}
         )
-        size_bytes = sum(array.nbytes for array in first.outputs.values()) // max(len(first), 1) + 8
+        size_bytes = size_of(first.outputs) // max(len(first), 1) + 8
         chunk = max(1, min(rows, _CHUNK_ROWS, _CHUNK_BYTES // size_bytes))
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             group = _Group(archive, self.outputs, rows, chunk, first)

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from deploykit.writers.base import Batch
-from runners.base import Arrays
+from deploykit.writers.base import Batch, size_of
 
-__all__ = ["grouped", "size_of"]
+__all__ = ["grouped"]
 
 GROUP_BYTES = 128 * 2**10
 
@@ -27,11 +26,6 @@ def grouped(batches: Iterable[Batch]) -> Iterator[Batch]:
             yield from _joined(group)
             group, size = [], 0
     yield from _joined(group)
-
-
-def size_of(arrays: Arrays) -> int:
-    """Bytes of all the arrays together."""
-    return sum(array.nbytes for array in arrays.values())
 
 
 def _joined(group: list[Batch]) -> list[Batch]:

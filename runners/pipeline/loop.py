@@ -25,13 +25,13 @@ from deploykit.plan import Shard
 from deploykit.runs.commit import Commit
 from deploykit.sources.finite import count_nan_rows
 from deploykit.wording import cause, counted, row_range
-from deploykit.writers.base import Batch, Writer
+from deploykit.writers.base import Batch, Writer, size_of
 from runners.base import Arrays, Runner
 from runners.pipeline.ahead import Ahead, joined
 from runners.pipeline.channel import Channel, Closed
 from runners.pipeline.drawing import most_draws, predict_in_passes
 from runners.pipeline.fitting import Fitting
-from runners.pipeline.groups import grouped, size_of
+from runners.pipeline.groups import grouped
 from runners.pipeline.isolate import Predictable, Sound, read_again, read_rows, read_whole, refuse_all_failed
 from runners.pipeline.lanes import Turns
 from runners.pipeline.piece import PiecePredicted, PieceRead

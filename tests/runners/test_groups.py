@@ -48,6 +48,12 @@ def test_a_full_group_does_not_wait_for_the_next_batch() -> None:
     assert taken == [40_000]
 
 
+def test_a_text_counts_with_its_characters() -> None:
+    texts = [np.array(["x" * GROUP_BYTES], object), np.array(["x"], object), np.array([None], object)]
+    given = [Batch(sample_ids=np.arange(n, n + 1), outputs={"note": text}) for n, text in enumerate(texts)]
+    assert list(map(len, grouped(given))) == [1, 2]
+
+
 def test_rows_of_different_shapes_are_not_joined() -> None:
     def batch(width: int) -> Batch:
         return Batch(sample_ids=np.arange(2), outputs={"y": np.zeros((2, width), np.float32)})

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from deploykit.errors import MissingExtraError, RunError, UnknownNameError, UsageError
 from deploykit.tensors import TensorSpec
-from deploykit.writers import Batch, make_writer, rebatch
+from deploykit.writers import Batch, arrowdata, make_writer, rebatch
+from deploykit.writers.base import grouped, size_of
 
 from .helpers import LABEL, MEAN, OUTPUTS, batch_of, make_job, run_all
 
@@ -77,6 +78,53 @@ def test_npy_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
         make_writer("npy", [RAGGED]).write(tmp_path / "a", iter(batches), 4)
     with pytest.raises(UsageError, match=r"not ASCII.*--writer pt"):
         make_writer("npy", [TensorSpec(name="größe", dtype="float32", shape=("b",))])
+
+
+def sized(rows: list[int], edges: list[int]) -> list[Batch]:
+    """One batch for each two edges, of texts with so many characters and of 4 numbers, 24 bytes with the ids."""
+    texts = np.array([*("x" * length for length in rows), None], object)[:-1]
+    whole = Batch(sample_ids=np.arange(len(rows)), outputs={"note": texts, "y": np.zeros((len(rows), 4), np.int16)})
+    return [whole[a:b] for a, b in pairwise(edges)]
+
+
+@given(st.lists(st.integers(0, 300), max_size=20), st.lists(st.integers(0, 20), max_size=5), st.integers(1, 6))
+def test_groups_take_what_fits_however_the_batches_fall(lengths: list[int], cuts: list[int], rows: int) -> None:
+    edges = [0, *sorted(cut for cut in cuts if cut <= len(lengths)), len(lengths)]
+    found = list(grouped(sized(lengths, edges), rows, 400))
+    wanted: list[list[int]] = []
+    for row, length in enumerate(lengths):
+        if not wanted or len(wanted[-1]) == rows or sum(24 + lengths[r] for r in wanted[-1]) + 24 + length > 400:
+            wanted.append([])
+        wanted[-1].append(row)
+    assert [[row for batch in group for row in batch.sample_ids.tolist()] for group in found] == wanted
+    assert sum(size_of(batch.outputs) for group in found for batch in group) == sum(16 + n for n in lengths)
+
+
+@given(st.integers(1, 500), st.integers(0, 99), st.integers(1, 60), st.integers(1, 9))
+def test_groups_of_numbers_of_one_shape_are_equal(total: int, width: int, rows: int, size: int) -> None:
+    whole = Batch(sample_ids=np.arange(total), outputs={"y": np.zeros((total, width), np.float32)})
+    found = grouped([whole[start : start + size] for start in range(0, total, size)], rows, 1000)
+    lengths = [sum(map(len, group)) for group in found]
+    each = max(1, min(rows, 1000 // (8 + 4 * width)))
+    assert lengths == [min(each, total - start) for start in range(0, total, each)]
+
+
+@pytest.mark.parametrize("name", ["parquet", "arrow"])
+def test_what_is_in_memory_at_a_time_follows_texts_and_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """And not what the first batch has of them."""
+    monkeypatch.setattr(arrowdata, "GROUP_BYTES", 10_000)
+    path, note = tmp_path / "a", TensorSpec(name="note", dtype="string", shape=("batch",))
+    numbers = TensorSpec(name="y", dtype="int16", shape=("batch", 4))
+    for specs, batches in [
+        ([note, numbers], sized([1] * 10 + [2000] * 30, [0, 10, 40])),
+        ([RAGGED], [ragged(0, 10, 1), ragged(10, 40, 500)]),
+    ]:
+        writer = make_writer(name, specs)
+        writer.write(path, iter(batches), 40)
+        assert max(size_of(batch.outputs) for batch in writer.read(path)) < 10_000
+        assert [row for batch in writer.read(path) for row in batch.sample_ids] == list(range(40))
 
 
 @pytest.mark.parametrize("shape", [("batch",), ("batch", 3), ("batch", "seq")])
