@@ -2,20 +2,25 @@
 
 import json
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from deploykit.errors import DataError
 from deploykit.sources.arrowfile import ArrowFiles
+from deploykit.sources.base import FileIdentity
 from deploykit.sources.reading import Reading
-from deploykit.sources.tables import TableSource
+from deploykit.sources.tables import Pieces, TableSource, require_pyarrow
 from deploykit.storage.locations import DataFile, Found
 from deploykit.tensors import TensorSpec
 
-__all__ = ["STATE", "DatasetSource", "refuse_splits"]
+__all__ = ["STATE", "DatasetSource", "arrow_type", "refuse_splits"]
 
 STATE = "state.json"
 _SPLITS = "dataset_dict.json"
+_INFO = "dataset_info.json"
+
+_KEPT_AS_TEXT = ("date", "time", "decimal", "large_string", "string_view")
+"""How types begin that are kept as text, some of which have parameters."""
 
 
 class DatasetSource(TableSource):
@@ -33,13 +38,70 @@ class DatasetSource(TableSource):
             raise DataError(
                 f"data {found.text}: its {STATE} names a file that is not there ({error}); copy the directory again"
             ) from error
-        if not files:
-            raise DataError(f"data {found.text}: a data set without files; save it again with save_to_disk")
-        super().__init__(_DatasetFiles(found.text, files, reading), inputs, reading)
+        pieces: Pieces = _DatasetFiles(found.text, files, reading) if files else _NoFiles(found.text, by_name)
+        super().__init__(pieces, inputs, reading)
 
 
 class _DatasetFiles(ArrowFiles):
     kind = "datasets"
+
+
+class _NoFiles:
+    """The ``Pieces`` of a data set without rows, of which no file but its description tells the columns."""
+
+    kind = _DatasetFiles.kind
+    is_text = False
+    rows: Sequence[int] = ()
+    index: Any = None
+
+    def __init__(self, what: str, files: Mapping[str, DataFile]) -> None:
+        require_pyarrow(what)
+        import pyarrow as pa
+
+        info = _json(what, files.get(_INFO), _INFO)
+        try:
+            self.schema = pa.schema([(name, arrow_type(feature)) for name, feature in info["features"].items()])
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            raise DataError(
+                f"data {what}: holds no rows, and its {_INFO} does not tell the columns ({error!r}); save it again"
+            ) from error
+        self.what, self.identity = what, FileIdentity([files[STATE], files[_INFO]])
+        self.notes: list[str] = []
+        self.hints: Mapping[str, str] = {}
+
+    def select(self, columns: Sequence[str], dtypes: dict[str, str], kept: dict[str, str]) -> None:
+        """Nothing is read."""
+
+    def chunks(self, piece: int) -> Iterator[Any]:
+        """There is no piece."""
+        raise IndexError(piece)
+
+    def explain(self, piece: int, first_row: int, error: Exception) -> DataError:  # noqa: ARG002 (there is no piece)
+        """There is no piece."""
+        return DataError(f"data {self.what}: holds no rows")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def arrow_type(feature: Any) -> Any:
+    """The Arrow type of a column, as far as an input or what is kept tells types apart; null for what neither takes."""
+    import pyarrow as pa
+
+    if isinstance(feature, list) and len(feature) == 1:  # A list, as versions below 4 write it.
+        return pa.list_(arrow_type(feature[0]))
+    kind, dtype = (feature.get("_type"), feature.get("dtype")) if isinstance(feature, dict) else (None, None)
+    if kind in ("List", "LargeList", "Sequence"):
+        inner, length = arrow_type(feature.get("feature")), feature.get("length")
+        return pa.list_(inner, length if isinstance(length, int) else -1)
+    if kind == "ClassLabel":
+        return pa.int64()
+    if kind not in ("Value", "Array2D", "Array3D", "Array4D", "Array5D") or not isinstance(dtype, str):
+        return pa.null()
+    made = pa.string() if dtype.startswith(_KEPT_AS_TEXT) else pa.type_for_alias(dtype)
+    for _ in feature.get("shape", ()):
+        made = pa.list_(made)
+    return made
 
 
 def refuse_splits(found: Found) -> None:
@@ -56,10 +118,10 @@ def refuse_splits(found: Found) -> None:
         raise DataError(f"data {found.text}: holds several data sets; name one of them: {shown}")
 
 
-def _json(what: str, file: DataFile | None) -> dict[str, Any]:
+def _json(what: str, file: DataFile | None, name: str = STATE) -> dict[str, Any]:
     try:
         if file is None:
-            raise ValueError(f"no {STATE}")
+            raise ValueError(f"no {name}")
         with file.open() as opened:
             data = json.load(opened)
         if not isinstance(data, dict):

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,8 @@ from deploykit.errors import DataError, UsageError
 from deploykit.sources import KEPT, Reading, Source, open_source, parse_map
 from deploykit.sources.arrays import ArraysSource
 from deploykit.sources.arrowfile import ArrowFiles
+from deploykit.sources.arrowvalues import described_columns
+from deploykit.sources.datasetdir import arrow_type
 from deploykit.sources.parquet import ParquetSource, _ParquetFiles
 from deploykit.storage.locations import DataFile, Found
 from deploykit.tensors import TensorSpec
@@ -615,6 +618,53 @@ def test_a_saved_data_set_of_several_splits_names_them(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="both/train"):
         opened(tmp_path / "both")
     np.testing.assert_array_equal(opened(tmp_path / "both" / "train").read(0, ROWS)["x"], VECTORS)
+
+
+def test_a_saved_data_set_without_rows_has_its_columns(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.Dataset(example()).select([]).save_to_disk(str(tmp_path / "none"))
+    assert not [*(tmp_path / "none").glob("*.arrow")]
+    source: Any = opened(tmp_path / "none", keep=("id", "label"))
+    assert len(source) == 0
+    assert [str(spec) for spec in source.kept] == ["id:int64[batch]", "label:string[batch]"]
+    assert source.read(0, 0)["x"].shape == (0, 4)
+    source.fingerprint()
+    assert source.is_unchanged()
+    with pytest.raises(DataError, match="lable"):
+        opened(tmp_path / "none", keep=("lable",))
+    for text in ["{}", '{"features": {"x": {"_type": "Value", "dtype": "fl"}}}', '{"features": [5]}']:
+        (tmp_path / "none" / "dataset_info.json").write_text(text)
+        with pytest.raises(DataError, match=r"dataset_info\.json does not tell the columns"):
+            opened(tmp_path / "none")
+    (tmp_path / "none" / "dataset_info.json").unlink()
+    with pytest.raises(DataError, match=r"no dataset_info\.json"):
+        opened(tmp_path / "none")
+
+
+def test_columns_of_a_saved_data_set_without_rows_are_those_that_one_with_rows_has() -> None:
+    import datasets
+
+    names = [
+        "bool", "int8", "uint64", "float16", "float64", "string", "large_string", "binary", "null", "date32",
+        "time32[s]", "timestamp[ms]", "timestamp[ms, tz=Europe/Berlin]", "duration[ns]", "decimal128(10, 2)",
+    ]  # fmt: skip
+    value = datasets.Value
+    features = datasets.Features({
+        **{name: value(name) for name in names},
+        "class": datasets.ClassLabel(names=["a"]),
+        "list": datasets.Sequence(value("int8")),
+        "four": datasets.Sequence(value("float32"), length=4),
+        "nested": datasets.Sequence(datasets.Sequence(value("int32"), length=3)),
+        "texts": datasets.Sequence(value("string")),
+        "array": datasets.Array3D((None, 3, 4), "int16"),
+        "dict": {"u": value("bool")},
+        "image": datasets.Image(),
+    })  # fmt: skip
+    found = pa.schema([(name, arrow_type(given)) for name, given in json.loads(json.dumps(features.to_dict())).items()])
+    for one, other in zip(described_columns(found, {}), described_columns(features.arrow_schema, {}), strict=True):
+        assert replace(one, described="") == replace(other, described="")
+    assert arrow_type([{"_type": "Value", "dtype": "int8"}]) == pa.list_(pa.int8())  # As versions below 4 write it.
 
 
 @pytest.mark.parametrize("protocol", ["memory", "file", "s3"])
