@@ -1,7 +1,6 @@
 """An archive of arrays, read by a plain ``np.load``: ``sample_id`` and one array per output."""
 
 import contextlib
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -17,14 +16,16 @@ from deploykit.writers.base import SAMPLE_ID, TEXT, Batch, Writer, empty_rows, o
 
 __all__ = ["NpzWriter"]
 
-_BUFFER_BYTES = 2 * 2**20
+_BUFFER_BYTES, _MOST_BUFFER_BYTES = 64 * 2**20, 2 * 2**20
+"""For all columns together, and for each of a few."""
+
 _CHUNK_BYTES = 512 * 2**10
 _IDS = TensorSpec(name=SAMPLE_ID, dtype="int64", shape=("batch",))
 
 
 class NpzWriter(Writer):
     """``np.load(path)["logits.mean"]``. A zip is written array by array, and rows come with a piece of each: what does
-    not fit into a small buffer waits in unnamed files beside it.
+    not fit into small buffers waits in an unnamed file beside it.
     """
 
     extension: ClassVar[str] = "npz"
@@ -36,8 +37,9 @@ class NpzWriter(Writer):
             RunError: a batch whose dynamic dimensions have other sizes than those of the first; a text that numpy
                 would change.
         """
-        with contextlib.ExitStack() as stack:
-            columns = [_Column(spec, path.parent, stack) for spec in (_IDS, *self.outputs)]
+        with tempfile.SpooledTemporaryFile(_MOST_BUFFER_BYTES, dir=str(path.parent)) as unnamed:
+            aside, each = _Aside(unnamed), _BUFFER_BYTES // (1 + len(self.outputs))
+            columns = [_Column(spec, aside, min(each, _MOST_BUFFER_BYTES)) for spec in (_IDS, *self.outputs)]
             for batch in of_one_shape(self.outputs, batches, "npz"):
                 for column in columns:
                     column.append(batch.sample_ids if column.spec is _IDS else batch.outputs[column.spec.name])
@@ -60,22 +62,46 @@ class NpzWriter(Writer):
                 yield Batch(sample_ids=arrays.pop(SAMPLE_ID), outputs=arrays)
 
 
+class _Aside:
+    """One unnamed file, to which blocks of all columns are appended until they are wanted."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._end = file, 0
+
+    def put(self, block: bytes | bytearray) -> tuple[int, int]:
+        """Its place and size."""
+        place, self._end = self._end, self._end + self._file.write(block)
+        return place, len(block)
+
+    def get(self, place: int, size: int) -> bytes:
+        self._file.seek(place)
+        return self._file.read(size)
+
+
 class _Column:
     """One array on its way: its rows wait until they can be copied in one go, texts until the longest is known."""
 
-    def __init__(self, spec: TensorSpec, directory: Path, stack: contextlib.ExitStack) -> None:
+    def __init__(self, spec: TensorSpec, aside: _Aside, buffer_bytes: int) -> None:
         self.spec = spec
-        self._file = tempfile.SpooledTemporaryFile(_BUFFER_BYTES, dir=str(directory))  # noqa: SIM115 (the stack closes it)
-        stack.callback(self._file.close)
+        self._aside, self._buffer_bytes = aside, buffer_bytes
         self._row_shape = empty_rows(spec).shape[1:]
-        self._pieces: list[tuple[int, np.dtype[Any]]] = []
+        self._buffer, self._dtype = bytearray(), np.dtype("<U1") if spec.dtype == TEXT else _stored(spec)
+        self._blocks: list[tuple[int, int, np.dtype[Any]]] = []
 
     def append(self, array: np.ndarray[Any, Any]) -> None:
         if self.spec.dtype == TEXT:
             array = self._fixed_width(array)
-            self._pieces.append((array.size, array.dtype))
+            if array.dtype != self._dtype:
+                self._put_aside()
+                self._dtype = array.dtype
         self._row_shape = array.shape[1:]
-        self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        self._buffer += np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        if len(self._buffer) >= self._buffer_bytes:
+            self._put_aside()
+
+    def _put_aside(self) -> None:
+        self._blocks.append((*self._aside.put(self._buffer), self._dtype))
+        self._buffer.clear()
 
     def _fixed_width(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         texts = texts_of(self.spec, array)
@@ -87,20 +113,17 @@ class _Column:
         return np.array(texts, f"<U{max(map(len, texts), default=1) or 1}").reshape(array.shape)
 
     def store(self, file: IO[bytes], rows: int) -> None:
-        dtype = self._dtype()
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+        self._put_aside()
+        widest = max((dtype for _, _, dtype in self._blocks), key=lambda dtype: dtype.itemsize)
+        header = {"descr": np.lib.format.dtype_to_descr(widest), "fortran_order": False}
         np.lib.format.write_array_header_1_0(file, {**header, "shape": (rows, *self._row_shape)})
-        self._file.seek(0)
-        if self.spec.dtype != TEXT:
-            shutil.copyfileobj(self._file, file, _CHUNK_BYTES)
-        for size, stored in self._pieces:
-            piece = np.frombuffer(self._file.read(size * stored.itemsize), stored)
-            file.write(piece.astype(dtype, copy=False).view(np.uint8).data)
+        for place, size, stored in self._blocks:
+            block = np.frombuffer(self._aside.get(place, size), stored)
+            file.write(block.astype(widest, copy=False).view(np.uint8).data)
 
-    def _dtype(self) -> np.dtype[Any]:
-        if self.spec.dtype != TEXT:
-            return self.spec.numpy_dtype.newbyteorder("<")
-        return max((dtype for _, dtype in self._pieces), key=lambda dtype: dtype.itemsize, default=np.dtype("<U1"))
+
+def _stored(spec: TensorSpec) -> np.dtype[Any]:
+    return spec.numpy_dtype.newbyteorder("<")
 
 
 class _Member:

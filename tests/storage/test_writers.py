@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from deploykit.errors import MissingExtraError, RunError, UnknownNameError, UsageError
 from deploykit.tensors import TensorSpec
-from deploykit.writers import Batch, arrowdata, make_writer, rebatch
+from deploykit.writers import Batch, arrowdata, make_writer, npz, rebatch
 from deploykit.writers.base import grouped, size_of
 
 from .helpers import LABEL, MEAN, OUTPUTS, batch_of, make_job, run_all
@@ -328,3 +328,17 @@ def test_numpy_files_never_hold_more_than_a_batch(tmp_path: Path, name: str) -> 
     tracemalloc.stop()
     assert (tmp_path / "a").stat().st_size > 40e6
     assert peak_bytes < 12e6
+
+
+def test_npz_of_many_columns_holds_little_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(npz, "_BUFFER_BYTES", 2**20)
+    outputs = tuple(TensorSpec(name=f"y{n}", dtype="float64", shape=("batch",)) for n in range(100))
+    writer = make_writer("npz", outputs)
+    tracemalloc.start()
+    writer.write(tmp_path / "a.npz", (batch_of(i, i + 100, outputs) for i in range(0, 10_000, 100)), 10_000)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 3e6
+    with np.load(tmp_path / "a.npz") as table:
+        assert len(table) == 101
+        np.testing.assert_array_equal(table["y99"], np.arange(10_000) * 10.0)
