@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -11,12 +12,12 @@ import numpy as np
 from deploykit.errors import UsageError
 from deploykit.tensors import TensorSpec
 from deploykit.writers.arrowdata import batches_from, column_of, schema_of
-from deploykit.writers.base import SAMPLE_ID, TEXT, Arrays, Batch, Writer, checked
+from deploykit.writers.base import SAMPLE_ID, TEXT, Arrays, Batch, Writer, checked, grouped
 
 __all__ = ["CsvWriter"]
 
 MOST_COLUMNS = 16_384
-_BLOCK_BYTES = 4 * 2**20
+_BLOCK_ROWS, _WRITTEN_BYTES, _BLOCK_BYTES = 65_536, 2 * 2**20, 4 * 2**20
 
 
 class CsvWriter(Writer):
@@ -41,13 +42,13 @@ class CsvWriter(Writer):
             raise UsageError(f"writer csv: {clash} would be the names of two columns; use --writer parquet or jsonl")
 
     def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:  # noqa: ARG002 (the batches say it)
-        """Write batch by batch; memory holds one."""
+        """Write block by block; memory holds one batch and what becomes of 2 MiB of it as text."""
         import pyarrow as pa
         from pyarrow.csv import CSVWriter as File
 
         schema = schema_of(self._cells)
         with path.open("wb") as raw, File(raw, schema) as file:
-            for batch in batches:
+            for batch in chain.from_iterable(grouped(batches, _BLOCK_ROWS, _WRITTEN_BYTES)):
                 arrays = [batch.sample_ids, *self._split(checked(self.outputs, batch).outputs)]
                 columns = list(map(column_of, arrays, schema.types))
                 file.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))

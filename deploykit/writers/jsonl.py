@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,11 +11,11 @@ import numpy as np
 
 from deploykit.tensors import TensorSpec
 from deploykit.writers.arrowdata import batches_from, flat_of, schema_of
-from deploykit.writers.base import SAMPLE_ID, Batch, Writer, checked
+from deploykit.writers.base import SAMPLE_ID, Batch, Writer, checked, grouped
 
 __all__ = ["JsonlWriter"]
 
-_BLOCK_VALUES = 2**18
+_BLOCK_ROWS, _WRITTEN_BYTES = 65_536, 2 * 2**20
 _BLOCK_BYTES = 2**20
 
 
@@ -29,14 +30,10 @@ class JsonlWriter(Writer):
     needs: ClassVar[tuple[str, str] | None] = ("pyarrow", "parquet")
 
     def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:  # noqa: ARG002 (the batches say it)
-        """Write block by block; memory holds one batch and the text of 262,144 numbers."""
+        """Write block by block; memory holds one batch and what becomes of 2 MiB of it as text."""
         with path.open("wb") as file:
-            for batch in batches:
-                checked(self.outputs, batch)
-                widest = max((math.prod(array.shape[1:]) for array in batch.outputs.values()), default=1)
-                step = max(1, _BLOCK_VALUES // max(widest, 1))
-                for start in range(0, len(batch), step):
-                    file.write(self._lines(batch[start : start + step]))
+            for batch in chain.from_iterable(grouped(batches, _BLOCK_ROWS, _WRITTEN_BYTES)):
+                file.write(self._lines(checked(self.outputs, batch)))
 
     def read(self, path: Path) -> Iterator[Batch]:
         """The rows in blocks of about 1 MiB of text."""

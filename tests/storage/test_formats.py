@@ -18,8 +18,8 @@ from deploykit.runs.epoch import is_finished
 from deploykit.runs.merging import merge_run
 from deploykit.runs.verify_run import verify_run
 from deploykit.tensors import DTYPES, TensorSpec
-from deploykit.writers import WRITERS, Batch, csv_table, make_writer, rebatch, writer_for_file
-from deploykit.writers.base import TEXT, checked
+from deploykit.writers import WRITERS, Batch, csv_table, jsonl, make_writer, rebatch, writer_for_file
+from deploykit.writers.base import TEXT, checked, size_of
 
 from .helpers import OUTPUTS, batch_of, files_of, make_job, run_all
 
@@ -144,6 +144,25 @@ def test_a_text_longer_than_what_is_read_at_a_time(tmp_path: Path, name: str) ->
     texts = np.array(["short", "x" * 5_000_000, 'a,"b"\n' * 1_000_000, "short"], object)
     batch = Batch(sample_ids=np.arange(4), outputs={"note": texts})
     round_trip(tmp_path, name, [text("note")], [batch])
+
+
+@pytest.mark.parametrize("module", [csv_table, jsonl])
+def test_little_becomes_text_at_a_time_and_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    """A batch may hold gigabytes of text, or thousands of columns."""
+    specs = [text("note"), *OUTPUTS]
+    rows = batch_of(0, 50)
+    notes = np.array(["x" * (number % 7) * 100 for number in range(50)], object)
+    writer = make_writer(module.__name__.rpartition(".")[2].partition("_")[0], specs)
+    batch = Batch(sample_ids=rows.sample_ids, outputs={"note": notes, **rows.outputs})
+    writer.write(tmp_path / "whole", iter([batch]), 50)
+    seen: list[int] = []
+    monkeypatch.setattr(module, "_WRITTEN_BYTES", 1000)
+    monkeypatch.setattr(module, "checked", lambda _, batch: seen.append(size_of(batch.outputs)) or batch)
+    writer.write(tmp_path / "pieces", iter([batch]), 50)
+    assert max(seen) <= 1000 < sum(seen)
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "pieces").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["csv", "jsonl"])
