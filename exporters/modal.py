@@ -24,13 +24,14 @@ from exporters.checks.trainmodes import (
     rows_apart,
     site_name,
 )  # fmt: skip
+from exporters.checks.undrawn import difference
 from exporters.checks.watch import RandomCall, random_calls
 from exporters.eager.belongings import kept, lent, reached
 from exporters.eager.dropouts import without_dropout
 from exporters.eager.entry import Entry
 from exporters.eager.generators import fingerprints, is_generator, set_back, state_of, surrounding_generators
 from exporters.eager.modes import borrowed, set_modes, tracks_statistics
-from exporters.noise.sites import Draw, find_draws
+from exporters.noise.sites import Draw, find_draws, module_of
 from exporters.rewrite.drawplan import refuse_state, refuse_unsupported
 from exporters.rewrite.probe import SitesOff
 from exporters.rewrite.simplify import simplify
@@ -113,23 +114,46 @@ class ModalCapture:
         if not seen.draws:
             raise ExportError(self._nothing_drawn(patterns))
         self._refuse_idle(patterns, also, seen.draws)
-        if not kept_state(seen.captured.graph) and self._off_equals(seen, self.evaluation):
+        plain = self.run(self.evaluation)
+        owners = drawing_in_training(seen.draws, plain.draws)
+        if not kept_state(seen.captured.graph) and self._changed(seen, plain, owners) is None:
             return seen
-        owners = drawing_in_training(seen.draws, self.run(self.evaluation).draws)
+        self._refuse_lost(seen)
         again = self.run(only(owners))
         refuse_state(again.captured)
+        changed: str | None = "it draws less where only the modules that draw are in training mode"
         if again.calls() == seen.calls():
-            if self._off_equals(again, self.evaluation):
+            changed = self._changed(again, plain, owners)
+            if changed is None:
                 return again
             makers = makers_of_noise(again.draws, owners)
             apart = bool(makers) and rows_apart(again.captured, self.example)
             if apart and self._off_equals(again, only(makers)):
-                return replace(again, notes=(*again.notes, _made_in_training(makers)))
+                changed = difference(again.captured, plain.captured, makers, inside=True)
+                if changed is None:
+                    return replace(again, notes=(*again.notes, _made_in_training(makers)))
         raise ExportError(
             f"{type(self.entry.module).__name__}: training mode changes more than the dropouts "
-            f"({', '.join(sorted(owners))}): even with every mask switched off, its outputs are not those of "
-            "evaluation mode. Make the other difference depend on something else than self.training"
+            f"({', '.join(sorted(owners))}): even with every mask switched off, {changed}. "
+            "Make the other difference depend on something else than self.training"
         )
+
+    def _refuse_lost(self, seen: Seen) -> None:
+        """What draws in its first call alone has no draw in the graph, and would be left in evaluation mode."""
+        drawing = {module_of(node) for node, _, _ in seen.captured.asked}
+        calls = self.random_calls(seen.training)
+        lost = next((each for each in calls if each.drew and each.module not in drawing), None)
+        if lost is not None:
+            raise ExportError(
+                f"{lost.module}: does not draw in every call what it drew when it was captured: {lost.operation} in "
+                "the first call alone. An exported file keeps no state; draw the same in every call"
+            )
+
+    def _changed(self, seen: Seen, plain: Seen, owners: Collection[str]) -> str | None:
+        """What else than the draws differs from evaluation: the numbers, or operations that may not touch these."""
+        if not self._off_equals(seen, self.evaluation):
+            return "its outputs are not those of evaluation mode"
+        return difference(seen.captured, plain.captured, makers_of_noise(seen.draws, owners))
 
     def _refuse_idle(self, patterns: Sequence[str], trackers: Collection[str], draws: Sequence[Draw]) -> None:
         """One that was mistyped beside another that fits would leave dropouts off without a word."""
@@ -192,7 +216,7 @@ class ModalCapture:
         """The modules that track statistics of the batch and draw beside that, which only training mode shows."""
         trackers = [
             site_name(name)
-            for name, module in self.entry.module.named_modules()
+            for name, module in self.entry.named_modules()
             if tracks_statistics(module) and not type(module).forward.__module__.startswith("torch.")
         ]
         if not trackers:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from deploykit.errors import ExportError
-from exporters.checks.trainmodes import close, site_name
+from exporters.checks.trainmodes import close
 from exporters.checks.watch import places_of
 
 __all__ = ["refuse_unsteady"]
@@ -93,7 +93,7 @@ def _first_unsteady(module: nn.Module, call: Callable[[], Any]) -> str:
 
     def note(name: str) -> Callable[..., None]:
         return lambda _, args, named, result: runs[-1].append(
-            (site_name(name), _tensors([args, named]), _tensors(result))
+            (name or "(root)", _tensors([args, named]), _tensors(result))
         )
 
     handles = [child.register_forward_hook(note(name), with_kwargs=True) for name, child in module.named_modules()]

@@ -39,7 +39,7 @@ def matching(patterns: Sequence[str], trackers: Collection[str] = ()) -> Trainin
 
 
 def site_name(name: str) -> str:
-    """How sites call a submodule of the entry or of the user's module; the module itself is ``(root)``."""
+    """How sites call a submodule of the entry, in which the user's module is ``module``; that itself is ``(root)``."""
     return name.removeprefix("module").removeprefix(".") or "(root)"
 
 

@@ -10,7 +10,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deploykit.errors import ExportError
-from exporters.checks.trainmodes import site_name
 
 __all__ = ["RandomCall", "places_of", "random_calls", "refuse_own_seed"]
 
@@ -22,13 +21,15 @@ _SEED = 0x5DEECE66D1CE4E5
 class RandomCall:
     """A random operation that was called in the innermost ``module``.
 
-    ``own_seed`` if the module's code had set one, ``again`` if it had set the generator back to before an earlier call.
+    ``own_seed`` if the module's code had set one, ``again`` if it had set the generator back to before an earlier call,
+    ``drew`` unless its arguments, such as a probability of zero, asked for no random number.
     """
 
     module: str
     operation: str
     own_seed: bool
     again: bool
+    drew: bool
 
 
 def random_calls(module: nn.Module, run: Callable[[], Any]) -> list[RandomCall]:
@@ -71,7 +72,7 @@ def places_of(module: nn.Module) -> Iterator[list[str]]:
     """The names of the modules that are being called, the innermost last. Call it where hooks are kept."""
     places, handles = ["(root)"], []
     for name, child in module.named_modules():
-        place = site_name(name)
+        place = name or "(root)"
         handles.append(child.register_forward_pre_hook(lambda *_, place=place: places.append(place)))
         handles.append(child.register_forward_hook(lambda *_: places.pop() and None, always_call=True))
     try:
@@ -97,8 +98,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::")
         again = before in self._states
-        self.calls.append(RandomCall(module=self._places[-1], operation=name, own_seed=own, again=again))
-        if _state() != before:
+        drew = _state() != before
+        self.calls.append(RandomCall(module=self._places[-1], operation=name, own_seed=own, again=again, drew=drew))
+        if drew:
             # What draws nothing, as with a probability of zero, leaves the state to the next one.
             self._states.add(before)
         return result

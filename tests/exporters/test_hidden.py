@@ -1,6 +1,7 @@
 """What an export does not see at first sight: draws, seeds, generators and rows that it must find or refuse."""
 
 import random
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
+import deploykit
 from deploykit.errors import ExportError, UsageError
 from exporters.export import ExportResult, export_module
 
@@ -85,6 +88,15 @@ def test_draws_of_what_looks_like_a_norm_are_found(
     section = exported(nn.Sequential(kind(), *beside, nn.Linear(8, 3)), tmp_path).manifest.monte_carlo
     assert section is not None
     assert [found.kind for found in section.sites] == [site, *("dropout" for _ in beside)]
+
+
+@pytest.mark.parametrize("wrap", [AveragedModel, lambda body: nn.Sequential(OrderedDict(module_0=body))])
+def test_draws_of_what_looks_like_a_norm_are_found_under_names_that_begin_with_module(
+    tmp_path: Path, wrap: Any
+) -> None:
+    section = exported(wrap(nn.Sequential(TracksByName(), nn.Dropout(0.1))), tmp_path).manifest.monte_carlo
+    assert section is not None
+    assert len({found.module for found in section.sites}) == 2
 
 
 @pytest.mark.parametrize("beside", [[], [nn.Dropout(0.1)]])
@@ -380,3 +392,30 @@ def test_a_batch_of_one_that_loses_its_dimension_is_refused(tmp_path: Path, opti
 
     with pytest.raises(ExportError, match=r"output 'output': has shape \[\] for a batch of 1.*squeeze"):
         exported(Body(squeezed), tmp_path, **options)
+
+
+class Aged(nn.Module):
+    """A head whose limits evaluation alone has, behind a dropout or with one of its own."""
+
+    def __init__(self, own: float, limits: tuple[float, float] = (0, 120)) -> None:
+        super().__init__()
+        self.last, self.own, self.limits = nn.Linear(8, 1), own, limits
+
+    def forward(self, x: Tensor) -> Tensor:
+        age = self.last(F.dropout(x.clamp(*self.limits), self.own, self.training)) + 40
+        return age if self.training else age.clamp(*self.limits)
+
+
+@pytest.mark.parametrize("beside", [nn.Identity(), Standardised()])
+def test_what_only_evaluation_does_in_a_module_without_draws_is_in_the_file(tmp_path: Path, beside: nn.Module) -> None:
+    module = nn.Sequential(nn.Dropout(0.3), beside, Aged(0.0))
+    module[2].last.weight.data.fill_(1.0)  # The checks' own rows stay within the limits.
+    exported(module, tmp_path)
+    with deploykit.load(tmp_path / "a", runner="torch") as predictor:
+        found = predictor.predict(np.full((2, 8), 100.0, np.float32), draws=4)
+    assert found["output.mean"].tolist() == [[120.0]] * 2
+
+
+def test_what_only_evaluation_does_in_a_module_that_draws_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"1 computes aten.clamp.*120.* in evaluation only"):
+        exported(nn.Sequential(nn.Linear(8, 8), Aged(0.3)), tmp_path)
