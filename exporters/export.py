@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from deploykit.artifact import MANIFEST_NAME
+from deploykit.bounds import Bounds
 from deploykit.errors import UsageError
 from deploykit.manifest import FileRecord, FormatRecord, Manifest, ParityRecord
 from deploykit.preprocessing import parse_preprocessing
@@ -26,7 +27,7 @@ from exporters.eager.entry import Entry, arrangement_for
 from exporters.exportable import advising, check_exportable
 from exporters.formats import FORMATS, Format
 from exporters.inputs import ModelInputs, find_inputs
-from exporters.parity import check_parity, tested_sizes
+from exporters.parity import check_parity, sizes_that_hold, tested_sizes
 from exporters.ranges import Range
 from exporters.request import check_values
 from exporters.subject import DrawOptions, Subject, prepare
@@ -131,30 +132,32 @@ def export_module(
     given = find_inputs(module, specs=inputs, example=example, ranges=ranges)
     preprocessing = parse_preprocessing(preprocess, given.specs)
     entry = Entry(module, method, given.names, arrangement_for(module, method, given.names, batch), tasks.left_out)
-    subject = prepare(entry, given, DrawOptions(
-        draws=mc_draws, modules=several(mc_modules), mode=mask_mode, seed=seed, tasks=tasks, keep_draws=keep_draws
-    ))  # fmt: skip
+    subject = prepare(entry, given, DrawOptions(draws=mc_draws, modules=several(mc_modules), mode=mask_mode,
+                                                seed=seed, tasks=tasks, keep_draws=keep_draws))  # fmt: skip
     limit = subject.captured.tolerance if tolerance is None else tolerance
     with Workshop(path) as workshop:
-        records, parity = _write_formats(workshop.path, writers, subject, given, limit, progress)
+        records, parity, bounds = _write_formats(workshop.path, writers, subject, given, limit, progress)
         golden = _write_golden(workshop.path / GOLDEN_NAME, subject, given)
         manifest = Manifest(
             name=path.name, created=datetime.now(UTC).isoformat(timespec="seconds"), method=method,
             inputs=subject.inputs, outputs=subject.outputs, tested=tested_sizes(given, subject),
             monte_carlo=subject.monte_carlo, formats=records, files=_digests(workshop.path), golden=GOLDEN_NAME,
             tolerance=limit, parity=tuple(_worst_per_output(parity)), checkpoint=checkpoint, versions=_versions(),
-            preprocessing=preprocessing, bounds=subject.captured.bounds, user=dict(user or {}),
+            preprocessing=preprocessing, bounds=bounds, user=dict(user or {}),
         )  # fmt: skip
         write_json(workshop.path / MANIFEST_NAME, manifest.to_json())
         workshop.publish()
-    return ExportResult(path=path, manifest=manifest, notes=(*notes, *_notes(given, subject, golden)))
+    return ExportResult(path=path, manifest=manifest, notes=(*notes, *_notes(given, subject, bounds, golden)))
 
 
 def _write_formats(
     directory: Path, writers: Mapping[str, Format], subject: Subject, inputs: ModelInputs, tolerance: float,
     progress: Callable[[str], None],
-) -> tuple[dict[str, FormatRecord], list[ParityRecord]]:  # fmt: skip
-    """Write every format and compare each with the module, the way a client would call it."""
+) -> tuple[dict[str, FormatRecord], list[ParityRecord], Bounds]:  # fmt: skip
+    """Write every format and compare each with the module, the way a client would call it.
+
+    The last is for which sizes of the dynamic dimensions they hold.
+    """
     records = {}
     for name, writer in writers.items():
         progress(f"writing {name}")
@@ -162,12 +165,13 @@ def _write_formats(
     progress("comparing with the module")
     names = [output.name for output in subject.outputs]
     clients = {name: writers[name].open_client(directory / records[name].file, names) for name in writers}
-    return records, check_parity(clients, subject, inputs, tolerance)
+    parity = check_parity(clients, subject, inputs, tolerance)
+    return records, parity, sizes_that_hold(clients, subject, inputs, tolerance)
 
 
-def _notes(inputs: ModelInputs, subject: Subject, golden: Mapping[str, NDArray[Any]]) -> list[str]:
+def _notes(inputs: ModelInputs, subject: Subject, bounds: Bounds, golden: Mapping[str, NDArray[Any]]) -> list[str]:
     sizes = inputs.default_sizes()
-    limits = [_limit(name, ends, sizes.get(name)) for name, ends in subject.captured.bounds.items()]
+    limits = [_limit(name, ends, sizes.get(name)) for name, ends in bounds.items()]
     return [*inputs.notes(), *subject.notes, *limits, *_without_numbers(golden)]
 
 

@@ -4,7 +4,7 @@ The file is loaded as a client loads it and fed fresh random inputs at several b
 module with numpy masks (``exporters.checks.reference``).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from deploykit.bounds import Bounds
 from deploykit.compare import worst_of
-from deploykit.errors import ParityError
+from deploykit.errors import DeploykitError, ParityError, UsageError
 from deploykit.manifest import ParityRecord
 from exporters.checks.rows import blaming_the_module
 from exporters.formats import Client
 from exporters.inputs import ModelInputs
 from exporters.subject import Subject
 
-__all__ = ["BATCHES", "check_parity", "tested_sizes"]
+__all__ = ["BATCHES", "check_parity", "sizes_that_hold", "tested_sizes"]
 
 BATCHES = (1, 2, 7, 64)
 """One, two, an odd size, and one much larger than the example's."""
@@ -99,6 +99,50 @@ def check_parity(
         for name, client in clients.items():
             found += _compare(name, client, subject, inputs, arrays, wanted, trial, tolerance)
     return found
+
+
+def sizes_that_hold(clients: Mapping[str, Client], subject: Subject, inputs: ModelInputs, tolerance: float) -> Bounds:
+    """The bounds of the module's code, and at least 2 where a file is not what the module is at size 1.
+
+    torch takes dynamic sizes for 2 or more when it captures, so that a branch on one that is 1 is lost without a word.
+    The batch is not looked at: it has trials of one row.
+    """
+    bounds = subject.captured.bounds
+    small = [name for name, size in inputs.default_sizes().items() if size > 1 and _at_least(1, bounds, name) == 1]
+    if not small or _holds_at_one(small, clients, subject, inputs, tolerance):
+        return bounds
+    wrong = [name for name in small if not _holds_at_one([name], clients, subject, inputs, tolerance)]
+    return {**bounds, **{name: {**bounds.get(name, {}), "min": 2} for name in wrong or small}}
+
+
+def _holds_at_one(
+    names: Collection[str], clients: Mapping[str, Client], subject: Subject, inputs: ModelInputs, tolerance: float
+) -> bool:
+    sizes = {inputs.batch_name: 2, **inputs.default_sizes(), **dict.fromkeys(names, 1)}
+    trial = _trial(sizes, len(BATCHES), subject, inputs.batch_name)
+    try:
+        arrays = inputs.random(sizes, trial.seed)
+    except UsageError:
+        return True  # A --range holds nothing at this size, so that nobody has such rows.
+    try:
+        wanted = _wanted(subject, arrays, trial, 2)
+    except DeploykitError:
+        return not any(_answers(client, arrays, trial) for client in clients.values())
+    try:
+        for name, client in clients.items():
+            _compare(name, client, subject, inputs, arrays, wanted, trial, tolerance)
+    except ParityError:
+        return False
+    return True
+
+
+def _answers(client: Client, arrays: dict[str, NDArray[Any]], trial: _Trial) -> bool:
+    try:
+        client(dict(arrays), dict(trial.controls))
+    # A runtime may raise anything.
+    except Exception:  # noqa: BLE001
+        return False
+    return True
 
 
 def _wanted(subject: Subject, arrays: dict[str, NDArray[Any]], trial: _Trial, batch: int) -> dict[str, NDArray[Any]]:

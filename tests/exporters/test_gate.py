@@ -167,3 +167,29 @@ def test_masks_that_are_wrong_are_refused(defect: str, tmp_path: Path, monkeypat
     with pytest.raises(ParityError, match="format torchscript"):
         export_net(tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
+
+
+class Centred(nn.Module):
+    """One step has no neighbours: code that torch never sees, as it takes dynamic sizes for 2 or more."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[self.axis] > 1:
+            x = x - x.mean(self.axis, keepdim=True)
+        return x.amax((1, 2))
+
+
+@pytest.mark.parametrize(("axis", "name"), [(1, "steps"), (2, "lanes")])
+@pytest.mark.parametrize("draws", [None, 3])
+def test_a_dimension_that_goes_another_way_at_size_one_is_bounded(
+    tmp_path: Path, axis: int, name: str, draws: int | None
+) -> None:
+    result = export.export_module(
+        nn.Sequential(nn.Dropout(0.3), Centred(axis)), tmp_path / "a", inputs=["x:float32[batch,steps,lanes]"],
+        mc_draws=draws, formats=["torchscript"],
+    )  # fmt: skip
+    assert result.manifest.bounds == {name: {"min": 2}}
+    assert f"dimension {name}: the module's code allows only sizes with min 2" in result.notes
