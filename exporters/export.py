@@ -24,6 +24,7 @@ from deploykit.storage.stores import local_path
 from deploykit.tensors import TensorSpec, parse_spec
 from deploykit.texts import several
 from exporters.eager.entry import Entry, arrangement_for
+from exporters.eager.weights import put_back_at_the_end
 from exporters.exportable import advising, check_exportable
 from exporters.formats import FORMATS, Format
 from exporters.inputs import ModelInputs, find_inputs
@@ -129,24 +130,25 @@ def export_module(
     writers = _check_request(path, formats, overwrite)
     tasks = _check_draws(mc_modules, task, variance, log_variance, mc_draws)
     check_exportable(module)
-    given = find_inputs(module, specs=inputs, example=example, ranges=ranges)
-    preprocessing = parse_preprocessing(preprocess, given.specs)
-    entry = Entry(module, method, given.names, arrangement_for(module, method, given.names, batch), tasks.left_out)
-    subject = prepare(entry, given, DrawOptions(draws=mc_draws, modules=several(mc_modules), mode=mask_mode,
-                                                seed=seed, tasks=tasks, keep_draws=keep_draws))  # fmt: skip
-    limit = subject.captured.tolerance if tolerance is None else tolerance
-    with Workshop(path) as workshop:
-        records, parity, bounds = _write_formats(workshop.path, writers, subject, given, limit, progress)
-        golden = _write_golden(workshop.path / GOLDEN_NAME, subject, given)
-        manifest = Manifest(
-            name=path.name, created=datetime.now(UTC).isoformat(timespec="seconds"), method=method,
-            inputs=subject.inputs, outputs=subject.outputs, tested=tested_sizes(given, subject),
-            monte_carlo=subject.monte_carlo, formats=records, files=_digests(workshop.path), golden=GOLDEN_NAME,
-            tolerance=limit, parity=tuple(_worst_per_output(parity)), checkpoint=checkpoint, versions=_versions(),
-            preprocessing=preprocessing, bounds=bounds, user=dict(user or {}),
-        )  # fmt: skip
-        write_json(workshop.path / MANIFEST_NAME, manifest.to_json())
-        workshop.publish()
+    with put_back_at_the_end(module):
+        given = find_inputs(module, specs=inputs, example=example, ranges=ranges)
+        preprocessing = parse_preprocessing(preprocess, given.specs)
+        entry = Entry(module, method, given.names, arrangement_for(module, method, given.names, batch), tasks.left_out)
+        subject = prepare(entry, given, DrawOptions(draws=mc_draws, modules=several(mc_modules), mode=mask_mode,
+                                                    seed=seed, tasks=tasks, keep_draws=keep_draws))  # fmt: skip
+        limit = subject.captured.tolerance if tolerance is None else tolerance
+        with Workshop(path) as workshop:
+            records, parity, bounds = _write_formats(workshop.path, writers, subject, given, limit, progress)
+            golden = _write_golden(workshop.path / GOLDEN_NAME, subject, given)
+            manifest = Manifest(
+                name=path.name, created=datetime.now(UTC).isoformat(timespec="seconds"), method=method,
+                inputs=subject.inputs, outputs=subject.outputs, tested=tested_sizes(given, subject),
+                monte_carlo=subject.monte_carlo, formats=records, files=_digests(workshop.path), golden=GOLDEN_NAME,
+                tolerance=limit, parity=tuple(_worst_per_output(parity)), checkpoint=checkpoint, versions=_versions(),
+                preprocessing=preprocessing, bounds=bounds, user=dict(user or {}),
+            )  # fmt: skip
+            write_json(workshop.path / MANIFEST_NAME, manifest.to_json())
+            workshop.publish()
     return ExportResult(path=path, manifest=manifest, notes=(*notes, *_notes(given, subject, bounds, golden)))
 
 

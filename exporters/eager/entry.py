@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from deploykit.errors import ExportError, UsageError
 from deploykit.tensors import DTYPES
 from exporters.eager.steps import STEP_METHODS, Step
+from exporters.eager.weights import noting_writes
 
 __all__ = ["BARE_OUTPUT", "Arrangement", "Entry", "arrangement_for"]
 
@@ -60,7 +61,9 @@ class Entry(nn.Module):
             UsageError: an output is to be left out that does not exist.
         """
         flat: dict[str, Tensor | None] = {}
-        for name, value in _flatten_outputs(self._call(tensors), self.left_out):
+        with noting_writes():
+            given = self._call(tensors)
+        for name, value in _flatten_outputs(given, self.left_out):
             if name in flat:
                 raise ExportError(
                     f"output {name!r}: two keys have this name as text, such as 1 and '1'; give each a name of its own"

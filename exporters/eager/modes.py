@@ -38,8 +38,13 @@ def borrowed(module: nn.Module) -> Iterator[None]:
 
 def _restore_values(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     for name, buffer in module.named_buffers():
-        if name in tensors and not torch.equal(buffer, tensors[name]):
+        if name in tensors and not _same(buffer, tensors[name]):
             buffer.copy_(tensors[name])
+
+
+def _same(buffer: torch.Tensor, held: torch.Tensor) -> bool:
+    """Also where both are NaN: one that is expanded and was not written to cannot be either."""
+    return buffer.shape == held.shape and bool(((buffer == held) | ((buffer != buffer) & (held != held))).all())
 
 
 def tracks_statistics(module: nn.Module) -> bool:

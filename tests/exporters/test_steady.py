@@ -1,5 +1,6 @@
 """Modules whose results differ from call to call by themselves are refused, also where it hardly ever shows."""
 
+import contextlib
 import os
 import random
 from pathlib import Path
@@ -90,3 +91,35 @@ def test_what_is_kept_from_call_to_call_is_refused_by_its_module(
 ) -> None:
     with pytest.raises(ExportError, match=r"^1: gives another result in a second call .* keeps something"):
         exported(function, tmp_path, draws)
+
+
+class Prototypes(nn.Module):
+    """Normalises its weights in every call, by another tensor or in their memory."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.last, self.in_place = nn.Linear(8, 3, bias=False), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.last.weight.data
+        if self.in_place:
+            weight.div_(weight.norm(dim=1, keepdim=True))
+        else:
+            self.last.weight.data = weight / weight.norm(dim=1, keepdim=True)
+        return self.last(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_weights_that_forward_writes_are_the_callers_again(tmp_path: Path, in_place: bool) -> None:
+    module = Prototypes(in_place=in_place)
+    weight, before = module.last.weight.data, module.last.weight.detach().clone()
+    with pytest.raises(ExportError, match=r"^last.weight: written") if in_place else contextlib.nullcontext():
+        export_module(module, tmp_path / "a", inputs=["x:float32[batch,8]"], formats=["torchscript"])
+    assert module.last.weight.data_ptr() == weight.data_ptr()
+    assert torch.equal(module.last.weight, before)
+
+
+def test_a_buffer_that_is_spread_and_holds_nan_is_left_alone(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(8, 3))
+    module.register_buffer("table", torch.full((1, 4), torch.nan).expand(6, 4))
+    export_module(module, tmp_path / "a", inputs=["x:float32[batch,8]"], formats=["torchscript"])
