@@ -87,9 +87,12 @@ def _are_inputs(value: object) -> bool:
 def _are(kind: Any, value: object) -> bool:
     if isinstance(value, str):
         return True
-    # What else can be gone through, such as the columns of a frame, may be so only once.
-    return isinstance(value, Iterable) and not (
-        isinstance(value, list | tuple) and not all(isinstance(one, kind) for one in value)
+    # A set has another order in each process. What else can be gone through, such as the columns of a frame, may be so
+    # only once.
+    return (
+        isinstance(value, Iterable)
+        and not isinstance(value, set | frozenset)
+        and not (isinstance(value, list | tuple) and not all(isinstance(one, kind) for one in value))
     )
 
 
@@ -118,7 +121,7 @@ def _are_fills(value: object) -> bool:
 _WHOLE = (_is_whole, "a whole number, such as 8")
 
 FUNCTION: Expected = (callable, "a function, such as print")
-SPECS: Expected = (_are_inputs, "texts, such as ['x:float32[batch,64]']")
+SPECS: Expected = (_are_inputs, "texts in their order (no set), such as ['x:float32[batch,64]']")
 
 _EXPECTED: dict[str, Expected] = {
     "runner": (_is_text, "one text, such as 'onnx'"),
@@ -130,8 +133,8 @@ _EXPECTED: dict[str, Expected] = {
     "progress": (_is_progress, "a function, or the name of a kind, such as 'auto'"),
     "first_draw": _WHOLE,
     "tolerance": (_is_number, "a number, such as 1e-4"),
-    "keep": (_are_names, "names of columns, such as ['id', 'label']"),
-    "columns": (_are_columns, "the columns of each input by its name, such as {'x': ['f*']}"),
+    "keep": (_are_names, "names of columns in their order (no set), such as ['id', 'label']"),
+    "columns": (_are_columns, "the columns of each input in their order (no set) by its name, such as {'x': ['f*']}"),
     "pad": (_are_fills, "what rows of an input are filled with by its name, such as {'input_ids': 0}"),
     "writer_arg": (_are_named, "arguments by their names, such as {'output_dir': 'mine'}"),
     "formats": (_are_names, "names of formats, such as ['onnx']"),

@@ -28,6 +28,7 @@ from tests.handmade import build, expected
         {"writer": None}, {"writer": Path("own.py:W")}, {"engine": None}, {"runner": 3}, {"layout": 3}, {"keep": 5},
         {"keep": [1]}, {"columns": ["x"]}, {"columns": "x=f0"}, {"columns": {"x": 3}}, {"columns": {1: "f0"}},
         {"batch_size": None}, {"writer_arg": "a=1"}, {"writer_arg": {1: 2}}, {"progress": 3},
+        {"keep": {"id", "label"}}, {"columns": {"x": frozenset("ab")}},
         {"devices": ["cpu"]}, {"draws_until": "0.1"}, {"draws_until": 0.1, "min_draws": 2.5}, {"draws_per_pass": 2.5},
     ],
 )  # fmt: skip
@@ -47,7 +48,7 @@ def test_an_argument_of_another_type_is_refused_before_anything_is_written(
     [
         {"inputs": None}, {"inputs": [3]}, {"formats": 3}, {"task": None}, {"tolerance": "x"}, {"method": None},
         {"example": np.zeros(3)}, {"ranges": {"x": 3}}, {"progress": None}, {"preprocess": 3}, {"mc_modules": 3},
-        {"variance": "mean=var"}, {"progress": "auto"},
+        {"variance": "mean=var"}, {"progress": "auto"}, {"inputs": {"x:float32[batch,4]"}},
     ],
 )  # fmt: skip
 def test_an_export_of_an_argument_of_another_type(tmp_path: Path, option: dict[str, Any]) -> None:
