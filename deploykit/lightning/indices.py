@@ -4,10 +4,10 @@ Lightning looks the indices up in a wrapper that it puts around the batch sample
 (any other iterable, an ``IterableDataset``), it hands over an empty list or the indices of the dataloader before.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from deploykit.errors import DataError
+from deploykit.sources.loaders import leaves
 
 __all__ = ["Loader", "loaders_of"]
 
@@ -40,11 +40,13 @@ class Loader:
         self.rows = self._length()
         sampler = getattr(loader.batch_sampler, "sampler", None)
         total = getattr(sampler, "total_size", None)
-        self.padding = max(0, total - self.rows) if isinstance(total, int) else 0
-        if isinstance(total, int) and total < self.rows:
+        # Under several ranks Lightning wraps a sampler of the user's own as the dataset of a distributed one.
+        given = len(getattr(sampler, "dataset", loader.dataset))
+        self.padding = max(0, total - given) if isinstance(total, int) else 0
+        if isinstance(total, int) and total < given:
             raise DataError(
-                f"{self._what}: its {type(sampler).__name__} has drop_last=True and leaves out {self.rows - total} of "
-                f"{self.rows} samples; leave drop_last out, or the sampler: Lightning puts in one that pads nothing"
+                f"{self._what}: its {type(sampler).__name__} has drop_last=True and leaves out {given - total} of "
+                f"{given} samples; leave drop_last out, or the sampler: Lightning puts in one that pads nothing"
             )
         size = getattr(loader.batch_sampler, "batch_size", None)
         self.batch_size = size if isinstance(size, int) and size > 0 else 1
@@ -87,10 +89,7 @@ def loaders_of(trainer: Any) -> list[Loader]:
     Raises:
         DataError: there is none, or as for a Loader.
     """
-    found = trainer.predict_dataloaders
-    if isinstance(found, Mapping):
-        found = list(found.values())
-    several = found if isinstance(found, list | tuple) else [found]
+    several = list(leaves(trainer.predict_dataloaders))
     if not several:
         raise DataError("dataloaders []: there is no dataloader to predict; give one, or leave RunWriter out")
     return [Loader(one, number) for number, one in enumerate(several)]

@@ -14,7 +14,7 @@ from deploykit.errors import DataError, DeploykitError
 from deploykit.standin import StandIn
 from deploykit.wording import said
 
-__all__ = ["Found", "Made", "called", "find_datasets", "left_out", "rows_of"]
+__all__ = ["Found", "Made", "called", "find_datasets", "leaves", "left_out", "rows_of"]
 
 _TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
@@ -163,6 +163,15 @@ def left_out(found: Found, came: int) -> str | None:
     return None
 
 
+def leaves(made: Any) -> Iterator[Any]:
+    """The loaders in nested lists, tuples and dicts, in the order in which Lightning counts them."""
+    if not isinstance(made, list | tuple | Mapping):
+        yield made
+        return
+    for each in made.values() if isinstance(made, Mapping) else made:
+        yield from leaves(each)
+
+
 def _length(dataset: Any) -> int | None:
     with contextlib.suppress(DataError):
         return called("length", len, dataset)  # type: ignore[no-any-return]
@@ -211,7 +220,7 @@ def _several(made: Any, what: str, *, is_certain: bool) -> tuple[list[Any], Any]
         made, is_certain = made.iterables, True
     if not isinstance(made, list | tuple | Mapping):
         return None
-    loaders = list(_leaves(made))
+    loaders = list(leaves(made))
     others = [each for each in loaders if not _is_loader(each)]
     if loaders and not others:
         return loaders, made
@@ -219,14 +228,6 @@ def _several(made: Any, what: str, *, is_certain: bool) -> tuple[list[Any], Any]
         return None
     found = type(others[0]).__name__ if others else "nothing"
     raise DataError(f"{what}: expected DataLoaders in the {type(made).__name__}, found {found}; return nothing else")
-
-
-def _leaves(made: Any) -> Iterator[Any]:
-    if not isinstance(made, list | tuple | Mapping):
-        yield made
-        return
-    for each in made.values() if isinstance(made, Mapping) else made:
-        yield from _leaves(each)
 
 
 def _refuse_hooks(module: Any, what: str) -> None:

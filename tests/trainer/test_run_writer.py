@@ -9,16 +9,27 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSamplerWrapper, _IndexBatchSamplerWrapper
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 from deploykit.errors import DataError, IncompleteRunError, RunError, UnknownNameError, UsageError
 from deploykit.lightning import RunWriter
+from deploykit.lightning.indices import loaders_of
 from deploykit.lightning.spool import RankSpool
 from deploykit.runs.merging import merge_run
 from deploykit.runs.rundir import RunDirectory
@@ -62,6 +73,14 @@ def test_several_dataloaders_count_on(tmp_path: Path) -> None:
     predict([RunWriter(tmp_path / "run")], [DataLoader(one, batch_size=2) for one in data])
     assert verify_run(tmp_path / "run").ok
     x = np.concatenate([one.x.numpy() for one in data])
+    want = handmade.expected("plain", {"x": x})["logits"]
+    np.testing.assert_allclose(merged(tmp_path / "run")["logits"], want, rtol=1e-5, atol=1e-6)
+
+
+def test_nested_dataloaders_count_on_as_lightning_counts_them(tmp_path: Path) -> None:
+    one, two, three = (DataLoader(Rows(rows, seed=rows), batch_size=2) for rows in (5, 3, 4))
+    predict([RunWriter(tmp_path / "run")], {"a": [one, two], "b": three})
+    x = np.concatenate([Rows(rows, seed=rows).x.numpy() for rows in (5, 3, 4)])
     want = handmade.expected("plain", {"x": x})["logits"]
     np.testing.assert_allclose(merged(tmp_path / "run")["logits"], want, rtol=1e-5, atol=1e-6)
 
@@ -201,7 +220,7 @@ class Names:
         (lambda: [torch.ones(2, 4)] * 2, "Lightning does not know which samples"),
         (lambda: DataLoader(Stream(), batch_size=2), "Lightning does not know which samples"),
         # Lightning hands the second loader the indices of the first one's last batch.
-        (lambda: [DataLoader(Rows(4), batch_size=2), [torch.ones(2, 4)]], r"dataloader 1 \(list\)"),
+        (lambda: [DataLoader(Rows(4), batch_size=2), [torch.ones(2, 4)]], r"dataloader 1 \(Tensor\)"),
         (lambda: DataLoader(Endless(), batch_sampler=Names()), "are not all numbers from 0 to 3"),  # type: ignore[arg-type]
     ],
     ids=["list", "iterable", "stale", "names"],
@@ -242,6 +261,18 @@ def test_many_columns(tmp_path: Path) -> None:
     table = merged(tmp_path / "run")
     np.testing.assert_array_equal(table["k799"], Rows(5).x[:, 0] + 799)
     assert len(table) == 801
+
+
+@pytest.mark.parametrize(
+    "sampler", [[0, 0, 1, 1, 2, 2, 3, 3], [0, 1, 2, 3, 0], SubsetRandomSampler([2, 1]), SequentialSampler(Rows(4))]
+)
+def test_what_a_sampler_repeats_or_leaves_out_is_no_padding_of_the_ranks(sampler: Any) -> None:
+    """Lightning puts the user's sampler into one that deals what it gives to the ranks, and pads nothing."""
+    dealt = UnrepeatedDistributedSamplerWrapper(sampler, num_replicas=2, rank=0, shuffle=False)
+    batches = _IndexBatchSamplerWrapper(BatchSampler(dealt, 2, False))
+    trainer = SimpleNamespace(predict_dataloaders=DataLoader(Rows(4), batch_sampler=batches))
+    (found,) = loaders_of(trainer)
+    assert (found.rows, found.padding) == (4, 0)
 
 
 def test_only_into_a_new_directory(tmp_path: Path) -> None:
