@@ -1,6 +1,7 @@
 """The data of a job: opened as the user asked for it, with the writer of what is predicted and what is kept."""
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 from deploykit.artifact import Artifact
 from deploykit.errors import DataError, UsageError
 from deploykit.sources import Reading, Source, open_source
+from deploykit.sources.factory import FactorySource
 from deploykit.sources.ragged import LENGTH, told_lengths
 from deploykit.sources.spool import asked_for
 from deploykit.sources.stream import StreamSource
@@ -49,7 +51,8 @@ def open_data(
         RunError: data cannot be drawn into this directory.
         DataError: the data cannot be opened, or does not fit the model.
     """
-    here, out = Path.cwd(), where.path
+    out = where.path
+    stay = partial(_refuse_to_move, Path.cwd(), data, [path for path in (artifact.path, out) if isinstance(path, Path)])
     # Opening the data may take long; a writer that cannot be used at all is refused first.
     writing = choose_writing(options, predicted, ranks, artifact.manifest.inputs)
     if writing.lightning is not None:
@@ -65,17 +68,21 @@ def open_data(
         alone=engine.prepares_alone,
         drawn=partial(make_progress, progress, None, 0),
         awaited=partial(make_progress, engine.shown(progress), None, 0),
+        stay=stay,
     )
     source: Source | None = find_spool(drawing, artifact.manifest.inputs)
     if source is None:
         with stoppable(where.place, lambda: "while the data was opened; give the same command again"):
             source = _opened(data, artifact.manifest.inputs, reading, engine.shown(progress))
     stack.callback(source.close)
-    _refuse_to_move(here, data, [place for place in (artifact.path, out) if isinstance(place, Path)])
+    stay()
     if isinstance(source, StreamSource):
         _require_shared(where, f"the data {source.target} comes but once ({source.why})", "return a map-style dataset")
         source = draw(source, drawing)
         stack.callback(source.close)
+    elif isinstance(source, FactorySource):
+        source.fingerprint()  # The first row is the user's code, too.
+        stay()
     kept = tuple(getattr(source, "kept", ()))
     # Chosen once where it can be: a Lightning writer is the user's own class, made on the way.
     if kept:
@@ -112,12 +119,20 @@ def _reading(artifact: Artifact, options: Mapping[str, Any], lengths: tuple[str,
 
 
 def _refuse_to_move(here: Path, data: str, others: Sequence[Path]) -> None:
-    """Refuse a data factory that left the working directory ``here``, where a name of the run is relative to it."""
+    """Refuse user code that left the working directory ``here``, where a name of the run is relative to it.
+
+    This goes back there, so that what has begun is undone in its place.
+
+    Raises:
+        DataError: it did.
+    """
+    there = Path.cwd()
     names = [*others, Path(data)] if ".py:" in data else others
     relative = [str(name) for name in names if not name.is_absolute()]
-    if relative and Path.cwd() != here:
+    if relative and there != here:
+        os.chdir(here)
         raise DataError(
-            f"data {data}: its code changed the working directory from {here} to {Path.cwd()}, and {relative[-1]} is "
+            f"data {data}: its code changed the working directory from {here} to {there}, and {relative[-1]} is "
             "relative to the former; leave os.chdir out of it, or name everything with absolute paths"
         )
 

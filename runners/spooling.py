@@ -40,6 +40,7 @@ class Drawing:
         alone: no other rank can be drawing, because this process prepares the job for all.
         drawn: begins to show how many rows have come, to who draws them.
         awaited: the same, to who waits.
+        stay: refuses code that has left the working directory.
     """
 
     out: Path
@@ -48,6 +49,7 @@ class Drawing:
     alone: bool
     drawn: Callable[[], Progress]
     awaited: Callable[[], Progress]
+    stay: Callable[[], None]
 
     @property
     def folder(self) -> Path:
@@ -213,6 +215,7 @@ def _fill(spool: Spool, stream: StreamSource, drawing: Drawing) -> Facts:
             say = _Saying(drawing.folder)
             for arrays in stream.batches():
                 if not spool.rows:
+                    drawing.stay()
                     spool.keep([stream.keeping.specs[name] for name in stream.keeping.names])
                 spool.add(arrays)
                 progress.update(spool.rows)

@@ -229,20 +229,42 @@ def test_a_report_that_cannot_be_written_is_said_and_written_later(
     assert (out / "report.json").is_file()
 
 
-def test_a_factory_that_leaves_the_working_directory(
-    artifact_paths: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+MOVES = """
+import os, numpy
+class Rows:
+    def __len__(self):
+        return len(x)
+    def __getitem__(self, row):
+        move()
+        return x[row]
+def move():
+    os.chdir(THERE)
+def at_once():
+    move()
+    return x
+def with_a_row():
+    return Rows()
+def in_order():
+    move()
+    yield from x
+"""
+
+
+@pytest.mark.parametrize("name", ["at_once", "with_a_row", "in_order"])
+def test_code_that_leaves_the_working_directory(
+    name: str, artifact_paths: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A relative run directory would come into being somewhere else."""
-    (tmp_path / "here").mkdir()
-    (tmp_path / "there").mkdir()
-    source = tmp_path / "moves.py"
-    there = str(tmp_path / "there")
-    source.write_text(f"import os, numpy\ndef make():\n    os.chdir({there!r})\n    return numpy.load({str(data)!r})\n")
-    monkeypatch.chdir(tmp_path / "here")
+    here, there, source = (tmp_path / part for part in ("here", "there", "moves.py"))
+    here.mkdir()
+    there.mkdir()
+    source.write_text(f"{MOVES}\nTHERE = {str(there)!r}\nx = numpy.load({str(data)!r})\n")
+    monkeypatch.chdir(here)
     with pytest.raises(DataError, match=r"changed the working directory from .*here to .*there, and r is relative"):
-        run(artifact_paths["mc"], f"{source}:make", "r", devices="cpu", **OPTIONS)
-    assert not list((tmp_path / "here").iterdir()) + list((tmp_path / "there").iterdir())
-    run(artifact_paths["mc"], f"{source}:make", tmp_path / "r", devices="cpu", **OPTIONS)
+        run(artifact_paths["mc"], f"{source}:{name}", "r", devices="cpu", **OPTIONS)
+    assert Path.cwd() == here
+    assert not [path for path in tmp_path.glob("*here/**/*") if path.is_file()]
+    run(artifact_paths["mc"], f"{source}:{name}", tmp_path / "r", devices="cpu", **OPTIONS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
