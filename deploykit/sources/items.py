@@ -15,6 +15,8 @@ from deploykit.wording import counted, row_range
 __all__ = ["Items"]
 
 _PLAIN = (bool, int, float, list)
+_ROW_AND_LABEL = 2
+"""So many values alike, an image and what it should become, are a row."""
 
 
 class Items:
@@ -68,6 +70,8 @@ class Items:
         """
         where, item = f"{self._what}, row {first}", self._named(item)
         is_value = isinstance(item, list) and _depth(item) == len(self._inputs[0].row_shape)
+        if not is_value:
+            self._refuse_rows(item, where)
         arrays = self._arrays(item, where, is_value=is_value)
         if any(arrays[spec.name].ndim != len(spec.shape) for spec in self._inputs):
             for spec in self._inputs:
@@ -83,6 +87,18 @@ class Items:
                 _require_row(spec, arrays[spec.name][0], where)
         arrays |= self._keeping.batch(item, len(next(iter(arrays.values()))), where)
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+    def _refuse_rows(self, item: Any, where: str) -> None:
+        """Refuse several rows that are no array: all but the first would pass for labels."""
+        spec = self._inputs[0]
+        if len(self._inputs) > 1 or type(item) not in (list, tuple) or len(item) <= _ROW_AND_LABEL:
+            return
+        if all(_is_row(value, spec, where) for value in item):
+            raise DataError(
+                f"{where}: a {type(item).__name__} of {len(item)} values, each of which could be a row of input "
+                f"{spec.name!r}, and only the first would be taken; yield rows one by one, or as one array, "
+                "np.stack(rows), and leave out what is no row"
+            )
 
     def _named(self, item: Any) -> Any:
         """A dataclass, or a named tuple with the names of the inputs or of what is kept, as a mapping."""
@@ -196,6 +212,14 @@ def _require_row(spec: TensorSpec, array: np.ndarray[Any, Any], where: str) -> N
             f"{where}: input {spec.name!r} has the shape {list(array.shape)}, the model takes "
             f"{list(spec.row_shape)} per row"
         )
+
+
+def _is_row(value: Any, spec: TensorSpec, where: str) -> bool:
+    try:
+        _require_row(spec, _array(value, spec, where), where)
+    except DataError:
+        return False
+    return True
 
 
 def _depth(value: Any) -> int | None:

@@ -272,6 +272,15 @@ def _why_in_order(loader: Any) -> str | None:
         return f"its DataLoader has a batch_sampler of its own, {type(batch_sampler).__name__}"
     if type(sampler).__name__ != "SequentialSampler" and not _is_shuffled(loader):
         return f"its DataLoader has a sampler of its own, {type(sampler).__name__}"
+    if _length(sampler) != _length(loader.dataset):
+        return f"its DataLoader has a {type(sampler).__name__} of other rows than those of its dataset"
+    for method in ("__iter__", "_get_iterator"):
+        owner = next((base for base in type(loader).__mro__ if method in vars(base)), None)
+        # What comes may be changed on the way; by torchdata's it is not, which only remembers how far it came.
+        if owner is not None and not owner.__module__.startswith(
+            ("torch.utils.data.", "torchdata.stateful_dataloader")
+        ):
+            return f"its {type(loader).__name__} has a method {method} of its own"
     return None
 
 

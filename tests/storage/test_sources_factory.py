@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -416,6 +417,14 @@ def test_rows_by_number_where_a_sampler_visits_each_once(tmp_path: Path) -> None
         ("[np.ones((2, 3), 'f4')]", r"row 0: input 'x' has the shape \[3\]"),
         ("(x(1 // (3 - i)) for i in range(9))", "row 3: the iterable: raised ZeroDivisionError"),
         ("[(x(0),), ()]", "row 1: 0 values"),
+class Doubled(DataLoader):
+    def __iter__(self):
+        return (x * 2 for x, _ in super().__iter__())
+class Handed(DataLoader):
+    def _get_iterator(self):
+        return (x * 2 for x, _ in super()._get_iterator())
+class Plain(DataLoader):
+    pass
     ],
 )
 def test_faults_of_a_stream_name_the_row(tmp_path: Path, items: str, said: str) -> None:
@@ -434,6 +443,12 @@ def test_batches_whose_inputs_do_not_agree(tmp_path: Path) -> None:
         list(source.batches())
     two = [IDS, TensorSpec(name="mask", dtype="int64", shape=("batch", "seq"))]
     source = opened(factory(tmp_path, PLAIN, "iter([(np.arange(3), np.arange(4))])"), two)
+        ("DataLoader(rows, sampler=SequentialSampler(range(2)))", "SequentialSampler of other rows", [0, 1]),
+        (
+            "DataLoader(rows, batch_sampler=BatchSampler(SequentialSampler(range(3)), 2, False))",
+            "SequentialSampler of other rows",
+            [0, 1, 2],
+        ),
     assert isinstance(source, StreamSource)
     with pytest.raises(DataError, match="dimension 'seq' is 4, expected 3"):
         list(source.batches())
@@ -447,6 +462,36 @@ def test_bfloat16_is_refused_with_the_row(tmp_path: Path) -> None:
 
 def test_tensors_that_need_a_gradient(tmp_path: Path) -> None:
     source = opened(factory(tmp_path, TORCH, "rows.tensors[0].clone().requires_grad_()"), [X])
+@pytest.mark.parametrize(("loader", "method"), [("Doubled", "__iter__"), ("Handed", "_get_iterator")])
+def test_a_loader_that_changes_what_comes_is_gone_through(tmp_path: Path, loader: str, method: str) -> None:
+    source = opened(factory(tmp_path, STREAM, f"{loader}(rows, batch_size=4)"), [X])
+    assert isinstance(source, StreamSource)
+    assert f"its {loader} has a method {method} of its own" in source.why
+    got = np.concatenate([arrays["x"] for arrays in source.batches()])
+    np.testing.assert_array_equal(got, 2 * np.arange(24, dtype=np.float32).reshape(6, 4), strict=True)
+    assert not isinstance(opened(factory(tmp_path, STREAM, "Plain(rows)"), [X]), StreamSource)
+
+
+@pytest.mark.parametrize("chunk", ["tuple(part)", "list(part)", "part.tolist()", "list(part.numpy())"])
+def test_rows_in_a_list_are_refused_where_one_may_have_labels(tmp_path: Path, chunk: str) -> None:
+    """All but the first of each would be lost without a word."""
+    made = factory(tmp_path, TORCH, f"({chunk} for part in rows.tensors[0].split(3))")
+    with pytest.raises(DataError, match=r"row 0: a \w+ of 3 values, each of which could be a row of input 'x'.*stack"):
+        list(streamed(made, X))
+    made = factory(tmp_path, TORCH, "(list(range(n, n + 3)) for n in (0, 3))")
+    with pytest.raises(DataError, match=r"row 0: a list of 3 values, each of which could be a row of input 'k'"):
+        list(streamed(made, TensorSpec(name="k", dtype="int64", shape=("batch",))))
+    for item in ("(x, x)", "(x, 1, 2)", "(x, x, x[:3])", "[x, x, 'a']", "x.tolist()"):
+        found = streamed(factory(tmp_path, TORCH, f"({item} for x in rows.tensors[0])"), X)
+        np.testing.assert_array_equal(np.concatenate(list(found)), np.arange(24, dtype=np.float32).reshape(6, 4))
+
+
+def streamed(made: str, spec: TensorSpec) -> Iterator[Any]:
+    source = opened(made, [spec])
+    assert isinstance(source, StreamSource)
+    return (arrays[spec.name] for arrays in source.batches())
+
+
     np.testing.assert_array_equal(source.read(0, 1)["x"], [[0, 1, 2, 3]])
 
 
