@@ -19,8 +19,8 @@ _CONTENT = {*_TIMES, "files", "kind", "rows", "sha256", "sha256_first_last", "sh
             "target", "version"}  # fmt: skip
 """What a fingerprint says of the data themselves. All else, such as the columns that are read, was asked for."""
 
-_DIGESTS = {"sha256", "sha256_sample"}
-"""Of all of the content, or of a sample of it."""
+_DIGESTS = {"sha256", "sha256_first_last", "sha256_sample"}
+"""Of all of the content, or of a sample of it; before 0.1.0 of two rows."""
 
 _MOST_NAMED = 3
 
@@ -86,6 +86,8 @@ def _other_data(held: Job, asked: Job) -> str:
     else:
         text = f"the data {asked.data_source} is not that of the run, which began with {held.data_source}"
     facts = [*_sizes(held, asked), *_changed_since(held, asked)]
+    if held.data_source == asked.data_source and asked.data.get("kind") == "factory":
+        facts.append("its code must give the same rows in the same order each time: seed what is random, sort names")
     return f"{text} ({'; '.join(facts) or 'other content'})"
 
 

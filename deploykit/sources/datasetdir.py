@@ -9,7 +9,8 @@ from deploykit.errors import DataError
 from deploykit.sources.arrowfile import ArrowFiles
 from deploykit.sources.base import FileIdentity
 from deploykit.sources.reading import Reading
-from deploykit.sources.tables import Pieces, TableSource, require_pyarrow
+from deploykit.sources.tablepieces import Pieces, require_pyarrow
+from deploykit.sources.tables import TableSource
 from deploykit.storage.locations import DataFile, Found
 from deploykit.tensors import TensorSpec
 

@@ -11,6 +11,7 @@ from deploykit.errors import DataError, UsageError
 from deploykit.registry import import_target
 from deploykit.sources.base import Arrays
 from deploykit.sources.keeping import Keeping
+from deploykit.sources.likeness import likeness, sampled_rows, unlike
 from deploykit.sources.loaders import Made, called, find_datasets
 from deploykit.sources.maprows import MapRows
 from deploykit.sources.reading import Reading, split
@@ -49,9 +50,12 @@ class FactorySource:
         self._length = sum(self.loader_rows)
         self.depth = max((part.depth for part in self._parts), default=0)
         self._fingerprint: dict[str, Any] | None = None
+        self._looks: dict[str, Any] = {}
         if self._keeping.needs_mapping and self._length:
             self.read(0, 1)
         self.kept = tuple(self._keeping.specs[name] for name in self._keeping.names if self._length)
+        if reading.index is not None:
+            self._refuse_other(reading.index)
 
     def __len__(self) -> int:
         return self._length
@@ -77,22 +81,60 @@ class FactorySource:
         return part.collated(rows)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The target, the number of rows, and a digest of the first and the last row.
+        """The target, the number of rows, and a digest of a few of them.
 
         Raises:
-            DataError: one of these two is not the same when it is read again.
+            DataError: the first or the last row cannot be read, or is not the same when it is read again.
         """
         if self._fingerprint is None:
             digest = hashlib.sha256()
-            for row in sorted({0, self._length - 1}) if self._length else []:
-                for name, array in self._steady(row).items():
-                    digest.update(f"{name}:{array.dtype}{array.shape}".encode())
+            for row in sampled_rows(self._length):
+                arrays = self._steady(row) if row in (0, self._length - 1) else self._read_if_possible(row)
+                self._looks[str(row)] = None if arrays is None else likeness(arrays)
+                for name, array in (arrays or {}).items():
+                    digest.update(f"{row}:{name}:{array.dtype}{array.shape}".encode())
                     digest.update(array.tobytes())
             known = {"kind": "factory", "target": self._target, "rows": self._length}
             keys = {"keys": self._keeping.keys} if self._keeping.keys else {}
             several = {"loaders": list(self.loader_rows)} if len(self._parts) > 1 else {}
-            self._fingerprint = {**known, **keys, **several, "sha256_first_last": digest.hexdigest()}
+            self._fingerprint = {**known, **keys, **several, "sha256_sample": digest.hexdigest()}
         return self._fingerprint
+
+    def index(self) -> dict[str, Any]:
+        """What the rows have to be in each other process of the run, which calls the factory itself."""
+        self.fingerprint()
+        return {"rows": self._length, "looks": self._looks}
+
+    def _refuse_other(self, index: dict[str, Any]) -> None:
+        """Refuse rows that are not those of the process that began the run: some would be lost, others doubled.
+
+        Raises:
+            DataError: says the first that is another.
+        """
+        said = None
+        if index["rows"] != self._length:
+            said = f"{self._length:,} rows, and {index['rows']:,}"
+        # Another order changes those between, too, and a look may cost a process.
+        rows = sampled_rows(self._length) if said is None else []
+        for row in rows[1:-1] or rows:
+            before = index["looks"][str(row)]
+            arrays = self._read_if_possible(row) if before is not None else None
+            if arrays is not None and (other := unlike(before, likeness(arrays))):
+                said = f"another row {row:,} ({', '.join(other)}) than"
+                break
+        if said is not None:
+            raise DataError(
+                f"{self._what}: its code gave in this process {said} in the one that began the run; each rank calls it "
+                "again, so it must give the same rows in the same order each time: seed what is random (random_split "
+                "with a generator), and sort what comes from a set or a folder"
+            )
+
+    def _read_if_possible(self, row: int) -> Arrays | None:
+        """The inputs of a row; None where they cannot be read: who predicts it says why, or leaves it out."""
+        try:
+            return split(self.read(row, row + 1))[0]
+        except DataError:
+            return None
 
     def _steady(self, row: int) -> Arrays:
         """A row, which has to be the same each time."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from deploykit.artifact import Artifact
 from deploykit.devices import Device
-from deploykit.errors import ArtifactError, DataError
+from deploykit.errors import ArtifactError, DataError, DeploykitError
 from deploykit.runs.job import Job
 from deploykit.runs.rundir import RunDirectory
 from deploykit.sources import Reading, Source, open_source
@@ -79,7 +79,6 @@ class Assignment:
         if source is None:
             source = opened_source(directory, artifact, self.data)
             stack.callback(source.close)
-            _refuse_other_data(source, directory.job)
         writer = make_writer(directory.job.writer, directory.job.outputs, write_interval=directory.job.write_interval)
         runner_class = choose_runner(artifact, self.runner)
         runner = stack.enter_context(runner_class(artifact, self.device, threads=self.threads))
@@ -107,7 +106,8 @@ def _refuse_other_data(source: Source, job: Job) -> None:
     """Refuse what has taken the data's place since the process that prepared the job looked at them.
 
     Only what costs little is compared: the rows, and of files what tells them from others. On another machine the same
-    files may have other times; what a store calls their versions is the same everywhere.
+    files may have other times; what a store calls their versions is the same everywhere. Rows of the user's code are
+    compared when they are opened, with what the index holds of them.
 
     Raises:
         DataError: it is not the data of the job.
@@ -125,17 +125,28 @@ def _refuse_other_data(source: Source, job: Job) -> None:
 
 
 def opened_source(directory: RunDirectory, artifact: Artifact, data: str) -> Source:
-    """The data of the job, named ``data``, with what the process that prepared it found on the way."""
+    """The data of the job, named ``data``, with what the process that prepared it found on the way.
+
+    Raises:
+        DataError: they do not open, or are no longer the data of the job.
+    """
     job = directory.job
     if job.data.get("kind") == "spool":
-        return open_spool(directory, artifact)
-    reading = Reading(
-        columns=job.columns,
-        keep=job.keep,
-        pad=job.pad,
-        lengths=tuple(job.data.get("lengths", ())),
-        allow_nan=job.nan == "allow",
-        preprocessing=artifact.manifest.preprocessing,
-        index=load_index(directory.path, job.data),
-    )
-    return open_source(data, artifact.manifest.inputs, prepare=False, reading=reading)
+        source: Source = open_spool(directory, artifact)
+    else:
+        reading = Reading(
+            columns=job.columns,
+            keep=job.keep,
+            pad=job.pad,
+            lengths=tuple(job.data.get("lengths", ())),
+            allow_nan=job.nan == "allow",
+            preprocessing=artifact.manifest.preprocessing,
+            index=load_index(directory.path, job.data),
+        )
+        source = open_source(data, artifact.manifest.inputs, prepare=False, reading=reading)
+    try:
+        _refuse_other_data(source, job)
+    except DeploykitError:
+        source.close()
+        raise
+    return source

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.errors import DataError
+from deploykit.artifact import Artifact
+from deploykit.errors import DataError, RunError
 from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.runrows import RunRows
 from deploykit.runs.verify_run import verify_run
 from deploykit.writers import make_writer
 from runners.job import run
+from runners.ranks.assignment import opened_source
 
 from . import loaders
 
@@ -66,3 +68,29 @@ def test_code_that_exits_does_not_end_the_run_as_if_it_were_done(
         run(artifact_paths["plain"], f"{FILE}:{factory}", tmp_path / "r", batch_size=4, devices=devices)
     if factory == "exits_in_a_worker":
         loaders.assert_blamed(str(caught.value), 41, within=2 * 4)
+
+
+def test_ranks_whose_factory_gives_the_rows_in_another_order_predict_nothing(
+    artifact_paths: dict[str, Path], tmp_path: Path
+) -> None:
+    """As of a set of names, or a random_split without a seed: rows would be lost, and others there twice."""
+    data = f"{FILE}:in_an_order_of_its_own"
+    with pytest.raises(DataError, match=r"gave in this process another row 19 \(x\) .* sort what comes from a set"):
+        run(artifact_paths["plain"], data, tmp_path / "r", batch_size=4, shard_rows=8, devices="cpu:2")
+    assert not list((tmp_path / "r" / "commits").iterdir())
+
+
+def test_a_process_of_a_run_has_its_rows_or_none(
+    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks, and those that call a writer of Lightning's, open the data alike."""
+    data = f"{FILE}:in_an_order_of_its_own"
+    monkeypatch.setenv("ORDER", "0")
+    run(artifacts["plain"].path, data, tmp_path / "r", batch_size=4, shard_rows=8)
+    directory = RunDirectory.open(tmp_path / "r")
+    opened_source(directory, artifacts["plain"], data).close()
+    monkeypatch.setenv("ORDER", "1")
+    with pytest.raises(DataError, match=r"gave in this process another row 19 \(x\)"):
+        opened_source(directory, artifacts["plain"], data)
+    with pytest.raises(RunError, match=r"is not what it was .*must give the same rows in the same order each time"):
+        run(artifacts["plain"].path, data, tmp_path / "r", batch_size=4, shard_rows=8)

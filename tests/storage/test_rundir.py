@@ -76,7 +76,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
         r"use the old values; or .*plan\.rows: 20, asked for 40",
     ),
     "other data": (
-        {"data": {"kind": "factory", "sha256_first_last": "b"}, "data_source": "d.py:rows"},
+        {"data": {"kind": "factory", "sha256_sample": "b"}, "data_source": "d.py:rows"},
         r"data d\.py:rows is not that of the run, which began with x\.npy \(other content\)",
     ),
 }

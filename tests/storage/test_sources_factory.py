@@ -1,11 +1,12 @@
 """Factories are written as a user writes them, into a file of their own."""
 
 import itertools
+import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -268,9 +269,57 @@ def test_fingerprint_follows_rows_not_place(tmp_path: Path) -> None:
     base = fingerprint("a", "Rows(x)")
     assert base == fingerprint("b", "Rows(x)")
     assert base["target"] == "d.py:make"
-    assert len({str(fingerprint(f"c{i}", body)) for i, body in enumerate(
-        ["Rows(x)", "Rows(x, 7)", "Rows(lambda i: x(i) + (i == 0))", "Rows(lambda i: x(i) + (i == 5))", "Rows(x, 0)"]
-    )}) == 5  # fmt: skip
+    changed = ["Rows(x)", "Rows(x, 7)", "Rows(x, 0)", *(f"Rows(lambda i: x(i) + (i == {row}))" for row in (0, 3, 5))]
+    assert len({str(fingerprint(f"c{i}", body)) for i, body in enumerate(changed)}) == 6
+
+
+def test_a_row_between_that_cannot_be_read_is_for_who_predicts_it(tmp_path: Path) -> None:
+    """With ``--on-error skip`` it is left out; the first and the last row show whether the code works at all."""
+    bad = f"{PLAIN}\ndef bad(i):\n    return x(i) if i != BAD else 1 / 0\n"
+    source: Any = opened(factory(tmp_path, bad.replace("BAD", "3"), "Rows(bad)"), [X])
+    assert source.fingerprint() == source.fingerprint()
+    assert source.index()["looks"]["3"] is None
+    for row in ("0", "5"):
+        with pytest.raises(DataError, match=f"row {row}: raised ZeroDivisionError"):
+            opened(factory(tmp_path, bad.replace("BAD", row), "Rows(bad)"), [X]).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "other"),
+    [
+        ("x(i)", "x(i) * np.float32(1.0000002)", None),
+        ("np.full(4, np.nan, np.float32)", "np.full(4, np.nan, np.float32)", None),
+        ("np.full(4, np.inf, np.float32)", "np.full(4, np.inf, np.float32)", None),
+        ("x(i)", "x(i) * np.float32(1.001)", 1),
+        ("x(i)", "-x(i)", 1),
+        ("x(i) + np.array([1, 2, 3, 4]) * (i == 3)", "x(i) + np.array([2, 1, 3, 4]) * (i == 3)", 3),
+        ("np.full(4, np.inf if i == 3 else i)", "x(i)", 3),
+    ],
+)
+def test_another_process_has_the_same_rows_but_for_rounding(
+    tmp_path: Path, then: str, now: str, other: int | None
+) -> None:
+    """Other numbers of threads round sums in another way; other rows are other by far."""
+    made = [f"Rows(lambda i: np.asarray({body}, np.float32))" for body in (then, now)]
+    source: Any = opened(factory(tmp_path, PLAIN, made[0]), [X])
+    index = json.loads(json.dumps(source.index(), allow_nan=False))
+    again = factory(tmp_path, PLAIN, made[1])
+    if other is None:
+        opened(again, [X], index=index)
+        return
+    with pytest.raises(DataError, match=rf"gave in this process another row {other} \(x\) than in the one that began"):
+        opened(again, [X], index=index)
+
+
+def test_another_process_has_as_many_rows_and_the_same_integers(tmp_path: Path) -> None:
+    source: Any = opened(factory(tmp_path, PLAIN, "Rows(x)"), [X])
+    with pytest.raises(DataError, match="gave in this process 7 rows, and 6 in the one that began"):
+        opened(factory(tmp_path, PLAIN, "Rows(x, 7)"), [X], index=source.index())
+    source = opened(factory(tmp_path, PLAIN, "Rows(lambda i: np.array([10**15 + i]))"), [IDS])
+    with pytest.raises(DataError, match=r"another row 1 \(ids\)"):
+        opened(
+            factory(tmp_path, PLAIN, "Rows(lambda i: np.array([10**15 + i + 1]))"), [IDS], index=source.index()
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("body", ["np.random.rand(4)", "random.random() + np.zeros(4)", "torch.rand(4).numpy()"])
@@ -368,6 +417,14 @@ class Buckets(BatchSampler):
         yield from ([5, 0], [1, 1, 2])
     def __len__(self):
         return 2
+class Doubled(DataLoader):
+    def __iter__(self):
+        return (x * 2 for x, _ in super().__iter__())
+class Handed(DataLoader):
+    def _get_iterator(self):
+        return (x * 2 for x, _ in super()._get_iterator())
+class Plain(DataLoader):
+    pass
 """
 )
 
@@ -386,6 +443,12 @@ class Buckets(BatchSampler):
         ("DataLoader(rows, batch_sampler=Buckets())", "a batch_sampler of its own, Buckets", [5, 0, 1, 1, 2]),
         ("[DataLoader(rows), DataLoader(Rows())]", "has an iterable, Rows", [*range(6), *range(6)]),
         ("(batch for batch in rows.tensors[0].split(4))", "of type generator, is an iterable", range(6)),
+        ("DataLoader(rows, sampler=SequentialSampler(range(2)))", "SequentialSampler of other rows", [0, 1]),
+        (
+            "DataLoader(rows, batch_sampler=BatchSampler(SequentialSampler(range(3)), 2, False))",
+            "SequentialSampler of other rows",
+            [0, 1, 2],
+        ),
     ],
 )
 def test_streams(tmp_path: Path, body: str, why: str, visited: Any) -> None:
@@ -399,69 +462,6 @@ def test_streams(tmp_path: Path, body: str, why: str, visited: Any) -> None:
             use()
 
 
-def test_rows_by_number_where_a_sampler_visits_each_once(tmp_path: Path) -> None:
-    known = ("RandomSampler(rows)", "SequentialSampler(rows)")
-    other = ("RandomSampler(rows, replacement=True)", "RandomSampler(rows, num_samples=3)", "SubsetRandomSampler([1])")
-    for sampler in (*known, *other):
-        source = opened(factory(tmp_path, STREAM, f"DataLoader(rows, sampler={sampler})"), [X])
-        assert isinstance(source, StreamSource) == (sampler in other), sampler
-    source = opened(factory(tmp_path, STREAM, "DataLoader(rows, batch_sampler=BatchSampler(range(6), 2, False))"), [X])
-    assert isinstance(source, StreamSource)
-
-
-@pytest.mark.parametrize(
-    ("items", "said"),
-    [
-        ("[x(0), x(1)[:3]]", r"row 1: input 'x' has the shape \[3\], the model takes \[4\]"),
-        ("[x(0), np.stack([x(1), x(2)]), x(3).astype('f8')]", "row 3: input 'x' has dtype float64"),
-        ("[np.ones((2, 3), 'f4')]", r"row 0: input 'x' has the shape \[3\]"),
-        ("(x(1 // (3 - i)) for i in range(9))", "row 3: the iterable: raised ZeroDivisionError"),
-        ("[(x(0),), ()]", "row 1: 0 values"),
-class Doubled(DataLoader):
-    def __iter__(self):
-        return (x * 2 for x, _ in super().__iter__())
-class Handed(DataLoader):
-    def _get_iterator(self):
-        return (x * 2 for x, _ in super()._get_iterator())
-class Plain(DataLoader):
-    pass
-    ],
-)
-def test_faults_of_a_stream_name_the_row(tmp_path: Path, items: str, said: str) -> None:
-    source = opened(factory(tmp_path, PLAIN, f"iter({items})"), [X])
-    assert isinstance(source, StreamSource)
-    with pytest.raises(DataError, match=said):
-        list(source.batches())
-
-
-def test_batches_whose_inputs_do_not_agree(tmp_path: Path) -> None:
-    source = opened(factory(tmp_path, PLAIN, "iter([(np.ones((2, 4), 'f4'), np.ones((3, 2), 'i8'))])"), [X, IDS])
-    assert isinstance(source, StreamSource)
-    with pytest.raises(
-        DataError, match=r"row 0: a batch with other numbers of rows for each input, {'x': 2, 'ids': 3}"
-    ):
-        list(source.batches())
-    two = [IDS, TensorSpec(name="mask", dtype="int64", shape=("batch", "seq"))]
-    source = opened(factory(tmp_path, PLAIN, "iter([(np.arange(3), np.arange(4))])"), two)
-        ("DataLoader(rows, sampler=SequentialSampler(range(2)))", "SequentialSampler of other rows", [0, 1]),
-        (
-            "DataLoader(rows, batch_sampler=BatchSampler(SequentialSampler(range(3)), 2, False))",
-            "SequentialSampler of other rows",
-            [0, 1, 2],
-        ),
-    assert isinstance(source, StreamSource)
-    with pytest.raises(DataError, match="dimension 'seq' is 4, expected 3"):
-        list(source.batches())
-
-
-def test_bfloat16_is_refused_with_the_row(tmp_path: Path) -> None:
-    source = opened(factory(tmp_path, TORCH, "rows.tensors[0].bfloat16()"), [X])
-    with pytest.raises(DataError, match="row 0: input 'x': a Tensor that is no array"):
-        source.read(0, 2)
-
-
-def test_tensors_that_need_a_gradient(tmp_path: Path) -> None:
-    source = opened(factory(tmp_path, TORCH, "rows.tensors[0].clone().requires_grad_()"), [X])
 @pytest.mark.parametrize(("loader", "method"), [("Doubled", "__iter__"), ("Handed", "_get_iterator")])
 def test_a_loader_that_changes_what_comes_is_gone_through(tmp_path: Path, loader: str, method: str) -> None:
     source = opened(factory(tmp_path, STREAM, f"{loader}(rows, batch_size=4)"), [X])
@@ -492,6 +492,55 @@ def streamed(made: str, spec: TensorSpec) -> Iterator[Any]:
     return (arrays[spec.name] for arrays in source.batches())
 
 
+def test_rows_by_number_where_a_sampler_visits_each_once(tmp_path: Path) -> None:
+    known = ("RandomSampler(rows)", "SequentialSampler(rows)")
+    other = ("RandomSampler(rows, replacement=True)", "RandomSampler(rows, num_samples=3)", "SubsetRandomSampler([1])")
+    for sampler in (*known, *other):
+        source = opened(factory(tmp_path, STREAM, f"DataLoader(rows, sampler={sampler})"), [X])
+        assert isinstance(source, StreamSource) == (sampler in other), sampler
+    source = opened(factory(tmp_path, STREAM, "DataLoader(rows, batch_sampler=BatchSampler(range(6), 2, False))"), [X])
+    assert isinstance(source, StreamSource)
+
+
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        ("[x(0), x(1)[:3]]", r"row 1: input 'x' has the shape \[3\], the model takes \[4\]"),
+        ("[x(0), np.stack([x(1), x(2)]), x(3).astype('f8')]", "row 3: input 'x' has dtype float64"),
+        ("[np.ones((2, 3), 'f4')]", r"row 0: input 'x' has the shape \[3\]"),
+        ("(x(1 // (3 - i)) for i in range(9))", "row 3: the iterable: raised ZeroDivisionError"),
+        ("[(x(0),), ()]", "row 1: 0 values"),
+    ],
+)
+def test_faults_of_a_stream_name_the_row(tmp_path: Path, items: str, said: str) -> None:
+    source = opened(factory(tmp_path, PLAIN, f"iter({items})"), [X])
+    assert isinstance(source, StreamSource)
+    with pytest.raises(DataError, match=said):
+        list(source.batches())
+
+
+def test_batches_whose_inputs_do_not_agree(tmp_path: Path) -> None:
+    source = opened(factory(tmp_path, PLAIN, "iter([(np.ones((2, 4), 'f4'), np.ones((3, 2), 'i8'))])"), [X, IDS])
+    assert isinstance(source, StreamSource)
+    with pytest.raises(
+        DataError, match=r"row 0: a batch with other numbers of rows for each input, {'x': 2, 'ids': 3}"
+    ):
+        list(source.batches())
+    two = [IDS, TensorSpec(name="mask", dtype="int64", shape=("batch", "seq"))]
+    source = opened(factory(tmp_path, PLAIN, "iter([(np.arange(3), np.arange(4))])"), two)
+    assert isinstance(source, StreamSource)
+    with pytest.raises(DataError, match="dimension 'seq' is 4, expected 3"):
+        list(source.batches())
+
+
+def test_bfloat16_is_refused_with_the_row(tmp_path: Path) -> None:
+    source = opened(factory(tmp_path, TORCH, "rows.tensors[0].bfloat16()"), [X])
+    with pytest.raises(DataError, match="row 0: input 'x': a Tensor that is no array"):
+        source.read(0, 2)
+
+
+def test_tensors_that_need_a_gradient(tmp_path: Path) -> None:
+    source = opened(factory(tmp_path, TORCH, "rows.tensors[0].clone().requires_grad_()"), [X])
     np.testing.assert_array_equal(source.read(0, 1)["x"], [[0, 1, 2, 3]])
 
 
