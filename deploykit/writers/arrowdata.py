@@ -44,11 +44,11 @@ def tables_of(specs: Sequence[TensorSpec], batches: Iterable[Batch]) -> Iterator
     import pyarrow as pa
 
     schema = schema_of(specs)
-    batches = iter(batches)
+    batches = filter(len, batches)
     first = next(batches, None)
     if first is None:
         return
-    rows = max(1, min(GROUP_ROWS, GROUP_BATCHES * len(first)))
+    rows = min(GROUP_ROWS, GROUP_BATCHES * len(first))
     for group in grouped(chain([first], batches), rows, GROUP_BYTES):
         parts = [_record_batch(specs, schema, checked(specs, batch)) for batch in group]
         yield pa.Table.from_batches(parts, schema)

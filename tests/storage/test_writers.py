@@ -61,6 +61,14 @@ def test_rebatch_gives_the_batches_of_the_plan_where_rows_are_left_out(
     ]
 
 
+@pytest.mark.parametrize("name", ["parquet", "arrow"])
+def test_a_first_batch_without_rows_does_not_make_groups_of_one(tmp_path: Path, name: str) -> None:
+    writer = make_writer(name, OUTPUTS)
+    writer.write(tmp_path / "a", iter([batch_of(0, 0), batch_of(0, 50), batch_of(50, 50)]), 50)
+    (batch,) = writer.read(tmp_path / "a")
+    assert equal(batch, batch_of(0, 50))
+
+
 def test_npy_is_a_plain_structured_array(tmp_path: Path) -> None:
     make_writer("npy", OUTPUTS).write(tmp_path / "a.npy", iter([batch_of(0, 4), batch_of(4, 5)]), 5)
     table = np.load(tmp_path / "a.npy", mmap_mode="r", allow_pickle=False)
