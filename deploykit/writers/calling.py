@@ -32,6 +32,11 @@ def calling(writer: Writer, name: str, doing: str, advice: str) -> Iterator[None
         number = error.errno if isinstance(error, OSError) else None
         if number is not None and (number in _OF_THE_DISK or _is_ours(writer)):
             raise
+        if isinstance(error, MemoryError) and _is_ours(writer):
+            raise RunError(
+                f"writer {name}: {doing} takes more memory than there is ({error}); allow more (the container's limit, "
+                "ulimit -v), or name a smaller --batch-size or another --writer"
+            ) from error
         raise RunError(f"writer {name}: {doing} raised {told(type(writer), error)}; {advice}") from error
 
 

@@ -294,6 +294,18 @@ def test_another_file_that_a_users_writer_wants_is_named(tmp_path: Path) -> None
     assert list(files_of(tmp_path)) == ["run.json"]
 
 
+def test_want_of_memory_of_our_own_writers_is_none_of_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: Any) -> None:
+        raise MemoryError("Unable to allocate 18.6 GiB")
+
+    directory = RunDirectory.prepare(tmp_path, make_job())
+    monkeypatch.setattr(NpyWriter, "write", write)
+    said = r"npy: part 0 .* takes more memory than there is \(Unable to allocate 18.6 GiB\); .* another --writer$"
+    with pytest.raises(RunError, match=said):
+        directory.write_part(directory.job.plan.shard(0), NpyWriter(OUTPUTS), iter([]), rank=0, timings={})
+    assert list(files_of(tmp_path)) == ["run.json"]
+
+
 def test_errors_of_the_origin_pass_unchanged(tmp_path: Path) -> None:
     directory = RunDirectory.prepare(tmp_path, make_job())
 
