@@ -170,8 +170,9 @@ def _compare(
         given = str(got[output.name].dtype)
         if given != output.dtype:
             raise ParityError(
-                f"format {name}: output {output.name!r} is {given}, expected {output.dtype}. Nothing was written. Give "
-                f"it that type in the module, with .to(torch.{output.dtype}), or export another format"
+                f"format {name}, {dict(trial.sizes)}: output {output.name!r} is {given}, expected {output.dtype}. "
+                f"Nothing was written. Give it that type in the module, with .to(torch.{output.dtype}), or export "
+                "another format"
             )
     statistics = {output.name: output.statistic for output in subject.outputs}
     worst = worst_of(statistics, got, wanted)

@@ -89,10 +89,10 @@ def test_a_file_that_takes_its_controls_for_others_is_refused(gate: Gate, defect
 
 
 OUTPUTS: dict[str, tuple[str, Callable[[Arrays, Any], Any]]] = {
-    "a deviation over all draws": ("value.std", lambda found, draws: found * np.sqrt((draws - 1) / draws)),
+    "a deviation over all draws": ("value.std", lambda found, draws: found * np.float32(((draws - 1) / draws) ** 0.5)),
     "the variance for the deviation": ("value.std", lambda found, draws: found**2),
     "a mean that is off by a thousandth": ("value.mean", lambda found, draws: found * 1.001),
-    "entropy in bits": ("logits.entropy", lambda found, draws: found / np.log(2)),
+    "entropy in bits": ("logits.entropy", lambda found, draws: found / np.float32(np.log(2))),
     "probabilities of another class": ("logits.probs", lambda found, draws: np.roll(found, 1, -1)),
     "no mutual information": ("logits.mutual_information", lambda found, draws: found * 0),
     "a deviation of logits for that of probabilities": ("logits.probs_std", lambda found, draws: found * 4),
@@ -101,6 +101,7 @@ OUTPUTS: dict[str, tuple[str, Callable[[Arrays, Any], Any]]] = {
     "rows in another order": ("value.mean", lambda found, draws: found[::-1].copy()),
     "a value that is none": ("value.mean", lambda found, draws: np.where(found == found.max(), np.nan, found)),
     "a column too many": ("value.mean", lambda found, draws: np.repeat(found, 2, -1)),
+    "another type": ("value.mean", lambda found, draws: found.astype(np.float64)),
 }
 
 
