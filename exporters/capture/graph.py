@@ -182,8 +182,30 @@ def _export(
         {axis: dimensions[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in specs
     )
     ones = cast(Any, symbolic_config).patch(backed_size_oblivious=not look_at_ones)
-    with quiet(), _silent(), dynamic_steps(), padded_sequences(), plainly(), ones, answers, torch.no_grad():
+    whole = _one_size_for_each_name(module, specs)
+    with quiet(), _silent(), dynamic_steps(), padded_sequences(), plainly(), whole, ones, answers, torch.no_grad():
         return torch.export.export(module, tuple(example), dynamic_shapes={"tensors": shapes}, strict=False)
+
+
+@contextmanager
+def _one_size_for_each_name(module: nn.Module, specs: Sequence[TensorSpec]) -> Iterator[None]:
+    """Let dimensions of one name be known to be the same: torch finds it out only where the code asks for it.
+
+    Without it, half of ``torch.cat([x, y])`` is not known to be a batch.
+    """
+
+    def compare(_module: nn.Module, tensors: Sequence[Tensor]) -> None:
+        first: dict[str, Any] = {}
+        for spec, tensor in zip(specs, tensors, strict=True):
+            for name, size in zip(spec.shape, tensor.shape, strict=True):
+                if isinstance(name, str):
+                    torch._check(first.setdefault(name, size) == size)  # type: ignore[no-untyped-call]
+
+    handle = module.register_forward_pre_hook(compare)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _bounds(message: str) -> Bounds:

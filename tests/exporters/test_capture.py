@@ -260,3 +260,22 @@ def test_sizes_may_be_asked_for_with_len(tmp_path: Path, draws: int | None) -> N
         x = np.random.default_rng(0).standard_normal((3, 9, 6)).astype(np.float32)
         for client in clients(result.path, names_of(result)).values():
             np.testing.assert_allclose(client({"x": x})["output"], x, rtol=1e-6)
+
+
+class Siamese(nn.Module):
+    """Two batches through one encoder at once, taken apart again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.drop = nn.Linear(4, 4), nn.Dropout(0.3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        one, other = self.drop(self.body(torch.cat([x, y]))).chunk(2)
+        return (one * other).sum(1)
+
+
+@pytest.mark.parametrize("draws", [None, 3])
+def test_inputs_that_share_a_dimension_can_be_joined_along_it(tmp_path: Path, draws: int | None) -> None:
+    inputs = ["x:float32[batch,4]", "y:float32[batch,4]"]
+    result = export_module(Siamese(), tmp_path / "a", inputs=inputs, mc_draws=draws, formats=["torchscript"])
+    assert result.manifest.bounds == {}
