@@ -101,6 +101,11 @@ def _missing_operation(error: Exception, text: str) -> str | None:
             "draws with a generator of its own, whose state is no part of a file; leave generator= out, and the file's "
             "seed decides"
         )
+    if "fake tensor in the exported program constant" in text:
+        return (
+            "computes with what a capture cannot follow, as the gradients of torch.autograd.grad, which would be a "
+            "constant in the file; write the derivative as operations, or export a --method that does without it"
+        )
     if isinstance(error, SyntaxError) and (called := re.search(r"\baten\.(\w+)\.from\b", error.text or "")):
         # torch writes a graph as code, in which the name of this form is a word of Python's.
         return (

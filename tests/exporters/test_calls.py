@@ -170,9 +170,19 @@ class Bounded(nn.Module):
         return x + nn.init.trunc_normal_(torch.empty_like(x))
 
 
+class Differentiated(nn.Module):
+    """As a force is the derivative of an energy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(F.dropout(x, 0.3, self.training).square().sum(), x)[0]
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
+        (Differentiated(), r"as the gradients of torch.autograd.grad"),
         (Learned(), r"keep the probability of a dropout as a number of Python's"),
         (Thinned(), r"as layer drop does, set that probability to 0"),
         pytest.param(
