@@ -140,9 +140,10 @@ class ModalCapture:
 
     def _refuse_lost(self, seen: Seen) -> None:
         """What draws in its first call alone has no draw in the graph, and would be left in evaluation mode."""
-        drawing = {module_of(node) for node, _, _ in seen.captured.asked}
+        parts = {site_name(name): part for name, part in self.entry.named_modules(remove_duplicate=False)}
+        drawing = {parts.get(module_of(node)) for node, _, _ in seen.captured.asked}
         calls = self.random_calls(seen.training)
-        lost = next((each for each in calls if each.drew and each.module not in drawing), None)
+        lost = next((each for each in calls if each.drew and parts.get(each.module) not in drawing), None)
         if lost is not None:
             raise ExportError(
                 f"{lost.module}: does not draw in every call what it drew when it was captured: {lost.operation} in "
