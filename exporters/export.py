@@ -173,8 +173,15 @@ def _write_formats(
 
 def _notes(inputs: ModelInputs, subject: Subject, bounds: Bounds, golden: Mapping[str, NDArray[Any]]) -> list[str]:
     sizes = inputs.default_sizes()
-    limits = [_limit(name, ends, sizes.get(name)) for name, ends in bounds.items()]
-    return [*inputs.notes(), *subject.notes, *limits, *_without_numbers(golden)]
+    own = subject.captured.bounds
+    limits = [_limit(name, ends, sizes.get(name)) for name, ends in own.items()]
+    ones = [
+        f"dimension {name}: a size of 1 is refused: there the files do not compute what the module does, as torch "
+        "captures the code for sizes of 2 or more"
+        for name, ends in bounds.items()
+        if ends.get("min") != own.get(name, {}).get("min")
+    ]
+    return [*inputs.notes(), *subject.notes, *limits, *ones, *_without_numbers(golden)]
 
 
 def _limit(name: str, ends: Mapping[str, int], size: int | None) -> str:
