@@ -57,11 +57,17 @@ def _is_mask(node: fx.Node, known: Collection[fx.Node]) -> bool:
     """Whether it holds nothing but 0 and 1."""
     value = node.meta.get("val")
     if aten_name(node) in ("ones", "ones_like", "new_ones") or (
-        isinstance(value, torch.Tensor) and value.dtype == torch.bool
+        isinstance(value, torch.Tensor) and value.dtype == torch.bool and _may_be_all(node)
     ):
         return True
     sources = list(handed_on(node))
     return bool(sources) and all(source in known for source in sources) and len(node.all_input_nodes) == len(sources)
+
+
+def _may_be_all(node: fx.Node) -> bool:
+    """Whether it may be a mask of padding: what equals one value, as a separator does, is hardly ever everywhere."""
+    source = node.args[0] if aten_name(node) == "to" else node
+    return getattr(source, "op", "") == "placeholder" or node.target is torch.ops.aten.ne.Scalar
 
 
 def _ends_of(node: fx.Node, known: Mapping[fx.Node, frozenset[Any]], masks: Collection[fx.Node]) -> Iterator[Any]:

@@ -113,6 +113,7 @@ UNBOUNDED: dict[str, Callable[[Placed, Tensor], Tensor]] = {
     "no more than there are": lambda m, x: m.table(torch.arange(min(x.shape[1], 30))).sum(0),
     "some of them": lambda m, x: m.table(torch.arange(x.shape[1])[:5]).sum(0),
     "counted": counted,
+    "numbers of segments": lambda m, x: m.table((x[:, :, 0].long() == 7).cumsum(1)),
     "added up": lambda m, x: m.table((0 * x[:, :, 0].long()).cumsum(1)),
     "written to": written_to,
     "a table as long": lambda m, x: x[0, torch.arange(x.shape[1])],
