@@ -32,11 +32,14 @@ def reversed_difference(value: Any, other: Any, alpha: Any = 1) -> Any:
 
 def rounded_quotient(value: Any, other: Any, rounding_mode: str | None = None) -> Any:
     """The same for ``value / other``, rounded down or to zero."""
+    from onnx_ir import DataType
     from onnxscript import opset18
     from onnxscript.function_libs.torch_lib.ops import core
 
     op: Any = opset18
-    if rounding_mode is None or _is_fraction(value) or _is_fraction(other):
+    # Integers of fewer bits float32 holds, and ONNX Runtime lacks operations for them.
+    is_wide = value.dtype in (DataType.INT32, DataType.INT64)
+    if rounding_mode is None or not is_wide or _is_fraction(other):
         return core.aten_div_mode(value, other, rounding_mode)
     other = op.CastLike(other, value)
     quotient = op.Div(value, other)  # Of integers it is rounded to zero.

@@ -61,6 +61,16 @@ def test_whole_quotients_of_large_integers_are_exact(tmp_path: Path) -> None:
         np.testing.assert_array_equal(got[name], value, err_msg=name)
 
 
+def test_whole_quotients_of_short_integers_export(tmp_path: Path) -> None:
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        mode: lambda x, mode=mode: torch.div(x, 7, rounding_mode=mode)  # type: ignore[misc]
+        for mode in ("floor", "trunc")
+    }
+    got, wanted = both(functions, np.arange(-(2**15), 2**15, dtype=np.int16).reshape(-1, 8), tmp_path)
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
 def test_numbers_of_the_code_keep_the_bits_of_float64(tmp_path: Path) -> None:
     """As coordinates in metres less an origin; torch's own exporter rounds the origin to float32."""
     functions: dict[str, Callable[[Tensor], Tensor]] = {
