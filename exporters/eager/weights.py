@@ -23,20 +23,20 @@ class _Weights:
     def __init__(self, module: nn.Module) -> None:
         tensors = [*module.parameters(), *module.buffers()]
         self._held = [(each, each.data) for each in tensors if type(each.data) is Tensor and _is_plain(each)]
-        self._memory: dict[int, list[Tensor]] = {}
-        for _, data in self._held:
-            self._memory.setdefault(_memory(data), []).append(data)
-        self._copies: list[tuple[Tensor, Tensor]] = []
+        self._memory = {_memory(data): data.untyped_storage() for _, data in self._held}
+        self._copies: list[tuple[torch.UntypedStorage, torch.UntypedStorage]] = []
 
     def before_writing(self, tensor: Tensor) -> None:
-        self._copies += [(data, data.clone()) for data in self._memory.pop(_memory(tensor), ())]
+        memory = self._memory.pop(_memory(tensor), None)
+        if memory is not None:
+            self._copies.append((memory, memory.clone()))
 
     def put_back(self) -> None:
         for tensor, data in self._held:
             if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape or tensor.stride() != data.stride():
                 tensor.data = data
-        for data, copy in self._copies:
-            data.copy_(copy)
+        for memory, copy in self._copies:
+            memory.copy_(copy)
 
 
 _current: ContextVar[_Weights | None] = ContextVar("_current", default=None)

@@ -119,6 +119,25 @@ def test_weights_that_forward_writes_are_the_callers_again(tmp_path: Path, in_pl
     assert torch.equal(module.last.weight, before)
 
 
+def test_memory_of_several_buffers_that_forward_writes_is_put_back_once(tmp_path: Path) -> None:
+    class Spread(nn.Module):
+        base: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("base", torch.full((1, 8), 3.0))
+            self.register_buffer("wide", self.base.expand(4, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.base.data = self.base.data.clamp_(0, 1)
+            return x * self.base
+
+    module = Spread()
+    with contextlib.suppress(ExportError):
+        export_module(module, tmp_path / "a", inputs=["x:float32[batch,8]"], formats=["torchscript"])
+    assert module.base.eq(3).all()
+
+
 def test_a_buffer_that_is_spread_and_holds_nan_is_left_alone(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Linear(8, 3))
     module.register_buffer("table", torch.full((1, 4), torch.nan).expand(6, 4))
