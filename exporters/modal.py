@@ -116,12 +116,14 @@ class ModalCapture:
         self._refuse_idle(patterns, also, seen.draws)
         plain = self.run(self.evaluation)
         owners = drawing_in_training(seen.draws, plain.draws)
-        if not kept_state(seen.captured.graph) and self._changed(seen, plain, owners) is None:
+        keeps = kept_state(seen.captured.graph)
+        changed = None if keeps else self._changed(seen, plain, owners)
+        if changed is None and not keeps:
             return seen
         self._refuse_lost(seen)
         again = self.run(only(owners))
         refuse_state(again.captured)
-        changed: str | None = "it draws less where only the modules that draw are in training mode"
+        changed = changed or "it draws less where only the modules that draw are in training mode"
         if again.calls() == seen.calls():
             changed = self._changed(again, plain, owners)
             if changed is None:

@@ -1,4 +1,4 @@
-"""What a capture computes beside its draws: the operations of each module, to compare two modes by.
+"""What a capture decides beside its draws: such operations of each module, to compare two modes by.
 
 Numbers do not tell: code that one mode has and the other does not, as a ``clamp``, may leave an example as it is.
 """
@@ -20,8 +20,16 @@ from exporters.rewrite.simplify import simplify
 
 __all__ = ["difference"]
 
-_LAYOUT = {"alias", "clone", "contiguous", "detach", "reshape", "view", "_unsafe_view"}
-"""Operations that compute nothing; which of them there are depends on how a draw lays out its memory."""
+_BY_VALUES = {
+    "abs", "amax", "amin", "argmax", "argmin", "argsort", "bitwise_and", "bitwise_not", "bitwise_or", "bucketize",
+    "ceil", "celu", "clamp", "clamp_max", "clamp_min", "clip", "cummax", "cummin", "elu", "eq", "fix", "floor",
+    "floor_divide", "fmax", "fmin", "frac", "ge", "gt", "hardshrink", "hardsigmoid", "hardswish", "hardtanh",
+    "heaviside", "index", "isfinite", "isinf", "isnan", "kthvalue", "le", "leaky_relu", "logical_and", "logical_not",
+    "logical_or", "lt", "masked_fill", "masked_scatter", "max", "maximum", "median", "min", "minimum", "mode",
+    "nan_to_num", "ne", "prelu", "relu", "relu6", "remainder", "round", "searchsorted", "selu", "sgn", "sign",
+    "softshrink", "sort", "threshold", "topk", "trunc", "where",
+}  # fmt: skip
+"""Names of operations that go another way by values. Elsewhere what agrees in random numbers agrees in all."""
 
 _OFF = {"train": False, "dropout": 0.0, "dropout_p": 0.0}
 
@@ -37,7 +45,9 @@ def difference(
     ours, theirs = _operations_off(captured), _operations_off(evaluation)
     for mode, more in (("training mode", ours - theirs), ("evaluation", theirs - ours)):
         for module, name, given in more:
-            if module not in makers and not (inside and _is_inside(module, makers)):
+            # What evaluation alone computes does not come of the noise.
+            made = module in makers and (inside or mode != "evaluation")
+            if not made and not (inside and _is_inside(module, makers)):
                 return f"{module} computes {name}({given}) in {mode} only"
     return None
 
@@ -77,16 +87,18 @@ def _operations(module: fx.GraphModule, weights: Mapping[str, Any]) -> Counter[t
     return Counter(
         (module_of(node), str(node.target), ", ".join(map(str, _given(node, module, weights))))
         for node in module.graph.nodes
-        if node.op == "call_function" and _computes(node)
+        if node.op == "call_function" and _decides(node)
     )
 
 
-def _computes(node: fx.Node) -> bool:
-    # A size is asked for by whoever needs it first.
-    value = node.meta.get("val")
-    return (
-        aten_name(node) not in _LAYOUT and not isinstance(value, (int, torch.SymInt)) and not _only_mends(node, value)
-    )
+def _decides(node: fx.Node) -> bool:
+    """Whether it goes another way by values or by sizes, or has a block that may."""
+    name, value = aten_name(node), node.meta.get("val")
+    if not name:
+        return node.target is not operator.getitem
+    if name in ("slice", "narrow"):  # One that left out nothing of the sizes tried leaves out something of others.
+        return bool(value.shape == node.all_input_nodes[0].meta["val"].shape)
+    return name.rstrip("_") in _BY_VALUES and not _only_mends(node, value)
 
 
 def _only_mends(node: fx.Node, value: Any) -> bool:

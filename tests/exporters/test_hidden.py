@@ -416,6 +416,44 @@ def test_what_only_evaluation_does_in_a_module_without_draws_is_in_the_file(tmp_
     assert found["output.mean"].tolist() == [[120.0]] * 2
 
 
+class Sampled(nn.Module):
+    """Several masks in training, none in evaluation: other operations, which agree in all numbers with masks off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.drops = nn.Linear(8, 3), nn.ModuleList(nn.Dropout(0.3) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return torch.stack([self.last(drop(x)) for drop in self.drops]).mean(0)
+        return self.last(x)  # type: ignore[no-any-return]
+
+
+class Spatial(nn.Dropout2d):
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return super().forward(x.unsqueeze(-1).unsqueeze(-1)).squeeze(-1).squeeze(-1)
+
+
+@pytest.mark.parametrize("module", [Sampled(), nn.Sequential(nn.Linear(8, 8), Spatial(0.3))])
+def test_other_ways_to_compute_the_same_are_no_difference(tmp_path: Path, module: nn.Module) -> None:
+    exported(module, tmp_path)
+
+
+def test_what_only_evaluation_does_beside_noise_is_told(tmp_path: Path) -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            age = self.last(x + 0.1 * torch.randn_like(x) if self.training else x) + 60
+            return age if self.training else age.clamp(0, 120)
+
+    assert "computes something else than in evaluation" in " ".join(exported(Noisy(), tmp_path).notes)
+
+
 def test_what_only_evaluation_does_in_a_module_that_draws_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"1 computes aten.clamp.*120.* in evaluation only"):
         exported(nn.Sequential(nn.Linear(8, 8), Aged(0.3)), tmp_path)
