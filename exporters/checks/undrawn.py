@@ -97,7 +97,7 @@ def _decides(node: fx.Node) -> bool:
     if not name:
         return node.target is not operator.getitem
     if name in ("slice", "narrow"):  # One that left out nothing of the sizes tried leaves out something of others.
-        return bool(value.shape == node.all_input_nodes[0].meta["val"].shape)
+        return bool(node.meta["val"].shape == node.all_input_nodes[0].meta["val"].shape)
     return name.rstrip("_") in _BY_VALUES and not _only_mends(node, value)
 
 

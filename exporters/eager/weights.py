@@ -29,7 +29,7 @@ class _Weights:
     def before_writing(self, tensor: Tensor) -> None:
         memory = self._memory.pop(_memory(tensor), None)
         if memory is not None:
-            self._copies.append((memory, memory.clone()))
+            self._copies.append((memory, memory.clone()))  # type: ignore[no-untyped-call]
 
     def put_back(self) -> None:
         for tensor, data in self._held:
