@@ -60,7 +60,17 @@ def _is_there(text: str, pattern: str, filesystem: Any) -> bool:
     if filesystem is None:
         return next(glob.iglob(pattern), None) is not None  # noqa: PTH207 (a log may be long)
     with asking(f"data {text}", "looked at", DataError):
-        return bool(filesystem.glob(pattern))
+        try:
+            return bool(filesystem.glob(pattern))
+        except Exception as error:
+            if not _says_no(error):
+                raise
+            return False
+
+
+def _says_no(error: Exception) -> bool:
+    """Whether a store answered that there is no such folder, or none to be seen, as a web server does with a 4xx."""
+    return isinstance(error, FileNotFoundError | PermissionError) or 400 <= getattr(error, "status", 0) < 500
 
 
 def _folders(found: Found) -> Iterator[str]:
@@ -74,9 +84,7 @@ def _folders(found: Found) -> Iterator[str]:
         real = {Path(folder).resolve() for folder in folders}
         yield from sorted({str(above) for folder in real for above in (folder, *folder.parents)})
         return
-    root = posixpath.commonpath(folders)
-    folder = posixpath.dirname(found.files[0].path)
-    while folder != root:
-        yield folder
-        folder = posixpath.dirname(folder)
-    yield root
+    # Not commonpath and dirname: an empty part, as after "http:" or in a key with "//", counts.
+    shared = len(os.path.commonprefix([folder.split("/") for folder in folders]))
+    parts = posixpath.dirname(found.files[0].path).split("/")
+    yield from ("/".join(parts[:count]) or "/" for count in range(len(parts), max(shared, 1) - 1, -1))

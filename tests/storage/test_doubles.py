@@ -1,9 +1,13 @@
 """Rows that would come twice: files that the log of a table has replaced, and files that are there under two names."""
 
+import functools
+import http.server
 import json
 import os
 import re
+import threading
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -72,6 +76,65 @@ def test_a_table_with_a_log_at_a_url() -> None:
     for text in ("lake", "lake/*/*.parquet", "lake/day=*/a.parquet"):
         with pytest.raises(DataError, match="/doubles/lake is a table of Delta Lake"):
             opened(f"memory://doubles/{text}")
+
+
+def test_a_table_with_a_log_below_an_empty_name() -> None:
+    store = fsspec.filesystem("memory")
+    write("a.parquet")
+    store.pipe("/doubles//lake/day=1/a.parquet", Path("a.parquet").read_bytes())
+    store.pipe("/doubles//lake/day=2/a.parquet", Path("a.parquet").read_bytes())
+    assert len(opened("memory://doubles//lake/*/*.parquet")) == 4
+    store.pipe("/doubles//lake/_delta_log/0.json", b"{}")
+    with pytest.raises(DataError, match="/doubles//lake is a table of Delta Lake"):
+        opened("memory://doubles//lake/*/*.parquet")
+
+
+class Listing(http.server.SimpleHTTPRequestHandler):
+    """A web server, which forbids folders that are not there."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        super().send_error(403 if code == 404 else code, message, explain)
+
+
+def test_data_of_a_web_server_is_looked_at_for_a_log() -> None:
+    pytest.importorskip("aiohttp")
+    write("lake/one/a.parquet", "lake/two/a.parquet")
+    handler = functools.partial(Listing, directory=str(Path.cwd()))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/lake"
+        try:
+            assert len(opened(f"{url}/one/*.parquet")) == 2
+            assert len(opened(f"{url}/*/*.parquet")) == 4
+            write("lake/_delta_log/0.json")
+            fsspec.filesystem("http").invalidate_cache()
+            with pytest.raises(DataError, match="/lake is a table of Delta Lake"):
+                opened(f"{url}/*/*.parquet")
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize("error", [PermissionError("list"), FileNotFoundError("none"), TimeoutError("no answer")])
+def test_a_store_that_answers_with_an_error_has_no_log_there(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = fsspec.filesystem("memory")
+    write("a.parquet")
+    store.pipe("/doubles/few/a.parquet", Path("a.parquet").read_bytes())
+    glob = type(store).glob
+
+    def looked(self: Any, path: str, **options: Any) -> Any:
+        if "_delta_log" in path:
+            raise error
+        return glob(self, path, **options)
+
+    monkeypatch.setattr(type(store), "glob", looked)
+    if isinstance(error, TimeoutError):
+        with pytest.raises(DataError, match="cannot be looked at"):
+            opened("memory://doubles/few/*.parquet")
+    else:
+        assert len(opened("memory://doubles/few/*.parquet")) == 2
 
 
 def test_a_link_beside_what_it_leads_to_is_refused() -> None:
