@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import unquote
@@ -264,10 +265,11 @@ def _below_root(path: str, root: str) -> str:
 
 
 def _is_meant(pattern: str, path: str) -> bool:
-    """Whether each part of the path that stands for a wildcard, or comes after one, counts or is named itself."""
+    """Whether each part of the path that stands for a wildcard, or comes after one, counts or is named (``_batch*``)."""
     named, parts = ([part for part in text.split("/") if part] for text in (pattern, path))
     fixed = next(number for number, part in enumerate(named) if _GLOB & set(part))
-    return all(_counts(part) or part in named for part in parts[fixed:])
+    hidden = [part for part in named if not _counts(part)]
+    return all(_counts(part) or any(fnmatchcase(part, one) or part == one for one in hidden) for part in parts[fixed:])
 
 
 def _counts(name: str) -> bool:

@@ -170,3 +170,12 @@ def test_what_is_put_aside_below_a_pattern_does_not_count() -> None:
     assert len(opened("spark")) == len(opened("spark/**/*.parquet")) == len(opened("spark//**/*.parquet")) == 4
     assert len(opened("spark/**/**/*.parquet")) == 4, "what several ways lead to comes once"
     assert len(opened("spark/_temporary/*/*.parquet")) == len(opened("s*/_temporary/*/*.parquet")) == 2, "it was named"
+
+
+@pytest.mark.parametrize("url", ["", "memory://hidden/"])
+def test_a_pattern_that_names_what_does_not_count_means_it(url: str) -> None:
+    write("t/_batch1/a.parquet", "t/_batch2/a.parquet", "t/_batch2/_b.parquet", "t/_other/a.parquet", "t/c/a.parquet")
+    for path in Path("t").glob("*/*.parquet"):
+        fsspec.filesystem("memory").pipe(f"/hidden/{path}", path.read_bytes())
+    assert len(opened(f"{url}t/_batch*/a.parquet")) == len(opened(f"{url}t/_batch*/*.parquet")) == 4
+    assert len(opened(f"{url}t/_batch[2]/_?.parquet")) == len(opened(f"{url}t/*/*.parquet")) == 2
