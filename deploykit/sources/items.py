@@ -15,8 +15,10 @@ from deploykit.wording import counted, row_range
 __all__ = ["Items"]
 
 _PLAIN = (bool, int, float, list)
-_ROW_AND_LABEL = 2
-"""So many values alike, an image and what it should become, are a row."""
+_ROW_AND_MORE = {list: 2, tuple: 8}
+"""So many values alike may be a row and what belongs to it: in a list, as chunks of rows are, an image and what it
+should become; in a tuple, which is how that is usually written, also a mask, a weight and the like.
+"""
 
 
 class Items:
@@ -91,13 +93,13 @@ class Items:
     def _refuse_rows(self, item: Any, where: str) -> None:
         """Refuse several rows that are no array: all but the first would pass for labels."""
         spec = self._inputs[0]
-        if len(self._inputs) > 1 or type(item) not in (list, tuple) or len(item) <= _ROW_AND_LABEL:
+        if len(self._inputs) > 1 or type(item) not in _ROW_AND_MORE or len(item) <= _ROW_AND_MORE[type(item)]:
             return
         if all(_is_row(value, spec, where) for value in item):
             raise DataError(
                 f"{where}: a {type(item).__name__} of {len(item)} values, each of which could be a row of input "
                 f"{spec.name!r}, and only the first would be taken; yield rows one by one, or as one array, "
-                "np.stack(rows), and leave out what is no row"
+                f"np.stack(rows), and what belongs to a row beside it: yield a dict, {{{spec.name!r}: row}}"
             )
 
     def _named(self, item: Any) -> Any:
