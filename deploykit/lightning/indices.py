@@ -40,8 +40,9 @@ class Loader:
         self.rows = self._length()
         sampler = getattr(loader.batch_sampler, "sampler", None)
         total = getattr(sampler, "total_size", None)
-        # Under several ranks Lightning wraps a sampler of the user's own as the dataset of a distributed one.
-        given = len(getattr(sampler, "dataset", loader.dataset))
+        # Under several ranks Lightning wraps a sampler of the user's own as the dataset of a distributed one. Any other
+        # sampler may call anything its dataset.
+        given = len(getattr(sampler, "dataset", loader.dataset)) if isinstance(total, int) else 0
         self.padding = max(0, total - given) if isinstance(total, int) else 0
         if isinstance(total, int) and total < given:
             raise DataError(

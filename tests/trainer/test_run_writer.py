@@ -254,6 +254,19 @@ def test_samples_that_come_twice_or_not_at_all(tmp_path: Path) -> None:
         predict([RunWriter(tmp_path / "drop")], DataLoader(Rows(5), sampler=sampler))
 
 
+class OfALake(SequentialSampler):
+    """Keeps what it samples from, of which nobody knows the length, under a name that Lightning's samplers use, too."""
+
+    def __init__(self, rows: Rows) -> None:
+        super().__init__(rows)
+        self.dataset = iter(rows)  # type: ignore[call-overload]
+
+
+def test_a_sampler_whose_dataset_has_no_length(tmp_path: Path) -> None:
+    predict([RunWriter(tmp_path / "run")], DataLoader(Rows(5), sampler=OfALake(Rows(5)), batch_size=2))
+    assert merged(tmp_path / "run")["sample_id"].tolist() == list(range(5))
+
+
 def test_many_columns(tmp_path: Path) -> None:
     """The rows are put aside as numpy's files, whose header numpy does not read with so many."""
     wide = Odd(lambda x: {f"k{n}": x[:, 0] + n for n in range(800)})
