@@ -80,20 +80,21 @@ def _are_names(value: object) -> bool:
     return _are(str, value)
 
 
+def _are_ordered(value: object) -> bool:
+    """Whether they are names in an order, which a set has another of in each process."""
+    return not isinstance(value, set | frozenset) and _are_names(value)
+
+
 def _are_inputs(value: object) -> bool:
-    return not isinstance(value, Mapping) and _are((str, TensorSpec), value)
+    return not isinstance(value, Mapping | set | frozenset) and _are((str, TensorSpec), value)
 
 
 def _are(kind: Any, value: object) -> bool:
     if isinstance(value, str):
         return True
-    # A set has another order in each process. What else can be gone through, such as the columns of a frame, may be so
-    # only once.
-    return (
-        isinstance(value, Iterable)
-        and not isinstance(value, set | frozenset)
-        and not (isinstance(value, list | tuple) and not all(isinstance(one, kind) for one in value))
-    )
+    # What else can be gone through, such as the columns of a frame, may be so only once.
+    again = isinstance(value, list | tuple | set | frozenset)
+    return isinstance(value, Iterable) and not (again and not all(isinstance(one, kind) for one in value))
 
 
 def _are_named(value: object) -> bool:
@@ -101,7 +102,7 @@ def _are_named(value: object) -> bool:
 
 
 def _are_columns(value: object) -> bool:
-    return isinstance(value, Mapping) and _are_names(list(value)) and all(map(_are_names, value.values()))
+    return isinstance(value, Mapping) and _are_names(list(value)) and all(map(_are_ordered, value.values()))
 
 
 def _are_ranges(value: object) -> bool:
@@ -133,7 +134,7 @@ _EXPECTED: dict[str, Expected] = {
     "progress": (_is_progress, "a function, or the name of a kind, such as 'auto'"),
     "first_draw": _WHOLE,
     "tolerance": (_is_number, "a number, such as 1e-4"),
-    "keep": (_are_names, "names of columns in their order (no set), such as ['id', 'label']"),
+    "keep": (_are_ordered, "names of columns in their order (no set), such as ['id', 'label']"),
     "columns": (_are_columns, "the columns of each input in their order (no set) by its name, such as {'x': ['f*']}"),
     "pad": (_are_fills, "what rows of an input are filled with by its name, such as {'input_ids': 0}"),
     "writer_arg": (_are_named, "arguments by their names, such as {'output_dir': 'mine'}"),

@@ -11,7 +11,11 @@ T = TypeVar("T")
 def several(value: str | Iterable[T]) -> tuple[str | T, ...]:
     """All of them; a single text, given as it is, counts as one and not as its letters.
 
-    >>> several("id"), several(["id", "label"])
-    (('id',), ('id', 'label'))
+    Those of a set, which has another order in each process, are sorted.
+
+    >>> several("id"), several(["id", "label"]), several({"onnx", "a"})
+    (('id',), ('id', 'label'), ('a', 'onnx'))
     """
-    return (value,) if isinstance(value, str) else tuple(value)
+    if isinstance(value, str):
+        return (value,)
+    return tuple(sorted(value, key=str) if isinstance(value, set | frozenset) else value)

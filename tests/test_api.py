@@ -48,7 +48,7 @@ def test_an_argument_of_another_type_is_refused_before_anything_is_written(
     [
         {"inputs": None}, {"inputs": [3]}, {"formats": 3}, {"task": None}, {"tolerance": "x"}, {"method": None},
         {"example": np.zeros(3)}, {"ranges": {"x": 3}}, {"progress": None}, {"preprocess": 3}, {"mc_modules": 3},
-        {"variance": "mean=var"}, {"progress": "auto"}, {"inputs": {"x:float32[batch,4]"}},
+        {"variance": "mean=var"}, {"progress": "auto"}, {"inputs": {"x:float32[batch,4]"}}, {"inputs": frozenset()},
     ],
 )  # fmt: skip
 def test_an_export_of_an_argument_of_another_type(tmp_path: Path, option: dict[str, Any]) -> None:
@@ -57,6 +57,18 @@ def test_an_export_of_an_argument_of_another_type(tmp_path: Path, option: dict[s
     with pytest.raises(UsageError, match=rf"(?s)^{name.replace('_', ' ')} .*: of type \w+, expected "):
         deploykit.export(torch.nn.Linear(4, 3), tmp_path / "model", **options)
     assert not (tmp_path / "model").exists()
+
+
+def test_what_has_no_order_may_be_a_set(tmp_path: Path) -> None:
+    result = deploykit.export(
+        torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout()), tmp_path / "model",
+        inputs=["x:float32[batch,4]"], formats={"torchscript", "onnx"}, task=frozenset({"classification"}),
+        mc_draws=2, mc_modules={"1", "1*"},
+    )  # fmt: skip
+    assert list(result.manifest.formats) == ["onnx", "torchscript"], "in each process the same"
+    for wrong in ({"formats": {3}}, {"task": {3}}):
+        with pytest.raises(UsageError, match="of type set, expected"):
+            deploykit.export(torch.nn.Linear(4, 3), tmp_path / "other", inputs=["x:float32[batch,4]"], **wrong)
 
 
 def test_an_export_has_the_options_of_a_module_and_of_a_checkpoint() -> None:
