@@ -50,7 +50,8 @@ def same_files(found: Found) -> str | None:
         status = os.stat(file.path)  # noqa: PTH116 (a folder may have a million files)
         # Some file systems of networks give one number to several files.
         one = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        first = seen.setdefault(one, file)
+        # Files without a byte hold no row that could come twice, and a store may well keep them as one.
+        first = seen.setdefault(one, file) if status.st_size else file
         if first is not file:
             return f"{first.name} and {file.name} are the same file"
     return None

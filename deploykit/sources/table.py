@@ -90,8 +90,9 @@ def _opened(text: str, inputs: Sequence[TensorSpec], prepare: bool, reading: Rea
         refuse_logged(found)
         if double is not None:
             raise DataError(
-                f"data {text}: {double}, and each of its rows would come twice; take the link out, or name the files "
-                "that you mean with a pattern"
+                f"data {text}: {double}, and each of its rows would come twice; take the link out, name the files that "
+                "you mean with a pattern, or, where the rows are meant twice, as of equal files that were made one, "
+                "put a copy in its place (cp --remove-destination)"
             )
     source = cast("Source", opener(found, inputs, reading))
     source.notes = [*source.notes, *(f"ignored: {run}, a run directory: it holds predictions" for run in found.runs)]

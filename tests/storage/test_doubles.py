@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import re
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,19 @@ def test_a_link_beside_what_it_leads_to_is_refused() -> None:
 def test_a_hard_link_is_refused() -> None:
     write("files/a.parquet")
     os.link("files/a.parquet", "files/b.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet and b\.parquet are the same file"):
+    with pytest.raises(DataError, match=r"a\.parquet and b\.parquet are the same file.*cp --remove-destination"):
         opened("files")
+    subprocess.run(["cp", "--remove-destination", "files/a.parquet", "files/b.parquet"], check=True)
+    assert len(opened("files")) == 4
+
+
+def test_files_without_a_byte_are_not_there_twice() -> None:
+    """Stores that keep what is equal once (DVC, git-annex, rdfind) make one of all of them."""
+    Path("days").mkdir()
+    Path("days/1.jsonl").write_text('{"x": 1}\n')
+    Path("days/2.jsonl").touch()
+    os.link("days/2.jsonl", "days/3.jsonl")
+    assert len(opened("days")) == 1
 
 
 def test_links_of_equal_images_are_told() -> None:
