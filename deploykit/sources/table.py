@@ -57,7 +57,8 @@ def open_source(
         text: a file, directory, glob or URL, also with the name of the source before it (``csv:rows.txt``); or the
             factory.
         inputs: the model's inputs.
-        prepare: call ``prepare_data()`` of a LightningDataModule; one process of a job does, the others need not.
+        prepare: call ``prepare_data()`` of a LightningDataModule, and look for rows that would come twice; one process
+            of a job does, the others need not.
         reading: which columns, and how; by default what the names of the inputs say.
 
     Raises:
@@ -85,8 +86,9 @@ def _opened(text: str, inputs: Sequence[TensorSpec], prepare: bool, reading: Rea
     opener = _opener(found, name)
     if not getattr(opener, "many", False) and (found.directory is not None or len(found.files) != 1):
         raise DataError(f"data {text}: a directory or several files, of which one is read at a time; name a file")
-    double = None if opener is DatasetSource else same_files(found)  # That lists its files, in an order of its own.
-    if getattr(opener, "only_own", False):
+    # A saved data set lists its files, in an order of its own. Of the ranks each would ask the same once more.
+    double = same_files(found) if prepare and opener is not DatasetSource else None
+    if prepare and getattr(opener, "only_own", False):
         refuse_logged(found)
         if double is not None:
             raise DataError(

@@ -158,6 +158,18 @@ def test_a_hard_link_is_refused() -> None:
     assert len(opened("files")) == 4
 
 
+def test_the_ranks_do_not_look_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a million files that takes seconds, and on a store each look is a question."""
+    write("files/a.parquet", "files/b.parquet")
+    asked: list[Any] = []
+    for name in ("refuse_logged", "same_files"):
+        monkeypatch.setattr(f"deploykit.sources.table.{name}", lambda found: asked.append(found))
+    open_source("files", INPUTS, prepare=False).close()
+    assert not asked
+    open_source("files", INPUTS).close()
+    assert len(asked) == 2
+
+
 def test_files_without_a_byte_are_not_there_twice() -> None:
     """Stores that keep what is equal once (DVC, git-annex, rdfind) make one of all of them."""
     Path("days").mkdir()
