@@ -131,7 +131,7 @@ def _identity(files: Sequence[DataFile], versions: dict[str, Any]) -> dict[str, 
 def _digest(files: Sequence[DataFile]) -> str:
     """A digest of all that is in the files, and of the names of several."""
     digest = hashlib.sha256()
-    for name, file in zip(_short_names(files) if len(files) > 1 else [""], files, strict=True):
+    for name, file in zip([""] if len(files) == 1 else _short_names(files), files, strict=True):
         try:
             content = sha256_of(Path(file.path))
         except OSError:
@@ -155,7 +155,7 @@ def _short_names(files: Sequence[DataFile]) -> list[str]:
     """The names without the folders that all of them share."""
     parts = [file.name.split("/") for file in files]
     shared = 0
-    while all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
+    while parts and all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
         shared += 1
     return ["/".join(part[shared:]) for part in parts]
 

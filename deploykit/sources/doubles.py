@@ -86,6 +86,6 @@ def _folders(found: Found) -> Iterator[str]:
         yield from sorted({str(above) for folder in real for above in (folder, *folder.parents)})
         return
     # Not commonpath and dirname: an empty part, as after "http:" or in a key with "//", counts.
-    shared = len(os.path.commonprefix([folder.split("/") for folder in folders]))
+    shared = len(os.path.commonprefix([folder.split("/") for folder in folders]))  # noqa: RUF071 (of lists, the parts)
     parts = posixpath.dirname(found.files[0].path).split("/")
     yield from ("/".join(parts[:count]) or "/" for count in range(len(parts), max(shared, 1) - 1, -1))

@@ -15,7 +15,7 @@ from deploykit.wording import counted, row_range
 __all__ = ["Items"]
 
 _PLAIN = (bool, int, float, list)
-_ROW_AND_MORE = {list: 2, tuple: 8}
+_ROW_AND_MORE: dict[type, int] = {list: 2, tuple: 8}
 """So many values alike may be a row and what belongs to it: in a list, as chunks of rows are, an image and what it
 should become; in a tuple, which is how that is usually written, also a mask, a weight and the like.
 """

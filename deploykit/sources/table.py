@@ -144,6 +144,8 @@ def _is_known_file(text: str) -> bool:
 
 
 def _opener(found: Found, name: str | None) -> Any:
+    if not found.files:
+        raise DataError(f"data {found.text}: an empty directory; name one with files in it")
     if name is not None:
         return SOURCES.load(name)
     if found.directory is not None:
@@ -171,8 +173,6 @@ def _extension(found: Found) -> str:
     known = SOURCES.names()
     extensions = sorted({file.extension for file in found.files})
     ours = [extension for extension in extensions if extension in known]
-    if not found.files:
-        raise DataError(f"data {found.text}: an empty directory; name one with files in it")
     if not ours:
         listed = ", ".join(f".{extension}" for extension in known)
         shown = ", ".join(repr(f".{extension}" if extension else "") for extension in extensions[:8])

@@ -265,7 +265,7 @@ def _below_root(path: str, root: str) -> str:
 
 
 def _is_meant(pattern: str, path: str) -> bool:
-    """Whether each part of the path that stands for a wildcard, or comes after one, counts or is named (``_batch*``)."""
+    """Whether each part of the path that stands for a wildcard, or comes after one, counts or is named: ``_b*``."""
     named, parts = ([part for part in text.split("/") if part] for text in (pattern, path))
     fixed = next(number for number, part in enumerate(named) if _GLOB & set(part))
     hidden = [part for part in named if not _counts(part)]

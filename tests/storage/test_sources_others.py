@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 
 from deploykit.errors import ArtifactError, DataError, UsageError
 from deploykit.preprocessing import ImagePreprocessing, parse_preprocessing, read_preprocessing
-from deploykit.sources import KEPT
+from deploykit.sources import KEPT, open_source
+from deploykit.sources.base import FileIdentity
 from deploykit.tensors import TensorSpec
 
 from .helpers import X
@@ -268,8 +269,10 @@ def test_steps_go_through_json() -> None:
 
 def test_what_the_path_says(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="an empty directory"):
-        opened(tmp_path / "empty")
+    for named in ("", "parquet:", "csv:", "images:", "datasets:"):
+        with pytest.raises(DataError, match="an empty directory; name one with files in it"):
+            open_source(f"{named}{tmp_path / 'empty'}", [PHOTO])
+    assert FileIdentity([]).values()["size_bytes"] == 0
     with pytest.raises(DataError, match="no file matches"):
         opened(tmp_path / "*.parquet")
     (tmp_path / "some").mkdir()
