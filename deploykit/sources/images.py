@@ -38,6 +38,11 @@ class ImagesSource:
         if importlib.util.find_spec("PIL") is None:
             raise MissingExtraError("pillow", "images", f"reading the images of {found.text}")
         self._what, self._files = found.text, [file for file in found.files if file.extension in _EXTENSIONS]
+        if not self._files:
+            raise DataError(
+                f"data {found.text}: {counted(len(found.files), 'file')}, none with an extension of an image "
+                f"({', '.join(sorted(_EXTENSIONS))}); name a place with images"
+            )
         others = len(found.files) - len(self._files)
         self.notes = [f"ignored: {counted(others, 'file')} with no extension of an image"] if others else []
         self._spec = _only_input(found.text, inputs)

@@ -272,6 +272,10 @@ def test_what_the_path_says(tmp_path: Path) -> None:
     for named in ("", "parquet:", "csv:", "images:", "datasets:"):
         with pytest.raises(DataError, match="an empty directory; name one with files in it"):
             open_source(f"{named}{tmp_path / 'empty'}", [PHOTO])
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").touch()
+    with pytest.raises(DataError, match=r"1 file, none with an extension of an image \(bmp, .*; name a place with"):
+        open_source(f"images:{tmp_path / 'notes'}", [PHOTO])
     assert FileIdentity([]).values()["size_bytes"] == 0
     with pytest.raises(DataError, match="no file matches"):
         opened(tmp_path / "*.parquet")
