@@ -17,6 +17,7 @@ from deploykit.sources.spool import asked_for
 from deploykit.sources.stream import StreamSource
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import SAMPLE_ID
+from deploykit.writers.pt import PtWriter
 from runners.engines.base import Engine
 from runners.engines.setting import ProgressChoice
 from runners.progress import make_progress
@@ -57,8 +58,7 @@ def open_data(
     writing = choose_writing(options, predicted, ranks, artifact.manifest.inputs)
     if writing.lightning is not None:
         _require_shared(where, f"the writer {writing.lightning.target} is called once", "use a writer of deploykit")
-    # A Lightning writer gets what the model returned, and the batch beside it.
-    padded = () if writing.lightning is not None else options["pad"]
+    padded = () if _gives_what_is_returned(writing) else options["pad"]
     reading = _reading(artifact, options, told_lengths(padded, artifact.manifest.inputs, predicted))
     _refuse_clash(reading, [spec.name for spec in predicted])
     drawing = Drawing(
@@ -105,6 +105,13 @@ def _opened(data: str, inputs: Sequence[TensorSpec], reading: Reading, progress:
         return open_source(data, inputs, reading=replace(reading, told=shown.update))
     finally:
         shown.close()
+
+
+def _gives_what_is_returned(writing: Writing) -> bool:
+    """Whether people get the predictions as the model returned them, where a column more would make dicts of tensors:
+    a Lightning writer, which gets the batch beside them, and the epoch files that Lightning users know.
+    """
+    return writing.lightning is not None or (isinstance(writing.writer, PtWriter) and writing.write_interval != "batch")
 
 
 def _reading(artifact: Artifact, options: Mapping[str, Any], lengths: tuple[str, ...]) -> Reading:

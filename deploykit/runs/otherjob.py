@@ -40,6 +40,11 @@ def refuse_other_job(directory: Path | str, held: Job, asked: Job) -> None:
             f"way, so it cannot be told whether {asked.data_source} is as it was; finish it with that version, or name "
             "a new directory"
         )
+    if all(text.startswith("data.lengths:") for text in differences):  # It follows from the rest.
+        raise RunError(
+            f"run directory {directory}: another version of deploykit began it, which writes other columns with the "
+            f"lengths of padded rows ({'; '.join(differences)}); finish it with that version, or name a new directory"
+        )
     if not held.differences(_of_the_time_of(held, asked)):
         raise RunError(f"run directory {directory}: {_only_times_differ(held, asked)}; or name a new directory")
     raise RunError(f"run directory {directory}: holds another job: {_in_words(held, asked, differences)}")

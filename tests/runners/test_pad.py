@@ -265,6 +265,34 @@ def test_the_length_of_each_row_tells_its_values_from_those_of_padding(
     assert len(found["sample_id"]) == 39
 
 
+class Bare(Tokens):
+    """A bare tensor with a value for each token."""
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.table(ids).sum(2) * mask
+
+
+def test_epoch_files_of_tensors_hold_what_the_model_returned(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, rows = Bare().eval(), sentences(20)
+    inputs = ["ids:int64[batch,steps]", "mask:float32[batch,steps]"]
+    deploykit.export(module, tmp_path / "model", inputs=inputs, ranges={"ids": (0, 100)}, formats=["onnx"])
+    data = data_of(rows, tmp_path / "rows.parquet")
+    options = TAGGING | {"writer": "pt", "write_interval": "batch_and_epoch", "shard_rows": 16}
+    run = tmp_path / "run"
+    deploykit.run(tmp_path / "model", data, run, **options)
+    predictions = torch.load(run / "predictions_0.pt", weights_only=True)
+    (indices,) = torch.load(run / "batch_indices_0.pt", weights_only=True)
+    assert [len(each) for each in indices] == [8, 8, 4]
+    table = module.table.weight.detach().numpy().sum(1)
+    for prediction, numbers in zip(predictions, indices, strict=True):
+        ids = padded([rows[number] for number in numbers], 0, "int64")
+        np.testing.assert_allclose(prediction, table[ids] * (ids > 0), atol=1e-6)
+    assert list(torch.load(run / "parts" / "part-000000.pt", weights_only=True)) == ["sample_id", "output"]
+    deploykit.run(tmp_path / "model", data, tmp_path / "tables", **options | {"writer": "parquet"})
+    assert pq.read_table(tmp_path / "tables" / "predictions_0.parquet")["ids.length"].to_pylist() == [*map(len, rows)]
+
+
 def test_a_run_that_began_without_lengths_is_not_resumed_with_them(
     tagged: tuple[Path, Tagged], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,7 +300,9 @@ def test_a_run_that_began_without_lengths_is_not_resumed_with_them(
     with monkeypatch.context() as before:
         before.setattr(jobdata, "told_lengths", lambda *_: ())
         deploykit.run(tagged[0], data, run, **TAGGING, shard_rows=16)
-    with pytest.raises(RunError, match=r"holds another job: data\.lengths: .*\['ids'\].*or name a new directory"):
+    with pytest.raises(
+        RunError, match=r"another version .*data\.lengths: .*\['ids'\].*with that version, or name a new"
+    ):
         deploykit.run(tagged[0], data, run, **TAGGING, shard_rows=16)
 
 
