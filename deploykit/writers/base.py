@@ -15,7 +15,8 @@ from deploykit.tensors import DTYPES, TEXT, TensorSpec
 
 __all__ = [
     "NUMBERS", "SAMPLE_ID", "TEXT", "Arrays", "Batch", "Writer",
-    "checked", "empty_rows", "grouped", "joined", "of_one_shape", "rebatch", "size_of", "texts_of",
+    "checked", "empty_rows", "grouped", "joined", "of_one_shape", "rebatch", "size_of", "stored_dtype",
+    "texts_of",
 ]  # fmt: skip
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -192,6 +193,11 @@ def of_one_shape(specs: Sequence[TensorSpec], batches: Iterable[Batch], kind: st
         yield batch
 
 
+def stored_dtype(spec: TensorSpec) -> np.dtype[Any]:
+    """Little-endian by name, so that the bytes are the same on every machine."""
+    return spec.numpy_dtype.newbyteorder("<")
+
+
 def rebatch(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
     """The same rows in batches of the sample ids 0 to ``size`` - 1, and so on; ids that are left out leave no gap.
 
@@ -230,7 +236,8 @@ def grouped(batches: Iterable[Batch], rows: int, size_bytes: float = math.inf) -
     waiting: list[Batch] = []
     rows_left, bytes_left = rows, size_bytes
     for batch in filter(len, batches):
-        places, start = _places(batch), 0
+        places = _places(batch) if size_bytes < math.inf else np.zeros(len(batch) + 1, np.int64)
+        start = 0
         while start < len(batch):
             fit = min(rows_left, int(np.searchsorted(places, places[start] + bytes_left, side="right")) - 1 - start)
             if fit < 1 and waiting:

@@ -10,7 +10,7 @@ import numpy as np
 from deploykit.errors import UsageError
 from deploykit.storage.storedarray import MOST_HEADER, open_npy
 from deploykit.tensors import TensorSpec
-from deploykit.writers.base import NUMBERS, SAMPLE_ID, Arrays, Batch, Writer, empty_rows, of_one_shape
+from deploykit.writers.base import NUMBERS, SAMPLE_ID, Arrays, Batch, Writer, empty_rows, of_one_shape, stored_dtype
 
 __all__ = ["ANY_HEADER", "NpyWriter", "write_records"]
 
@@ -41,7 +41,7 @@ class NpyWriter(Writer):
         Raises:
             UsageError: the header, which names each of them, would be too long.
         """
-        fields = [(spec.name, _stored(spec).str, *_longest(spec)) for spec in self.outputs]
+        fields = [(spec.name, stored_dtype(spec).str, *_longest(spec)) for spec in self.outputs]
         file = io.BytesIO()
         _write_header(file, [(SAMPLE_ID, "<i8"), *fields], 0)
         if (length := len(file.getvalue())) > MOST_HEADER:
@@ -100,7 +100,7 @@ def _records(outputs: Sequence[TensorSpec], batch: Batch, dtype: np.dtype[Any]) 
 
 
 def _dtype(outputs: Sequence[TensorSpec], arrays: Arrays) -> np.dtype[Any]:
-    fields = [(spec.name, _stored(spec), arrays[spec.name].shape[1:]) for spec in outputs]
+    fields = [(spec.name, stored_dtype(spec), arrays[spec.name].shape[1:]) for spec in outputs]
     return np.dtype([(SAMPLE_ID, "<i8"), *fields])
 
 
@@ -108,11 +108,6 @@ def _longest(spec: TensorSpec) -> list[tuple[int, ...]]:
     """The shape of a row as a header has it, which leaves out that of a scalar; dynamic sizes take the most digits."""
     shape = tuple(_LONGEST_SIZE if isinstance(size, str) else size for size in spec.row_shape)
     return [shape] if shape else []
-
-
-def _stored(spec: TensorSpec) -> np.dtype[Any]:
-    # Little-endian by name, so that the bytes are the same on every machine.
-    return spec.numpy_dtype.newbyteorder("<")
 
 
 def _write_header(file: IO[bytes], description: Any, rows: int) -> None:

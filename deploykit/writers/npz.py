@@ -12,7 +12,7 @@ import numpy as np
 from deploykit.errors import RunError
 from deploykit.storage.storedarray import read_header
 from deploykit.tensors import TensorSpec
-from deploykit.writers.base import SAMPLE_ID, TEXT, Batch, Writer, empty_rows, of_one_shape, texts_of
+from deploykit.writers.base import SAMPLE_ID, TEXT, Batch, Writer, empty_rows, of_one_shape, stored_dtype, texts_of
 
 __all__ = ["NpzWriter"]
 
@@ -70,6 +70,7 @@ class _Aside:
 
     def put(self, block: bytes | bytearray) -> tuple[int, int]:
         """Its place and size."""
+        self._file.seek(self._end)  # ``get`` may have been elsewhere.
         place, self._end = self._end, self._end + self._file.write(block)
         return place, len(block)
 
@@ -85,7 +86,7 @@ class _Column:
         self.spec = spec
         self._aside, self._buffer_bytes = aside, buffer_bytes
         self._row_shape = empty_rows(spec).shape[1:]
-        self._buffer, self._dtype = bytearray(), np.dtype("<U1") if spec.dtype == TEXT else _stored(spec)
+        self._buffer, self._dtype = bytearray(), np.dtype("<U1") if spec.dtype == TEXT else stored_dtype(spec)
         self._blocks: list[tuple[int, int, np.dtype[Any]]] = []
 
     def append(self, array: np.ndarray[Any, Any]) -> None:
@@ -120,10 +121,6 @@ class _Column:
         for place, size, stored in self._blocks:
             block = np.frombuffer(self._aside.get(place, size), stored)
             file.write(block.astype(widest, copy=False).view(np.uint8).data)
-
-
-def _stored(spec: TensorSpec) -> np.dtype[Any]:
-    return spec.numpy_dtype.newbyteorder("<")
 
 
 class _Member:

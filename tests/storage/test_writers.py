@@ -1,3 +1,4 @@
+import io
 import tracemalloc
 import warnings
 from itertools import pairwise
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from deploykit.errors import MissingExtraError, RunError, UnknownNameError, UsageError
 from deploykit.tensors import TensorSpec
-from deploykit.writers import Batch, arrowdata, make_writer, npz, rebatch
+from deploykit.writers import Batch, arrowdata, base, make_writer, npz, rebatch
 from deploykit.writers.base import grouped, size_of
 
 from .helpers import LABEL, MEAN, OUTPUTS, batch_of, make_job, run_all
@@ -106,6 +107,14 @@ def test_groups_take_what_fits_however_the_batches_fall(lengths: list[int], cuts
         wanted[-1].append(row)
     assert [[row for batch in group for row in batch.sample_ids.tolist()] for group in found] == wanted
     assert sum(size_of(batch.outputs) for group in found for batch in group) == sum(16 + n for n in lengths)
+
+
+def test_groups_of_any_size_measure_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_lengths", None)
+    found = grouped(sized([300] * 7, [0, 2, 7]), 3)
+    assert [[row for batch in group for row in batch.sample_ids.tolist()] for group in found] == [
+        [0, 1, 2], [3, 4, 5], [6],
+    ]  # fmt: skip
 
 
 @given(st.integers(1, 500), st.integers(0, 99), st.integers(1, 60), st.integers(1, 9))
@@ -336,6 +345,14 @@ def test_numpy_files_never_hold_more_than_a_batch(tmp_path: Path, name: str) -> 
     tracemalloc.stop()
     assert (tmp_path / "a").stat().st_size > 40e6
     assert peak_bytes < 12e6
+
+
+def test_npz_puts_no_block_over_another_after_one_was_read() -> None:
+    aside = npz._Aside(io.BytesIO())
+    places = [aside.put(b"first"), aside.put(b"second")]
+    assert aside.get(*places[0]) == b"first"
+    places.append(aside.put(b"third"))
+    assert [aside.get(*each) for each in places] == [b"first", b"second", b"third"]
 
 
 def test_npz_of_many_columns_holds_little_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
