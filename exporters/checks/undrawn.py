@@ -5,6 +5,7 @@ Numbers do not tell: code that one mode has and the other does not, as a ``clamp
 
 import hashlib
 import operator
+import sys
 from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -96,8 +97,9 @@ def _decides(node: fx.Node) -> bool:
     name, value = aten_name(node), node.meta.get("val")
     if not name:
         return node.target is not operator.getitem
-    if name in ("slice", "narrow"):  # One that left out nothing of the sizes tried leaves out something of others.
-        return bool(node.meta["val"].shape == node.all_input_nodes[0].meta["val"].shape)
+    if name == "slice":  # One that left out nothing of the sizes tried may leave out something of others.
+        is_all = arguments(node)["end"] in (None, sys.maxsize)
+        return not is_all and bool(node.meta["val"].shape == node.all_input_nodes[0].meta["val"].shape)
     return name.rstrip("_") in _BY_VALUES and not _only_mends(node, value)
 
 

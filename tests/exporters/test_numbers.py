@@ -61,9 +61,10 @@ def in_full(x: Tensor, _: Tensor) -> Tensor:
 
 def taken(x: Tensor, mask: Tensor) -> Tensor:
     """With sizes of 1 in either tensor, which are expanded."""
-    one = x[:, :, None].take_along_dim(mask[:, :1, None] % 2, dim=1)[:, :, 0]
-    several = torch.take_along_dim(x[:, None], (mask % 3)[:, None].expand(-1, 2, -1), -1).sum(1)
-    return torch.take_along_dim(x, mask % 3, 1) + one + several
+    places = (mask % 3).clamp(max=x.shape[1] - 1)
+    one = x[:, :, None].take_along_dim(places[:, :1, None], dim=1)[:, :, 0]
+    several = torch.take_along_dim(x[:, None], places[:, None].expand(-1, 2, -1), -1).sum(1)
+    return torch.take_along_dim(x, places, 1) + one + several
 
 
 COMPUTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
