@@ -40,17 +40,20 @@ class Loader:
         self.rows = self._length()
         sampler = getattr(loader.batch_sampler, "sampler", None)
         total = getattr(sampler, "total_size", None)
+        self.padding = self._padding(sampler, total) if isinstance(total, int) else 0
+        size = getattr(loader.batch_sampler, "batch_size", None)
+        self.batch_size = size if isinstance(size, int) and size > 0 else 1
+
+    def _padding(self, sampler: Any, total: int) -> int:
         # Under several ranks Lightning wraps a sampler of the user's own as the dataset of a distributed one. Any other
         # sampler may call anything its dataset.
-        given = len(getattr(sampler, "dataset", loader.dataset)) if isinstance(total, int) else 0
-        self.padding = max(0, total - given) if isinstance(total, int) else 0
-        if isinstance(total, int) and total < given:
+        given = len(getattr(sampler, "dataset", self._loader.dataset))
+        if total < given:
             raise DataError(
                 f"{self._what}: its {type(sampler).__name__} has drop_last=True and leaves out {given - total} of "
                 f"{given} samples; leave drop_last out, or the sampler: Lightning puts in one that pads nothing"
             )
-        size = getattr(loader.batch_sampler, "batch_size", None)
-        self.batch_size = size if isinstance(size, int) and size > 0 else 1
+        return total - given
 
     def checked(self, indices: Any, number: int, rows: int) -> list[int]:
         """The indices that Lightning gave for batch ``number``, whose prediction has ``rows`` rows.

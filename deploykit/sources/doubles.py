@@ -63,6 +63,7 @@ def _is_there(text: str, pattern: str, filesystem: Any) -> bool:
     with asking(f"data {text}", "looked at", DataError):
         try:
             return bool(filesystem.glob(pattern))
+        # Stores raise types of their own; what does not say no goes on.
         except Exception as error:
             if not _says_no(error):
                 raise

@@ -165,7 +165,7 @@ def _find_local(text: str, place: str) -> Found:
         files = _listed(_below(text, place, frozenset(), runs), place)
         return Found(text=text, files=files, directory=place, runs=tuple(sorted(runs)))
     if not path.exists() and _GLOB & set(place):
-        return Found(text=text, files=_matches(text, place, _matching(text, place), None))
+        return Found(text=text, files=_matches(text, _matching(text, place), None))
     _require_readable(text, path)
     return Found(text=text, files=(DataFile(name=text, path=place),))
 
@@ -230,7 +230,8 @@ def _find_remote(text: str) -> Found:
     filesystem, place = open_filesystem(text, "data", DataError)
     with asking(f"data {text}", "looked at", DataError):
         if _GLOB & set(place):
-            return Found(text=text, files=_matches(text, place, filesystem.glob(place), filesystem))
+            names = (name for name in filesystem.glob(place) if _is_meant(place, name))
+            return Found(text=text, files=_matches(text, names, filesystem))
         if filesystem.isdir(place):
             files = _listed(filesystem.find(place), place, filesystem)
             return Found(text=text, files=files, directory=place, filesystem=filesystem)
@@ -239,9 +240,8 @@ def _find_remote(text: str) -> Found:
     return Found(text=text, files=(DataFile(name=text, path=place, filesystem=filesystem),))
 
 
-def _matches(text: str, pattern: str, paths: Iterable[str], filesystem: Any) -> tuple[DataFile, ...]:
-    # With two of "**" some come more than once.
-    shown = sorted({path for path in paths if _is_meant(pattern, path)})
+def _matches(text: str, paths: Iterable[str], filesystem: Any) -> tuple[DataFile, ...]:
+    shown = sorted(set(paths))  # With two of "**" some come more than once.
     if not shown:
         raise DataError(f"data {text}: no file matches; check the pattern (the working directory is {Path.cwd()})")
     return tuple(DataFile(name=path, path=path, filesystem=filesystem) for path in shown)

@@ -4,7 +4,7 @@ import abc
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -15,8 +15,8 @@ from deploykit.tensors import DTYPES, TEXT, TensorSpec
 
 __all__ = [
     "NUMBERS", "SAMPLE_ID", "TEXT", "Arrays", "Batch", "Writer",
-    "checked", "empty_rows", "grouped", "joined", "of_one_shape", "rebatch", "size_of", "stored_dtype",
-    "texts_of",
+    "checked", "empty_rows", "grouped", "joined", "of_one_shape", "pieces_of_text", "rebatch", "size_of",
+    "stored_dtype", "texts_of",
 ]  # fmt: skip
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -24,6 +24,8 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 SAMPLE_ID = "sample_id"
 
 NUMBERS = frozenset(DTYPES)
+
+_TEXT_ROWS, _TEXT_BYTES = 65_536, 2 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,6 +252,11 @@ def grouped(batches: Iterable[Batch], rows: int, size_bytes: float = math.inf) -
             start = stop
     if waiting:
         yield waiting
+
+
+def pieces_of_text(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same rows, so many at a time as are made text at once."""
+    return chain.from_iterable(grouped(batches, _TEXT_ROWS, _TEXT_BYTES))
 
 
 def _places(batch: Batch) -> np.ndarray[Any, np.dtype[np.int64]]:

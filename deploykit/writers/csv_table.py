@@ -3,7 +3,6 @@
 import io
 import math
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -12,12 +11,12 @@ import numpy as np
 from deploykit.errors import UsageError
 from deploykit.tensors import TensorSpec
 from deploykit.writers.arrowdata import batches_from, column_of, schema_of
-from deploykit.writers.base import SAMPLE_ID, TEXT, Arrays, Batch, Writer, checked, grouped
+from deploykit.writers.base import SAMPLE_ID, TEXT, Arrays, Batch, Writer, checked, pieces_of_text
 
 __all__ = ["CsvWriter"]
 
 MOST_COLUMNS = 16_384
-_BLOCK_ROWS, _WRITTEN_BYTES, _BLOCK_BYTES = 65_536, 2 * 2**20, 4 * 2**20
+_BLOCK_BYTES = 4 * 2**20
 
 
 class CsvWriter(Writer):
@@ -48,7 +47,7 @@ class CsvWriter(Writer):
 
         schema = schema_of(self._cells)
         with path.open("wb") as raw, File(raw, schema) as file:
-            for batch in chain.from_iterable(grouped(batches, _BLOCK_ROWS, _WRITTEN_BYTES)):
+            for batch in pieces_of_text(batches):
                 arrays = [batch.sample_ids, *self._split(checked(self.outputs, batch).outputs)]
                 columns = list(map(column_of, arrays, schema.types))
                 file.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,11 +10,10 @@ import numpy as np
 
 from deploykit.tensors import TensorSpec
 from deploykit.writers.arrowdata import batches_from, flat_of, schema_of
-from deploykit.writers.base import SAMPLE_ID, Batch, Writer, checked, grouped
+from deploykit.writers.base import SAMPLE_ID, Batch, Writer, checked, pieces_of_text
 
 __all__ = ["JsonlWriter"]
 
-_BLOCK_ROWS, _WRITTEN_BYTES = 65_536, 2 * 2**20
 _BLOCK_BYTES = 2**20
 
 
@@ -32,7 +30,7 @@ class JsonlWriter(Writer):
     def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:  # noqa: ARG002 (the batches say it)
         """Write block by block; memory holds one batch and what becomes of 2 MiB of it as text."""
         with path.open("wb") as file:
-            for batch in chain.from_iterable(grouped(batches, _BLOCK_ROWS, _WRITTEN_BYTES)):
+            for batch in pieces_of_text(batches):
                 file.write(self._lines(checked(self.outputs, batch)))
 
     def read(self, path: Path) -> Iterator[Batch]:

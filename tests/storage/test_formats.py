@@ -18,7 +18,7 @@ from deploykit.runs.epoch import is_finished
 from deploykit.runs.merging import merge_run
 from deploykit.runs.verify_run import verify_run
 from deploykit.tensors import DTYPES, TensorSpec
-from deploykit.writers import WRITERS, Batch, csv_table, jsonl, make_writer, rebatch, writer_for_file
+from deploykit.writers import WRITERS, Batch, base, csv_table, jsonl, make_writer, rebatch, writer_for_file
 from deploykit.writers.base import TEXT, checked, size_of
 
 from .helpers import OUTPUTS, batch_of, files_of, make_job, run_all
@@ -158,7 +158,7 @@ def test_little_becomes_text_at_a_time_and_the_same(
     batch = Batch(sample_ids=rows.sample_ids, outputs={"note": notes, **rows.outputs})
     writer.write(tmp_path / "whole", iter([batch]), 50)
     seen: list[int] = []
-    monkeypatch.setattr(module, "_WRITTEN_BYTES", 1000)
+    monkeypatch.setattr(base, "_TEXT_BYTES", 1000)
     monkeypatch.setattr(module, "checked", lambda _, batch: seen.append(size_of(batch.outputs)) or batch)
     writer.write(tmp_path / "pieces", iter([batch]), 50)
     assert max(seen) <= 1000 < sum(seen)
