@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import guard_or_true
 
 from exporters.capture.graph import Captured
 from exporters.noise.kinds import KINDS
@@ -99,7 +100,8 @@ def _decides(node: fx.Node) -> bool:
         return node.target is not operator.getitem
     if name == "slice":  # One that left out nothing of the sizes tried may leave out something of others.
         is_all = arguments(node)["end"] in (None, sys.maxsize)
-        return not is_all and bool(node.meta["val"].shape == node.all_input_nodes[0].meta["val"].shape)
+        sizes = zip(node.meta["val"].shape, node.all_input_nodes[0].meta["val"].shape, strict=True)
+        return not is_all and all(guard_or_true(left == given) for left, given in sizes)
     return name.rstrip("_") in _BY_VALUES and not _only_mends(node, value)
 
 
