@@ -54,7 +54,7 @@ class Rows:
         return 64
     def __getitem__(self, row):
         time.sleep({seconds})
-        if {meeting} and is_rank():
+        if {meeting} and row % 8 == 1 and is_rank():
             meet()
         if row == {row} and is_rank():
             {deed}
@@ -65,8 +65,9 @@ DIE = "print('about to read it', flush=True); os.kill(os.getpid(), signal.SIGKIL
 
 
 def data(folder: Path, deed: str = "pass", *, row: int = 27, seconds: float = 0.0, meeting: int = 0) -> str:
-    """A data set that does a deed when a Ray actor reads a row; where ranks meet, they do so with their first row.
+    """A data set that does a deed when a Ray actor reads a row; ranks that meet do so with a row they compute.
 
+    That is the second of each shard of eight: others are read before, to compare the ranks' rows with each other.
     An actor does not see the environment of this process, so all of it is in the text.
     """
     (folder / "rows.py").write_text(DATA.format(deed=deed, row=row, seconds=seconds, meeting=meeting))
