@@ -40,10 +40,10 @@ class _Trial:
 
 
 def _trials(inputs: ModelInputs, subject: Subject) -> Iterator[_Trial]:
-    other = inputs.default_sizes()
-    sizes = [{inputs.batch_name: batch, **other} for batch in BATCHES]
+    other, bounds = inputs.default_sizes(), subject.captured.bounds
+    batches = dict.fromkeys(_at_most(batch, bounds, inputs.batch_name) for batch in BATCHES)
+    sizes = [{inputs.batch_name: batch, **other} for batch in batches]
     if other:
-        bounds = subject.captured.bounds
         sizes.append({inputs.batch_name: 3, **{name: _at_most(size + 5, bounds, name) for name, size in other.items()}})
         sizes.append(
             {inputs.batch_name: 2, **{name: _at_least(size - 3, bounds, name) for name, size in other.items()}}

@@ -96,6 +96,22 @@ POOLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+class FromZeros(nn.Module):
+    """As recurrent networks are written for batches of at most so many rows."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.table, self.drop, self.head = nn.Embedding(9, UNITS), nn.Dropout(0.3), nn.Linear(UNITS, 3)
+        self.rnn = nn.GRU(UNITS, UNITS, batch_first=True)
+        self.register_buffer("start", torch.zeros(1, most, UNITS))
+        self.start: Tensor
+
+    def forward(self, ids: Tensor) -> Tensor:
+        tokens = self.drop(self.table(ids))
+        found: Tensor = self.head(self.rnn(tokens, self.start[:, : ids.shape[0]].contiguous())[0][:, -1])
+        return found
+
+
 def oracle(module: nn.Module, ids: Tensor, draws: range) -> np.ndarray[Any, Any]:
     found = []
     for draw in draws:
@@ -200,3 +216,28 @@ def test_a_choice_within_a_row_by_its_number_is_refused(pool: Any, tmp_path: Pat
         export_module(
             Pooled(pool), tmp_path / "a", inputs=[f"ids:int64[batch,{STEPS}]"], ranges={"ids": (0, 9)}, mc_draws=3
         )
+
+
+def test_a_state_to_start_with_that_is_cut_from_equal_rows(tmp_path: Path) -> None:
+    """And of batches that are larger than it there is no trial, as the module itself fails with them."""
+    torch.manual_seed(0)
+    module = FromZeros(32).eval()
+    result = export_module(
+        module, tmp_path / "a", inputs=[f"ids:int64[batch,{STEPS}]"], ranges={"ids": (0, 9)}, mc_draws=3,
+        keep_draws=True,
+    )  # fmt: skip
+    assert result.manifest.bounds == {"batch": {"max": 32}}
+    assert result.manifest.tested["batch"] == (1, 2, 7, 32)
+    ids = np.random.default_rng(1).integers(0, 9, (len(IDS), STEPS))
+    wanted = oracle(module.train(), torch.from_numpy(ids), range(2, 12))
+    for client in clients(result.path, names_of(result)).values():
+        # Of all draws together there are more rows than the module has zeros.
+        got = client({"ids": ids}, sample_ids=IDS.copy(), seed=6, first_draw=2, draws=10)["output.draws"]
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_rows_of_a_table_by_their_place_in_the_batch_are_refused(tmp_path: Path) -> None:
+    module = FromZeros(64).eval()
+    nn.init.normal_(module.start)
+    with pytest.raises(ExportError, match=r"^\(root\) \(aten\.slice\.Tensor\): counts the rows of the batch"):
+        export_module(module, tmp_path / "a", inputs=[f"ids:int64[batch,{STEPS}]"], ranges={"ids": (0, 9)}, mc_draws=3)

@@ -110,6 +110,27 @@ ALONE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+TABLE = torch.randn(ROWS + 1, 8, generator=torch.Generator().manual_seed(1))
+EQUAL = TABLE[:1].repeat(ROWS + 1, 1)
+COLUMNS = EQUAL.t().contiguous()
+
+
+def changed_first(x: Tensor) -> Tensor:
+    table = EQUAL.double()
+    table[0] = 3.0
+    return x + table.float()[: rows(x)]
+
+
+TABLES: dict[str, Callable[[Tensor], Tensor]] = {
+    "different ones": lambda x: x + TABLE[: rows(x)],
+    "no more equal ones": changed_first,
+    "equal ones": lambda x: x + EQUAL[: rows(x)],
+    "equal ones from the end": lambda x: x + EQUAL[-rows(x) :],
+    "equal columns": lambda x: x + COLUMNS.narrow(1, 0, rows(x)).t(),
+    "equal ones in another type": lambda x: x + EQUAL.double()[: rows(x)].float(),
+}
+
+
 class Each(nn.Module):
     def __init__(self, functions: dict[str, Callable[[Tensor], Tensor]]) -> None:
         super().__init__()
@@ -140,6 +161,11 @@ def alone() -> Planned:
     return planned(ALONE)
 
 
+@pytest.fixture(scope="module")
+def tables() -> Planned:
+    return planned(TABLES)
+
+
 def stands_alone(function: Callable[[Tensor], Tensor]) -> bool:
     x = torch.randn(ROWS, 8, generator=torch.Generator().manual_seed(0))
     return torch.allclose(function(x.clone())[ROWS // 2 :], function(x[ROWS // 2 :].clone()))
@@ -157,3 +183,9 @@ def test_what_only_has_as_many_rows_does_not_count_them(name: str, alone: Planne
     plan, nodes = alone
     assert stands_alone(ALONE[name])
     assert nodes[name] not in numbers_of_rows(plan, plan.captured.graph.nodes)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_first_rows_of_a_table_count_unless_all_are_equal(name: str, tables: Planned) -> None:
+    plan, nodes = tables
+    assert (nodes[name] in numbers_of_rows(plan, plan.captured.graph.nodes)) is not stands_alone(TABLES[name])
