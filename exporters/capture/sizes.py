@@ -15,6 +15,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._sympy.functions import FloatPow
 
+from exporters.capture.bags import bags_of_rows
+
 __all__ = ["free_sizes"]
 
 _SIZE, _NUMBER = torch.SymInt, (torch.SymInt, torch.SymFloat)
@@ -114,6 +116,7 @@ def _taken_along(original: Any, input: Any, indices: Any, dim: int | None = None
 
 _OTHERWISE: dict[Any, tuple[Any, Callable[..., Any]]] = {
     functional.scaled_dot_product_attention: (functional, _attention),
+    functional.embedding_bag: (functional, bags_of_rows),
     torch.linspace: (torch, _linspace),
     torch.take_along_dim: (torch, _taken_along),
     Tensor.take_along_dim: (None, _taken_along),
