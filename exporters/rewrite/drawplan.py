@@ -16,6 +16,7 @@ from exporters.capture.reach import kept_state, reached_by, writes_seen
 from exporters.noise.kinds import mask_shape, site_count
 from exporters.noise.noise_ops import NOISE
 from exporters.noise.sites import Draw, arguments, operation_of
+from exporters.rewrite.equalrows import cuts_of_equal_rows
 from exporters.rewrite.layout import BatchAxis, find_axis, named_size, symbolic_shape, symbols_of
 from exporters.rewrite.passes import Group, find_passes
 from exporters.rewrite.probe import Movement
@@ -57,8 +58,9 @@ class MonteCarloPlan:
 
     ``reached`` holds the nodes that some site reaches; ``axes`` where the batch lies in each tensor, and ``symbol`` is
     the batch in their sizes; ``passes`` the nodes that run together because they are passes of one loop; ``no_row``
-    those that belong to no row; ``writes_seen`` the operations in place that must stay what they are. ``obstacle`` says
-    why the draws cannot be run along the batch; None where nothing is known against it.
+    those that belong to no row; ``writes_seen`` the operations in place that must stay what they are; ``equal`` what
+    takes so many of rows that are all the same. ``obstacle`` says why the draws cannot be run along the batch; None
+    where nothing is known against it.
     """
 
     captured: Captured
@@ -68,6 +70,7 @@ class MonteCarloPlan:
     passes: Mapping[fx.Node, Group]
     no_row: frozenset[fx.Node]
     writes_seen: frozenset[fx.Node]
+    equal: frozenset[fx.Node]
     obstacle: str | None
     symbol: Any
 
@@ -114,8 +117,9 @@ def plan_monte_carlo(
     alone = no_row | {user for node in no_row for user in node.users}
     return MonteCarloPlan(
         captured=captured, sites=placed, reached=reached, axes=axes, no_row=no_row,
-        writes_seen=writes_seen(captured.graph), passes=find_passes(captured.graph, reached - alone),
-        obstacle=next(iter([*obstacles.values(), *shared]), None), symbol=symbol,
+        writes_seen=writes_seen(captured.graph), equal=cuts_of_equal_rows(captured),
+        passes=find_passes(captured.graph, reached - alone), obstacle=next(iter([*obstacles.values(), *shared]), None),
+        symbol=symbol,
     )  # fmt: skip
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from exporters.capture.handing import AS_THEY_LIE
-from exporters.capture.reach import owner_of, touched_by_writes, written
-from exporters.noise.sites import arguments, aten_name, operation_of
+from exporters.capture.reach import owner_of, written
+from exporters.noise.sites import arguments, operation_of
 from exporters.rewrite.drawplan import MonteCarloPlan
+from exporters.rewrite.equalrows import CUTS
 from exporters.rewrite.layout import symbolic_shape, symbols_of
 
 __all__ = ["VALUELESS", "counting_rows", "numbers_of_rows", "stay_exact", "where_values_say"]
@@ -29,9 +29,6 @@ _LIKE = {"expand_as", "view_as", "reshape_as"}
 """Names of operations that take of their second argument its shape alone."""
 
 _NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool)
-
-_CUTS = {"slice", "narrow"}
-"""Names of operations that take a part of a dimension, from one number to another."""
 
 _SIZES = {
     "dims", "groups", "indices", "normalized_shape", "output_size", "repeats", "shape", "size", "sizes", "split_size",
@@ -133,7 +130,7 @@ def _counts(plan: MonteCarloPlan, node: fx.Node) -> bool:
     """Whether the values are numbers of rows, or made of the number of all rows."""
     if not isinstance(node.meta.get("val"), (Tensor, list, tuple)):
         return False  # A size, which counts only where values are made of it.
-    cuts = _cuts_rows(plan, node) or _cuts_equal_rows(plan, node)
+    cuts = _cuts_rows(plan, node) or node in plan.equal
     return bool(_made_of(plan, node)) and (_leaps(plan, node) or not cuts)
 
 
@@ -159,22 +156,8 @@ def _made_of(plan: MonteCarloPlan, node: fx.Node) -> list[Any]:
 
 def _cuts_rows(plan: MonteCarloPlan, node: fx.Node) -> bool:
     """Whether the numbers say only which of the rows the result has."""
-    given = arguments(node) if operation_of(node) in _CUTS else {}
+    given = arguments(node) if operation_of(node) in CUTS else {}
     return bool(given) and plan.symbol in symbolic_shape(given["input"])[given["dim"]].free_symbols
-
-
-def _cuts_equal_rows(plan: MonteCarloPlan, node: fx.Node) -> bool:
-    """Whether it takes rows of a tensor of the module's own in which all are the same, as of zeros to start with."""
-    if operation_of(node) not in _CUTS:
-        return False
-    given = arguments(node)
-    path = [node, given["input"]]
-    while aten_name(path[-1]) in AS_THEY_LIE:
-        path.append(path[-1].all_input_nodes[0])
-    if path[-1].op != "get_attr" or not touched_by_writes(plan.captured.graph).isdisjoint(path):
-        return False
-    held: Tensor = operator.attrgetter(str(path[-1].target))(plan.captured.module)
-    return bool((held == held.narrow(given["dim"], 0, 1)).all())
 
 
 def _indices(plan: MonteCarloPlan, node: fx.Node) -> Collection[fx.Node]:

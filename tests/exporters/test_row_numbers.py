@@ -226,6 +226,8 @@ def test_a_state_to_start_with_that_is_cut_from_equal_rows(tmp_path: Path) -> No
         module, tmp_path / "a", inputs=[f"ids:int64[batch,{STEPS}]"], ranges={"ids": (0, 9)}, mc_draws=3,
         keep_draws=True,
     )  # fmt: skip
+    assert result.manifest.monte_carlo is not None
+    assert result.manifest.monte_carlo.form == "batched"
     assert result.manifest.bounds == {"batch": {"max": 32}}
     assert result.manifest.tested["batch"] == (1, 2, 7, 32)
     ids = np.random.default_rng(1).integers(0, 9, (len(IDS), STEPS))

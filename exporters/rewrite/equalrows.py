@@ -1,0 +1,34 @@
+"""Rows that are cut from a tensor of the module's own in which all are the same, as of zeros to start with."""
+
+import operator
+from collections.abc import Collection
+
+from torch import Tensor, fx
+
+from exporters.capture.graph import Captured
+from exporters.capture.handing import AS_THEY_LIE
+from exporters.capture.reach import touched_by_writes
+from exporters.noise.sites import arguments, aten_name
+
+__all__ = ["CUTS", "cuts_of_equal_rows"]
+
+CUTS = {"slice", "narrow"}
+"""Names of operations that take a part of a dimension, from one number to another."""
+
+
+def cuts_of_equal_rows(captured: Captured) -> frozenset[fx.Node]:
+    """The nodes that take so many of such rows as a size says, which is of no effect on the rows themselves."""
+    written = touched_by_writes(captured.graph)
+    cuts = (node for node in captured.graph.nodes if aten_name(node) in CUTS and len(node.all_input_nodes) > 1)
+    return frozenset(node for node in cuts if _has_equal_rows(captured.module, node, written))
+
+
+def _has_equal_rows(module: fx.GraphModule, node: fx.Node, written: Collection[fx.Node]) -> bool:
+    given = arguments(node)
+    path = [node, given["input"]]
+    while aten_name(path[-1]) in AS_THEY_LIE:
+        path.append(path[-1].all_input_nodes[0])
+    if path[-1].op != "get_attr" or any(each in written for each in path):
+        return False
+    held: Tensor = operator.attrgetter(str(path[-1].target))(module)
+    return bool((held == held.narrow(given["dim"], 0, 1)).all())
