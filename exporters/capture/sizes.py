@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._sympy.functions import FloatPow
 
 from exporters.capture.bags import bags_of_rows
+from exporters.capture.pools import largest_of_steps
 
 __all__ = ["free_sizes"]
 
@@ -118,6 +119,7 @@ _OTHERWISE: dict[Any, tuple[Any, Callable[..., Any]]] = {
     functional.scaled_dot_product_attention: (functional, _attention),
     functional.embedding_bag: (functional, bags_of_rows),
     torch.linspace: (torch, _linspace),
+    torch.max_pool1d: (torch, largest_of_steps),
     torch.take_along_dim: (torch, _taken_along),
     Tensor.take_along_dim: (None, _taken_along),
 }
