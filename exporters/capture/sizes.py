@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._sympy.functions import FloatPow
 
 from exporters.capture.bags import bags_of_rows
-from exporters.capture.pools import largest_of_steps
+from exporters.capture.pools import average_parts, largest_of_parts, largest_of_steps
 
 __all__ = ["free_sizes"]
 
@@ -120,6 +120,12 @@ _OTHERWISE: dict[Any, tuple[Any, Callable[..., Any]]] = {
     functional.embedding_bag: (functional, bags_of_rows),
     torch.linspace: (torch, _linspace),
     torch.max_pool1d: (torch, largest_of_steps),
+    torch.adaptive_avg_pool1d: (None, functools.partial(average_parts, 1)),
+    functional.adaptive_avg_pool2d: (None, functools.partial(average_parts, 2)),
+    functional.adaptive_avg_pool3d: (None, functools.partial(average_parts, 3)),
+    functional.adaptive_max_pool1d: (None, functools.partial(largest_of_parts, 1)),
+    functional.adaptive_max_pool2d: (None, functools.partial(largest_of_parts, 2)),
+    functional.adaptive_max_pool3d: (None, functools.partial(largest_of_parts, 3)),
     torch.take_along_dim: (torch, _taken_along),
     Tensor.take_along_dim: (None, _taken_along),
 }

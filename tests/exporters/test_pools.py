@@ -35,3 +35,28 @@ def test_largest_of_a_dynamic_number_of_steps(draws: int | None, tmp_path: Path)
     result = export_module(module, tmp_path / "a", inputs=["x:float32[batch,4,steps]"], mc_draws=draws)
     assert result.manifest.tested["steps"] == (9, 12, 17)
     assert result.manifest.bounds.get("steps", {}).get("max") is None
+
+
+class Pyramid(nn.Module):
+    """As networks that segment or classify images of any size are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Dropout2d(0.3), nn.Linear(4 * 68, 3)
+        averages = [nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(2), nn.AdaptiveAvgPool2d((7, 3))]
+        self.pools = nn.ModuleList([*averages, nn.AdaptiveMaxPool2d((5, 6))])
+        self.lines = nn.ModuleList([nn.AdaptiveAvgPool1d(5), nn.AdaptiveMaxPool1d(7)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.first(x))
+        parts = [*(pool(x) for pool in self.pools), *(pool(x.flatten(2)) for pool in self.lines)]
+        found: Tensor = self.head(torch.cat([part.flatten(1) for part in parts], 1))
+        return found
+
+
+def test_parts_of_a_dynamic_size(tmp_path: Path) -> None:
+    """Sizes of 17 and 9 are no multiples of the parts, and less than some are."""
+    torch.manual_seed(0)
+    result = export_module(Pyramid(), tmp_path / "a", inputs=["x:float32[batch,3,height,width]"], mc_draws=3)
+    assert result.manifest.tested["height"] == (9, 12, 17)
+    assert result.manifest.bounds == {}
