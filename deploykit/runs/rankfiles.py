@@ -41,7 +41,8 @@ def write_rank_files(
         What ``commit`` gives.
 
     Raises:
-        RunError: a file of another name or in another folder, or the disk is full or not writable.
+        RunError: a file of another name or in another folder, rows that the writer did not take, or the disk is full
+            or not writable.
     """
     stage = directory.path / temporary_name(f"rank-{rank}")
     with writing(writer.epoch_path(directory.path, rank)):
@@ -49,6 +50,11 @@ def write_rank_files(
             stage.mkdir()
             with calling(writer, directory.job.writer, f"the file of rank {rank}", directory.to_resume()):
                 files = writer.write_epoch(stage, rank, batches, rows)
+            if any(map(len, batches)):
+                raise RunError(
+                    f"writer {type(writer).__name__}: has not taken all of the {rows} rows of the file of rank {rank}; "
+                    "its write must go through all batches"
+                )
             _refuse_misplaced(writer, stage, rank, files)
             records = tuple(directory.digests.record(file, file.name) for file in files)
             _publish(files, directory.path)

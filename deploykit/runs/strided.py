@@ -20,6 +20,7 @@ from deploykit.runs.rankrows import rank_batches
 from deploykit.runs.rundir import RunDirectory
 from deploykit.storage.files import write_json
 from deploykit.writers.base import Writer
+from deploykit.writers.calling import reading
 
 __all__ = ["finish_strided", "strided_problems", "strided_wrong_ids"]
 
@@ -88,11 +89,11 @@ def _damage(directory: RunDirectory, rank: int, *, check_digest: bool = True) ->
 def _wrong_ids(directory: RunDirectory, writer: Writer, rank: int) -> str | None:
     own, failed = _own(directory, rank)
     expected, read, ids = _ids(own, failed), 0, np.empty(0, np.int64)
-    for batch in writer.read_epoch(directory.path, rank):
+    name = writer.epoch_path(directory.path, rank).name
+    for batch in reading(writer, lambda: writer.read_epoch(directory.path, rank), name):
         while len(ids) < len(batch) and (more := next(expected, None)) is not None:
             ids = np.concatenate([ids, more])
         if not np.array_equal(batch.sample_ids, ids[: len(batch)]):
-            name = writer.epoch_path(directory.path, rank).name
             return f"{name}: from place {read} on it holds other rows than those of rank {rank}"
         read, ids = read + len(batch), ids[len(batch) :]
     rows = len(own) - len(failed)

@@ -117,6 +117,8 @@ def checked(specs: Sequence[TensorSpec], batch: Batch) -> Batch:
     Raises:
         RunError: another name, dtype, number of dimensions, number of rows or fixed size.
     """
+    if batch.sample_ids.dtype != np.int64:
+        raise RunError(f"predictions: sample ids of {batch.sample_ids.dtype}; a batch has them in int64")
     wanted = [spec.name for spec in specs]
     if set(batch.outputs) != set(wanted):
         raise RunError(f"predictions: the model has the outputs {wanted}, got {sorted(batch.outputs)}; export it again")

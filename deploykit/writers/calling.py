@@ -46,9 +46,16 @@ def reading(writer: Writer, read: Callable[[], Iterable[Batch]], name: str) -> I
     Raises:
         RunError: it raised something.
     """
-    advice = "please report this as an error of deploykit" if _is_ours(writer) else "mend its method read"
+    ours = _is_ours(writer)
+    advice = "please report this as an error of deploykit" if ours else "mend its method read"
     with calling(writer, type(writer).__name__, f"reading {name}", advice):
-        yield from read()
+        # The user's code may fill the same memory again, for the next batch.
+        yield from read() if ours else map(_copied, read())
+
+
+def _copied(batch: Batch) -> Batch:
+    outputs = {name: array.copy() for name, array in batch.outputs.items()}
+    return Batch(sample_ids=batch.sample_ids.copy(), outputs=outputs)
 
 
 def _is_ours(writer: Writer) -> bool:

@@ -199,6 +199,36 @@ def test_a_writer_outside_of_the_table_merges_into_its_own_format(tmp_path: Path
     assert load(merge_run(tmp_path / "run", tmp_path / "all.npz"))["label"].tolist() == [0, 10, 20, 30, 40]
 
 
+REUSING = """
+import numpy as np
+from deploykit.writers import Batch, Writer
+class Ids(Writer):
+    extension = "ids"
+    def write(self, path, batches, rows):
+        path.write_text(" ".join(str(row) for batch in batches for row in batch.outputs["label"] // 10))
+    def read(self, path):
+        ids, label, mean = np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros((1, 3), np.float32)
+        for ids[0] in map(int, path.read_text().split()):
+            label[0] = ids[0] * 10
+            yield Batch(sample_ids=ids, outputs={"label": label, "logits.mean": mean})
+"""
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "strided:2"])
+def test_a_writer_that_reads_into_the_same_memory_again(tmp_path: Path, layout: str) -> None:
+    (tmp_path / "own.py").write_text(REUSING)
+    job = make_job(rows=5, writer=f"{tmp_path / 'own.py'}:Ids", write_interval="epoch", layout=layout)
+    run_all(tmp_path / "run", job)
+    assert load(merge_run(tmp_path / "run", tmp_path / "all.npz"))["label"].tolist() == [0, 10, 20, 30, 40]
+
+
+def test_sample_ids_of_another_type_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN.replace("sample_ids=ids", "sample_ids=ids.astype(np.int32)"))
+    run_all(tmp_path / "run", make_job(rows=5, writer=f"{tmp_path / 'own.py'}:Ids"))
+    with pytest.raises(RunError, match="sample ids of int32; a batch has them in int64"):
+        merge_run(tmp_path / "run", tmp_path / "all.npz")
+
+
 def test_a_broken_plug_in_breaks_no_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(WRITERS._table, "broken", "no_such_module:Writer")
     run_all(tmp_path / "run", make_job(rows=5))

@@ -450,6 +450,17 @@ class TestEpoch:
         assert not list(tmp_path.glob("commits/rank-*"))
         assert is_finished(run_all(tmp_path, job)), "the parts are there still"
 
+    def test_a_users_writer_that_stops_early_costs_no_rows(self, tmp_path: Path) -> None:
+        class First(NpyWriter):
+            def write_epoch(self, directory: Path, rank: int, batches: Iterator[Batch], rows: int) -> list[Path]:
+                return super().write_epoch(directory, rank, iter([next(batches)]), 2)
+
+        job = make_job(write_interval="epoch")
+        with pytest.raises(RunError, match="writer First: has not taken all of the 20 rows of the file of rank 0"):
+            run_all(tmp_path, job, ranks=1, writer=First(OUTPUTS))
+        assert not list(tmp_path.glob("predictions_*"))
+        assert is_finished(run_all(tmp_path, job)), "the parts are there still"
+
     @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks /proc for the path of a descriptor")
     def test_rows_are_on_the_disk_in_their_new_place_before_their_old_one_goes(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
