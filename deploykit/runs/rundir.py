@@ -11,6 +11,7 @@
     spool/                        the rows of data that comes but once, see sources/spool.py
 """
 
+import errno
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
@@ -46,6 +47,8 @@ LOCK_NAME = ".lock"
 DELIVERED_NAME = "lightning.json"
 REPORT_NAME = "report.json"
 SPOOL_NAME = "spool"
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}
 
 
 class RunDirectory:
@@ -243,7 +246,15 @@ class RunDirectory:
     def _set_up(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / RUN_NAME).exists():
-            write_json_once(self.path / RUN_NAME, self.job.to_json())
+            try:
+                write_json_once(self.path / RUN_NAME, self.job.to_json())
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                raise RunError(
+                    f"run directory {self.path}: its file system has no hard links ({error.strerror}), which keep two "
+                    "jobs apart that begin at the same time; name a directory on one that has them, or a URL"
+                ) from error
         self.parts.mkdir(exist_ok=True)
         self.commits.mkdir(exist_ok=True)
 

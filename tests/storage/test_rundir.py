@@ -554,6 +554,16 @@ def test_many_processes_may_create_one_directory(tmp_path: Path) -> None:
         assert not list(path.rglob(".tmp*"))
 
 
+def test_a_file_system_without_hard_links_is_named_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(RunError, match=r"its file system has no hard links .*name a directory on one that has them"):
+        RunDirectory.join(tmp_path / "r", make_job())
+    assert not list(tmp_path.rglob("*.json"))
+
+
 def test_joining_refuses_another_job_and_leaves_what_others_write(tmp_path: Path) -> None:
     first = RunDirectory.join(tmp_path / "r", make_job())
     (first.parts / ".tmp-77-part-000003.npy").write_text("half")
