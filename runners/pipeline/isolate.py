@@ -15,7 +15,7 @@ from deploykit.plan import Shard, remaining
 from deploykit.sources.finite import check_finite, nan_rows
 from deploykit.sources.ragged import padded_together
 from deploykit.sources.reading import split
-from deploykit.wording import first_line
+from deploykit.wording import counted, first_line, row_range
 from runners.base import Arrays
 from runners.pipeline.fitting import is_out_of_memory
 
@@ -104,6 +104,12 @@ def _read(source: "Source", start: int, stop: int, model: Manifest | None) -> Ar
     The runner would refuse such a length, too, but not know whose it is: halves of a padded batch are no shorter.
     """
     arrays = source.read(start, stop)
+    for name, array in arrays.items():  # The source may be a plug-in, and rows would pass for others.
+        if len(array) != stop - start:
+            raise DataError(
+                f"{row_range(start, stop)}: the source gave {counted(len(array), 'row')} of {name!r}; its "
+                "read(start, stop) must give exactly these rows"
+            )
     why = None if model is None else too_long(model.bounds, model.inputs, arrays)
     if why is not None:
         raise _TooLongError(why)

@@ -257,6 +257,17 @@ def test_code_that_exits_in_any_thread_is_an_error(tmp_path: Path) -> None:
             case.pipeline.run()
 
 
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_source_that_gives_other_rows_than_asked_for_is_an_error(tmp_path: Path, more: int) -> None:
+    class Other(Source):
+        def read(self, start: int, stop: int) -> dict[str, np.ndarray[Any, Any]]:
+            return {"x": self.x[start : stop + more]}
+
+    case = Case(tmp_path / "r", Plan(rows=8, shard_rows=4, batch_size=2), source=Other)
+    with pytest.raises(DataError, match=rf"rows 0 to 1: the source gave {2 + more} rows? of 'x'; its read"):
+        case.pipeline.run()
+
+
 def test_abandoning_stops_at_once_and_is_no_error(tmp_path: Path) -> None:
     case = Case(tmp_path / "r", Plan(rows=1000, shard_rows=500, batch_size=1))
     case.runner.hook = lambda start: case.pipeline.abandon() if start == 7 else None
