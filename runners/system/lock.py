@@ -43,7 +43,8 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[int]:
     finally:
         if not (path / RUN_NAME).exists():
             # The directory was refused because it is somebody else's: it keeps no file of ours.
-            (path / LOCK_NAME).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # What went wrong before is what people have to know.
+                (path / LOCK_NAME).unlink(missing_ok=True)
         forget(descriptor)
         os.close(descriptor)
 

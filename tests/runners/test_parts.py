@@ -341,6 +341,20 @@ def test_who_has_waited_holds_the_lock_that_the_next_one_meets(tmp_path: Path, m
     waiting.join()
 
 
+def test_a_lock_that_cannot_be_removed_does_not_hide_what_went_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def refuse() -> None:
+        monkeypatch.setattr(Path, "unlink", unlink)
+        raise RunError("what went wrong")
+
+    with pytest.raises(RunError, match="what went wrong"), locked(tmp_path):
+        refuse()
+
+
 def test_lock_on_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="is a file"), locked(tmp_path / "file"):
