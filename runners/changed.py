@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 
-from deploykit.errors import RunError
+from deploykit.errors import DeploykitError, RunError
 from deploykit.runs.datachange import ANEW, data_change, mark_data_change
 from deploykit.sources import Source
 from deploykit.wording import said
 
-__all__ = ["look_for_change", "watched"]
+__all__ = ["change_told", "look_for_change", "watched"]
 
 LOOK_S, COSTS = 0.5, 50
 """So often the data is looked at; of very many files seldom enough that it takes a fiftieth of the time."""
@@ -49,6 +49,28 @@ def _change(source: Source, name: str, run: Path) -> str:
         )
         mark_data_change(run, change)
     return change and f"{change}; leave it as it is during a run, and {ANEW}"
+
+
+@contextlib.contextmanager
+def change_told(source: Source, name: str, run: Path) -> Iterator[list[str]]:
+    """Look for a change whatever ends the block: the data may be put back, and then no resume would notice.
+
+    What is found is in the list then, and behind the text of an error of the block, whose advice to resume does not
+    hold any more.
+
+    Raises:
+        RunError: the mark cannot be read or written.
+    """
+    found: list[str] = []
+    try:
+        try:
+            yield found
+        finally:
+            found.extend(filter(None, [look_for_change(source, name, run)]))
+    except DeploykitError as error:
+        if found:
+            error.args = ("\n".join([str(error), *found]),)
+        raise
 
 
 @contextlib.contextmanager

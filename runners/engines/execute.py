@@ -17,7 +17,7 @@ from deploykit.runs.runstate import State
 from deploykit.signs import signing
 from deploykit.storage.copies import naming, renamed
 from deploykit.tally import Tally
-from runners.changed import look_for_change, watched
+from runners.changed import change_told, watched
 from runners.engines.setting import Computed, ProgressChoice, Setting
 from runners.engines.work import Outcome, Work
 from runners.progress import make_progress
@@ -86,7 +86,7 @@ def execute(
     stop = StopRequest()
     assignments = _assignments(setting, directory, len(shards))
     _note_idle_cores(setting, assignments, notes)
-    try:
+    with change_told(setting.source, setting.job.data_source, directory.path) as changes:
         outcome = _run(setting, directory, assignments, shards, lock, stop, progress, place)
         notes.extend((*outcome.deaths, *halving_notes(assignments, outcome.meters)))
         if stop.signal is None:  # Whoever is stopped has no time.
@@ -96,9 +96,8 @@ def execute(
         if not missing:
             setting.exchange.gather(directory)
             finish_files(setting, directory, inherit=[lock], notes=notes)
-    finally:  # Whatever ended it: the data may be put back, and then no resume would notice.
-        changed = look_for_change(setting.source, setting.job.data_source, directory.path)
-    notes.extend(filter(None, [changed]))
+    notes.extend(changes)
+    changed = "".join(changes)
     figures = Figures(
         seconds=monotonic() - setting.began_s,
         skipped_shards=len(directory.job.plan) - len(shards),

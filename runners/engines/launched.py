@@ -23,7 +23,7 @@ from deploykit.runs.rundir import RunDirectory
 from deploykit.signs import forget_call, signing_end
 from deploykit.storage.copies import naming
 from runners.base import Runner
-from runners.changed import look_for_change, watched
+from runners.changed import change_told, watched
 from runners.engines.base import Engine
 from runners.engines.claims import Claims, counted, share
 from runners.engines.finish import finish_together, is_over
@@ -113,10 +113,9 @@ class LaunchedEngine(Engine):
             forget_call(out, self.launch.rank, self.launch.world_size)
             assignment = self._assignment(setting, directory)
             claims = Claims(self._numbers(assignment, len(directory.job.plan)), directory, setting.exchange.bring)
-            try:
+            with change_told(setting.source, setting.job.data_source, directory.path) as changes:
                 meter = self._compute(setting, directory, assignment, claims, stop, progress)
-            finally:
-                changed = look_for_change(setting.source, setting.job.data_source, directory.path)
+            changed = "".join(changes)
             Measured(
                 run=self.launch.run,
                 world_size=self.launch.world_size,
