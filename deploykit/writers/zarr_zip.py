@@ -65,7 +65,8 @@ class ZarrWriter(Writer):
             sample_ids=np.empty(0, np.int64), outputs={spec.name: empty_rows(spec) for spec in self.outputs}
         )
         size_bytes = size_of(first.outputs) // max(len(first), 1) + 8
-        chunk = max(1, min(rows, _CHUNK_ROWS, _CHUNK_BYTES // size_bytes))
+        chunks = -(-rows // max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // size_bytes)))
+        chunk = max(1, -(-rows // max(1, chunks)))  # As equal as may be: zarr writes the last one in full, too.
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             group = _Group(archive, self.outputs, rows, chunk, first)
             start = 0

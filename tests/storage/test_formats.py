@@ -18,7 +18,7 @@ from deploykit.runs.epoch import is_finished
 from deploykit.runs.merging import merge_run
 from deploykit.runs.verify_run import verify_run
 from deploykit.tensors import DTYPES, TensorSpec
-from deploykit.writers import WRITERS, Batch, base, csv_table, jsonl, make_writer, rebatch, writer_for_file
+from deploykit.writers import WRITERS, Batch, base, csv_table, jsonl, make_writer, rebatch, writer_for_file, zarr_zip
 from deploykit.writers.base import TEXT, checked, size_of
 
 from .helpers import OUTPUTS, batch_of, files_of, make_job, run_all
@@ -248,6 +248,14 @@ def test_what_is_no_path_in_a_zarr_group_is_refused_before_any_work(name: str) -
     with pytest.raises(UsageError, match=r"is no name of an array.*--writer parquet"):
         make_writer("zarr", [TensorSpec(name=name, dtype="int64", shape=("batch",))])
     make_writer("zarr", [TensorSpec(name="a/b", dtype="int64", shape=("batch",))])
+
+
+def test_the_last_chunk_of_a_zarr_array_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """zarr fills it up: of 32 rows in chunks of 31 it would write 62."""
+    monkeypatch.setattr(zarr_zip, "_CHUNK_BYTES", 31 * 1024)
+    specs = [TensorSpec(name="map", dtype="float32", shape=("batch", 254))]  # 1 KiB with the sample id
+    round_trip(tmp_path, "zarr", specs, [Batch(sample_ids=np.arange(32), outputs={"map": np.ones((32, 254), "f4")})])
+    assert (tmp_path / "a.zarr.zip").stat().st_size < 34 * 1024
 
 
 def test_an_array_within_another_is_refused_before_any_work() -> None:
