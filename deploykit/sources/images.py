@@ -65,7 +65,8 @@ class ImagesSource:
         if other is not None:
             raise DataError(
                 f"data {self._files[start + other].place}, row {start + other}: its size gives {list(shapes[other])}, "
-                f"row {start} {list(shapes[0])}; export with --preprocess and a crop or a fixed resize"
+                f"row {start} {list(shapes[0])}; export with --preprocess and a crop or a fixed resize, or run a "
+                "model that takes any size with --batch-size 1"
             )
         empty = np.empty((0, *(d if isinstance(d, int) else 0 for d in self._spec.row_shape)), self._spec.numpy_dtype)
         arrays = {self._spec.name: np.stack(rows) if rows else empty}
