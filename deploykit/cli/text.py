@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from deploykit.errors import UsageError
-from deploykit.storage.stores import is_url
+from deploykit.storage.stores import is_url, local_path
 
 __all__ = ["NamedPath", "at_home", "number", "pairs", "size", "table"]
 
@@ -27,7 +27,7 @@ class NamedPath(click.Path):
         if value == "":
             self.fail("the path is empty; name one, or . for the working directory", param, ctx)
         if not is_url(value):
-            return super().convert(at_home(value) if isinstance(value, str) else value, param, ctx)
+            return super().convert(local_path(at_home(os.fspath(value))), param, ctx)
         if not self._urls:
             self.fail(f"{value} is a URL, and a path of this machine is needed here", param, ctx)
         return value

@@ -156,6 +156,15 @@ def test_a_home_directory_that_the_shell_left_alone(
     assert "all 40 rows" in capsys.readouterr().out
 
 
+def test_urls_of_this_machine(call: Call, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = place.resolve().as_uri()
+    assert call("run", f"{url}/model", "--data", f"{url}/rows.npy", "-o", f"{url}/a%20run", "--devices", "cpu") == 0
+    for command in (["verify"], ["status"], ["merge", "-o", f"{url}/all.csv"]):
+        assert call(*command, f"{url}/a%20run") == 0
+    assert "all 40 rows" in capsys.readouterr().out
+    assert {path.name for path in place.iterdir()} >= {"a run", "all.csv"}
+
+
 def test_the_shell_may_ask_what_can_follow(
     call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
