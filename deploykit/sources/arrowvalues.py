@@ -216,7 +216,7 @@ def _list_size(column: Any, name: str, place: Place, per_row: int) -> int:
             name,
             row,
             f"{lengths[other[0]]} values, row {place.first_row} has {lengths[0]}; pad the rows to one size, or let "
-            f"--pad do it",
+            "--pad do it in a new run directory",
         )
     return int(lengths[0])
 
