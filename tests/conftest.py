@@ -1,7 +1,6 @@
 """What all tests share: fixed examples, and a visible skip of GPU tests where there is no GPU."""
 
 import functools
-import gc
 import os
 import shutil
 import subprocess
@@ -16,9 +15,6 @@ from tests.bucket import serving
 
 # The commands that tests start find their bytecode, as installed ones do, and do not compile a hundred modules each.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-
-# Python looks for garbage among all that torch and its tests keep; seldom is enough, and exports are quicker.
-gc.set_threshold(100_000, 50, 100)
 
 # The same examples each time, and no time limit per example: a slow machine must not look like a broken product.
 settings.register_profile("deploykit", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])

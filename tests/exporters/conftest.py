@@ -1,11 +1,23 @@
 """What makes hundreds of exports in one process quicker, and changes nothing of what they write."""
 
 import functools
+import gc
 from collections.abc import Iterator
 from typing import Any
 
+import onnxruntime  # noqa: F401
 import pytest
-from torch.onnx._internal.exporter import _registration
+import torch._dynamo  # noqa: F401
+from torch._export import utils as export_utils
+from torch.onnx._internal.exporter import _core, _registration  # noqa: F401
+
+import exporters.export  # noqa: F401
+
+# Nobody need look again and again at all that was imported: Python, for garbage; an export, for caches that hold
+# tensors of a capture. These looks take the longer the more there is, so past exports, which are cycles, go soon.
+gc.collect()
+gc.freeze()
+gc.set_threshold(50_000, 5, 10)
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -22,4 +34,6 @@ def one_registry() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "from_torchlib", staticmethod(copy))
+        # Puts the operations that torch is compiled with under their names, for every capture anew.
+        patch.setattr(export_utils, "_materialize_cpp_cia_ops", functools.cache(export_utils._materialize_cpp_cia_ops))
         yield
