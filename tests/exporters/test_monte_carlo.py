@@ -49,8 +49,9 @@ def names_of(result: ExportResult) -> list[str]:
     return [output.name for output in result.manifest.outputs]
 
 
-def oracle(module: nn.Module, x: np.ndarray, ids: np.ndarray, seed: int, draws: range) -> np.ndarray:
-    """(draws, batch, ...) of a module whose masks all have the batch first, perhaps folded with another dimension."""
+def oracles(module: nn.Module, x: np.ndarray, ids: np.ndarray, seed: int, draws: range) -> dict[str, np.ndarray]:
+    """(draws, batch, ...) by output of a module whose masks all have the batch first, perhaps folded with another
+    dimension."""
     found = []
     for draw in draws:
         site = iter(range(100))
@@ -60,37 +61,56 @@ def oracle(module: nn.Module, x: np.ndarray, ids: np.ndarray, seed: int, draws: 
             return torch.from_numpy(masks.keep_mask(seed, next(site), ids, [draw], units, p)[0].reshape(shape))
 
         with torch.no_grad(), answered_dropouts(keep):
-            found.append(module(torch.from_numpy(x)).numpy())
-    return np.stack(found)
+            given = module(torch.from_numpy(x))
+        found.append(given if isinstance(given, dict) else {"output": given})
+    return {name: np.stack([each[name].numpy() for each in found]) for name in found[0]}
 
 
-LIKE_OTHERS = {"nn.GRU", "nn.RNN", "nn.TransformerEncoder", "nn.Dropout3d", "F.feature_alpha_dropout"}
+def oracle(module: nn.Module, x: np.ndarray, ids: np.ndarray, seed: int, draws: range) -> np.ndarray:
+    """The same of a module with one output."""
+    (found,) = oracles(module, x, ids, seed, draws).values()
+    return found
+
+
+LIKE_OTHERS = ["nn.GRU", "nn.RNN", "nn.TransformerEncoder", "nn.Dropout3d", "F.feature_alpha_dropout"]
 """Of each of these there is one of the same kind beside it, or in ``test_evidence``."""
-assert set(models.CONSTRUCTS) > LIKE_OTHERS
+COMMON = [name for name in models.CONSTRUCTS if name not in LIKE_OTHERS]
+
+
+class Beside(nn.Module):
+    """Constructs on the same rows: an export of all takes a part of what one of each does."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = [name.replace(".", " ") for name in names]
+        self.each = nn.ModuleList(models.CONSTRUCTS[name]() for name in names)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: module(x) for name, module in zip(self.names, self.each, strict=True)}
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.exhaustive if n in LIKE_OTHERS else ()) for n in models.CONSTRUCTS],
+    "names", [COMMON, pytest.param(LIKE_OTHERS, marks=pytest.mark.exhaustive)], ids=["common", "like them"]
 )
-def test_both_formats_equal_the_module_with_numpy_masks(name: str, tmp_path: Path) -> None:
+def test_both_formats_equal_the_module_with_numpy_masks(names: list[str], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    module = models.CONSTRUCTS[name]()
+    module = Beside(names)
     result = export_module(module.eval(), tmp_path / "a", inputs=[SPEC], mc_draws=5, keep_draws=True)
     assert result.manifest.monte_carlo is not None
     assert result.manifest.monte_carlo.form == "batched", "else a defect of that form would only make it slower"
     ids = np.array([3, 2**40, 0, 77, -5, 12, 13, 14, 15], dtype=np.int64)
     x = np.random.default_rng(1).standard_normal((len(ids), 6)).astype(np.float32)
-    module.train()
-    wanted = oracle(module, x, ids, 9, range(2, 9))
-    assert wanted.std(0).max() > 1e-3, "the oracle itself must be random"
+    every = oracles(module.train(), x, ids, 9, range(2, 9))
     for client in clients(result.path, names_of(result)).values():
         got = client({"x": x}, sample_ids=ids, seed=9, first_draw=2, draws=7)
-        np.testing.assert_allclose(
-            np.swapaxes(got["output.draws"], 0, 1), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max()
-        )
-        for name, value in summarize(wanted, classification=False).items():
-            np.testing.assert_allclose(got[f"output.{name}"], value, rtol=0, atol=1e-5 * max(1, np.abs(wanted).max()))
+        for name, wanted in every.items():
+            assert wanted.std(0).max() > 1e-3, "the oracle itself must be random"
+            scale = np.abs(wanted).max()
+            found = np.swapaxes(got[f"{name}.draws"], 0, 1)
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * scale, err_msg=name)
+            for statistic, value in summarize(wanted, classification=False).items():
+                found = got[f"{name}.{statistic}"]
+                np.testing.assert_allclose(found, value, rtol=0, atol=1e-5 * max(1, scale), err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,16 @@ class FromZeros(nn.Module):
         return found
 
 
-def oracle(module: nn.Module, ids: Tensor, draws: range) -> np.ndarray[Any, Any]:
+class Pools(Pooled):
+    """All of them, each behind a dropout of its own."""
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        last = (ids != 0).long().sum(1).sub(1).clamp(min=0)
+        tokens = self.table(ids)
+        return {name: self.head(pool(self.drop(tokens), last)) for name, pool in POOLS.items()}
+
+
+def oracle(module: nn.Module, ids: Tensor, draws: range) -> dict[str, np.ndarray[Any, Any]]:
     found = []
     for draw in draws:
         site = iter(range(20))
@@ -122,25 +131,28 @@ def oracle(module: nn.Module, ids: Tensor, draws: range) -> np.ndarray[Any, Any]
             return torch.from_numpy(kept[0].reshape(tuple(shape)))
 
         with torch.no_grad(), answered_dropouts(keep):
-            found.append(module(ids).numpy())
-    return np.stack(found, 1)
+            given = module(ids)
+        found.append(given if isinstance(given, dict) else {"output": given})
+    return {name: np.stack([each[name].numpy() for each in found], 1) for name in found[0]}
 
 
-@pytest.mark.parametrize(("name", "passes"), [*((name, 1) for name in POOLS), ("index", 5)])
-def test_every_draw_finds_its_own_rows(name: str, passes: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [lambda: Pools(POOLS["index"]), lambda: Pooled(POOLS["index"], 5)], ids=["all", "5"])
+def test_every_draw_finds_its_own_rows(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    module = Pooled(POOLS[name], passes).eval()
+    module = make().eval()
     result = export_module(
         module, tmp_path / "a", inputs=["ids:int64[batch,steps]"], ranges={"ids": (0, 9)}, mc_draws=3, keep_draws=True
     )
     assert result.manifest.monte_carlo is not None
     assert result.manifest.monte_carlo.form == "batched"
     ids = np.random.default_rng(1).integers(1, 9, (len(IDS), STEPS)) * (np.arange(STEPS) < IDS[:, None] % STEPS + 1)
-    wanted = oracle(module.train(), torch.from_numpy(ids), range(2, 6))
-    assert (wanted.std(1).max(1) > 1e-3).all()
+    every = oracle(module.train(), torch.from_numpy(ids), range(2, 6))
     for client in clients(result.path, names_of(result)).values():
-        got = client({"ids": ids}, sample_ids=IDS.copy(), seed=6, first_draw=2, draws=4)["output.draws"]
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+        got = client({"ids": ids}, sample_ids=IDS.copy(), seed=6, first_draw=2, draws=4)
+        for name, wanted in every.items():
+            assert (wanted.std(1).max(1) > 1e-3).all()
+            tolerance = 1e-5 * np.abs(wanted).max()
+            np.testing.assert_allclose(got[f"{name}.draws"], wanted, rtol=0, atol=tolerance, err_msg=name)
 
 
 def test_the_form_does_not_depend_on_what_the_checks_happen_to_see(tmp_path: Path) -> None:
@@ -231,7 +243,7 @@ def test_a_state_to_start_with_that_is_cut_from_equal_rows(tmp_path: Path) -> No
     assert result.manifest.bounds == {"batch": {"max": 32}}
     assert result.manifest.tested["batch"] == (1, 2, 7, 32)
     ids = np.random.default_rng(1).integers(0, 9, (len(IDS), STEPS))
-    wanted = oracle(module.train(), torch.from_numpy(ids), range(2, 12))
+    wanted = oracle(module.train(), torch.from_numpy(ids), range(2, 12))["output"]
     for client in clients(result.path, names_of(result)).values():
         # Of all draws together there are more rows than the module has zeros.
         got = client({"ids": ids}, sample_ids=IDS.copy(), seed=6, first_draw=2, draws=10)["output.draws"]
