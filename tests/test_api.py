@@ -119,7 +119,7 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "run.json").read_text())["seed"] == 1
 
 
-@pytest.mark.parametrize("export", [deploykit.export, export_module])
+@pytest.mark.parametrize("export", [pytest.param(deploykit.export, marks=pytest.mark.exhaustive), export_module])
 def test_exports_of_several_threads_take_turns(tmp_path: Path, export: Any) -> None:
     """torch keeps what it captures in one place for all threads."""
     module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout(0.5)).eval()

@@ -133,15 +133,22 @@ def test_what_no_runtime_opens_is_refused_before_any_work(place: Path) -> None:
     assert not (place / "out").exists()
 
 
-@pytest.mark.parametrize("extension", ["parquet", "arrow", "csv", "jsonl", "zarr.zip", "pt", "npy", "npz"])
-def test_predictions_go_under_names_that_are_no_text(place: Path, extension: str) -> None:
+def test_predictions_go_under_names_that_are_no_text(place: Path) -> None:
     (place / os.fsdecode(b"caf\xe9")).mkdir()
-    writer = extension.split(".")[0]
     out = "\"$(printf 'caf\\xe9/out')\""
-    done = shell(f"deploykit {RUN} --writer {writer} -o {out}")
-    assert done.returncode == 0, done
-    done = shell(f"deploykit verify {out} && deploykit merge {out} -o \"$(printf 'caf\\xe9/all.{extension}')\"")
-    assert done.returncode == 0, done
+    for command in (f"{RUN} -o {out}", f"verify {out}", f"merge {out} -o \"$(printf 'caf\\xe9/all.npy')\""):
+        done = shell(f"deploykit {command}")
+        assert done.returncode == 0, done
+
+
+@pytest.mark.parametrize("extension", ["parquet", "arrow", "csv", "jsonl", "zarr.zip", "pt", "npz"])
+def test_files_of_every_kind_go_under_names_that_are_no_text(place: Path, call: Call, extension: str) -> None:
+    folder = place / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    out = str(folder / "out")
+    assert call(*RUN.split(), "--writer", extension.split(".")[0], "-o", out) == 0
+    assert call("verify", out) == 0
+    assert call("merge", out, "-o", f"{folder}/all.{extension}") == 0
 
 
 def test_a_home_directory_that_the_shell_left_alone(

@@ -51,8 +51,9 @@ def assert_whole(out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "environment"), [("torchrun", torchrun), ("slurm", srun), ("array", indexed_job)],
-)  # fmt: skip
+    ("engine", "environment"),
+    [("torchrun", torchrun), pytest.param("slurm", srun, marks=pytest.mark.exhaustive), ("array", indexed_job)],
+)
 def test_one_rank_draws_and_the_others_wait(
     artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, engine: str,
     environment: Callable[[int, int], Environment],
@@ -105,7 +106,7 @@ def test_the_rank_that_draws_is_killed(artifact_paths: dict[str, Path], tmp_path
     assert {name: data for name, data in parts(out).items() if name in before} == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive), signal.SIGTERM])
 def test_a_rank_that_waits_is_stopped(
     artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, number: signal.Signals
 ) -> None:

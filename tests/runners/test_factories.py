@@ -48,23 +48,32 @@ def test_a_batch_does_not_cross_loaders_that_pad_their_own_way(
         assert len(output) == 9 or row < 7
 
 
-@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+SAID_OF_EXITS = {
+    "exits": "the factory: raised SystemExit: 0",
+    "exits_at_a_row": "row 41: raised SystemExit: 0",
+    "exits_in_a_worker": r"rows \d+ to \d+.*: the reader processes of the DataLoader failed .*one of these rows killed",
+    "exits_in_a_stream": "row 1: the iterable: raised SystemExit: 0",
+}
+
+
 @pytest.mark.parametrize(
-    ("factory", "said"),
+    ("factory", "devices"),
     [
-        ("exits", "the factory: raised SystemExit: 0"),
-        ("exits_at_a_row", "row 41: raised SystemExit: 0"),
-        (
-            "exits_in_a_worker",
-            r"rows \d+ to \d+.*: the reader processes of the DataLoader failed .*one of these rows killed",
+        ("exits", "cpu"),
+        ("exits_at_a_row", "cpu:2"),
+        ("exits_in_a_worker", "cpu:2"),
+        ("exits_in_a_stream", "cpu"),
+        ("exits_in_a_stream", "cpu:2"),
+        *(
+            pytest.param(*each, marks=pytest.mark.exhaustive)
+            for each in (("exits", "cpu:2"), ("exits_at_a_row", "cpu"), ("exits_in_a_worker", "cpu"))
         ),
-        ("exits_in_a_stream", "row 1: the iterable: raised SystemExit: 0"),
     ],
 )
 def test_code_that_exits_does_not_end_the_run_as_if_it_were_done(
-    artifact_paths: dict[str, Path], tmp_path: Path, factory: str, said: str, devices: str
+    artifact_paths: dict[str, Path], tmp_path: Path, factory: str, devices: str
 ) -> None:
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=SAID_OF_EXITS[factory]) as caught:
         run(artifact_paths["plain"], f"{FILE}:{factory}", tmp_path / "r", batch_size=4, devices=devices)
     if factory == "exits_in_a_worker":
         loaders.assert_blamed(str(caught.value), 41, within=2 * 4)

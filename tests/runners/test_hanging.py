@@ -25,7 +25,12 @@ OPTIONS = {
 
 @pytest.mark.parametrize(
     ("what", "devices"),
-    [("writer", "cpu"), ("model", "cpu"), ("data", "cpu:2"), pytest.param("model", "cpu:2", marks=pytest.mark.slow)],
+    [
+        ("writer", "cpu"),
+        ("data", "cpu:2"),
+        pytest.param("model", "cpu:2", marks=pytest.mark.slow),
+        pytest.param("model", "cpu", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_second_ctrl_c_ends_what_hangs(
     artifact_paths: dict[str, Path], tmp_path: Path, what: str, devices: str

@@ -161,7 +161,7 @@ def test_ranks_that_begin_at_the_same_time_share_the_work(mc: Path, bucket: str,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("interval", ["batch", "epoch"])
+@pytest.mark.parametrize("interval", [pytest.param("batch", marks=pytest.mark.exhaustive), "epoch"])
 def test_a_rank_that_is_killed_is_started_again(
     mc: Path, bucket: str, tmp_path: Path, whole: dict[str, bytes], interval: str
 ) -> None:

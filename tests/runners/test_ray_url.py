@@ -140,7 +140,9 @@ def test_a_shard_that_kills_every_rank_is_left_and_said(
     assert files(bucket, "parts/") == whole
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.exhaustive), (signal.SIGKILL, -9)]
+)
 def test_the_same_command_takes_up_what_was_stopped(
     artifact_paths: dict[str, Path], tmp_path: Path, bucket: str, whole: dict[str, bytes], cluster: Any,
     number: signal.Signals, code: int,
@@ -195,6 +197,7 @@ def test_an_error_in_the_data_comes_through_and_what_was_done_is_sent(
     assert left_in(places) == before
 
 
+@pytest.mark.exhaustive
 def test_a_lost_node_costs_nothing(
     artifact_paths: dict[str, Path], tmp_path: Path, bucket: str, whole: dict[str, bytes], cluster: Any
 ) -> None:

@@ -93,8 +93,14 @@ def test_each_rank_has_the_workers(
     assert_none_left(drawn)
 
 
-@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
-@pytest.mark.parametrize("batch_size", [4, "auto"])
+@pytest.mark.parametrize(
+    ("devices", "batch_size"),
+    [
+        ("cpu", "auto"),
+        ("cpu:2", 4),
+        *(pytest.param(*each, marks=pytest.mark.exhaustive) for each in (("cpu", 4), ("cpu:2", "auto"))),
+    ],
+)
 def test_what_a_dataset_opens_with_its_first_row_is_its_workers_own(
     artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, devices: str, batch_size: Any
 ) -> None:
@@ -176,7 +182,7 @@ def test_reads_are_right_however_announcements_and_reads_take_turns(
     assert sorted(int(each) for each, _, is_worker in seen(log) if is_worker == "True") == list(range(row))
 
 
-@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+@pytest.mark.parametrize("devices", [pytest.param("cpu", marks=pytest.mark.exhaustive), "cpu:2"])
 def test_an_error_in_a_worker_names_the_row(
     artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch, devices: str
 ) -> None:
@@ -202,7 +208,7 @@ def test_an_error_that_only_a_worker_has_is_no_silent_fallback(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("on_error", ["fail", "skip"])
+@pytest.mark.parametrize("on_error", [pytest.param("fail", marks=pytest.mark.exhaustive), "skip"])
 def test_a_worker_that_is_killed(
     artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch, on_error: str
 ) -> None:
@@ -219,9 +225,13 @@ def test_a_worker_that_is_killed(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "devices"),
-    [(signal.SIGINT, "cpu"), (signal.SIGTERM, "cpu"), (signal.SIGKILL, "cpu"), (signal.SIGINT, "cpu:2"),
-     (signal.SIGKILL, "cpu:2")],
-)  # fmt: skip
+    [
+        (signal.SIGTERM, "cpu"),
+        (signal.SIGINT, "cpu:2"),
+        (signal.SIGKILL, "cpu:2"),
+        *(pytest.param(number, "cpu", marks=pytest.mark.exhaustive) for number in (signal.SIGINT, signal.SIGKILL)),
+    ],
+)
 def test_none_outlives_the_run(
     artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, number: signal.Signals, devices: str
 ) -> None:

@@ -147,7 +147,7 @@ def test_one_object_gets_all_calls_and_a_finished_job_makes_none(artifact: Path,
 
 @pytest.mark.parametrize(
     ("folder", "devices"),
-    [("here", "cpu"), (Path("here"), "cpu"), pytest.param(Path("here"), "cpu:2", marks=pytest.mark.slow)],
+    [("here", "cpu"), (Path("here"), "cpu"), pytest.param(Path("here"), "cpu:2", marks=pytest.mark.exhaustive)],
 )
 def test_a_constructor_that_wants_a_path_gets_one(artifact: Path, place: Path, folder: Any, devices: str) -> None:
     start(artifact, "Placed", writer_arg={"folder": folder}, devices=devices)
@@ -291,7 +291,13 @@ def test_strided_files_from_a_run(artifact: Path, place: Path) -> None:
     shutil.rmtree("one")
 
 
-@pytest.mark.parametrize(("data", "layout"), [("x.npy", "contiguous"), ("tests.trainer.rows:make_broken", "strided")])
+@pytest.mark.parametrize(
+    ("data", "layout"),
+    [
+        pytest.param("x.npy", "contiguous", marks=pytest.mark.exhaustive),
+        ("tests.trainer.rows:make_broken", "strided"),
+    ],
+)
 def test_rows_that_failed_are_in_no_call(artifact: Path, place: Path, data: str, layout: str) -> None:
     """Two single rows, and a whole batch of each rank, so that the batches behind it keep their number."""
     x = Rows(20).x.numpy()
@@ -364,7 +370,7 @@ def test_data_that_comes_but_once(artifact: Path, place: Path, monkeypatch: pyte
     assert not list(Path("run/spool").glob("*.bin"))
 
 
-@pytest.mark.parametrize("devices", ["cpu", pytest.param("cpu:2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("devices", ["cpu", pytest.param("cpu:2", marks=pytest.mark.exhaustive)])
 def test_a_writer_of_batches_of_data_that_comes_but_once(
     artifact: Path, place: Path, monkeypatch: pytest.MonkeyPatch, devices: str
 ) -> None:
