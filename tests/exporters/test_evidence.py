@@ -116,9 +116,9 @@ def test_the_stated_power_and_false_alarms() -> None:
     """A shift of 0.083 deviations of one of 15 elements is seen 99 times in 100; equal sides never are."""
     generator = np.random.default_rng(0)
     seen = 0
-    for _ in range(100):
+    for _ in range(50):
         ours, theirs = generator.standard_normal((2, evidence.DRAWS, 15))
         assert compare(ours, theirs).differs() == []
         ours[:, 3] += 0.0833
         seen += "mean" in compare(ours, theirs).differs()
-    assert seen >= 95
+    assert seen >= 48
