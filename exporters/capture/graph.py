@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import re
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from exporters.capture.plainly import plainly
 from exporters.capture.positions import most_by_positions
 from exporters.capture.reach import drop_unseen_writes
 from exporters.capture.recurrence import dynamic_steps
+from exporters.capture.suggested import suggested
 from exporters.noise.sites import masks_asked, module_of
 
 __all__ = ["Captured", "capture", "own_name", "quiet"]
@@ -163,7 +163,7 @@ def _within_bounds(
         try:
             return _export(module, example, specs, bounds, look_at_ones, answers), bounds
         except UserError as error:
-            found = {**bounds, **_bounds(str(error))}
+            found = suggested(str(error), bounds)
             if found == bounds and not look_at_ones:
                 raise
             look_at_ones = look_at_ones and found != bounds
@@ -206,19 +206,6 @@ def _one_size_for_each_name(module: nn.Module, specs: Sequence[TensorSpec]) -> I
         yield
     finally:
         handle.remove()
-
-
-def _bounds(message: str) -> Bounds:
-    """The ranges that torch suggests; none where it suggests anything else, such as one fixed size."""
-    _, _, tail = message.partition("Suggested fixes:")
-    fixes = [line.strip() for line in tail.strip().partition("\n\n")[0].splitlines()]
-    found: dict[str, dict[str, int]] = {}
-    for fix in fixes:
-        shown = re.fullmatch(r"(\w+) = Dim\('\w+'((?:, (?:min|max)=\d+)+)\)", fix)
-        if shown is None:
-            return {}
-        found[shown[1]] = {name: int(size) for name, size in re.findall(r"(min|max)=(\d+)", shown[2])}
-    return found
 
 
 def own_name(target: str) -> str:

@@ -58,6 +58,26 @@ def test_bounds_of_the_code_bound_the_dimension_and_rows_may_attend_to_nothing(t
     assert (std[[0, 2]].max((1, 2)) > 0).all()
 
 
+class LastSteps(nn.Module):
+    """A forecast from the last five steps, each with a layer of its own behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.last = nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.last(torch.relu(self.drop(self.first(x))[:, -5:]))
+        return found
+
+
+def test_a_part_of_the_steps_keeps_them_dynamic(tmp_path: Path) -> None:
+    """Five steps themselves lie in memory in another way than five of more."""
+    result = export_module(LastSteps(), tmp_path / "a", inputs=["x:float32[batch,steps,4]"], mc_draws=3)
+    assert result.manifest.bounds == {"steps": {"min": 6}}
+    assert result.manifest.tested["steps"] == (9, 12, 17)
+    assert result.notes == ("dimension steps: the module's code allows only sizes with min 6",)
+
+
 class BranchOfSizes(nn.Module):
     def __init__(self) -> None:
         super().__init__()
