@@ -12,6 +12,7 @@
     ├── ArtifactError              the artifact is missing, malformed or damaged
     ├── DeviceError                a device or provider was asked for and not obtained
     ├── DataError                  the data does not fit the model, with the row where it does not
+    │   └── ReadersGoneError       a process that reads for a DataLoader died
     ├── RunError                   the run directory or a rank is in a state that stops the job, or a runtime failed
     │   └── IncompleteRunError     shards are missing; says which and how to resume
     ├── CodeExitedError            the user's own code called sys.exit, which would pass for success
@@ -34,6 +35,7 @@ __all__ = [
     "IncompleteRunError",
     "MissingExtraError",
     "ParityError",
+    "ReadersGoneError",
     "RunError",
     "UnknownNameError",
     "UsageError",
@@ -102,6 +104,10 @@ class DeviceError(DeploykitError):
 
 class DataError(DeploykitError):
     """The data does not fit the model's inputs."""
+
+
+class ReadersGoneError(DataError):
+    """A process that reads for a DataLoader died; what killed it would kill who reads its rows after it."""
 
 
 class RunError(DeploykitError):

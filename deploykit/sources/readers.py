@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from deploykit.errors import DataError
+from deploykit.errors import DataError, ReadersGoneError
 from deploykit.plan import describe_ranges
 from deploykit.registry import FILE_MODULE
 from deploykit.sources.base import Arrays
@@ -66,7 +66,7 @@ class Readers:
 
         Raises:
             ReaderFailedError: the user's code raised something.
-            DataError: the process cannot be started, or died.
+            ReadersGoneError: the process cannot be started, or died.
         """
         from torch.utils.data import DataLoader
 
@@ -98,7 +98,7 @@ class Readers:
 
         Raises:
             ReaderFailedError: the user's code raised something; the next rows can be taken all the same.
-            DataError: the processes cannot be started, or one of them died.
+            ReadersGoneError: the processes cannot be started, or one of them died.
         """
         start, stop = self._waiting.popleft()
         try:
@@ -115,8 +115,8 @@ class Readers:
             raise self._failed(error, rows) from error
         return {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in tensors.items()}
 
-    def _failed(self, error: Exception, rows: str) -> DataError:
-        return DataError(
+    def _failed(self, error: Exception, rows: str) -> ReadersGoneError:
+        return ReadersGoneError(
             f"{self._what}, {rows}: the reader processes of the DataLoader failed "
             f"({type(error).__name__}: {error}); one of these rows killed one, or memory was short, shared "
             "memory too (/dev/shm, docker --shm-size): mend it or use a smaller num_workers, and give the same command "

@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 
 from deploykit.allowed import check_allowed, outside
 from deploykit.bounds import too_long
-from deploykit.errors import ArtifactError, DataError, DeviceError, MissingExtraError, RunError, UsageError
+from deploykit.errors import (
+    ArtifactError,
+    DataError,
+    DeviceError,
+    MissingExtraError,
+    ReadersGoneError,
+    RunError,
+    UsageError,
+)
 from deploykit.manifest import Manifest
 from deploykit.plan import Shard, remaining
 from deploykit.sources.finite import check_finite, nan_rows
@@ -34,7 +42,7 @@ _OF_ITS_OWN = ("NaN in ", "value ", "dimension ")
 _SKIP = ", or leave such rows out with --on-error skip and a new run directory"
 """The policy is part of the job, so the directory of this one would refuse it."""
 
-_NOT_THE_ROWS = (UsageError, ArtifactError, DeviceError, MissingExtraError)
+_NOT_THE_ROWS = (UsageError, ArtifactError, DeviceError, MissingExtraError, ReadersGoneError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

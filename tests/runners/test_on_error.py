@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from deploykit.errors import ArtifactError, DataError, RunError, UnknownNameError
+from deploykit.errors import ArtifactError, DataError, ReadersGoneError, RunError, UnknownNameError
 from deploykit.plan import Plan, Shard, remaining
 from deploykit.runs.commit import Commit
 from deploykit.runs.merging import merge_run
@@ -65,7 +65,7 @@ def test_exactly_the_rows_that_fail_alone_are_found(rows: int, data: st.DataObje
     assert len(calls) <= 2 * len(bad) * rows.bit_length()
 
 
-@pytest.mark.parametrize("error", [ArtifactError("no output"), MemoryError()])
+@pytest.mark.parametrize("error", [ArtifactError("no output"), MemoryError(), ReadersGoneError("killed")])
 def test_what_does_not_speak_of_rows_is_raised(error: Exception) -> None:
     def attempt(first: int, end: int) -> None:
         raise AssertionError("not asked")
