@@ -33,7 +33,7 @@ from runners.engines.setting import Computed, ProgressChoice, Setting
 from runners.engines.table import choose_engine
 from runners.jobdata import open_data
 from runners.onerank import as_one_rank
-from runners.pipeline.batchsize import Probe, check_batch_size, probe_batch_size, settle_batch_size
+from runners.pipeline.batchsize import Probe, check_batch_size, first_sizes, probe_batch_size, settle_batch_size
 from runners.progress import check_kind
 from runners.spooling import rows_stay
 from runners.system.stop import stoppable
@@ -257,9 +257,12 @@ def _batch_size(
 
 def _cut(source: Source, manifest: Manifest, shard_rows: int | None) -> Callable[[int, Plan | None], Plan]:
     """The shards of the job, by the batch size and those of the run that is taken up again."""
-    # A dynamic dimension counts with the largest size that was tested.
+    outputs = [output.tensor for output in manifest.outputs]
+    # A dynamic dimension counts with the largest size that was tested, or that of the first row if it is larger.
     largest = {name: max(sizes, default=1) for name, sizes in manifest.tested.items()}
-    size = row_bytes([output.tensor for output in manifest.outputs], largest)
+    if any(isinstance(size, str) for tensor in outputs for size in tensor.row_shape):
+        largest |= {name: max(size, largest.get(name, 1)) for name, size in first_sizes(source, manifest).items()}
+    size = row_bytes(outputs, largest)
     at_once = getattr(source, "rows_together", 1)
     return lambda batch_size, held: make_plan(
         len(source), batch_size, size, shard_rows, rows_together=at_once, held=held

@@ -27,7 +27,7 @@ from runners.system.room import Room
 if TYPE_CHECKING:
     from deploykit.sources import Source
 
-__all__ = ["Probe", "check_batch_size", "find_plateau", "probe_batch_size", "settle_batch_size"]
+__all__ = ["Probe", "check_batch_size", "find_plateau", "first_sizes", "probe_batch_size", "settle_batch_size"]
 
 MOST_ROWS, MOST_BYTES = 4096, 64 * 2**20
 GOOD_SHARE = 0.95
@@ -102,6 +102,20 @@ def _first_rows(source: "Source", model: Manifest) -> Arrays:
     row_bytes = sum(array.nbytes for array in one.inputs.values())
     rows = min(len(source), MOST_ROWS, max(1, MOST_BYTES // max(row_bytes, 1)))
     return read_rows(source, *next(uncut(source, 0, rows)), refuse_nan=False, model=model).inputs
+
+
+def first_sizes(source: "Source", model: Manifest) -> dict[str, int]:
+    """The sizes of the dynamic dimensions of the first row; none where it cannot be read, which the run tells."""
+    if not len(source):
+        return {}
+    arrays = read_rows(source, 0, 1, refuse_nan=False).inputs
+    return {
+        dimension: size
+        for spec in model.inputs
+        if spec.name in arrays
+        for dimension, size in zip(spec.shape[1:], arrays[spec.name].shape[1:], strict=False)
+        if isinstance(dimension, str)
+    }
 
 
 def settle_batch_size(held: Plan | None, probe: Callable[[], Probe]) -> tuple[int, str]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploykit import plan
 from deploykit.errors import (
     ArtifactError,
     DataError,
@@ -41,6 +42,16 @@ def parts(path: Path) -> dict[str, bytes]:
 
 def predictions(path: Path) -> np.ndarray[Any, Any]:
     return np.concatenate([np.load(part) for part in sorted((path / "parts").iterdir())])
+
+
+def test_parts_of_rows_that_are_larger_than_any_that_was_tested(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a part of a segmentation of large images would be gigabytes, and so would what a kill costs."""
+    monkeypatch.setattr(plan, "TARGET_BYTES", 2**16)
+    np.savez(tmp_path / "x.npz", x=np.zeros((160, 1024), np.float32), k=np.zeros(160, np.int64))
+    run(artifact_paths["pair"], tmp_path / "x.npz", tmp_path / "r", batch_size=1)
+    assert max(part.stat().st_size for part in (tmp_path / "r" / "parts").iterdir()) < 2**16 + 1024
 
 
 @pytest.mark.parametrize("batch_size", [8, "auto"])
