@@ -38,6 +38,7 @@ class OnnxFormat:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = available_cores()  # By itself it counts cores that a container may not use.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # Idle threads take no core.
         try:
             session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:
