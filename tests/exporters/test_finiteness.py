@@ -66,25 +66,49 @@ def start_again(x: Tensor) -> Tensor:
     return x if torch.isfinite(x).all() else torch.zeros_like(x)
 
 
-@pytest.mark.parametrize("mend", [clamp, fill, fill_by_item, fill_unless])
-@pytest.mark.parametrize("always", [False, True])
-def test_numbers_are_mended_as_the_module_does(mend: Callable[[Tensor], Tensor], always: bool, tmp_path: Path) -> None:
-    module = Careful(mend, always).eval()
+class Several(nn.Module):
+    """Modules on the same rows, by the names of what mends their numbers."""
+
+    def __init__(self, mends: list[Callable[[Tensor], Tensor]], always: bool) -> None:
+        super().__init__()
+        self.careful = nn.ModuleDict({mend.__name__: Careful(mend, always) for mend in mends})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {name: module(x) for name, module in self.careful.items()}
+
+
+FILLING: list[Callable[[Tensor], Tensor]] = [fill, fill_by_item, fill_unless]
+
+
+@pytest.mark.parametrize(
+    ("mends", "always", "broken"),
+    [([clamp, *FILLING], False, False), ([clamp], True, False), (FILLING, True, True)],
+    ids=["in training", "always, clamped", "always, filled"],
+)
+def test_numbers_are_mended_as_the_module_does(
+    mends: list[Callable[[Tensor], Tensor]], always: bool, broken: bool, tmp_path: Path
+) -> None:
+    module = Several(mends, always).eval()
     result = export_module(module, tmp_path / "a", inputs=["x:float32[batch,6]"], mc_draws=3, keep_draws=True)
     assert result.manifest.monte_carlo is not None
-    assert [site.module for site in result.manifest.monte_carlo.sites] == ["drop"]
+    names = [mend.__name__ for mend in mends]
+    assert [site.module for site in result.manifest.monte_carlo.sites] == [f"careful.{name}.drop" for name in names]
     x = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
-    if always and mend is not clamp:
+    if broken:
         x[1, 2] = np.nan
     for client in clients(result.path, names_of(result)).values():
-        assert np.isfinite(client({"x": x})["output.draws"]).all()
+        found = client({"x": x})
+        assert all(np.isfinite(found[f"{name}.draws"]).all() for name in names)
     if not always:
         return  # In evaluation nothing is mended.
     deterministic = export_module(module, tmp_path / "b", inputs=["x:float32[batch,6]"])
-    wanted = module(torch.from_numpy(x)).detach().numpy()
-    assert np.isfinite(wanted).all()
+    every = module(torch.from_numpy(x))
     for client in clients(deterministic.path, names_of(deterministic)).values():
-        np.testing.assert_allclose(client({"x": x})["output"], wanted, rtol=1e-5, atol=1e-6)
+        found = client({"x": x})
+        for name in names:
+            wanted = every[name].detach().numpy()
+            assert np.isfinite(wanted).all()
+            np.testing.assert_allclose(found[name], wanted, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("mend", [refuse, insist])

@@ -113,28 +113,38 @@ def test_both_formats_equal_the_module_with_numpy_masks(names: list[str], tmp_pa
                 np.testing.assert_allclose(found, value, rtol=0, atol=1e-5 * max(1, scale), err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [models.SequenceFirst, models.FoldedHeads, models.FoldedInner, models.TrainingAux, models.Decoder],
-    ids=lambda kind: kind.__name__,
-)
+class Folded(nn.Module):
+    """The batch in another dimension, or in one with others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.heads, self.inner = models.SequenceFirst(), models.FoldedHeads(), models.FoldedInner()
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: module(x) for name, module in self.named_children()}
+
+
+@pytest.mark.parametrize("kind", [Folded, models.TrainingAux, models.Decoder], ids=lambda kind: kind.__name__)
 def test_the_batch_is_found_wherever_it_lies(kind: type[nn.Module], tmp_path: Path) -> None:
     """The parity gate compares at four batch sizes; a row's result must also be the same alone and in company."""
     torch.manual_seed(0)
     result = export_module(kind(), tmp_path / "a", inputs=[SPEC], mc_draws=6, keep_draws=True)
     ids = np.arange(40, 46, dtype=np.int64)
     x = np.random.default_rng(1).standard_normal((6, 6)).astype(np.float32)
+    names = [name for name in names_of(result) if name.endswith(".draws")]
+    assert len(names) == (3 if kind is Folded else 1)
     for client in clients(result.path, names_of(result)).values():
-        together = client({"x": x}, sample_ids=ids)["output.draws"]
-        assert together.std(1).min() > 0
-        for row in (0, 3, 5):
-            alone = client({"x": x[row : row + 1]}, sample_ids=ids[row : row + 1])["output.draws"]
-            np.testing.assert_allclose(alone[0], together[row], rtol=0, atol=1e-5)
+        together = client({"x": x}, sample_ids=ids)
+        alone = {row: client({"x": x[row : row + 1]}, sample_ids=ids[row : row + 1]) for row in (0, 3, 5)}
+        for name in names:
+            assert together[name].std(1).min() > 0
+            for row, found in alone.items():
+                np.testing.assert_allclose(found[name][0], together[name][row], rtol=0, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("units", [257, PIECE_UNITS, PIECE_UNITS + 1, 2 * PIECE_UNITS + 1])
-def test_a_mask_is_bit_for_bit_the_numpy_reference_in_both_formats(units: int, tmp_path: Path) -> None:
+def test_a_mask_is_bit_for_bit_the_numpy_reference_in_both_formats(tmp_path: Path) -> None:
     """Dropout of ones behind an identity: what comes out is the mask itself. Many units are computed in pieces."""
+    sizes = [257, PIECE_UNITS, PIECE_UNITS + 1, 2 * PIECE_UNITS + 1]
 
     class Bare(nn.Module):
         def __init__(self) -> None:
@@ -142,19 +152,25 @@ def test_a_mask_is_bit_for_bit_the_numpy_reference_in_both_formats(units: int, t
             self.drop, self.channels = nn.Dropout(0.1), nn.Dropout2d(0.7)
 
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"plain": self.drop(x), "channels": self.channels(x[:, :, None, None].expand(-1, -1, 1, 2))}
+            found = {}
+            for units in sizes:
+                some = x[:, :units]
+                found[f"plain {units}"] = self.drop(some)
+                found[f"channels {units}"] = self.channels(some[:, :, None, None].expand(-1, -1, 1, 2))
+            return found
 
-    result = export_module(Bare(), tmp_path / "a", inputs=[f"x:float32[batch,{units}]"], mc_draws=3, keep_draws=True)
+    inputs = [f"x:float32[batch,{max(sizes)}]"]
+    result = export_module(Bare(), tmp_path / "a", inputs=inputs, mc_draws=3, keep_draws=True)
     ids = np.array([0, 1, 2**62, -1, 999_999_999_999], dtype=np.int64)
-    x = np.ones((5, units), np.float32)
+    x, draws = np.ones((5, max(sizes)), np.float32), np.arange(1000, 1004)
     for client in clients(result.path, names_of(result)).values():
         got = client({"x": x}, sample_ids=ids, seed=-(2**62), first_draw=1000, draws=4)
-        draws = np.arange(1000, 1004)
-        plain = masks.keep_mask(-(2**62), 0, ids, draws, units, 0.1)
-        np.testing.assert_array_equal(np.swapaxes(got["plain.draws"], 0, 1) != 0, plain)
-        channels = masks.keep_mask(-(2**62), 1, ids, draws, units, 0.7)
-        kept = np.swapaxes(got["channels.draws"], 0, 1) != 0
-        np.testing.assert_array_equal(kept, np.broadcast_to(channels[..., None, None], kept.shape))
+        for number, units in enumerate(sizes):
+            plain = masks.keep_mask(-(2**62), 2 * number, ids, draws, units, 0.1)
+            np.testing.assert_array_equal(np.swapaxes(got[f"plain {units}.draws"], 0, 1) != 0, plain)
+            channels = masks.keep_mask(-(2**62), 2 * number + 1, ids, draws, units, 0.7)
+            kept = np.swapaxes(got[f"channels {units}.draws"], 0, 1) != 0
+            np.testing.assert_array_equal(kept, np.broadcast_to(channels[..., None, None], kept.shape))
 
 
 def test_shared_masks_are_the_same_for_all_rows(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def padded(rows: np.ndarray, length: int) -> dict[str, np.ndarray]:
     return {"x": x, "padding": np.arange(length) >= np.full((len(rows), 1), LENGTH)}
 
 
-@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("batch_first", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 def test_a_row_has_its_numbers_whatever_its_batch_is_padded_to(tmp_path: Path, batch_first: bool) -> None:
     torch.manual_seed(0)
     result = export_module(

@@ -94,8 +94,8 @@ def products(result: ExportResult) -> int:
         (Twice, False),
         (Drawn, False),
         (Apart, False),
-        (RowBias, False),
-        (OneNumber, False),
+        pytest.param(RowBias, False, marks=pytest.mark.exhaustive),
+        pytest.param(OneNumber, False, marks=pytest.mark.exhaustive),
     ],
     ids=["maps", "no bias", "all dropped", "used twice", "drawn before", "each map", "bias of rows", "vector"],
 )
