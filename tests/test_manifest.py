@@ -103,18 +103,17 @@ def test_the_reader_and_the_schema_refuse_the_same(manifest: Manifest, data: st.
     found.to_json()
 
 
-@given(manifests(), st.data())
-def test_a_missing_field_is_named(manifest: Manifest, data: st.DataObject) -> None:
-    changed = manifest.to_json()
-    name = data.draw(st.sampled_from(sorted(changed.keys() - {"schema"})))
+@pytest.mark.parametrize("name", sorted(small_manifest().to_json().keys() - {"schema"}))
+def test_a_missing_field_is_named(name: str) -> None:
+    changed = small_manifest().to_json()
     del changed[name]
     with pytest.raises(ArtifactError, match=f"'{name}' is missing"):
         Manifest.from_json(changed)
 
 
-@given(manifests(), st.data())
-def test_a_changed_field_does_not_fit_the_digest(manifest: Manifest, data: st.DataObject) -> None:
-    changed = manifest.to_json()
+@given(st.data())
+def test_a_changed_field_does_not_fit_the_digest(data: st.DataObject) -> None:
+    changed = small_manifest().to_json()
     *path, last = data.draw(st.sampled_from(sorted(places(changed), key=str)))
     before = copy.deepcopy(at(changed, tuple(path))[last])
     at(changed, tuple(path))[last] = data.draw(JSON)

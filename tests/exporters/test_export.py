@@ -3,6 +3,7 @@
 import hashlib
 import random
 import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 import deploykit
 from deploykit.artifact import Artifact
 from deploykit.errors import ExportError, ParityError, UnknownNameError, UsageError
-from exporters.export import check_request, export_module
+from exporters.export import ExportResult, check_request, export_module
 from exporters.inputs import read_example
 from tests.exporters import models
 
@@ -28,9 +29,15 @@ def digests(artifact: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in artifact.iterdir()}
 
 
-def test_the_artifact_opens_and_holds_what_the_manifest_says(tmp_path: Path) -> None:
-    result = export_module(models.Mlp(), tmp_path / "a", inputs=[SPEC], mc_draws=4, user={"owner": "me"})
-    with Artifact.open(tmp_path / "a") as artifact:
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
+    """An export that is only looked at."""
+    place = tmp_path_factory.mktemp("looked at") / "model"
+    return export_module(models.Mlp(), place, inputs=[SPEC], mc_draws=4, user={"owner": "me"})
+
+
+def test_the_artifact_opens_and_holds_what_the_manifest_says(result: ExportResult) -> None:
+    with Artifact.open(result.path) as artifact:
         assert artifact.manifest == result.manifest
         assert set(artifact.manifest.files) == {"golden.npz", "model.onnx", "model.torchscript.pt"}
         assert artifact.manifest.user == {"owner": "me"}
@@ -53,8 +60,7 @@ def test_building_twice_gives_the_same_bytes(tmp_path: Path) -> None:
         assert first.digest == second.digest
 
 
-def test_no_path_of_this_machine_is_in_the_files(tmp_path: Path) -> None:
-    result = export_module(models.Mlp(), tmp_path / "a", inputs=[SPEC], mc_draws=4)
+def test_no_path_of_this_machine_is_in_the_files(result: ExportResult) -> None:
     model = onnx.load(result.path / "model.onnx")
     assert not model.metadata_props
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
@@ -129,9 +135,11 @@ def test_a_dynamic_dimension_besides_the_batch(tmp_path: Path) -> None:
     assert result.manifest.monte_carlo.sites[0].shape == ("batch", "seq", 8)
 
 
-def test_a_client_that_knows_only_required_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_knows_only_required_inputs(
+    result: ExportResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The recipe of the page, and its numbers, which are those of numpy's masks (``parity``)."""
-    export_module(models.Mlp(), tmp_path / "model", inputs=[SPEC], mc_draws=4)
+    shutil.copytree(result.path, tmp_path / "model")
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
     (recipe,) = (code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "required.onnx" in code)
     monkeypatch.chdir(tmp_path)

@@ -254,10 +254,19 @@ def test_a_loop_that_the_user_wrote_keeps_its_meaning(tmp_path: Path) -> None:
         assert np.abs(client({"x": x}, seed=4)["output"] - wanted).max() > 1e-3
 
 
-def test_pieces_of_draws_have_the_same_statistics_as_one_call(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def perceptron(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, ExportResult]:
+    """What some tests only read."""
+    torch.manual_seed(0)
+    module = models.Mlp()
+    place = tmp_path_factory.mktemp("perceptron") / "a"
+    return module, export_module(module, place, inputs=[SPEC], mc_draws=9, task="classification")
+
+
+def test_pieces_of_draws_have_the_same_statistics_as_one_call(perceptron: tuple[nn.Module, ExportResult]) -> None:
     from deploykit.statistics import combine
 
-    result = export_module(models.Mlp(), tmp_path / "a", inputs=[SPEC], mc_draws=9, task="classification")
+    _, result = perceptron
     x = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
     for client in clients(result.path, names_of(result)).values():
         whole = client({"x": x})
@@ -267,14 +276,13 @@ def test_pieces_of_draws_have_the_same_statistics_as_one_call(tmp_path: Path) ->
             np.testing.assert_allclose(value, whole[f"output.{name}"], rtol=0, atol=3e-6)
 
 
-def test_the_average_over_many_draws_is_torch_s_own_dropout(tmp_path: Path) -> None:
+def test_the_average_over_many_draws_is_torch_s_own_dropout(perceptron: tuple[nn.Module, ExportResult]) -> None:
     """Mean and standard deviation over draws against torch's generator: within five standard errors."""
-    torch.manual_seed(0)
-    module = models.Mlp()
+    module, result = perceptron
     count = 4000
-    result = export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=3)
     x = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32)
     module.train()
+    torch.manual_seed(0)
     with torch.no_grad():
         native = torch.stack([module(torch.from_numpy(x)) for _ in range(count)]).numpy()
     error = native.std(0) * np.sqrt(2 / count)
@@ -300,20 +308,21 @@ def test_mixing_that_no_shape_shows_is_refused_by_the_operation_that_mixes(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("p", [0.0, 1.0])
-def test_the_extreme_probabilities(p: float, tmp_path: Path) -> None:
-    class Two(nn.Module):
+def test_the_extreme_probabilities(tmp_path: Path) -> None:
+    class Three(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.drop, self.extreme = nn.Dropout(0.5), nn.Dropout(p)
+            self.drop, self.none, self.all = nn.Dropout(0.5), nn.Dropout(0.0), nn.Dropout(1.0)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.cat([self.drop(x), self.extreme(x)], 1)
+            return torch.cat([self.drop(x), self.none(x), self.all(x)], 1)
 
-    result = export_module(Two(), tmp_path / "a", inputs=[SPEC], mc_draws=3, keep_draws=True)
+    result = export_module(Three(), tmp_path / "a", inputs=[SPEC], mc_draws=3, keep_draws=True)
     x = np.ones((2, 6), np.float32)
     for client in clients(result.path, names_of(result)).values():
-        np.testing.assert_array_equal(client({"x": x})["output.draws"][..., 6:], 1 - p)
+        found = client({"x": x})["output.draws"]
+        np.testing.assert_array_equal(found[..., 6:12], 1)
+        np.testing.assert_array_equal(found[..., 12:], 0)
 
 
 def test_no_dropout_and_no_effect_are_errors(tmp_path: Path) -> None:
@@ -328,8 +337,8 @@ def test_no_dropout_and_no_effect_are_errors(tmp_path: Path) -> None:
         export_module(models.Wrapped(unused), tmp_path / "a", inputs=[SPEC], mc_draws=4)
 
 
-def test_a_wrong_number_of_sample_ids_fails_in_both_formats(tmp_path: Path) -> None:
-    result = export_module(models.Mlp(), tmp_path / "a", inputs=[SPEC], mc_draws=4)
+def test_a_wrong_number_of_sample_ids_fails_in_both_formats(perceptron: tuple[nn.Module, ExportResult]) -> None:
+    _, result = perceptron
     x = np.zeros((4, 6), np.float32)
     for client in clients(result.path, names_of(result)).values():
         for count in (1, 3, 5, 8):
