@@ -180,11 +180,18 @@ def gaussian(y: Tensor, x: Tensor) -> dict[str, Tensor]:
     return {"mu": y[:, :3], "spread": y[:, 3:], "fixed": x[:, :1], "label": y.argmax(1)}
 
 
-@pytest.mark.parametrize("head", ["spread", "fixed"])
-def test_a_variance_head_gives_both_parts(head: str, tmp_path: Path) -> None:
-    """``spread`` is drawn like the mean; ``fixed`` depends on no dropout and is the same for all values of a row."""
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, ExportResult]:
+    """Mean and variance as outputs of their own."""
     torch.manual_seed(0)
-    module = Heads(gaussian)
+    module, place = Heads(gaussian), tmp_path_factory.mktemp("whole") / "a"
+    return module, export_module(module, place, inputs=[SPEC], mc_draws=5, keep_draws=True, task="label=none")
+
+
+@pytest.mark.parametrize("head", ["spread", "fixed"])
+def test_a_variance_head_gives_both_parts(head: str, whole: tuple[nn.Module, ExportResult], tmp_path: Path) -> None:
+    """``spread`` is drawn like the mean; ``fixed`` depends on no dropout and is the same for all values of a row."""
+    module, apart = whole
     result = export_module(
         module, tmp_path / "a", inputs=[SPEC], mc_draws=5, log_variance={"mu": head}, keep_draws=True,
         task=["label=none", *(["spread=regression"] if head == "fixed" else [])],
@@ -195,9 +202,8 @@ def test_a_variance_head_gives_both_parts(head: str, tmp_path: Path) -> None:
     ]
     assert not any(name.split(".")[0] == head for name in found)
     assert {found[f"mu.{part}"].task for part in PARTS} == {"regression"}
-    whole = export_module(module, tmp_path / "b", inputs=[SPEC], mc_draws=5, keep_draws=True, task="label=none")
     x = rows(4, 6)
-    for got, parts in zip(results(result, x, seed=2), results(whole, x, seed=2), strict=True):
+    for got, parts in zip(results(result, x, seed=2), results(apart, x, seed=2), strict=True):
         mean = np.swapaxes(parts["mu.draws"], 0, 1)
         log = np.swapaxes(parts["spread.draws"], 0, 1) if head == "spread" else parts["fixed"][None]
         for name, value in statistics.summarize(mean, variances=np.exp(log.astype(np.float64))).items():
@@ -247,22 +253,16 @@ def test_probabilities_are_no_class_scores(make: Any, tmp_path: Path) -> None:
     assert list(specs(result)) == ["p.mean", "p.std"], "of which mean and deviation are what they say"
 
 
-@pytest.mark.parametrize(
-    ("make", "noted"),
-    [
-        (lambda y, x: torch.sigmoid(y[:, 0]), True),
-        (lambda y, x: torch.sigmoid(y), True),
-        (lambda y, x: y, False),
-        (lambda y, x: torch.log_softmax(y, 1), False),
-    ],
-)  # fmt: skip
-def test_what_may_be_probabilities_of_events_is_told(make: Any, noted: bool, tmp_path: Path) -> None:
-    result = export_module(
-        Heads(make), tmp_path / "m", inputs=[SPEC], mc_draws=3, task="classification", formats=["torchscript"]
-    )
-    assert [note.startswith("output output: all of its values lie between 0 and 1") for note in result.notes] == [
-        True
-    ] * noted
+def test_what_may_be_probabilities_of_events_is_told(tmp_path: Path) -> None:
+    module = Heads(
+        lambda y, x: {
+            "event": torch.sigmoid(y[:, 0]), "events": torch.sigmoid(y), "scores": y, "logs": torch.log_softmax(y, 1),
+        }
+    )  # fmt: skip
+    task = [f"{name}=classification" for name in ("event", "events", "scores", "logs")]
+    result = export_module(module, tmp_path / "m", inputs=[SPEC], mc_draws=3, task=task, formats=["torchscript"])
+    told = [note.partition(": all of its values lie between 0 and 1")[0] for note in result.notes]
+    assert told == ["output event", "output events"]
 
 
 def unwanted(y: Tensor, x: Tensor) -> dict[str, Any]:
@@ -320,24 +320,21 @@ SPREADS = {"tiny": (0.0, 1e-30), "huge": (0.0, 2.5e38), "beside": (1e4, 1e-2)}
 """An offset and a scale of values of about 1, by what they are in float32."""
 
 
-@pytest.mark.parametrize("name", SPREADS)
-def test_tiny_and_huge_and_offset_values_keep_their_moments(name: str, tmp_path: Path) -> None:
+def test_tiny_and_huge_and_offset_values_keep_their_moments(tmp_path: Path) -> None:
     """The squares of tiny values vanish in float32, the sum of huge ones overflows, and an offset rounds the mean."""
     torch.manual_seed(0)
-    offset, scale = SPREADS[name]
-    module = Heads(lambda y, x: torch.tanh(y) * scale + offset)
+    module = Heads(lambda y, x: {name: torch.tanh(y) * scale + offset for name, (offset, scale) in SPREADS.items()})
     result = export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=50, keep_draws=True)
     x = rows(5, 6)
     for client in clients(result.path, names_of(result)).values():
         whole = client({"x": x}, sample_ids=np.arange(5))
-        draws = np.swapaxes(whole["output.draws"], 0, 1)
-        wanted = statistics.summarize(draws)
-        for statistic in ("mean", "std"):
-            np.testing.assert_allclose(whole[f"output.{statistic}"], wanted[statistic], rtol=1e-6)
         piece = client({"x": x}, sample_ids=np.arange(5), first_draw=20, draws=11)
-        own = statistics.summarize(draws[20:31])
-        for statistic in ("mean", "std"):
-            np.testing.assert_allclose(piece[f"output.{statistic}"], own[statistic], rtol=1e-5)
+        for name in SPREADS:
+            draws = np.swapaxes(whole[f"{name}.draws"], 0, 1)
+            wanted, own = statistics.summarize(draws), statistics.summarize(draws[20:31])
+            for statistic in ("mean", "std"):
+                np.testing.assert_allclose(whole[f"{name}.{statistic}"], wanted[statistic], rtol=1e-6)
+                np.testing.assert_allclose(piece[f"{name}.{statistic}"], own[statistic], rtol=1e-5)
 
 
 def test_a_class_that_is_out_of_the_question_in_float64(tmp_path: Path) -> None:
