@@ -158,7 +158,9 @@ class _Source:
             # TorchScript's power of two integers is a float.
             return f"{_number_type(node)}({text})" if target is operator.pow else text
         if target in _CALLS:
-            return f"{_CALLS[target]}({', '.join(map(_plain, args))})"
+            text = f"{_CALLS[target]}({', '.join(_plain(arg) for arg in args if arg is not None)})"
+            # TorchScript rounds to a whole number that is a float.
+            return f"{_number_type(node)}({text})" if target is round else text
         if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
             return self._operation(target, node)
         raise ExportError(

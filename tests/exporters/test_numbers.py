@@ -151,6 +151,13 @@ def test_a_whole_number_made_of_a_root_is_refused(name: str, tmp_path: Path) -> 
         export_module(Sized(WHOLE[name]), tmp_path / "a", inputs=["x:float32[batch,steps]"])
 
 
+def test_half_of_a_size_is_rounded_as_python_does_it(tmp_path: Path) -> None:
+    """Of 9 and 17 steps halves are left, which go to the even number; the export holds the file against the module."""
+    module = Sized(lambda x, size: x.sum(1) * round(size / 2))
+    result = export_module(module, tmp_path / "a", inputs=["x:float32[batch,steps]"], formats=["torchscript"])
+    assert result.manifest.tested["steps"] == (9, 12, 17)
+
+
 def test_a_grid_of_torchs_own_keeps_its_sizes(tmp_path: Path) -> None:
     """``affine_grid`` calls ``linspace`` itself; the export holds the file against the module at other sizes."""
     module = Sized(lambda x, size: F.affine_grid(x[:, :2, :3], [x.shape[0], 1, size, x.shape[2]], align_corners=True))
