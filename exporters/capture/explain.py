@@ -167,8 +167,8 @@ def _condition(text: str) -> str:
     constant = re.search(r"specialized it to be a constant \((\d+)\)", text)
     if constant is not None:
         return (
-            f"its code makes the constant {constant[1]} of it, as range(n), int(n) and math.log(n) do with a size n, "
-            "and sqrt(n) imported by name (use math.sqrt(n))"
+            f"its code makes the constant {constant[1]} of it, as range(n), int(n), float(n) and math.log(n) do with a "
+            "size n (use n * 1.0 and torch.log(torch.tensor(n))), and sqrt(n) imported by name (use math.sqrt(n))"
         )
     return next((line.strip(" -") for line in text.splitlines() if "specialized" in line), text.splitlines()[0])
 
