@@ -135,10 +135,9 @@ def write_report(directory: RunDirectory, report: Mapping[str, Any]) -> None:
 def is_reported(directory: RunDirectory) -> bool:
     """Whether a report says that the job is complete."""
     try:
-        report = json.loads((directory.path / REPORT_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return bool(json.loads((directory.path / REPORT_NAME).read_text(encoding="utf-8"))["complete"])
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    return bool(report.get("complete"))
 
 
 def _steady(meters: Sequence[Meter]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Rows on their way into a file: each sample id in its place, once, and an error keeps its origin."""
 
 import contextlib
+import errno
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -88,7 +89,8 @@ def writing(path: Path, feed: Feed | None = None, *, resumes: bool = True) -> It
     except OSError as error:
         if feed is not None and feed.failure is error:
             raise
-        advice = "free some space" if is_full(error) else "make it writable"
+        closed = error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}
+        advice = "free some space" if is_full(error) else "make it writable" if closed else "mend that"
         raise RunError(
             f"cannot write {path}: {error.strerror or error}; nothing half-written was left. "
             f"{advice.capitalize()} and give the same command again{'; a run resumes where it was' if resumes else ''}"

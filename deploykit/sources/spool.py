@@ -38,6 +38,7 @@ from deploykit.wording import row_range
 __all__ = ["Spool", "SpoolSource", "asked_for", "clear", "is_spool", "spooled_facts"]
 
 FACTS = "spool.json"
+_SAID = {"target", "keys", "kept", "rows", "runs", "size_bytes", "sha256"}
 _STARTS, _SHAPES = "starts.bin", "shapes.bin"
 
 
@@ -227,10 +228,10 @@ def asked_for(data: str, inputs: Sequence[TensorSpec], reading: Reading) -> dict
 def spooled_facts(folder: Path) -> dict[str, Any] | None:
     """What is known of a complete spool; None where there is none."""
     try:
-        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return facts
+    return facts if isinstance(facts, dict) and facts.keys() >= _SAID else None
 
 
 def is_spool(folder: Path) -> bool:

@@ -31,6 +31,6 @@ def load_index(directory: Path, data: Mapping[str, Any]) -> Any:
     """The index, None where there is none for this data: the source then looks for itself."""
     try:
         kept = json.loads((directory / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return kept["index"] if kept["data"] == data else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return kept["index"] if kept.get("data") == data else None

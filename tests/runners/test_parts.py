@@ -16,6 +16,7 @@ import termios
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,11 +24,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import RunError, UnknownNameError
+from deploykit.runs.feed import writing
+from deploykit.runs.rundir import REPORT_NAME
+from deploykit.sources.spool import FACTS, spooled_facts
 from runners import progress
 from runners.pipeline.channel import Channel, Closed
 from runners.pipeline.timing import RESOLUTION, Histogram, Meter
+from runners.ranks import dataindex
+from runners.ranks.dataindex import load_index
 from runners.ranks.pace import Pace, behind
 from runners.ranks.wire import Lines
+from runners.report import is_reported
 from runners.system import stop
 from runners.system.lock import BusyError, locked
 
@@ -385,3 +392,26 @@ def test_rows_of_an_unknown_number_are_counted_as_they_are_read(kind: str, befor
     shown.close()
     assert stream.getvalue().startswith(f"{before}1,234 rows read, ")
     assert "%" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "3", "{}", '"x"'])
+def test_small_files_that_hold_something_else_count_as_none(tmp_path: Path, text: str) -> None:
+    for name in (REPORT_NAME, dataindex.NAME, FACTS):
+        (tmp_path / name).write_text(text)
+    assert not is_reported(SimpleNamespace(path=tmp_path))  # type: ignore[arg-type]
+    assert load_index(tmp_path, {}) is None
+    assert spooled_facts(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "Free some space and"), (errno.EROFS, "Make it writable and"),
+        (errno.EACCES, "Make it writable and"), (errno.EIO, "Mend that and"), (errno.ENOENT, "Mend that and"),
+    ],
+)  # fmt: skip
+def test_what_to_do_about_a_file_that_cannot_be_written_follows_from_the_error(
+    tmp_path: Path, number: int, advice: str
+) -> None:
+    with pytest.raises(RunError, match=advice), writing(tmp_path):
+        raise OSError(number, os.strerror(number))
