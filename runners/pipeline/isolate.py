@@ -111,17 +111,24 @@ def _read(source: "Source", start: int, stop: int, model: Manifest | None) -> Ar
 
     The runner would refuse such a length, too, but not know whose it is: halves of a padded batch are no shorter.
     """
+    arrays = _given(source, start, stop)
+    why = None if model is None else too_long(model.bounds, model.inputs, arrays)
+    if why is not None:
+        raise _TooLongError(why)
+    return arrays
+
+
+def _given(source: "Source", start: int, stop: int) -> Arrays:
+    """What the source gives. A plug-in's may give other rows, which would pass for these, or fill its memory again."""
     arrays = source.read(start, stop)
-    for name, array in arrays.items():  # The source may be a plug-in, and rows would pass for others.
+    for name, array in arrays.items():
         if len(array) != stop - start:
             raise DataError(
                 f"{row_range(start, stop)}: the source gave {counted(len(array), 'row')} of {name!r}; its "
                 "read(start, stop) must give exactly these rows"
             )
-    why = None if model is None else too_long(model.bounds, model.inputs, arrays)
-    if why is not None:
-        raise _TooLongError(why)
-    return arrays
+    is_ours = type(source).__module__.startswith("deploykit.")
+    return arrays if is_ours else _chosen(arrays, slice(None), copy=True)
 
 
 def read_again(source: "Source", ids: NDArray[np.int64]) -> Arrays:
@@ -132,7 +139,7 @@ def read_again(source: "Source", ids: NDArray[np.int64]) -> Arrays:
 def _read_runs(source: "Source", ids: NDArray[np.int64]) -> Arrays:
     """Rows with gaps between them, read run by run; nothing at all for no rows."""
     runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1) if len(ids) else []
-    found = [source.read(int(run[0]), int(run[-1]) + 1) for run in runs]
+    found = [_given(source, int(run[0]), int(run[-1]) + 1) for run in runs]
     pads = getattr(source, "pads", {})
     return {
         name: padded_together([part[name] for part in found], pads[name])

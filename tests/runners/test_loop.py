@@ -268,6 +268,23 @@ def test_a_source_that_gives_other_rows_than_asked_for_is_an_error(tmp_path: Pat
         case.pipeline.run()
 
 
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_a_source_may_fill_the_same_memory_again(tmp_path: Path, on_error: str) -> None:
+    class Reusing(Source):
+        room = np.zeros(4, np.float32)
+
+        def read(self, start: int, stop: int) -> dict[str, np.ndarray[Any, Any]]:
+            if start <= 5 < stop and on_error == "skip":
+                raise ValueError("row 5")
+            self.room[: stop - start] = self.x[start:stop]
+            return {"x": self.room[: stop - start]}
+
+    case = Case(tmp_path / "r", Plan(rows=16, shard_rows=8, batch_size=4), source=Reusing, on_error=on_error)
+    case.pipeline.run()
+    rows = [row for row in range(16) if row != 5 or on_error == "fail"]
+    assert case.values()["y"].tolist() == [2.0 * row for row in rows]
+
+
 def test_abandoning_stops_at_once_and_is_no_error(tmp_path: Path) -> None:
     case = Case(tmp_path / "r", Plan(rows=1000, shard_rows=500, batch_size=1))
     case.runner.hook = lambda start: case.pipeline.abandon() if start == 7 else None
