@@ -167,7 +167,7 @@ def _log_path(directory: Path, rank: int) -> Path:
 def _open(path: Path) -> int | None:
     with contextlib.suppress(OSError):
         path.parent.mkdir(exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             os.write(descriptor, b"\n")  # A rank that was killed may have left half a line.

@@ -63,7 +63,9 @@ def _take(path: Path, kind: int) -> int:
     while True:
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with writing(path / LOCK_NAME):
+            # As the umask says, like all other files: another of the group may take up the run.
+            descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             if _has(path, descriptor, kind):
                 return descriptor

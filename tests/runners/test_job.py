@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,18 @@ def parts(path: Path) -> dict[str, bytes]:
 
 def predictions(path: Path) -> np.ndarray[Any, Any]:
     return np.concatenate([np.load(part) for part in sorted((path / "parts").iterdir())])
+
+
+def test_others_of_the_group_may_take_up_a_run_where_the_umask_lets_them(
+    artifact_paths: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    before = os.umask(0o002)
+    try:
+        run(artifact_paths["plain"], data, tmp_path / "r", devices="cpu:2", write_interval="batch_and_epoch")
+    finally:
+        os.umask(before)
+    closed = [path for path in (tmp_path / "r").rglob("*") if not path.stat().st_mode & stat.S_IWGRP]
+    assert closed == []
 
 
 def test_parts_of_rows_that_are_larger_than_any_that_was_tested(
