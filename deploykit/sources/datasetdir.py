@@ -77,6 +77,10 @@ class _NoFiles:
         """There is no piece."""
         raise IndexError(piece)
 
+    def name(self, piece: int) -> str:  # noqa: ARG002 (there is no piece)
+        """There is no piece."""
+        return self.what
+
     def explain(self, piece: int, first_row: int, error: Exception) -> DataError:  # noqa: ARG002 (there is no piece)
         """There is no piece."""
         return DataError(f"data {self.what}: holds no rows")

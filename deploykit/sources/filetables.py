@@ -93,11 +93,14 @@ class FileTables(abc.ABC):
         self._check_columns(number, self._schema_of(opened))
         return self._chunks_of(opened, inner, self._columns)
 
+    def name(self, piece: int) -> str:
+        """The file of a piece."""
+        return self.files[self._where[piece][0]].place
+
     def explain(self, piece: int, first_row: int, error: Exception) -> DataError:
         """The error, with the file and the rows."""
-        number, _ = self._where[piece]
         return DataError(
-            f"data {self.files[number].place}, {row_range(first_row, first_row + self.rows[piece])}: cannot be read "
+            f"data {self.name(piece)}, {row_range(first_row, first_row + self.rows[piece])}: cannot be read "
             f"({first_line(error)[:300]}); copy or write the file again"
         )
 

@@ -17,7 +17,6 @@ CHUNK_BYTES = 8 * 2**20
 class BadRow:
     """A chunk of one row that cannot be read, among others that can: an error only for who asks for it."""
 
-    name: str
     problem: str
     num_rows: int = 1
 
@@ -61,6 +60,10 @@ class Pieces(Protocol):
         Raises:
             Exception: whatever pyarrow raises where the piece cannot be read.
         """
+        ...
+
+    def name(self, piece: int) -> str:
+        """The file of a piece, as an error names it."""
         ...
 
     def explain(self, piece: int, first_row: int, error: Exception) -> DataError:

@@ -112,11 +112,11 @@ class TableSource:
         rows = slice(start - cursor.start, stop - cursor.start)
         if cursor.arrays is None and not cursor.is_bad:
             try:
-                cursor.arrays = self._converted(cursor.chunk, cursor.start)
+                cursor.arrays = self._converted(cursor.chunk, self._place(cursor, cursor.start))
             except DataError:
                 cursor.is_bad = True
         if cursor.arrays is None:
-            return self._converted(_sliced(cursor.chunk, rows.start, stop - start), start)
+            return self._converted(_sliced(cursor.chunk, rows.start, stop - start), self._place(cursor, start))
         return {key: array[rows] for key, array in cursor.arrays.items()}
 
     def _advance(self, cursor: "_Cursor") -> None:
@@ -136,10 +136,12 @@ class TableSource:
                 raise
             raise self._pieces.explain(cursor.piece, int(self._ends[cursor.piece]), error) from error
 
-    def _converted(self, chunk: Any, first_row: int) -> Arrays:
+    def _place(self, cursor: "_Cursor", first_row: int) -> Place:
+        return Place(self._pieces.name(cursor.piece), first_row)
+
+    def _converted(self, chunk: Any, place: Place) -> Arrays:
         if isinstance(chunk, BadRow):
-            raise DataError(f"data {chunk.name}, row {first_row}: {chunk.problem}")
-        place = Place(self._pieces.what, first_row)
+            raise DataError(f"data {place.what}, row {place.first_row}: {chunk.problem}")
         columns = {name: _one(chunk.column(name)) for name in chunk.schema.names}
         arrays: dict[str, Any] = {}
         for spec in self._inputs:

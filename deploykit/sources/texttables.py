@@ -90,10 +90,9 @@ class TextTables(abc.ABC):
 
     def chunks(self, piece: int) -> Iterator[Any]:
         """The rows of one piece, at once; where some are bad, those between them."""
-        name = self.files[self._where[piece][0]].place
-        yield from self._rows_of(self._bytes(piece), self.rows[piece], name)
+        yield from self._rows_of(self._bytes(piece), self.rows[piece])
 
-    def _rows_of(self, data: bytes, rows: int, name: str) -> Iterator[Any]:
+    def _rows_of(self, data: bytes, rows: int) -> Iterator[Any]:
         while data:
             try:
                 yield self._parsed(data, rows)
@@ -105,8 +104,8 @@ class TextTables(abc.ABC):
                     raise
             start, stop = row_bounds(data, found[0], delimiter=self.delimiter)
             if found[0]:  # These may hold what the parser alone refuses.
-                yield from self._rows_of(data[:start], found[0], name)
-            yield BadRow(name, found[1])
+                yield from self._rows_of(data[:start], found[0])
+            yield BadRow(found[1])
             data, rows = data[stop:], rows - found[0] - 1
 
     def _parsed(self, data: bytes, rows: int) -> Any:
@@ -133,11 +132,14 @@ class TextTables(abc.ABC):
             return sound, f"cannot be read ({text[:300]}); mend the line"
         return None
 
+    def name(self, piece: int) -> str:
+        """The file of a piece."""
+        return self.files[self._where[piece][0]].place
+
     def explain(self, piece: int, first_row: int, error: Exception) -> DataError:
         """The error, with the rows."""
-        name = self.files[self._where[piece][0]].place
         rows = row_range(first_row, first_row + self.rows[piece])
-        return DataError(f"data {name}, {rows}: cannot be read ({first_line(error)[:300]}); mend the file")
+        return DataError(f"data {self.name(piece)}, {rows}: cannot be read ({first_line(error)[:300]}); mend the file")
 
     def close(self) -> None:  # noqa: B027 (a subclass may have something to close)
         """Nothing stays open."""

@@ -804,3 +804,18 @@ def test_a_name_that_two_columns_have_is_refused(tmp_path: Path, name: str) -> N
             DataError, match=r"rows\.parquet: column 'k' is not there, or twice, in .*a\.parquet it is int64"
         ):
             opened(tmp_path, [K])
+
+
+@pytest.mark.parametrize(
+    ("extension", "write"),
+    [("parquet", write_parquet), ("arrow", write_arrow), ("csv", write_csv), ("jsonl", write_jsonl)],
+)
+def test_a_row_that_does_not_fit_is_named_with_its_file(tmp_path: Path, extension: str, write: Write) -> None:
+    """Of many files, whoever has to mend it would have to count the rows of all before it."""
+    for number in range(3):
+        values = [1.0] * 9 + [None if number == 1 else 1.0]
+        write(tmp_path / f"{number}.{extension}", pa.table({"y": pa.array(values, pa.float32()), "z": range(10)}))
+    source = opened(tmp_path, [TensorSpec(name="y", dtype="float32", shape=("batch",))])
+    assert len(source.read(0, 19)["y"]) == 19
+    with pytest.raises(DataError, match=rf"/1\.{extension}, row 19, column 'y': no value"):
+        source.read(16, 24)
