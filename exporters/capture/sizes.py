@@ -117,7 +117,7 @@ def _taken_along(original: Any, input: Any, indices: Any, dim: int | None = None
 
 _OTHERWISE: dict[Any, tuple[Any, Callable[..., Any]]] = {
     functional.scaled_dot_product_attention: (functional, _attention),
-    functional.embedding_bag: (functional, bags_of_rows),
+    functional.embedding_bag: (None, bags_of_rows),
     torch.linspace: (torch, _linspace),
     torch.max_pool1d: (torch, largest_of_steps),
     torch.adaptive_avg_pool1d: (None, functools.partial(average_parts, 1)),
@@ -129,7 +129,7 @@ _OTHERWISE: dict[Any, tuple[Any, Callable[..., Any]]] = {
     torch.take_along_dim: (torch, _taken_along),
     Tensor.take_along_dim: (None, _taken_along),
 }
-"""Functions that take sizes as numbers: where they are found (None for methods), and what does the same without.
+"""Functions that take sizes as numbers: where torch itself calls them (None if nowhere), and what does without.
 
 A mode meets them under whatever name they were imported, but not where torch's own functions call them.
 """

@@ -104,8 +104,10 @@ EVERYWHERE: dict[str, tuple[Callable[[Looks, Tensor], Tensor], tuple[str, str, i
     "among others": (prefixed, WORDS),
     "stacked": (lambda m, ids: m.words(torch.stack([ids, ids.flip(1)], 1)), WORDS),
     "all of a slice": (lambda m, ids: m.words(ids[:, :4][:, 0:]), WORDS),
+    "bags of rows": (lambda m, ids: F.embedding_bag(ids, m.words.weight, mode="mean"), ("(root)", "embedding", 0, 9)),
     "embedding_bag": (
-        lambda m, ids: F.embedding_bag(ids, m.words.weight, mode="mean"), ("(root)", "embedding_bag", 0, 9),
+        lambda m, ids: F.embedding_bag(ids.flatten(), m.words.weight, torch.arange(len(ids)) * 4, mode="mean"),
+        ("(root)", "embedding_bag", 0, 9),
     ),
     "brackets": (lambda m, ids: m.scores[ids], ("(root)", "index", -12, 11)),
     "brackets and a table": (lambda m, ids: m.scores[ids] + m.words(ids).mean(-1), WORDS),
