@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Collection
 
+import torch
 from torch import Tensor, fx
 
 from exporters.capture.graph import Captured
@@ -31,4 +32,5 @@ def _has_equal_rows(module: fx.GraphModule, node: fx.Node, written: Collection[f
     if path[-1].op != "get_attr" or any(each in written for each in path):
         return False
     held: Tensor = operator.attrgetter(str(path[-1].target))(module)
-    return bool((held == held.narrow(given["dim"], 0, 1)).all())
+    # Also of none, which have no first.
+    return bool((held == torch.ops.aten.slice.Tensor(held, given["dim"], 0, 1)).all())
