@@ -176,8 +176,8 @@ def _notes(inputs: ModelInputs, subject: Subject, bounds: Bounds, golden: Mappin
     own = subject.captured.bounds
     limits = [_limit(name, ends, sizes.get(name)) for name, ends in own.items()]
     ones = [
-        f"dimension {name}: a size of 1 is refused: there the files do not compute what the module does, as torch "
-        "captures the code for sizes of 2 or more"
+        f"dimension {name}: a size of 1 is refused: there the module fails, or the files do not compute what it does, "
+        "as torch captures the code for sizes of 2 or more"
         for name, ends in bounds.items()
         if ends.get("min") != own.get(name, {}).get("min")
     ]

@@ -102,7 +102,7 @@ def check_parity(
 
 
 def sizes_that_hold(clients: Mapping[str, Client], subject: Subject, inputs: ModelInputs, tolerance: float) -> Bounds:
-    """The bounds of the module's code, and at least 2 where a file is not what the module is at size 1.
+    """The bounds of the module's code, and at least 2 where the module fails at size 1, or a file is not what it is.
 
     torch takes dynamic sizes for 2 or more when it captures, so that a branch on one that is 1 is lost without a word.
     The batch is not looked at: it has trials of one row.
@@ -127,20 +127,11 @@ def _holds_at_one(
     try:
         wanted = _wanted(subject, arrays, trial, 2)
     except DeploykitError:
-        return not any(_answers(client, arrays, trial) for client in clients.values())
+        return False  # Of what it refuses, a runtime may make anything: a GRU over no steps ends the process.
     try:
         for name, client in clients.items():
             _compare(name, client, subject, inputs, arrays, wanted, trial, tolerance)
     except ParityError:
-        return False
-    return True
-
-
-def _answers(client: Client, arrays: dict[str, NDArray[Any]], trial: _Trial) -> bool:
-    try:
-        client(dict(arrays), dict(trial.controls))
-    # A runtime may raise anything.
-    except Exception:  # noqa: BLE001
         return False
     return True
 

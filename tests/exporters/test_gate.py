@@ -194,3 +194,21 @@ def test_a_dimension_that_goes_another_way_at_size_one_is_bounded(
     )  # fmt: skip
     assert result.manifest.bounds == {name: {"min": 2}}
     assert any(note.startswith(f"dimension {name}: a size of 1 is refused") for note in result.notes)
+
+
+class Changes(nn.Module):
+    """From step to step, over which a recurrent network runs: of a single step there is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.rnn = nn.Dropout(0.3), nn.GRU(4, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.rnn(self.drop(x).diff(dim=1))[0][:, -1]
+        return found
+
+
+def test_a_size_that_the_module_refuses_is_bounded_and_not_tried_in_a_runtime(tmp_path: Path) -> None:
+    """onnxruntime ends the process where a GRU runs over no steps."""
+    result = export.export_module(Changes(), tmp_path / "a", inputs=["x:float32[batch,steps,4]"], mc_draws=3)
+    assert result.manifest.bounds == {"steps": {"min": 2}}
