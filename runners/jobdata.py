@@ -10,6 +10,7 @@ from typing import Any
 
 from deploykit.artifact import Artifact
 from deploykit.errors import DataError, UsageError
+from deploykit.runs.layout import CONTIGUOUS
 from deploykit.sources import Reading, Source, open_source
 from deploykit.sources.factory import FactorySource
 from deploykit.sources.ragged import LENGTH, told_lengths
@@ -83,6 +84,7 @@ def open_data(
     elif isinstance(source, FactorySource):
         source.fingerprint()  # The first row is the user's code, too.
         stay()
+        _refuse_dealt(writing, len(source.loader_rows), data)
     kept = tuple(getattr(source, "kept", ()))
     # Chosen once where it can be: a Lightning writer is the user's own class, made on the way.
     if kept:
@@ -95,6 +97,16 @@ def _require_shared(where: Workplace, why: str, otherwise: str) -> None:
         raise UsageError(
             f"run directory {where.place}: is at a URL, and {why}, for which all ranks need a directory that they "
             f"share; name one and copy it to the URL afterwards, {otherwise}, or use --engine local"
+        )
+
+
+def _refuse_dealt(writing: Writing, loaders: int, data: str) -> None:
+    """Lightning deals the rows of each dataloader anew, and its files nest them; no file of ours does."""
+    if loaders > 1 and writing.lightning is None and writing.layout != CONTIGUOUS:
+        raise UsageError(
+            f"layout {writing.layout!r}: the files of the ranks would hold the rows of one dataloader, and the data "
+            f"{data} has {loaders}; predict each by itself, name a Lightning writer, which is called with each, or use "
+            f"--layout {CONTIGUOUS}"
         )
 
 

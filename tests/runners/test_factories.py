@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deploykit.artifact import Artifact
-from deploykit.errors import DataError, RunError
+from deploykit.errors import DataError, RunError, UsageError
 from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.runrows import RunRows
 from deploykit.runs.verify_run import verify_run
@@ -46,6 +46,15 @@ def test_a_batch_does_not_cross_loaders_that_pad_their_own_way(
     for row, output in found.items():
         np.testing.assert_array_equal(output, loaders.expected_pair(output, row))
         assert len(output) == 9 or row < 7
+
+
+def test_files_that_lightning_would_nest_by_dataloader_are_refused(
+    artifact_paths: dict[str, Path], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"writer": "pt", "write_interval": "epoch", "layout": "strided:2"}
+    with pytest.raises(UsageError, match=r"layout 'strided:2': .*two_ways_to_pad has 2; predict each by itself"):
+        run(artifact_paths["pair"], f"{FILE}:two_ways_to_pad", tmp_path / "r", **options)
+    assert not (tmp_path / "r").exists()
 
 
 SAID_OF_EXITS = {
