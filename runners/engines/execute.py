@@ -228,8 +228,10 @@ def _incomplete(
     here, why = len(directory.job.plan) - len(missing), list(outcome.deaths)
     if stop.signal is not None:
         why.insert(0, f"stopped by {signal.Signals(stop.signal).name}")
+    # No rank died and all were told to do all: something else is at work in the directory.
+    what = "; ".join(why) or "parts that were committed are gone, or have another size now"
     error = IncompleteRunError(
-        f"run directory {directory.path}: {'; '.join(why)}\n"
+        f"run directory {directory.path}: {what}\n"
         f"{here} of {len(directory.job.plan)} parts are there; missing: {ranges}. {advice}"
     )
     if stop.signal is not None:

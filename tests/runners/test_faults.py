@@ -213,6 +213,23 @@ def test_a_part_that_is_damaged_afterwards_is_made_again_alone(
     assert parts(out) == whole
 
 
+REMOVES = """
+from deploykit.writers.npy import NpyWriter
+class Removes(NpyWriter):
+    def write(self, path, batches, rows):
+        super().write(path, batches, rows)
+        path.with_name("part-000000.npy").unlink(missing_ok=True)
+"""
+
+
+def test_a_part_that_vanishes_while_the_run_goes_on_is_named_as_the_cause(
+    artifact_paths: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(REMOVES)
+    with pytest.raises(IncompleteRunError, match=r"parts that were committed are gone.*\n.*missing: rows 0 to 255\."):
+        run(artifact_paths["mc"], data, tmp_path / "r", devices="cpu", writer=f"{tmp_path}/own.py:Removes", **OPTIONS)
+
+
 def test_a_report_that_cannot_be_written_is_said_and_written_later(
     artifact_paths: dict[str, Path], data: Path, tmp_path: Path
 ) -> None:
