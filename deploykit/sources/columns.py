@@ -205,9 +205,12 @@ def _fits(spec: TensorSpec, shape: tuple[int | None, ...]) -> bool:
 def _kept(what: str, column: Column, batch: str, notes: list[str]) -> TensorSpec:
     shown = f"data {what}: column {column.name!r} is {column.described} and cannot be kept"
     if column.kept is None:
+        cast = f"frame.astype({{{column.name!r}: str}})"
+        if "binary" in column.described:  # str of bytes is "b'...'".
+            cast = f"frame[{column.name!r}].str.decode('utf-8'), or .map(bytes.hex)"
         raise DataError(
             f"{shown}; kept are numbers, text, dates and lists of numbers: make it one of these where the data is "
-            f"written (in pandas frame.astype({{{column.name!r}: str}})), or leave it out of --keep"
+            f"written (in pandas {cast}), or leave it out of --keep"
         )
     if None in column.shape:
         raise DataError(

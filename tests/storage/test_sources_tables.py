@@ -368,7 +368,9 @@ def test_a_permuted_tensor_is_read_in_the_order_of_its_dimensions(tmp_path: Path
 
 def test_what_cannot_be_kept_says_why(tmp_path: Path) -> None:
     columns = {"x": vectors(VECTORS), "t": pa.array(range(ROWS), pa.duration("us")), "v": [[1, 2]] * ROWS}
-    write_parquet(tmp_path / "rows.parquet", pa.table(columns))
+    write_parquet(tmp_path / "rows.parquet", pa.table({**columns, "b": [b"id"] * ROWS}))
+    with pytest.raises(DataError, match=r"'b' is binary and cannot be kept; .*frame\['b'\]\.str\.decode\('utf-8'\)"):
+        opened(tmp_path / "rows.parquet", keep=("b",))
     with pytest.raises(DataError, match=r"'t' is duration\[us\] and cannot be kept; kept are numbers, text, dates"):
         opened(tmp_path / "rows.parquet", keep=("t",))
     with pytest.raises(DataError, match="its type does not say how long the lists are, even if all have one length"):
