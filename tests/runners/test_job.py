@@ -6,6 +6,7 @@ import shlex
 import shutil
 import stat
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from deploykit import plan
+from deploykit.artifact import Artifact
 from deploykit.errors import (
     ArtifactError,
     DataError,
@@ -23,7 +25,8 @@ from deploykit.errors import (
 )
 from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import verify_run
-from runners.job import run
+from deploykit.sources import open_source
+from runners.job import _cut, run
 from runners.pipeline import loop
 from tests import handmade
 
@@ -65,6 +68,15 @@ def test_parts_of_rows_that_are_larger_than_any_that_was_tested(
     np.savez(tmp_path / "x.npz", x=np.zeros((160, 1024), np.float32), k=np.zeros(160, np.int64))
     run(artifact_paths["pair"], tmp_path / "x.npz", tmp_path / "r", batch_size=1)
     assert max(part.stat().st_size for part in (tmp_path / "r" / "parts").iterdir()) < 2**16 + 1024
+
+
+def test_parts_with_every_draw_count_the_draws(artifacts: dict[str, Artifact], data: Path) -> None:
+    mean = artifacts["mc"].manifest.outputs[0]
+    each = replace(mean, shape=("batch", "draws", 1024))  # 8 MiB a row
+    source = open_source(str(data), artifacts["mc"].manifest.inputs)
+    cut = _cut(source, replace(artifacts["mc"].manifest, outputs=(each,)), 2048, None)
+    assert cut(1, None).shard_rows <= 8
+    source.close()
 
 
 @pytest.mark.parametrize("batch_size", [8, "auto"])
