@@ -8,8 +8,8 @@ __all__ = ["suggested"]
 
 _RANGE = re.compile(r"(\w+) = Dim\('\w+'((?:, (?:min|max)=\d+)+)\)")
 _ALL_BUT_LEAST = re.compile(
-    r"Not all values of (\w+) = (\S+) in the specified range (\d+) <= \1(?: <= \d+)? satisfy the generated guard "
-    r"\(?(?:(\d+)\*)?\2\)? != (\d+)\.?$",
+    r"Not all values of (\w+) = (\S+\[[1-9]\d*\]) in the specified range (\d+) <= \1(?: <= \d+)? "
+    r"satisfy the generated guard \(?(?:(\d+)\*)?\2\)? != (\d+)\.?$",
     re.MULTILINE,
 )
 
@@ -18,7 +18,7 @@ def suggested(message: str, known: Bounds) -> Bounds:
     """The ranges that torch suggests, with those already known; no new ones where it suggests anything else.
 
     ``x[:, -5:]`` of 5 steps is all of ``x``, and lies in memory in another way than of more. For that one size alone
-    torch would have to capture the code again; so there have to be more.
+    torch would have to capture the code again; so there have to be more. Rows, along dimension 0, come in any number.
     """
     found = {**known, **_ranges(message)}
     for name, _, least, factor, size in _ALL_BUT_LEAST.findall(message):

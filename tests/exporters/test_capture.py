@@ -78,6 +78,15 @@ def test_a_part_of_the_steps_keeps_them_dynamic(tmp_path: Path) -> None:
     assert result.notes == ("dimension steps: the module's code allows only sizes with min 6",)
 
 
+def test_rows_come_in_any_number(tmp_path: Path) -> None:
+    class Pairs(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if x.shape[0] == 2 else x
+
+    with pytest.raises(ExportError, match="its code works only where batch != 2"):
+        export_module(Pairs(), tmp_path / "a", inputs=["x:float32[batch,4]"])
+
+
 class BranchOfSizes(nn.Module):
     def __init__(self) -> None:
         super().__init__()
