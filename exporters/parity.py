@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import fx
 
 from deploykit.bounds import Bounds
 from deploykit.compare import worst_of
@@ -18,12 +19,15 @@ from deploykit.manifest import ParityRecord
 from exporters.checks.rows import blaming_the_module
 from exporters.formats import Client
 from exporters.inputs import ModelInputs
+from exporters.noise.sites import aten_name
 from exporters.subject import Subject
 
 __all__ = ["BATCHES", "check_parity", "sizes_that_hold", "tested_sizes"]
 
 BATCHES = (1, 2, 7, 64)
 """One, two, an odd size, and one much larger than the example's."""
+
+_RECURRENT = {"gru", "lstm", "rnn_relu", "rnn_tanh"}
 
 _DRAWS = 3
 """Draws in a trial: the oracle runs the module once for each, and every draw goes through the same graph."""
@@ -102,17 +106,38 @@ def check_parity(
 
 
 def sizes_that_hold(clients: Mapping[str, Client], subject: Subject, inputs: ModelInputs, tolerance: float) -> Bounds:
-    """The bounds of the module's code, and at least 2 where the module fails at size 1, or a file is not what it is.
+    """The bounds of the module's code, and at least 2 where the module fails at size 1, or a file is not what it is; 1
+    where a recurrent network has no steps at size 0.
 
     torch takes dynamic sizes for 2 or more when it captures, so that a branch on one that is 1 is lost without a word.
     The batch is not looked at: it has trials of one row.
     """
     bounds = subject.captured.bounds
     small = [name for name, size in inputs.default_sizes().items() if size > 1 and _at_least(1, bounds, name) == 1]
-    if not small or _holds_at_one(small, clients, subject, inputs, tolerance):
-        return bounds
-    wrong = [name for name in small if not _holds_at_one([name], clients, subject, inputs, tolerance)]
-    return {**bounds, **{name: {**bounds.get(name, {}), "min": 2} for name in wrong or small}}
+    wrong: Collection[str] = ()
+    if small and not _holds_at_one(small, clients, subject, inputs, tolerance):
+        wrong = [name for name in small if not _holds_at_one([name], clients, subject, inputs, tolerance)] or small
+    found = {**bounds, **{name: {**bounds.get(name, {}), "min": 2} for name in wrong}}
+    steps = [name for name in inputs.default_sizes() if "min" not in found.get(name, {})] if _recurs(subject) else []
+    return found | {name: {**found.get(name, {}), "min": 1} for name in steps if _fails_at_none(name, subject, inputs)}
+
+
+def _recurs(subject: Subject) -> bool:
+    """Whether there is a recurrent network: torch refuses to run it over no steps, and onnxruntime ends the process."""
+    parts = [part for part in subject.captured.module.modules() if isinstance(part, fx.GraphModule)]
+    return any(aten_name(node) in _RECURRENT for part in parts for node in part.graph.nodes)
+
+
+def _fails_at_none(name: str, subject: Subject, inputs: ModelInputs) -> bool:
+    sizes = {inputs.batch_name: 2, **inputs.default_sizes(), name: 0}
+    trial = _trial(sizes, len(BATCHES), subject, inputs.batch_name)
+    try:
+        _wanted(subject, inputs.random(sizes, trial.seed), trial, 2)
+    except UsageError:
+        return False  # As at 1: nobody has such rows.
+    except DeploykitError:
+        return True
+    return False
 
 
 def _holds_at_one(

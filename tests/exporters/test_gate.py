@@ -199,16 +199,18 @@ def test_a_dimension_that_goes_another_way_at_size_one_is_bounded(
 class Changes(nn.Module):
     """From step to step, over which a recurrent network runs: of a single step there is none."""
 
-    def __init__(self) -> None:
+    def __init__(self, order: int) -> None:
         super().__init__()
-        self.drop, self.rnn = nn.Dropout(0.3), nn.GRU(4, 3, batch_first=True)
+        self.drop, self.rnn, self.order = nn.Dropout(0.3), nn.GRU(4, 3, batch_first=True), order
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.rnn(self.drop(x).diff(dim=1))[0][:, -1]
+        found: Tensor = self.rnn(self.drop(x).diff(self.order, dim=1))[0][:, -1]
         return found
 
 
-def test_a_size_that_the_module_refuses_is_bounded_and_not_tried_in_a_runtime(tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", [0, 1])
+def test_a_size_that_the_module_refuses_is_bounded_and_not_tried_in_a_runtime(order: int, tmp_path: Path) -> None:
     """onnxruntime ends the process where a GRU runs over no steps."""
-    result = export.export_module(Changes(), tmp_path / "a", inputs=["x:float32[batch,steps,4]"], mc_draws=3)
-    assert result.manifest.bounds == {"steps": {"min": 2}}
+    result = export.export_module(Changes(order), tmp_path / "a", inputs=["x:float32[batch,steps,4]"], mc_draws=3)
+    assert result.manifest.bounds == {"steps": {"min": order + 1}}
+    assert len(result.notes) == order
