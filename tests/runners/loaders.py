@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, default_collate, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tests import handmade
 from tests.runners.streams import note_call
+
+# Every five seconds torch looks whether its workers live; tests need not wait so long for one that does not.
+_MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.2,)
 
 X = torch.from_numpy(handmade.random_inputs("plain", 60)["x"])
 LENGTHS = [1 + row * 7 % 5 for row in range(20)]

@@ -126,7 +126,9 @@ def ddp(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (1, 2)), len(CASES)])
+@pytest.mark.parametrize(
+    "number", [*(pytest.param(number, marks=pytest.mark.exhaustive) for number in range(len(CASES))), len(CASES)]
+)
 def test_two_ranks_of_ddp(
     artifact: Path, ddp: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
