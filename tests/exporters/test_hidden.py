@@ -304,7 +304,7 @@ def test_a_form_that_only_training_mode_has_is_said(tmp_path: Path) -> None:
     assert note.startswith("(root): in training mode, with noise of its own, it computes something else")
 
 
-@pytest.mark.parametrize("name", ["N", "E", "beta", "test"])
+@pytest.mark.parametrize("name", ["N", "beta", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("E", "test"))])
 def test_dimensions_are_called_as_the_user_calls_them(tmp_path: Path, name: str) -> None:
     module = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 3))
     for spec in (f"x:float32[{name},8]", f"x:float32[batch,{name},8]"):
