@@ -49,7 +49,7 @@ def whole(artifact_paths: dict[str, Path], data: Path, tmp_path_factory: pytest.
 
 @linux
 @pytest.mark.parametrize(
-    ("runner", "kills"), [("onnx", 6), pytest.param("torch", 1, marks=pytest.mark.slow)], ids=["onnx", "torch"]
+    ("runner", "kills"), [("onnx", 6), pytest.param("torch", 1, marks=pytest.mark.exhaustive)], ids=["onnx", "torch"]
 )
 def test_random_kills(artifact_paths: dict[str, Path], tmp_path: Path, runner: str, kills: int) -> None:
     counts = faults.hammer(artifact_paths["mc"], runner, kills, tmp_path, said=lambda _: None)

@@ -22,8 +22,15 @@ OPTIONS: dict[str, Any] = {"batch_size": 4, "shard_rows": 8, "devices": "cpu", "
 ASKED: dict[str, Any] = {"columns": {"x": ["features"]}, "keep": ["name", "label", "box"]}
 
 
-@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
-@pytest.mark.parametrize("factory", ["labelled_rows", "labelled_loader", "labelled_stream", "labelled_batches"])
+@pytest.mark.parametrize(
+    ("factory", "devices"),
+    [
+        *((factory, "cpu") for factory in ("labelled_rows", "labelled_loader", "labelled_stream", "labelled_batches")),
+        ("labelled_loader", "cpu:2"),
+        ("labelled_stream", "cpu:2"),
+        *(pytest.param(n, "cpu:2", marks=pytest.mark.exhaustive) for n in ("labelled_rows", "labelled_batches")),
+    ],
+)
 def test_keys_go_with_the_predictions(
     artifact_paths: dict[str, Path], tmp_path: Path, factory: str, devices: str
 ) -> None:
