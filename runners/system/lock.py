@@ -41,9 +41,10 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[int]:
     try:
         yield descriptor
     finally:
-        if not (path / RUN_NAME).exists():
-            # The directory was refused because it is somebody else's: it keeps no file of ours.
-            with contextlib.suppress(OSError):  # What went wrong before is what people have to know.
+        # What went wrong before is what people have to know, and the lock is let go of whatever comes.
+        with contextlib.suppress(OSError):
+            if not (path / RUN_NAME).exists():
+                # The directory was refused because it is somebody else's: it keeps no file of ours.
                 (path / LOCK_NAME).unlink(missing_ok=True)
         forget(descriptor)
         os.close(descriptor)

@@ -348,18 +348,22 @@ def test_who_has_waited_holds_the_lock_that_the_next_one_meets(tmp_path: Path, m
     waiting.join()
 
 
-def test_a_lock_that_cannot_be_removed_does_not_hide_what_went_wrong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", ["unlink", "exists"])
+def test_a_lock_that_cannot_be_removed_does_not_hide_what_went_wrong_and_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    def unlink(path: Path, missing_ok: bool = False) -> None:
+    def fail(path: Path, missing_ok: bool = False) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     def refuse() -> None:
-        monkeypatch.setattr(Path, "unlink", unlink)
+        monkeypatch.setattr(Path, method, fail)
         raise RunError("what went wrong")
 
     with pytest.raises(RunError, match="what went wrong"), locked(tmp_path):
         refuse()
+    monkeypatch.undo()
+    with locked(tmp_path):
+        pass
 
 
 def test_lock_on_a_file_is_refused(tmp_path: Path) -> None:
