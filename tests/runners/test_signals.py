@@ -71,7 +71,7 @@ def copies(folder: Path) -> list[Path]:
     ("at", "number"),
     [
         ("runners.engines.launched:Claims.__init__", signal.SIGTERM),
-        ("runners.engines.launched:look_for_change", signal.SIGINT),
+        ("runners.changed:look_for_change", signal.SIGINT),
         ("runners.engines.launched:RunDirectory.missing", signal.SIGTERM),
         ("runners.job:choose_runner", signal.SIGHUP),
     ],
