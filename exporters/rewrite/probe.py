@@ -107,8 +107,6 @@ class SitesOff(fx.Interpreter):
         given = fx.map_arg(arguments(node), self.env.__getitem__)
         kind = KINDS[node.target]
         if node.target not in NOISE:
-            value = call_with(node.target, switched_off(kind, given))
-            # Where it draws it gives memory of its own, which the module may write to.
-            return value.clone() if isinstance(value, Tensor) and not in_place(node.target) else value
+            return call_with(node.target, switched_off(kind, given))
         value = noise_value(kind, given, None)
         return given["input"].copy_(value) if in_place(node.target) else value
