@@ -1,7 +1,9 @@
 """How the rows of a job are cut into shards: the same for the same job, however many ranks share the work."""
 
+import ast
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,10 @@ shard more than the others, which is little of many."""
 USUAL_RANKS, NEARLY_EVEN = (2, 4, 8), 1.01
 """So many equal ranks should end together. A cut does not know how many there are, and a resume may have others."""
 _SHOWN = 8
+
+_OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,12 +170,35 @@ def row_bytes(outputs: Sequence[TensorSpec], largest: Mapping[str, int]) -> int:
 
     >>> row_bytes([TensorSpec(name="y", dtype="float32", shape=("batch", "time", 3))], {"time": 5})
     68
+    >>> row_bytes([TensorSpec(name="y", dtype="float32", shape=("batch", "2*((time//2)) + 1"))], {"time": 5})
+    28
     """
     total = np.dtype(np.int64).itemsize
     for spec in outputs:
-        sizes = (size if isinstance(size, int) else largest.get(size, 1) for size in spec.row_shape)
+        sizes = (size if isinstance(size, int) else _computed(size, largest) for size in spec.row_shape)
         total += math.prod(sizes) * spec.numpy_dtype.itemsize
     return total
+
+
+def _computed(size: str, largest: Mapping[str, int]) -> int:
+    """The size that a formula of the manifest gives, which may be the name of a dimension alone; 1 if none."""
+    try:
+        return max(1, _value(ast.parse(size, mode="eval").body, largest))
+    except (SyntaxError, ValueError, ZeroDivisionError):
+        return 1
+
+
+def _value(part: ast.expr, largest: Mapping[str, int]) -> int:
+    match part:
+        case ast.Constant(value=int(number)):
+            return number
+        case ast.Name(id=name):
+            return largest.get(name, 1)
+        case ast.UnaryOp(op=ast.USub(), operand=inner):
+            return -_value(inner, largest)
+        case ast.BinOp(left=left, op=operation, right=right) if type(operation) in _OPERATIONS:
+            return _OPERATIONS[type(operation)](_value(left, largest), _value(right, largest))
+    raise ValueError(f"{ast.unparse(part)}: is no number, name, sum, difference, product or quotient")
 
 
 def remaining(start: int, stop: int, left_out: Collection[int]) -> NDArray[np.int64]:

@@ -57,6 +57,15 @@ class ModelInputs:
         generator = np.random.default_rng(seed)
         return {spec.name: self._random(spec, sizes, generator) for spec in self.specs}
 
+    def least(self, arrays: Arrays, sizes: Mapping[str, int]) -> Arrays:
+        """The same, but that all integers of an input are the least that it may hold."""
+        found = dict(arrays)
+        for spec in self.specs:
+            if "int" in spec.dtype:
+                shown = None if self.example is None else self.example[spec.name]
+                found[spec.name] = np.full_like(arrays[spec.name], self._range(spec, shown, sizes)[0])
+        return found
+
     def _random(self, spec: TensorSpec, sizes: Mapping[str, int], generator: np.random.Generator) -> NDArray[Any]:
         shape = spec.with_sizes(sizes)
         shown = None if self.example is None else self.example[spec.name]

@@ -109,7 +109,9 @@ def _prepared(found: ModalCapture, inputs: ModelInputs, example: Sequence[Tensor
     refuse_own_seed(found.random_calls(seen.training))
     plan = plan_monte_carlo(seen.captured, seen.draws, inputs.batch_name, example)
     subject = _monte_carlo(entry, plan, shapes, inputs, example, seen.training, options)
-    notes = check_scores(subject.reference, inputs, subject.captured.tolerance) if options.draws is not None else ()
+    notes: tuple[str, ...] = ()
+    if options.draws is not None:
+        notes = check_scores(subject.reference, inputs, subject.captured.tolerance, subject.captured.bounds)
     return replace(subject, notes=(*seen.notes, *notes), inputs=specs)
 
 

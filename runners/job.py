@@ -229,7 +229,7 @@ def _checked(
     held = RunDirectory.plan_of(where.path)
     batch_size, notes = _batch_size(options["batch-size"], held, probe)
     check_batch_size(artifact.manifest, batch_size)
-    cut = _cut(source, artifact.manifest, draws, options["shard-rows"])
+    cut = _cut(source, artifact.manifest, draws, options["shard-rows"], held)
     job = Job(
         artifact=artifact.digest, artifact_path=str(artifact.path), format=runner.format,
         data=source.fingerprint(), data_source=data, columns=options["map"], keep=options["keep"], pad=options["pad"],
@@ -256,13 +256,17 @@ def _batch_size(
 
 
 def _cut(
-    source: Source, manifest: Manifest, draws: int | None, shard_rows: int | None
+    source: Source, manifest: Manifest, draws: int | None, shard_rows: int | None, begun: Plan | None
 ) -> Callable[[int, Plan | None], Plan]:
-    """The shards of the job, by the batch size and those of the run that is taken up again."""
+    """The shards of the job, by the batch size and those of the run that is taken up again.
+
+    Where one has ``begun`` or says how large they are, nothing is read for it.
+    """
     outputs = [output.tensor for output in manifest.outputs]
+    of_any_size = any(isinstance(size, str) for tensor in outputs for size in tensor.row_shape)
     # A dynamic dimension counts with the largest size that was tested, or that of the first row if it is larger.
     largest = {name: max(sizes, default=1) for name, sizes in manifest.tested.items()}
-    if any(isinstance(size, str) for tensor in outputs for size in tensor.row_shape):
+    if of_any_size and begun is None and shard_rows is None:
         largest |= {name: max(size, largest.get(name, 1)) for name, size in first_sizes(source, manifest).items()}
     size = row_bytes(outputs, {**largest, "draws": draws or 1})
     at_once = getattr(source, "rows_together", 1)

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from deploykit.errors import DeploykitError, RunError
 from deploykit.writers.base import Batch, Writer
 
@@ -55,7 +57,8 @@ def reading(writer: Writer, read: Callable[[], Iterable[Batch]], name: str) -> I
 
 def _copied(batch: Batch) -> Batch:
     outputs = {name: array.copy() for name, array in batch.outputs.items()}
-    return Batch(sample_ids=batch.sample_ids.copy(), outputs=outputs)
+    ids = batch.sample_ids  # Integers of another type are the same ids.
+    return Batch(sample_ids=ids.astype(np.int64) if ids.dtype.kind in "iu" else ids.copy(), outputs=outputs)
 
 
 def _is_ours(writer: Writer) -> bool:

@@ -10,46 +10,53 @@ __all__ = ["average_parts", "largest_of_parts", "largest_of_steps"]
 
 
 def largest_of_steps(
-    original: Any, input: Any, size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,  # noqa: A002
-    ceil_mode: bool = False,
+    original: Any, input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0,  # noqa: A002
+    dilation: Any = 1, ceil_mode: bool = False,
 ) -> Any:  # fmt: skip
     """``torch.max_pool1d``, which makes a number of the steps: ``max_pool2d`` of a single line does not."""
     if not isinstance(input.shape[-1], torch.SymInt):
-        return original(input, size, stride or size, padding, dilation, ceil_mode)
+        return original(input, kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
     pool: Any = functional.max_pool2d
-    given = ((1, size), (1, stride or size), (0, padding), (1, dilation))
+    given = ((1, kernel_size), (1, stride or kernel_size), (0, padding), (1, dilation))
     of_line = ((other, *value) if isinstance(value, Sequence) else (other, value) for other, value in given)
     return pool(input.unsqueeze(-2), *of_line, ceil_mode).squeeze(-2)
 
 
 def average_parts(dimensions: int, original: Any, input: Any, output_size: Any) -> Any:  # noqa: A002
     """``functional.adaptive_avg_pool1d`` to ``3d``, of which the ONNX form of torch holds for multiples alone."""
-    parts = _parts(dimensions, input, output_size)
-    for axis, inside in parts:
-        values = torch.where(inside, input.movedim(axis, -1).unsqueeze(-2), 0.0)
-        input = (values.sum(-1) / inside.sum(-1)).movedim(-1, axis)  # noqa: A001
-    return input if parts else original(input, output_size)
+    axes = _axes(dimensions, input, output_size)
+    for axis, parts in axes:
+        values, inside = _windows(input, axis, parts)
+        input = (torch.where(inside, values, 0.0).sum(-1) / inside.sum(-1)).movedim(-1, axis)  # noqa: A001
+    return input if axes else original(input, output_size)
 
 
 def largest_of_parts(
     dimensions: int, original: Any, input: Any, output_size: Any, return_indices: bool = False  # noqa: A002
 ) -> Any:  # fmt: skip
     """``functional.adaptive_max_pool1d`` to ``3d``, of which the same is true."""
-    parts = [] if return_indices else _parts(dimensions, input, output_size)
-    for axis, inside in parts:
-        values = torch.where(inside, input.movedim(axis, -1).unsqueeze(-2), -torch.inf)
+    axes = [] if return_indices else _axes(dimensions, input, output_size)
+    for axis, parts in axes:
+        values, _ = _windows(input, axis, parts)
         input = values.amax(-1).movedim(-1, axis)  # noqa: A001
-    return input if parts else original(input, output_size, return_indices)
+    return input if axes else original(input, output_size, return_indices)
 
 
-def _parts(dimensions: int, input: Any, output_size: Any) -> list[tuple[int, Any]]:  # noqa: A002
-    """The axes with their parts, which may overlap: (parts, places) bool; none where torch's own form does."""
+def _axes(dimensions: int, input: Any, output_size: Any) -> list[tuple[int, Any]]:  # noqa: A002
+    """The axes with the number of their parts; none where torch's own form does."""
     sizes = output_size if isinstance(output_size, Sequence) else [output_size] * dimensions
     axes = [(axis, size) for axis, size in zip(range(-dimensions, 0), sizes, strict=True) if size is not None]
-    is_dynamic = any(isinstance(input.shape[axis], torch.SymInt) and size != 1 for axis, size in axes)
-    return [(axis, _inside(input.shape[axis], size, input.device)) for axis, size in axes if is_dynamic]
+    return axes if any(isinstance(input.shape[axis], torch.SymInt) and size != 1 for axis, size in axes) else []
 
 
-def _inside(size: Any, parts: int, device: torch.device) -> Any:
-    places, part = torch.arange(size, device=device), torch.arange(parts, device=device).unsqueeze(-1)
-    return (places >= part * size // parts) & (places < ((part + 1) * size + parts - 1) // parts)
+def _windows(input: Any, axis: int, parts: Any) -> tuple[Any, Any]:  # noqa: A002
+    """The values of each part, which may overlap, as (..., parts, places), and which of the places are its own.
+
+    A part with fewer places than the largest has its last value in those that are left.
+    """
+    size, part = input.shape[axis], torch.arange(parts, device=input.device).unsqueeze(-1)
+    first, end = part * size // parts, ((part + 1) * size + parts - 1) // parts
+    most = (size + parts - 1) // parts + 1
+    places = first + torch.arange(most, device=input.device)
+    values = input.movedim(axis, -1).index_select(-1, torch.minimum(places, end - 1).flatten())
+    return values.unflatten(-1, (parts, most)), places < end

@@ -6,6 +6,7 @@ Probabilities that pass for scores would go through a second softmax, and be fla
 import numpy as np
 from numpy.typing import NDArray
 
+from deploykit.bounds import Bounds
 from deploykit.errors import ExportError
 from exporters.checks.reference import Reference
 from exporters.checks.rows import blaming_the_module
@@ -19,8 +20,8 @@ Array = NDArray[np.float64]
 _ROWS = 16
 
 
-def check_scores(reference: Reference, inputs: ModelInputs, tolerance: float) -> tuple[str, ...]:
-    """Look at one draw of the outputs that have classes.
+def check_scores(reference: Reference, inputs: ModelInputs, tolerance: float, bounds: Bounds) -> tuple[str, ...]:
+    """Look at one draw of the outputs that have classes, of no more rows than the module's ``bounds`` allow.
 
     Returns:
         A note for each output all of whose scores might be probabilities, though scores might have such values, too.
@@ -31,11 +32,10 @@ def check_scores(reference: Reference, inputs: ModelInputs, tolerance: float) ->
     asked = {name: task for name, task in reference.tasks.items() if task.classes}
     if not asked:
         return ()
-    sizes = {inputs.batch_name: _ROWS, **inputs.default_sizes()}
+    rows = min(_ROWS, bounds.get(inputs.batch_name, {}).get("max", _ROWS))
+    sizes = {inputs.batch_name: rows, **inputs.default_sizes()}
     with blaming_the_module(sizes):
-        found = reference.draw(
-            inputs.random(sizes, seed=6), sample_ids=np.arange(_ROWS, dtype=np.int64), seed=1, draw=0
-        )
+        found = reference.draw(inputs.random(sizes, seed=6), sample_ids=np.arange(rows, dtype=np.int64), seed=1, draw=0)
     notes = []
     for name, task in asked.items():
         values = found[name].astype(np.float64)

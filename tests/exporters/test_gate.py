@@ -214,3 +214,24 @@ def test_a_size_that_the_module_refuses_is_bounded_and_not_tried_in_a_runtime(or
     result = export.export_module(Changes(order), tmp_path / "a", inputs=["x:float32[batch,steps,4]"], mc_draws=3)
     assert result.manifest.bounds == {"steps": {"min": order + 1}}
     assert len(result.notes) == order
+
+
+class At(nn.Module):
+    """A step of each row, by its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, place: Tensor) -> Tensor:
+        found: Tensor = self.last(x[torch.arange(x.shape[0]), place])
+        return found
+
+
+def test_places_that_are_drawn_for_more_steps_bound_none(tmp_path: Path) -> None:
+    """Of a row of one step there is the first place."""
+    inputs = ["x:float32[batch,steps,4]", "place:int64[batch]"]
+    result = export.export_module(
+        At(), tmp_path / "a", inputs=inputs, ranges={"place": (0, 9)}, formats=["torchscript"]
+    )  # fmt: skip
+    assert result.manifest.bounds == {}

@@ -8,8 +8,14 @@ from torch import Tensor, nn
 
 from exporters.export import export_module
 
+
+class ByName(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.max_pool1d(x, kernel_size=2, padding=1)
+
+
 STEPS = [
-    nn.MaxPool1d(3, 1, 1), nn.MaxPool1d(2), nn.MaxPool1d(3, 2, 1), nn.MaxPool1d(2, 1, dilation=2),
+    ByName(), nn.MaxPool1d(3, 1, 1), nn.MaxPool1d(2), nn.MaxPool1d(3, 2, 1), nn.MaxPool1d(2, 1, dilation=2),
     nn.MaxPool1d((3,), (2,), (1,)),
 ]  # fmt: skip
 

@@ -250,6 +250,14 @@ def test_a_state_to_start_with_that_is_cut_from_equal_rows(tmp_path: Path) -> No
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
+def test_scores_are_looked_at_in_no_larger_batch_than_the_module_takes(tmp_path: Path) -> None:
+    result = export_module(
+        FromZeros(8).eval(), tmp_path / "a", inputs=[f"ids:int64[batch,{STEPS}]"], ranges={"ids": (0, 9)}, mc_draws=3,
+        task="classification", formats=["torchscript"],
+    )  # fmt: skip
+    assert result.manifest.bounds == {"batch": {"max": 8}}
+
+
 def test_rows_of_a_table_by_their_place_in_the_batch_are_refused(tmp_path: Path) -> None:
     module = FromZeros(64).eval()
     nn.init.normal_(module.start)

@@ -74,7 +74,7 @@ def test_parts_with_every_draw_count_the_draws(artifacts: dict[str, Artifact], d
     mean = artifacts["mc"].manifest.outputs[0]
     each = replace(mean, shape=("batch", "draws", 1024))  # 8 MiB a row
     source = open_source(str(data), artifacts["mc"].manifest.inputs)
-    cut = _cut(source, replace(artifacts["mc"].manifest, outputs=(each,)), 2048, None)
+    cut = _cut(source, replace(artifacts["mc"].manifest, outputs=(each,)), 2048, None, None)
     assert cut(1, None).shard_rows <= 8
     source.close()
 

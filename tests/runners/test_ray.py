@@ -487,7 +487,6 @@ def test_a_lost_node_costs_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.exhaustive
 def test_a_cluster_is_made_and_ended_where_there_is_none(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.ones((9, 4), np.float32))
     # Not the cluster of the other tests, which Ray would find.

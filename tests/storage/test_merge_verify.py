@@ -222,11 +222,15 @@ def test_a_writer_that_reads_into_the_same_memory_again(tmp_path: Path, layout: 
     assert load(merge_run(tmp_path / "run", tmp_path / "all.npz"))["label"].tolist() == [0, 10, 20, 30, 40]
 
 
-def test_sample_ids_of_another_type_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(OWN.replace("sample_ids=ids", "sample_ids=ids.astype(np.int32)"))
-    run_all(tmp_path / "run", make_job(rows=5, writer=f"{tmp_path / 'own.py'}:Ids"))
-    with pytest.raises(RunError, match="sample ids of int32; a batch has them in int64"):
-        merge_run(tmp_path / "run", tmp_path / "all.npz")
+def test_sample_ids_may_be_integers_of_another_type_and_nothing_else(tmp_path: Path) -> None:
+    for dtype in ("int32", "float64"):
+        (tmp_path / f"{dtype}.py").write_text(OWN.replace("sample_ids=ids", f"sample_ids=ids.astype(np.{dtype})"))
+        run_all(tmp_path / dtype, make_job(rows=5, writer=f"{tmp_path / dtype}.py:Ids"))
+    merged = load(merge_run(tmp_path / "int32", tmp_path / "all.npz"))
+    assert merged["sample_id"].dtype == np.int64
+    assert merged["sample_id"].tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(RunError, match="sample ids of float64; a batch has them in int64"):
+        merge_run(tmp_path / "float64", tmp_path / "other.npz")
 
 
 def test_a_broken_plug_in_breaks_no_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
