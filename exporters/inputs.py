@@ -62,24 +62,26 @@ class ModelInputs:
         found = dict(arrays)
         for spec in self.specs:
             if "int" in spec.dtype:
-                shown = None if self.example is None else self.example[spec.name]
-                found[spec.name] = np.full_like(arrays[spec.name], self._range(spec, shown, sizes)[0])
+                found[spec.name] = np.full_like(arrays[spec.name], self._range(spec, sizes)[0])
         return found
 
     def _random(self, spec: TensorSpec, sizes: Mapping[str, int], generator: np.random.Generator) -> NDArray[Any]:
         shape = spec.with_sizes(sizes)
-        shown = None if self.example is None else self.example[spec.name]
         if spec.dtype == "bool":
             return generator.random(shape) < 0.5
         if not spec.dtype.startswith("float"):
-            low, high = self._range(spec, shown, sizes)
+            low, high = self._range(spec, sizes)
             return generator.integers(low, high, shape).astype(spec.dtype)
-        mean, spread = _moments(shown)
+        mean, spread = _moments(self._shown(spec))
         return (mean + spread * generator.standard_normal(shape)).astype(spec.dtype)
 
-    def _range(self, spec: TensorSpec, shown: NDArray[Any] | None, sizes: Mapping[str, int]) -> tuple[int, int]:
+    def _shown(self, spec: TensorSpec) -> NDArray[Any] | None:
+        return None if self.example is None else self.example[spec.name]
+
+    def _range(self, spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, int]:
         if spec.name in self.ranges:
             return values_of(spec.name, self.ranges[spec.name], sizes)
+        shown = self._shown(spec)
         if shown is not None and shown.size:
             return int(shown.min()), int(shown.max()) + 1
         return 0, 2

@@ -19,15 +19,13 @@ from deploykit.manifest import ParityRecord
 from exporters.checks.rows import blaming_the_module
 from exporters.formats import Client
 from exporters.inputs import ModelInputs
-from exporters.noise.sites import aten_name
+from exporters.noise.sites import RECURRENT, aten_name
 from exporters.subject import Subject
 
 __all__ = ["BATCHES", "check_parity", "sizes_that_hold", "tested_sizes"]
 
 BATCHES = (1, 2, 7, 64)
 """One, two, an odd size, and one much larger than the example's."""
-
-_RECURRENT = {"gru", "lstm", "rnn_relu", "rnn_tanh"}
 
 _DRAWS = 3
 """Draws in a trial: the oracle runs the module once for each, and every draw goes through the same graph."""
@@ -125,7 +123,7 @@ def sizes_that_hold(clients: Mapping[str, Client], subject: Subject, inputs: Mod
 def _recurs(subject: Subject) -> bool:
     """Whether there is a recurrent network: torch refuses to run it over no steps, and onnxruntime ends the process."""
     parts = [part for part in subject.captured.module.modules() if isinstance(part, fx.GraphModule)]
-    return any(aten_name(node) in _RECURRENT for part in parts for node in part.graph.nodes)
+    return any(aten_name(node) in RECURRENT for part in parts for node in part.graph.nodes)
 
 
 def _fails_at_none(name: str, subject: Subject, inputs: ModelInputs) -> bool:
@@ -149,20 +147,19 @@ def _holds_at_one(
         arrays = inputs.random(sizes, trial.seed)
     except UsageError:
         return True  # A --range holds nothing at this size, so that nobody has such rows.
-    try:
-        wanted = _wanted(subject, arrays, trial, 2)
-    except DeploykitError:
-        try:  # Places and lengths may have been drawn for larger sizes; the least of them fits.
-            arrays = inputs.least(arrays, sizes)
-            wanted = _wanted(subject, arrays, trial, 2)
+    # Places and lengths may have been drawn for larger sizes; the least of them fits.
+    for given in (arrays, inputs.least(arrays, sizes)):
+        try:
+            wanted = _wanted(subject, given, trial, 2)
         except DeploykitError:
-            return False  # Of what it refuses, a runtime may make anything: a GRU over no steps ends the process.
-    try:
-        for name, client in clients.items():
-            _compare(name, client, subject, inputs, arrays, wanted, trial, tolerance)
-    except ParityError:
-        return False
-    return True
+            continue
+        try:
+            for name, client in clients.items():
+                _compare(name, client, subject, inputs, given, wanted, trial, tolerance)
+        except ParityError:
+            return False
+        return True
+    return False  # Of what the module refuses, a runtime may make anything: a GRU over no steps ends the process.
 
 
 def _wanted(subject: Subject, arrays: dict[str, NDArray[Any]], trial: _Trial, batch: int) -> dict[str, NDArray[Any]]:

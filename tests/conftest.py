@@ -16,7 +16,7 @@ from tests.bucket import serving
 # The commands that tests start find their bytecode, as installed ones do, and do not compile a hundred modules each.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# There is a test process for each core, and threads of several that wait for each other take a third more of it.
+# There is a test process for each core: threads of several would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples each time, and no time limit per example: a slow machine must not look like a broken product.

@@ -48,7 +48,8 @@ class Source(Protocol):
     def read(self, start: int, stop: int) -> Arrays:
         """Rows ``[start, stop)``: by input name, fresh C-contiguous arrays ``(stop - start, ...)``.
 
-        Kept columns are there too, under ``KEPT`` and their own names; text as object arrays.
+        Kept columns are there too, under ``KEPT`` and their own names; text as object arrays. What a plug-in gives is
+        copied and counted, so that memory which it fills again does no harm.
 
         Raises:
             DataError: rows that do not fit the model, or that cannot be read.

@@ -19,7 +19,7 @@ from exporters.capture.reach import needed_for
 from exporters.checks.reference import Reference
 from exporters.checks.trainmodes import close
 from exporters.inputs import ModelInputs
-from exporters.noise.sites import arguments, module_of, operation_of
+from exporters.noise.sites import RECURRENT, arguments, module_of, operation_of
 from exporters.rewrite.drawplan import MonteCarloPlan
 from exporters.rewrite.layout import symbolic_shape, symbols_of
 from exporters.rewrite.probe import SitesOff
@@ -40,7 +40,7 @@ _ADVICE = (
     "With draws each row must stand alone: let a row be a whole graph or sequence, not a node of one, leave the output "
     "out with --task NAME=none, or export without --mc-draws"
 )
-_SORTED, _RECURRENT = {"sort", "argsort"}, {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+_SORTED = {"sort", "argsort"}
 _UNSORTED = ". Rows that are sorted only to be packed need not be: pack_padded_sequence takes enforce_sorted=False"
 
 
@@ -193,7 +193,7 @@ def _refusal(node: fx.Node, text: str) -> ExportError:
 def _advice(plan: MonteCarloPlan) -> str:
     nodes = plan.captured.graph.nodes
     sorts = any(operation_of(node) in _SORTED and _runs_along_the_batch(plan, node) for node in nodes)
-    return _ADVICE + (_UNSORTED if sorts and any(operation_of(node) in _RECURRENT for node in nodes) else "")
+    return _ADVICE + (_UNSORTED if sorts and any(operation_of(node) in RECURRENT for node in nodes) else "")
 
 
 def _beginning(plan: MonteCarloPlan, example: Sequence[Tensor]) -> fx.Node | None:

@@ -16,8 +16,8 @@ from torch.fx import traceback as node_meta
 from exporters.noise.kinds import KINDS, probability, site_count
 
 __all__ = [
-    "SWITCHED", "Draw", "arguments", "aten_name", "call_with", "draws_random", "find_draws", "made_for", "masks_asked",
-    "module_of", "operation_of",
+    "RECURRENT", "SWITCHED", "Draw", "arguments", "aten_name", "call_with", "draws_random", "find_draws", "made_for",
+    "masks_asked", "module_of", "operation_of",
 ]  # fmt: skip
 
 SWITCHED = {
@@ -35,7 +35,8 @@ _ROOT = "(root)"
 
 _MADE_FOR = "deploykit.module"
 
-_RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+"""Names of the operations that run a recurrent network over all of its steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +104,7 @@ def draws_random(node: fx.Node) -> bool:
     given, name = arguments(node), node.target._schema.name.removeprefix("aten::")
     if name in SWITCHED:
         return bool(given["train"]) and given["p"] != 0
-    if name in _RECURRENT:
+    if name in RECURRENT:
         # It drops what one layer gives to the next, so a single layer draws nothing.
         return bool(given["train"]) and given["dropout"] != 0 and given["num_layers"] > 1
     if name.startswith("rrelu"):
