@@ -1,6 +1,6 @@
 """Predict one batch in several calls of a runner: fewer rows at a time, and draws in pieces until there are enough."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,17 +24,19 @@ def predict_in_passes(
     seed: int | None,
     draws: int | None,
     first_draw: int = 0,
+    told: Callable[[int], None] = lambda _: None,
 ) -> Arrays:
     """What ``runner.predict`` gives, and ``draws_used`` (batch) int64 where ``passes`` has a bound.
 
     The masks do not depend on the cuts; values do, by rounding. ``passes`` must come from ``plan_passes`` for the same
-    artifact, and ``draws`` with it.
+    artifact, and ``draws`` with it. ``told`` hears after each call how many rows more are done, by the share of all
+    draws of all rows that are; 0 where that is less than a row.
     """
     section = runner.artifact.manifest.monte_carlo
     if section is None:
         return runner.predict(inputs, sample_ids=sample_ids, seed=seed, first_draw=first_draw, draws=draws)
-    calls = _Calls(runner, inputs, sample_ids, seed)
     total = section.draws if draws is None else draws
+    calls = _Calls(runner, inputs, sample_ids, seed, _Share(total, told))
     passes = _passes_here(runner, passes, total)
     sizes = passes.pieces(total)
     if len(sizes) == 1 and passes.draws_until is None:
@@ -73,27 +75,39 @@ def _in_pieces(calls: "_Calls", passes: Passes, sizes: list[int], first_draw: in
     return outputs if passes.draws_until is None else {**outputs, DRAWS_USED: pieces.counts}
 
 
+class _Share:
+    """Tells how many rows of a batch are done, counted by their draws: ``draws`` of each row at most."""
+
+    def __init__(self, draws: int, told: Callable[[int], None]) -> None:
+        self._draws, self._told = draws, told
+        self._computed = self._rows = 0
+
+    def add(self, rows: int, draws: int) -> None:
+        """So many draws more of so many rows."""
+        self._computed += rows * draws
+        before, self._rows = self._rows, self._computed // self._draws
+        self._told(self._rows - before)
+
+
 class _Calls:
     """One batch, some of whose rows are predicted with some of the draws."""
 
-    def __init__(self, runner: Runner, inputs: Arrays, sample_ids: Ids, seed: int | None) -> None:
-        self.runner, self.inputs, self.sample_ids, self.seed = runner, inputs, sample_ids, seed
+    def __init__(self, runner: Runner, inputs: Arrays, sample_ids: Ids, seed: int | None, share: _Share) -> None:
+        self.runner, self.inputs, self.sample_ids, self.seed, self._share = runner, inputs, sample_ids, seed, share
 
     def predict(self, rows: NDArray[np.int64], first_draw: int, draws: int) -> Arrays:
         """The outputs of the rows at these places of the batch, in their order."""
-        found = [
-            self.runner.predict(
-                {name: array[chosen] for name, array in self.inputs.items()},
-                sample_ids=self.sample_ids[chosen],
-                seed=self.seed,
-                first_draw=first_draw,
-                draws=draws,
-            )
-            for chosen in self._cuts(rows, draws)
-        ]
+        found = [self._call(chosen, first_draw, draws) for chosen in self._cuts(rows, draws)]
         if len(found) == 1:
             return found[0]
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+    def _call(self, chosen: Any, first_draw: int, draws: int) -> Arrays:
+        ids = self.sample_ids[chosen]
+        inputs = {name: array[chosen] for name, array in self.inputs.items()}
+        outputs = self.runner.predict(inputs, sample_ids=ids, seed=self.seed, first_draw=first_draw, draws=draws)
+        self._share.add(len(ids), draws)
+        return outputs
 
     def _cuts(self, rows: NDArray[np.int64], draws: int) -> Iterator[Any]:
         section = self.runner.artifact.manifest.monte_carlo

@@ -35,7 +35,8 @@ from runners.pipeline.groups import grouped
 from runners.pipeline.isolate import Predictable, Sound, read_again, read_rows, read_whole, refuse_all_failed
 from runners.pipeline.lanes import Turns
 from runners.pipeline.piece import PiecePredicted, PieceRead
-from runners.pipeline.timing import Meter
+from runners.pipeline.timing import Meter, timed
+from runners.pipeline.underway import Underway
 
 if TYPE_CHECKING:
     from deploykit.runs.rundir import RunDirectory
@@ -72,7 +73,7 @@ class Listener(Protocol):
         """Reading of the shard begins."""
 
     def predicted(self, rows: int) -> None:
-        """One more batch went through the model."""
+        """So many rows more went through the model; 0 where draws of some did."""
 
     def committed(self, commit: Commit) -> None:
         """A shard is on the disk and counts."""
@@ -109,7 +110,7 @@ class Pipeline:
         )
         self._reading = threading.Lock()
         self._predictable = Predictable(self._fitting, self._again if getattr(task.source, "pads", None) else None)
-        self._turns = Turns()
+        self._turns, self._underway = Turns(), Underway(listener.predicted)
         self._timings: dict[str, float] = {}
         self._failed: dict[int, str] = {}
         meter.draws_per_call = most_draws(task.runner, self._job.passes, self._job.draws)
@@ -221,11 +222,13 @@ class Pipeline:
     def _predict(self, work: PieceRead) -> tuple[PieceRead, Sound, Arrays, tuple[float, float]]:
         """A batch, those of its rows that went through, their outputs, and from when to when that took."""
         began = monotonic()
+        self._underway.begin(work.stop - work.start)
         try:
             if self._skips:
                 sound, outputs = self._predictable(work.sound)
             else:
                 sound, outputs = work.sound, self._fitting(work.sound.inputs, work.sound.ids)
+            self._underway.end()
             return work, sound, outputs, (began, monotonic())
         except DeploykitError:
             raise
@@ -247,12 +250,14 @@ class Pipeline:
             row, why = next(iter(sorted(sound.failed.items())))
             failed = counted(len(sound.failed), "row")
             self._listener.warned(f"{failed} failed, left out of the predictions; the first is row {row}: {why}")
-        self._listener.predicted(work.stop - work.start)
         return Batch(sample_ids=sound.ids, outputs=outputs and {**outputs, **sound.kept})
 
     def _call(self, inputs: Arrays, ids: NDArray[np.int64]) -> Arrays:
         job = self._job
-        return predict_in_passes(self._task.runner, inputs, job.passes, sample_ids=ids, seed=job.seed, draws=job.draws)
+        return predict_in_passes(
+            self._task.runner, inputs, job.passes, sample_ids=ids, seed=job.seed, draws=job.draws,
+            told=self._underway.advance,
+        )  # fmt: skip
 
     def _write_all(self) -> None:
         while True:
@@ -266,7 +271,7 @@ class Pipeline:
             commit = self._task.directory.write_part(
                 first.shard,
                 self._task.writer,
-                _timed(batches, first.timings),
+                timed(batches, first.timings),
                 rank=self._task.rank,
                 timings=first.timings,
                 failed=first.failed,
@@ -288,10 +293,3 @@ class Pipeline:
             f"{row_range(start, stop)}: {what} failed with {type(error).__name__}{f': {text}' if text else ''}; "
             f"mend the cause and give the same command again; a run resumes where it was{stays and f'. {stays}'}"
         )
-
-
-def _timed(batches: Iterable[Batch], timings: dict[str, float]) -> Iterator[Batch]:
-    for batch in batches:
-        began = perf_counter()
-        yield batch
-        timings["write_s"] += perf_counter() - began

@@ -104,7 +104,7 @@ class Recorder:
         self._told.started(shard)
 
     def predicted(self, rows: int) -> None:
-        """One more batch went through the model."""
+        """So many rows more went through the model."""
         self._rows += rows
         if monotonic() - self._signed >= SIGN_S:
             self._sign(self._state)

@@ -238,3 +238,14 @@ def test_the_probabilities_decide(data: Path, tmp_path: Path, kind: str) -> None
     for name in every[10]:
         want = np.stack([every[n][name][row] for row, n in enumerate(used)])
         np.testing.assert_allclose(found[name], want, rtol=1e-5, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("options", [{"draws_per_pass": 5}, {"draws_until": UNTIL}])
+def test_people_who_look_on_see_rows_while_a_batch_is_in_work(
+    model: Path, data: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    seen: list[int] = []
+    deploykit.run(model, data, tmp_path / "r", batch_size=256, progress=lambda done, _: seen.append(done), **options)
+    assert seen == sorted(seen)
+    assert 0 < seen[0] < ROWS, "all rows are one batch"
+    assert seen[-1] == ROWS

@@ -169,3 +169,13 @@ def test_no_rows(passes: Passes) -> None:
     found = call(Fake(), passes, {"x": np.zeros((0, 2))})
     assert {name: len(value) for name, value in found.items()} == dict.fromkeys(found, 0)
     assert "y.mean" in found
+
+
+@pytest.mark.parametrize("pieces", [None, 7])
+def test_rows_are_told_as_their_draws_are_done(pieces: int | None) -> None:
+    fake, told = Fake(row_bytes=CACHE_BYTES // (4 * (pieces or DRAWS))), list[int]()
+    call(fake, Passes(draws_per_call=pieces), scales(10), told=told.append)
+    done = np.cumsum([len(ids) * draws for ids, _, draws in fake.calls]) // DRAWS
+    assert len(told) == len(fake.calls) > 2, "a sign of life after each call"
+    assert np.cumsum(told).tolist() == done.tolist()
+    assert sum(told) == 10

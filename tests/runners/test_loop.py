@@ -22,6 +22,7 @@ from deploykit.writers import Batch, make_writer
 from runners.pipeline import loop
 from runners.pipeline.loop import Pipeline, Task
 from runners.pipeline.timing import Meter
+from runners.pipeline.underway import Underway
 
 OUTPUT = TensorSpec(name="y", dtype="float32", shape=("batch",))
 
@@ -367,3 +368,14 @@ def test_small_batches_reach_the_writer_joined_and_always_in_the_same_cuts(tmp_p
         assert case.values()["sample_id"].tolist() == list(range(100_000))
     assert cuts[0] == cuts[1]
     assert len(cuts[0]) < 10
+
+
+def test_rows_that_are_computed_again_are_told_once() -> None:
+    told: list[int] = []
+    underway = Underway(told.append)
+    for _ in range(2):
+        underway.begin(10)
+        for rows in (4, 0, 4, 4):  # The last four did not fit, and are computed in two calls.
+            underway.advance(rows)
+        underway.end()
+    assert told == [4, 0, 4, 2, 0] * 2
