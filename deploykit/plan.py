@@ -15,7 +15,10 @@ from deploykit.errors import UsageError
 from deploykit.tensors import TensorSpec
 from deploykit.wording import row_range
 
-__all__ = ["Plan", "Shard", "describe_ranges", "make_plan", "merge_ranges", "remaining", "row_bytes"]
+__all__ = [
+    "USUAL_BATCH", "Plan", "Shard",
+    "describe_ranges", "make_plan", "merge_ranges", "remaining", "row_bytes", "usual_batch",
+]  # fmt: skip
 
 TARGET_BYTES = 64 * 2**20
 MOST_ROWS = 65_536
@@ -23,6 +26,9 @@ FEWEST_SHARDS = 8
 MANY_SHARDS, MANY_ROWS = 64, 8192
 """A shard of more rows than the second only where there are as many shards as the first: the rank that ends last has a
 shard more than the others, which is little of many."""
+USUAL_BATCH, MANY_BATCHES = 256, 64
+"""Rows of a batch, and fewer where there would not be so many batches: ranks share them, and a kill costs some."""
+
 USUAL_RANKS, NEARLY_EVEN = (2, 4, 8), 1.01
 """So many equal ranks should end together. A cut does not know how many there are, and a resume may have others."""
 _SHOWN = 8
@@ -136,6 +142,15 @@ def make_plan(
             return held
         shard_rows = batch_size * _batches_per_shard(rows, max(batch_size, 1), row_bytes, rows_together)
     return Plan(rows=rows, shard_rows=shard_rows, batch_size=batch_size)
+
+
+def usual_batch(rows: int) -> int:
+    """Rows of a batch where nobody asks for a number, of a job of ``rows`` rows: a power of two.
+
+    >>> [usual_batch(rows) for rows in (0, 100, 1000, 10_000, 1_000_000)]
+    [1, 1, 8, 128, 256]
+    """
+    return min(USUAL_BATCH, 1 << max(rows // MANY_BATCHES, 1).bit_length() - 1)
 
 
 def _batches_per_shard(rows: int, batch_size: int, row_bytes: int, rows_together: int) -> int:

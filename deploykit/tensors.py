@@ -125,7 +125,10 @@ def _dimension(text: str, part: str) -> int | str:
         return int(part)
     if _DIMENSION.fullmatch(part):
         return part
-    raise UsageError(f"input {text!r}: dimension {part!r} is neither a positive number nor a name")
+    raise UsageError(
+        f"input {text!r}: dimension {part!r} is neither a positive number nor a name; write the size, or a name of "
+        "your choice, as in x:float32[batch,time], where it varies"
+    )
 
 
 def check_inputs(

@@ -10,9 +10,7 @@ from deploykit.sources.reading import written_names
 from runners.engines.base import Engine
 from runners.lightning_writer import writer_argument
 
-__all__ = ["DEFAULT_BATCH_SIZE", "command_of"]
-
-DEFAULT_BATCH_SIZE = 256
+__all__ = ["command_of"]
 
 
 def command_of(
@@ -22,7 +20,6 @@ def command_of(
     defaults = {
         "runner": "auto",
         "devices": "auto",
-        "batch-size": DEFAULT_BATCH_SIZE,
         "writer": "npy",
         "layout": CONTIGUOUS,
         "nan": "error",

@@ -27,13 +27,13 @@ from deploykit.storage.stores import is_url
 from deploykit.texts import several
 from deploykit.version import __version__
 from runners.base import check_controls
-from runners.command import DEFAULT_BATCH_SIZE, command_of
+from runners.command import command_of
 from runners.engines.base import Engine
 from runners.engines.setting import Computed, ProgressChoice, Setting
 from runners.engines.table import choose_engine
 from runners.jobdata import open_data
 from runners.onerank import as_one_rank
-from runners.pipeline.batchsize import Probe, check_batch_size, first_sizes, probe_batch_size, settle_batch_size
+from runners.pipeline.batchsize import first_sizes, probe_batch_size, settle_batch_size
 from runners.progress import check_kind
 from runners.spooling import rows_stay
 from runners.system.stop import stoppable
@@ -87,7 +87,7 @@ def run(
     *,
     runner: str = "auto",
     devices: str = "auto",
-    batch_size: int | Literal["auto"] = DEFAULT_BATCH_SIZE,
+    batch_size: int | Literal["auto"] | None = None,
     seed: int | None = None,
     draws: int | None = None,
     draws_per_pass: int | None = None,
@@ -117,7 +117,8 @@ def run(
         out: the run directory; new, empty, or of the same job. At a URL it is written by way of a copy on this machine.
         runner: ``onnx``, ``torch`` or ``auto`` (ONNX where there is a choice).
         devices: ``cpu``, ``cpu:4``, ``cuda``, ``cuda:0,2`` or ``auto``; one rank each.
-        batch_size: rows per call of the model; ``auto`` tries powers of two on the first device.
+        batch_size: rows per call of the model: at most 256 if not given, fewer of a job that would have less than 64
+            batches; ``auto`` tries powers of two on the first device.
         seed: seed of the Monte Carlo masks; the artifact's if not given.
         draws: Monte Carlo draws; the artifact's number if not given.
         draws_per_pass: most draws of one call of the model; cut where one row's do not fit into memory if not given.
@@ -227,8 +228,8 @@ def _checked(
         threads=threads, passes=passes, seed=seed, draws=draws, shard_rows=options["shard-rows"], ranks=ranks,
     )  # fmt: skip
     held = RunDirectory.plan_of(where.path)
-    batch_size, notes = _batch_size(options["batch-size"], held, probe)
-    check_batch_size(artifact.manifest, batch_size)
+    asked = options["batch-size"]
+    batch_size, notes = settle_batch_size(asked, held, len(source), artifact.manifest, probe)
     cut = _cut(source, artifact.manifest, draws, options["shard-rows"], held)
     job = Job(
         artifact=artifact.digest, artifact_path=str(artifact.path), format=runner.format,
@@ -241,18 +242,9 @@ def _checked(
     return Setting(
         artifact=artifact, source=source, writing=writing, runner=runner, runner_name=options["runner"],
         devices=devices, threads=options["threads"], job=job, began_s=began,
-        cut=lambda held: cut(held.batch_size if notes else batch_size, held),
+        cut=lambda held: cut(held.batch_size if asked in (None, "auto") else batch_size, held),
         notes=notes, place=where.place, exchange=where.exchange,
     )  # fmt: skip
-
-
-def _batch_size(
-    asked: int | Literal["auto"], held: Plan | None, probe: Callable[[], Probe]
-) -> tuple[int, tuple[str, ...]]:
-    if asked != "auto":
-        return asked, ()
-    size, how = settle_batch_size(held, probe)
-    return size, (how,)
 
 
 def _cut(

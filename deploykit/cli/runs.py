@@ -22,8 +22,8 @@ def _draws_or_auto(_context: click.Context, _option: click.Parameter, text: str)
     return int(text)
 
 
-def _rows_or_auto(_context: click.Context, _option: click.Parameter, text: str) -> int | str:
-    if text == "auto":
+def _rows_or_auto(_context: click.Context, _option: click.Parameter, text: str | None) -> int | str | None:
+    if text in (None, "auto"):
         return text
     try:
         return int(text)
@@ -79,8 +79,9 @@ Examples:
 @click.option("--runner", default="auto", show_default=True, help="onnx, torch, or auto: ONNX where there is a choice.")
 @click.option("--devices", default="auto", show_default=True, help="cpu, cpu:4 (four ranks), cuda, cuda:0,2 or auto.")
 @click.option(
-    "--batch-size", default="256", show_default=True, callback=_rows_or_auto,
-    help="Rows per call of the model; auto tries powers of two on the first device and takes the fastest.",
+    "--batch-size", callback=_rows_or_auto,
+    help="Rows per call of the model: at most 256 by default, fewer of a job that would have less than 64 batches; "
+    "auto tries powers of two on the first device and takes the fastest.",
 )  # fmt: skip
 @click.option("--seed", type=int, help="Seed of the Monte Carlo masks; the artifact's by default.")
 @click.option("--draws", type=int, help=f"Monte Carlo draws, at most {MOST_DRAWS:,}; the artifact's number by default.")

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from deploykit.devices import Device
 from deploykit.errors import UsageError
 from deploykit.manifest import Manifest
 from deploykit.passes import Passes
-from deploykit.plan import Plan
+from deploykit.plan import USUAL_BATCH, Plan, usual_batch
 from deploykit.sources.reading import uncut
 from deploykit.storage.locations import RUN_NAME
 from deploykit.wording import cause, counted
@@ -27,7 +27,7 @@ from runners.system.room import Room
 if TYPE_CHECKING:
     from deploykit.sources import Source
 
-__all__ = ["Probe", "check_batch_size", "find_plateau", "first_sizes", "probe_batch_size", "settle_batch_size"]
+__all__ = ["Probe", "find_plateau", "first_sizes", "probe_batch_size", "settle_batch_size"]
 
 MOST_ROWS, MOST_BYTES = 4096, 64 * 2**20
 GOOD_SHARE = 0.95
@@ -118,27 +118,42 @@ def first_sizes(source: "Source", model: Manifest) -> dict[str, int]:
     }
 
 
-def settle_batch_size(held: Plan | None, probe: Callable[[], Probe]) -> tuple[int, str]:
-    """The batch size of the job that is ``held`` if there is one, else what the probe finds; and how it came about.
+def settle_batch_size(
+    asked: int | Literal["auto"] | None, held: Plan | None, rows: int, manifest: Manifest, probe: Callable[[], Probe]
+) -> tuple[int, tuple[str, ...]]:
+    """The batch size of a job of ``rows`` rows, and for ``auto`` how it came about.
+
+    Where no number is asked for, it is that of the run that is ``held``, if there is one, else what the probe finds, or
+    the usual one.
 
     Raises:
-        UsageError: not even one row goes through.
+        UsageError: the module's code makes something else of such batches, or not even one row goes through.
     """
+    size, notes = _settled(asked, held, rows, manifest, probe)
+    wrong = beyond(manifest.bounds, {manifest.batch_dimension: size})
+    if wrong is not None:
+        raise UsageError(f"batch size {size}: {wrong}; give another --batch-size")
+    return size, notes
+
+
+def _settled(
+    asked: int | Literal["auto"] | None, held: Plan | None, rows: int, manifest: Manifest, probe: Callable[[], Probe]
+) -> tuple[int, tuple[str, ...]]:
+    if asked is None:
+        return (_usual(manifest, rows) if held is None else held.batch_size), ()
+    if asked != "auto":
+        return asked, ()
     if held is not None:
-        return held.batch_size, f"batch size {held.batch_size}, as {RUN_NAME} records it"
+        return held.batch_size, (f"batch size {held.batch_size}, as {RUN_NAME} records it",)
     found = probe()
-    return found.size, str(found)
+    return found.size, (str(found),)
 
 
-def check_batch_size(manifest: Manifest, size: int) -> None:
-    """Refuse batches of which the module's code makes something else.
-
-    Raises:
-        UsageError: says which sizes are allowed.
-    """
-    found = beyond(manifest.bounds, {manifest.batch_dimension: size})
-    if found is not None:
-        raise UsageError(f"batch size {size}: {found}; give another --batch-size")
+def _usual(manifest: Manifest, rows: int) -> int:
+    """As many rows as the module allows; where it needs several, more, so that the last batch has enough."""
+    ends = manifest.bounds.get(manifest.batch_dimension, {})
+    size = USUAL_BATCH if "min" in ends else usual_batch(rows)
+    return min(size, ends.get("max", size))
 
 
 def find_plateau(

@@ -168,7 +168,8 @@ def test_draws_per_pass_changes_calls_and_no_result(
 
     monkeypatch.setattr(Runner, "predict", counted)
     monkeypatch.setattr(drawing, "rows_per_call", lambda _bytes, _draws, rows, *, on_cpu: min(rows, 60))
-    assert command("run", model, "--data", data, "-o", tmp_path / "r", "--draws-per-pass", 16, "--devices", "cpu") == 0
+    options = ["--draws-per-pass", 16, "--batch-size", 256, "--devices", "cpu"]
+    assert command("run", model, "--data", data, "-o", tmp_path / "r", *options) == 0
     assert calls == [(60, 16), (60, 16), (37, 16), (60, 16), (60, 16), (37, 16), (60, 8), (60, 8), (37, 8)]
     with deploykit.load(model) as loaded:
         want = loaded.predict(np.load(data))

@@ -4,16 +4,18 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit.errors import UsageError
+from deploykit.errors import RunError, UsageError
 from deploykit.runs.rundir import RunDirectory
 from runners.job import run
-from runners.pipeline.batchsize import GOOD_SHARE, find_plateau
+from runners.pipeline.batchsize import GOOD_SHARE, find_plateau, settle_batch_size
 from runners.system.room import Room
 from tests import handmade
 
@@ -101,6 +103,40 @@ def test_a_resumed_run_takes_the_recorded_size(
     assert any("chosen" in note for note in report["notes"])
     (tmp_path / "r" / "commits" / "part-000000.json").unlink()
     assert go()(f"batch size {size}, as run.json records it")
+
+
+def test_few_rows_are_enough_for_all_ranks(artifact_paths: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    run(artifact_paths["mc"], data, tmp_path / "r", devices="cpu")
+    plan = RunDirectory.open(tmp_path / "r").job.plan
+    assert plan.batch_size == 4, "256 rows would be a batch of nearly all"
+    assert len(plan) >= 8
+
+
+def test_a_run_is_taken_up_with_the_batches_it_has(artifact_paths: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    run(artifact_paths["mc"], data, tmp_path / "r", devices="cpu", batch_size=64)
+    (tmp_path / "r" / "commits" / "part-000000.json").unlink()
+    assert run(artifact_paths["mc"], data, tmp_path / "r", devices="cpu").computed_rows == 64
+    with pytest.raises(RunError, match="batch_size"):
+        run(artifact_paths["mc"], data, tmp_path / "r", devices="cpu", batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("ends", "rows", "size"),
+    [
+        ({}, 0, 1), ({}, 127, 1), ({}, 1000, 8), ({}, 10**7, 256), ({"max": 5}, 1000, 5), ({"max": 99}, 10**7, 99),
+        # The last batch of 8 of 1,001 rows would have one.
+        ({"min": 2}, 1001, 256),
+    ],
+)  # fmt: skip
+def test_the_usual_size_is_one_that_the_model_allows(ends: dict[str, int], rows: int, size: int) -> None:
+    model: Any = SimpleNamespace(bounds={"batch": ends}, batch_dimension="batch")
+    assert settle_batch_size(None, None, rows, model, lambda: pytest.fail("nothing is tried")) == (size, ())
+
+
+def test_a_size_that_the_model_does_not_allow_is_refused() -> None:
+    model: Any = SimpleNamespace(bounds={"batch": {"max": 99}}, batch_dimension="batch")
+    with pytest.raises(UsageError, match=r"batch size 100: .*at most 99; give another --batch-size"):
+        settle_batch_size(100, None, 1000, model, lambda: pytest.fail("nothing is tried"))
 
 
 def test_shards_that_were_asked_for_stay_whole(artifact_paths: dict[str, Path], data: Path, tmp_path: Path) -> None:
