@@ -115,7 +115,12 @@ class RunError(DeploykitError):
 
 
 class IncompleteRunError(RunError):
-    """Some shards of the run are not committed."""
+    """Some shards of the run are not committed; where a ``signal`` stopped it, the exit code is as shells count it."""
+
+    def __init__(self, text: str, *, signal: int | None = None) -> None:
+        super().__init__(text)
+        if signal is not None:
+            self.exit_code = 128 + signal
 
 
 class CodeExitedError(DeploykitError):

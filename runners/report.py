@@ -16,7 +16,7 @@ from runners.pipeline.timing import RESOLUTION, Histogram, Meter
 from runners.ranks.assignment import Assignment
 from runners.report_page import page
 
-__all__ = ["REPORT_SCHEMA_VERSION", "Figures", "halving_notes", "is_reported", "make_report", "spent", "write_report"]
+__all__ = ["REPORT_SCHEMA_VERSION", "Figures", "halving_notes", "is_reported", "spent", "write_report"]
 
 
 REPORT_SCHEMA_VERSION = 1
@@ -42,15 +42,38 @@ class Figures:
     notes: Sequence[str]
 
 
-def make_report(
+def write_report(
     directory: RunDirectory,
     assignments: Sequence[Assignment],
     meters: Mapping[int, Meter],
     figures: Figures,
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything that was measured, as JSON values. Units are in the names; rates are rows per second."""
-    job = directory.job
+    """Write both files, each whole or not at all; ``report.json``, which says that there is nothing left to do, last.
+
+    Returns:
+        What is in it: everything that was measured, as JSON values. Units are in the names; rates are rows per second.
+
+    Raises:
+        RunError: the disk is full or not writable.
+    """
+    report = _report(directory.job, assignments, meters, figures, environment)
+    html = directory.path / "report.html"
+    with writing(html), appears_whole(html) as temporary:
+        # The name of a file may be no text.
+        temporary.write_text(page(report), encoding="utf-8", errors="backslashreplace")
+    with writing(directory.path / REPORT_NAME):
+        write_json(directory.path / REPORT_NAME, report)
+    return report
+
+
+def _report(
+    job: Job,
+    assignments: Sequence[Assignment],
+    meters: Mapping[int, Meter],
+    figures: Figures,
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
     rows = sum(meter.rows for meter in meters.values())
     return {
         "schema": REPORT_SCHEMA_VERSION,
@@ -116,20 +139,6 @@ def _draws_used(job: Job, meters: Sequence[Meter]) -> dict[str, Any] | None:
         return None
     mean = sum(meter.draws_used for meter in meters) / rows
     return {"mean_per_row": mean, "most_per_row": job.draws, "saving": 1 - mean / job.draws}
-
-
-def write_report(directory: RunDirectory, report: Mapping[str, Any]) -> None:
-    """Write both files, each whole or not at all; ``report.json``, which says that there is nothing left to do, last.
-
-    Raises:
-        RunError: the disk is full or not writable.
-    """
-    html = directory.path / "report.html"
-    with writing(html), appears_whole(html) as temporary:
-        # The name of a file may be no text.
-        temporary.write_text(page(report), encoding="utf-8", errors="backslashreplace")
-    with writing(directory.path / REPORT_NAME):
-        write_json(directory.path / REPORT_NAME, report)
 
 
 def is_reported(directory: RunDirectory) -> bool:

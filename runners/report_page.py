@@ -21,7 +21,7 @@ _LEFT_OUT = frozenset({"ranks", "environment", "notes", "schema"})
 
 
 def page(report: Mapping[str, Any]) -> str:
-    """The page for a report as ``report.make_report`` gives it."""
+    """The page for a report as ``report.write_report`` has it."""
     steady, latency = report["steady_state"], report["batch_latency_ms"]
     head = (
         ("rows predicted", report["rows"]),

@@ -23,7 +23,7 @@ from runners.engines.work import Outcome, Work
 from runners.progress import make_progress
 from runners.ranks.assignment import Assignment
 from runners.ranks.dataindex import save_index
-from runners.report import Figures, halving_notes, is_reported, make_report, write_report
+from runners.report import Figures, halving_notes, is_reported, write_report
 from runners.spooling import discard_spool, require_same_spool
 from runners.system.lock import locked
 from runners.system.stop import StopRequest, on_signals
@@ -105,8 +105,7 @@ def execute(
         failed_rows=write_failed(directory),
         notes=[renamed(note, setting.place, directory.path) for note in notes],
     )
-    report = make_report(directory, assignments, outcome.meters, figures, setting.environment())
-    write_report(directory, report)
+    report = write_report(directory, assignments, outcome.meters, figures, setting.environment())
     if missing:
         advice = changed or f"To resume, give the same command again: {setting.job.command}"
         raise _incomplete(directory, missing, outcome, stop, advice)
@@ -230,10 +229,8 @@ def _incomplete(
         why.insert(0, f"stopped by {signal.Signals(stop.signal).name}")
     # No rank died and all were told to do all: something else is at work in the directory.
     what = "; ".join(why) or "parts that were committed are gone, or have another size now"
-    error = IncompleteRunError(
+    return IncompleteRunError(
         f"run directory {directory.path}: {what}\n"
-        f"{here} of {len(directory.job.plan)} parts are there; missing: {ranges}. {advice}"
+        f"{here} of {len(directory.job.plan)} parts are there; missing: {ranges}. {advice}",
+        signal=stop.signal,
     )
-    if stop.signal is not None:
-        error.exit_code = 128 + stop.signal
-    return error

@@ -13,7 +13,7 @@ from runners.engines.execute import finish_files
 from runners.engines.launch import Launch
 from runners.engines.measured import Measured, load_measured
 from runners.engines.setting import Setting
-from runners.report import Figures, is_reported, make_report, write_report
+from runners.report import Figures, is_reported, write_report
 from runners.spooling import discard_spool
 from runners.system.lock import finishing
 
@@ -80,7 +80,7 @@ def _report(setting: Setting, directory: RunDirectory, launch: Launch, notes: Se
     )
     assignments = [each.assignment for each in found]
     meters = {each.assignment.rank: each.meter for each in found}
-    write_report(directory, make_report(directory, assignments, meters, figures, setting.environment()))
+    write_report(directory, assignments, meters, figures, setting.environment())
 
 
 def _absent(found: Sequence[Measured], launch: Launch) -> list[str]:

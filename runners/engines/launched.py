@@ -186,7 +186,7 @@ class LaunchedEngine(Engine):
         listener = _Listener(progress, directory, claims)
         try:
             with on_signals(stop, tells=self.launch.rank == 0), self._watching(setting, directory, progress):
-                outcome = run_here(
+                return run_here(
                     assignment,
                     claims,
                     artifact=setting.artifact,
@@ -197,7 +197,6 @@ class LaunchedEngine(Engine):
         finally:
             listener.look()
             progress.close()
-        return outcome.meters[assignment.rank]
 
     def _has_nothing(self, setting: Setting, directory: RunDirectory, claims: Claims) -> bool:
         """Whether all of its parts are there; they are read, and from a store copied, which takes a while."""
@@ -209,9 +208,8 @@ class LaunchedEngine(Engine):
         self, directory: RunDirectory, missing: Sequence[Shard], number: int, advice: str
     ) -> IncompleteRunError:
         why = f"stopped by {signal.Signals(number).name}"
-        error = IncompleteRunError(f"run directory {directory.path}: {why}\n{self._text(directory, missing, advice)}")
-        error.exit_code = 128 + number
-        return error
+        text = f"run directory {directory.path}: {why}\n{self._text(directory, missing, advice)}"
+        return IncompleteRunError(text, signal=number)
 
     def _advice(self, setting: Setting) -> str:
         return f"If no other rank is at work on these, {self.launch.to_resume(setting.job.command)}"

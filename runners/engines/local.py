@@ -56,26 +56,12 @@ def place(work: Work) -> Outcome:
         DeploykitError: whatever stopped them.
     """
     if len(work.assignments) > 1:
-        return _run_ranks(
-            work.assignments,
-            work.shards,
-            logs=work.logs,
-            joins_group=work.joins_group,
-            inherit=[work.lock],
-            done=work.done,
-            progress=work.progress,
-            stop=work.stop,
-        )
-    feed = ShardQueue(work.shards)
+        return _run_ranks(work)
+    (assignment,) = work.assignments
+    feed, listener = ShardQueue(work.shards), _HereListener(work.progress, work.done)
     feed.end()
-    return run_here(
-        work.assignments[0],
-        feed,
-        artifact=work.artifact,
-        source=work.source,
-        listener=_HereListener(work.progress, work.done),
-        stop=work.stop,
-    )
+    meter = run_here(assignment, feed, artifact=work.artifact, source=work.source, listener=listener, stop=work.stop)
+    return Outcome(meters={assignment.rank: meter})
 
 
 class _HereListener:
@@ -99,8 +85,8 @@ def run_here(
     source: Source,
     listener: Told,
     stop: StopRequest,
-) -> Outcome:
-    """Run one rank in this process; one that is stopped before it could begin has done nothing.
+) -> Meter:
+    """Run one rank in this process, and measure it; one that is stopped before it could begin has done nothing.
 
     Raises:
         DeploykitError: whatever stopped it.
@@ -116,7 +102,7 @@ def run_here(
         try:
             task = assignment.open(stack, artifact=artifact, source=source, stop=stop)
         except Stopped:
-            return Outcome(meters={assignment.rank: meter})
+            return meter
         pipeline = Pipeline(task, feed, recorder, meter)
         stop.listen(finish=feed.close, abandon=pipeline.abandon)
         if stop.finishing:
@@ -125,21 +111,11 @@ def run_here(
         recorder.ready(meter.start_s)
         pipeline.run()
     meter.peak_memory_bytes = peak_memory_bytes()
-    return Outcome(meters={assignment.rank: meter})
+    return meter
 
 
-def _run_ranks(
-    assignments: Sequence[Assignment],
-    shards: Sequence[Shard],
-    *,
-    logs: Path,
-    joins_group: bool,
-    inherit: Sequence[int],
-    done: int,
-    progress: Progress,
-    stop: StopRequest,
-) -> Outcome:
-    """Run every assignment in a process of its own; ``inherit`` are descriptors that live as long as they do.
+def _run_ranks(work: Work) -> Outcome:
+    """Run every assignment in a process of its own, which holds the run directory as long as it lives.
 
     A rank that dies without a word keeps the shards that it had begun: whatever killed it may be in them. The others
     do the rest. An error that a rank reports stops all, as it would in one process.
@@ -147,46 +123,47 @@ def _run_ranks(
     Raises:
         DeploykitError: the error that a rank reported.
     """
-    with writing(logs):
-        logs.mkdir(exist_ok=True)
+    assignments = work.assignments
+    with writing(work.logs):
+        work.logs.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
-        if joins_group:
+        if work.joins_group:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deploykit-"))
             store, world = Path(folder) / "store", len(assignments)
             assignments = [replace(a, group=Group(rank=a.rank, world_size=world, store=store)) for a in assignments]
-        ranks = stack.enter_context(_Ranks(shards, done=done, progress=progress, stop=stop))
-        ranks.start(assignments, logs, inherit)
-        ranks.run(joins_group=joins_group)
+        ranks = stack.enter_context(_Ranks(work))
+        ranks.start(assignments)
+        ranks.run()
         return ranks.outcome()
 
 
 class _Ranks(contextlib.AbstractContextManager["_Ranks"]):
-    def __init__(self, shards: Sequence[Shard], *, done: int, progress: Progress, stop: StopRequest) -> None:
-        self._waiting = deque(shards)
-        self._done, self._progress, self._stop = done, progress, stop
+    def __init__(self, work: Work) -> None:
+        self._work, self._waiting = work, deque(work.shards)
         self._ranks: list[RankProcess] = []
         self._deaths: list[str] = []
         self._error: DeploykitError | None = None
         self._told = 0
         self._selector = selectors.DefaultSelector()
 
-    def start(self, assignments: Sequence[Assignment], logs: Path, inherit: Sequence[int]) -> None:
+    def start(self, assignments: Sequence[Assignment]) -> None:
         for assignment in assignments:
-            rank = RankProcess(assignment, logs / f"rank-{assignment.rank}.log", inherit=inherit)
+            log = self._work.logs / f"rank-{assignment.rank}.log"
+            rank = RankProcess(assignment, log, inherit=[self._work.lock])
             self._ranks.append(rank)
             self._selector.register(rank.descriptor, selectors.EVENT_READ, rank)
 
-    def run(self, *, joins_group: bool) -> None:
+    def run(self) -> None:
         while self._selector.get_map():
             for key, _ in self._selector.select(TICK_S):
                 rank: RankProcess = key.data
                 if not rank.hear():
                     self._selector.unregister(rank.descriptor)
-                    self._gone(rank, joins_group=joins_group)
+                    self._gone(rank)
             self._pass_on_stop()
             self._hand_out()
             slow = behind(rank.pace() for rank in self._ranks if rank.descriptor in self._selector.get_map())
-            self._progress.update(self._done + sum(rank.rows for rank in self._ranks), slow)
+            self._work.progress.update(self._work.done + sum(rank.rows for rank in self._ranks), slow)
 
     def outcome(self) -> Outcome:
         if self._error is not None:
@@ -194,18 +171,18 @@ class _Ranks(contextlib.AbstractContextManager["_Ranks"]):
         meters = {rank.rank: rank.meter for rank in self._ranks if rank.meter is not None}
         return Outcome(meters=meters, deaths=tuple(self._deaths))
 
-    def _gone(self, rank: RankProcess, *, joins_group: bool) -> None:
+    def _gone(self, rank: RankProcess) -> None:
         if rank.error is not None:
             self._fail(rebuilt(rank.error))
         elif rank.meter is not None or rank.was_ended:
             return
-        elif joins_group and not rank.ready:
+        elif self._work.joins_group and not rank.ready:
             # The others wait for it and would wait in vain.
             self._fail(RunError(f"{rank.how_it_died()}\nThe ranks could not meet; nothing was computed"))
             self._abandon()
         else:
             self._deaths.append(rank.how_it_died())
-            self._progress.say(f"warning: {rank.death()}")
+            self._work.progress.say(f"warning: {rank.death()}")
             self._waiting.extendleft(reversed(rank.unbegun))
 
     def _fail(self, error: DeploykitError) -> None:
@@ -219,11 +196,12 @@ class _Ranks(contextlib.AbstractContextManager["_Ranks"]):
                 rank.terminate()
 
     def _pass_on_stop(self) -> None:
-        if self._stop.finishing and self._told < 1:
+        stop = self._work.stop
+        if stop.finishing and self._told < 1:
             self._tell_all(1, {"finish": True})
-        if self._stop.abandoning and self._told < 2:
+        if stop.abandoning and self._told < 2:
             self._abandon()
-        if self._stop.ending:
+        if stop.ending:
             for rank in self._ranks:
                 rank.kill()
 

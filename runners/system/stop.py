@@ -201,9 +201,8 @@ def stoppable(path: Path | str, said: Callable[[], str]) -> Iterator[None]:
             raise
         # Imports, and the user's code, make errors of their own of the interrupt.
         more = getattr(error, "__notes__", ()) if isinstance(error, KeyboardInterrupt) else [_on_the_way(error)]
-        stopped = IncompleteRunError("\n".join([f"{_stopped_text(path, stop)} {said()}", *more]))
-        stopped.exit_code = 128 + (stop.signal or signal.SIGINT)
-        raise stopped from None
+        text = "\n".join([f"{_stopped_text(path, stop)} {said()}", *more])
+        raise IncompleteRunError(text, signal=stop.signal or signal.SIGINT) from None
 
 
 def _on_the_way(error: Exception) -> str:
