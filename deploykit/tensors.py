@@ -9,7 +9,7 @@ import numpy as np
 
 from deploykit.errors import DataError, UsageError
 
-__all__ = ["DTYPES", "TEXT", "Allowed", "TensorSpec", "check_inputs", "parse_spec", "unmasked"]
+__all__ = ["DTYPES", "TEXT", "Allowed", "TensorSpec", "check_inputs", "empty_rows", "parse_spec", "unmasked"]
 
 DTYPES = (
     "float16", "float32", "float64",
@@ -94,6 +94,12 @@ class TensorSpec:
     def from_json(cls, data: Mapping[str, Any]) -> "TensorSpec":
         allowed = tuple(Allowed(**each) for each in data.get("allowed", ()))
         return cls(name=data["name"], dtype=data["dtype"], shape=tuple(data["shape"]), allowed=allowed)
+
+
+def empty_rows(spec: TensorSpec) -> np.ndarray[Any, Any]:
+    """No rows of a tensor; its dynamic dimensions have the size 0."""
+    shape = tuple(d if isinstance(d, int) else 0 for d in spec.row_shape)
+    return np.empty((0, *shape), object if spec.dtype == TEXT else spec.numpy_dtype)
 
 
 def parse_spec(text: str) -> TensorSpec:

@@ -12,7 +12,7 @@ from deploykit.runs.runstate import State
 from deploykit.writers.base import Batch, Writer, rebatch
 from deploykit.writers.calling import reading
 
-__all__ = ["RunRows"]
+__all__ = ["RowStream", "RunRows"]
 
 
 class RunRows:
@@ -24,7 +24,7 @@ class RunRows:
     def __init__(self, root: Path, state: State, writer: Writer, batch_size: int | None = None) -> None:
         self._root, self.state, self._writer, self._batch_size = root, state, writer, batch_size
         self._rank_of = state.rank_of()
-        self._rank_files: dict[int, _RankFile] = {}
+        self._rank_files: dict[int, RowStream] = {}
 
     def of(self, shards: Iterable[Shard]) -> Iterator[Batch]:
         """The rows of these shards, without those that failed.
@@ -45,22 +45,23 @@ class RunRows:
             raise RunError(f"shard {shard.index} (rows {shard.start} to {shard.stop - 1}): in no committed file")
         rank = self._rank_of[shard.index]
         if rank not in self._rank_files:
-            self._rank_files[rank] = _RankFile(
+            self._rank_files[rank] = RowStream(
                 reading(self._writer, lambda: self._writer.read_epoch(self._root, rank), f"the file of rank {rank}")
             )
-        return self._rank_files[rank].take(shard)
+        return self._rank_files[rank].take(shard.start, shard.stop)
 
 
-class _RankFile:
-    """A stream of ascending sample ids, of which shards are taken in order."""
+class RowStream:
+    """Batches of ascending sample ids, of which ever higher ones are taken."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
         self._rest: Batch | None = None
 
-    def take(self, shard: Shard) -> Iterator[Batch]:
+    def take(self, start: int, stop: int) -> Iterator[Batch]:
+        """The rows with the sample ids ``[start, stop)``, as far as they are there."""
         while (batch := self._rest or next(self._batches, None)) is not None:
-            first, last = np.searchsorted(batch.sample_ids, [shard.start, shard.stop])
+            first, last = np.searchsorted(batch.sample_ids, [start, stop])
             self._rest = batch[last:] if last < len(batch) else None
             if last > first:
                 yield batch[first:last]

@@ -11,7 +11,7 @@ from deploykit.preprocessing import ImagePreprocessing, read_preprocessing
 from deploykit.sources.base import Arrays, FileIdentity
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.storage.locations import DataFile, Found
-from deploykit.tensors import TEXT, TensorSpec, check_inputs
+from deploykit.tensors import TEXT, TensorSpec, check_inputs, empty_rows
 from deploykit.wording import counted, said
 
 __all__ = ["ImagesSource"]
@@ -68,8 +68,7 @@ class ImagesSource:
                 f"row {start} {list(shapes[0])}; export with --preprocess and a crop or a fixed resize, or run a "
                 "model that takes any size with --batch-size 1"
             )
-        empty = np.empty((0, *(d if isinstance(d, int) else 0 for d in self._spec.row_shape)), self._spec.numpy_dtype)
-        arrays = {self._spec.name: np.stack(rows) if rows else empty}
+        arrays = {self._spec.name: np.stack(rows) if rows else empty_rows(self._spec)}
         try:
             check_inputs([self._spec], arrays, first_row=start)
         except DataError as error:

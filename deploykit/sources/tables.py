@@ -16,7 +16,7 @@ from deploykit.sources.columns import Match, match_columns, match_nothing
 from deploykit.sources.ragged import LENGTH, fills_of, padded_together
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.sources.tablepieces import BadRow, Pieces
-from deploykit.tensors import TensorSpec, check_inputs
+from deploykit.tensors import TensorSpec, check_inputs, empty_rows
 from deploykit.wording import row_range
 
 __all__ = ["TableSource"]
@@ -205,11 +205,8 @@ class TableSource:
                 )
 
     def _empty(self) -> Arrays:
-        specs = {**{spec.name: spec for spec in self._inputs}, **{f"{KEPT}{s.name}": s for s in self.kept}}
-        return {
-            key: np.empty((0, *(d if isinstance(d, int) else 0 for d in spec.row_shape)), spec.numpy_dtype)
-            for key, spec in specs.items()
-        }
+        kept = {f"{KEPT}{spec.name}": empty_rows(spec) for spec in self.kept}
+        return {spec.name: empty_rows(spec) for spec in self._inputs} | kept
 
 
 class _Cursor:

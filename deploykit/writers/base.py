@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deploykit.errors import RunError
+from deploykit.storage.paths import is_utf8
 from deploykit.tensors import DTYPES, TEXT, TensorSpec
 
 __all__ = [
     "NUMBERS", "SAMPLE_ID", "TEXT", "Arrays", "Batch", "Writer",
-    "checked", "empty_rows", "grouped", "joined", "of_one_shape", "pieces_of_text", "rebatch", "size_of",
+    "checked", "grouped", "joined", "of_one_shape", "pieces_of_text", "rebatch", "row_shapes", "size_of",
     "stored_dtype", "texts_of",
 ]  # fmt: skip
 
@@ -38,8 +40,8 @@ class Batch:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
-    def __getitem__(self, rows: slice) -> "Batch":
-        """Some of the rows, as views."""
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> "Batch":
+        """Some of the rows: those of a slice as views, those at some places as copies."""
         return Batch(
             sample_ids=self.sample_ids[rows],
             outputs={name: array[rows] for name, array in self.outputs.items()},
@@ -146,19 +148,11 @@ def _refuse_cells(spec: TensorSpec, array: np.ndarray[Any, Any], kinds: tuple[ty
 def _refuse_no_unicode(spec: TensorSpec, array: np.ndarray[Any, Any], ids: np.ndarray[Any, Any]) -> None:
     """Refuse what no file can hold: Python's text for the bytes of a file's name that are not UTF-8, for example."""
     for row, cell in zip(ids.tolist(), array.reshape(-1).tolist(), strict=True):
-        if cell is not None and not _is_unicode(cell):
+        if cell is not None and not is_utf8(cell):
             raise RunError(
                 f"column {spec.name!r}, row {row}: {cell[:60]!r} is not all Unicode (of the name of a file: not all "
                 "UTF-8); change the text, rename the file, or leave the column out of --keep"
             )
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def texts_of(spec: TensorSpec, array: np.ndarray[Any, Any]) -> list[str]:
@@ -170,12 +164,6 @@ def texts_of(spec: TensorSpec, array: np.ndarray[Any, Any]) -> list[str]:
     advice = "this format has no empty cell: use the writer parquet, arrow, jsonl or csv, or fill the gaps"
     _refuse_cells(spec, array, (str,), advice)
     return cast("list[str]", array.reshape(-1).tolist())
-
-
-def empty_rows(spec: TensorSpec) -> np.ndarray[Any, Any]:
-    """No rows of an output; its dynamic dimensions have the size 0."""
-    shape = tuple(d if isinstance(d, int) else 0 for d in spec.row_shape)
-    return np.empty((0, *shape), object if spec.dtype == TEXT else spec.numpy_dtype)
 
 
 def of_one_shape(specs: Sequence[TensorSpec], batches: Iterable[Batch], kind: str) -> Iterator[Batch]:
@@ -272,11 +260,12 @@ def _places(batch: Batch) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def _joined_alike(batches: list[Batch]) -> Iterator[Batch]:
-    for _, alike in groupby(batches, _row_shapes):
+    for _, alike in groupby(batches, row_shapes):
         yield joined(list(alike))
 
 
-def _row_shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
+def row_shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
+    """The shape of a row of each output."""
     return {name: array.shape[1:] for name, array in batch.outputs.items()}
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from deploykit.errors import UsageError
 from deploykit.storage.storedarray import MOST_HEADER, open_npy
-from deploykit.tensors import TensorSpec
-from deploykit.writers.base import NUMBERS, SAMPLE_ID, Arrays, Batch, Writer, empty_rows, of_one_shape, stored_dtype
+from deploykit.tensors import TensorSpec, empty_rows
+from deploykit.writers.base import NUMBERS, SAMPLE_ID, Arrays, Batch, Writer, of_one_shape, stored_dtype
 
 __all__ = ["ANY_HEADER", "NpyWriter", "write_records"]
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from deploykit.errors import RunError
 from deploykit.storage.storedarray import read_header
-from deploykit.tensors import TensorSpec
-from deploykit.writers.base import SAMPLE_ID, TEXT, Batch, Writer, empty_rows, of_one_shape, stored_dtype, texts_of
+from deploykit.tensors import TensorSpec, empty_rows
+from deploykit.writers.base import SAMPLE_ID, TEXT, Batch, Writer, of_one_shape, stored_dtype, texts_of
 
 __all__ = ["NpzWriter"]
 

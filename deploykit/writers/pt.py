@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from deploykit.storage.paths import is_utf8
-from deploykit.tensors import TensorSpec
-from deploykit.writers.base import NUMBERS, SAMPLE_ID, Arrays, Batch, Writer, checked, empty_rows
+from deploykit.tensors import TensorSpec, empty_rows
+from deploykit.writers.base import NUMBERS, SAMPLE_ID, Arrays, Batch, Writer, checked
 
 __all__ = ["PtWriter", "as_returned"]
 

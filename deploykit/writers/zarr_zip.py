@@ -9,19 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from deploykit.errors import UsageError
-from deploykit.tensors import TensorSpec
-from deploykit.writers.base import (
-    SAMPLE_ID,
-    TEXT,
-    Batch,
-    Writer,
-    empty_rows,
-    grouped,
-    joined,
-    of_one_shape,
-    size_of,
-    texts_of,
-)  # fmt: skip
+from deploykit.tensors import TensorSpec, empty_rows
+from deploykit.writers.base import SAMPLE_ID, TEXT, Batch, Writer, grouped, joined, of_one_shape, size_of, texts_of
 
 __all__ = ["ZarrWriter"]
 

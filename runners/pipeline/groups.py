@@ -2,9 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-
-from deploykit.writers.base import Batch, size_of
+from deploykit.writers.base import Batch, joined, row_shapes, size_of
 
 __all__ = ["grouped"]
 
@@ -31,10 +29,5 @@ def grouped(batches: Iterable[Batch]) -> Iterator[Batch]:
 def _joined(group: list[Batch]) -> list[Batch]:
     """One batch, or the same ones where dynamic dimensions give them rows of different shapes; none without rows."""
     group = [batch for batch in group if len(batch)]
-    if not group:
-        return []
-    first = group[0].outputs
-    if len(group) == 1 or any(batch.outputs[n].shape[1:] != first[n].shape[1:] for batch in group for n in first):
-        return group
-    outputs = {name: np.concatenate([batch.outputs[name] for batch in group]) for name in first}
-    return [Batch(sample_ids=np.concatenate([batch.sample_ids for batch in group]), outputs=outputs)]
+    alike = all(row_shapes(batch) == row_shapes(group[0]) for batch in group)
+    return [joined(group)] if group and alike else group
