@@ -149,7 +149,9 @@ class RankCommit:
 
     def save(self, commits: Path) -> None:
         """Write the commit, whole or not at all."""
-        write_json(self.path(commits, self.rank), _without_failed(asdict(self)) | _failed_to_json(self.failed))
+        data = asdict(self)
+        del data["failed"]
+        write_json(self.path(commits, self.rank), data | _failed_to_json(self.failed))
 
     @classmethod
     def load(cls, path: Path, plan: Plan) -> Self:
@@ -182,10 +184,6 @@ def rank_of_file(name: str) -> int | None:
     """The rank in ``predictions_3.npy`` or ``batch_indices_3.pt``; None for any other name."""
     match = _EPOCH_FILE.fullmatch(name)
     return None if match is None else int(match[1])
-
-
-def _without_failed(data: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in data.items() if name != "failed"}
 
 
 def _failed_to_json(failed: Mapping[int, str]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ The order of steps makes a crash at any moment harmless: the files of a rank, it
 and the job keeps no parts, the commits of the parts and then the parts.
 """
 
+from collections.abc import Iterator
+
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.plan import Shard, describe_ranges
 from deploykit.runs.commit import FileDigest, RankCommit, part_name, rank_of_file
@@ -16,7 +18,7 @@ from deploykit.runs.strided import finish_strided, strided_problems
 from deploykit.storage.files import sync_directory
 from deploykit.writers.base import Writer
 
-__all__ = ["finish_epoch", "is_finished"]
+__all__ = ["finish_epoch", "is_finished", "pending"]
 
 
 def finish_epoch(directory: RunDirectory, writer: Writer) -> None:
@@ -57,14 +59,28 @@ def is_finished(directory: RunDirectory, state: State | None = None) -> bool:
     ``state`` is that of the directory, if the caller has it.
     """
     job, state = directory.job, state or directory.state()
-    if not directory.is_delivered():
+    if state.missing(job.plan, from_parts=job.keeps_parts) or any(pending(directory, state)):
         return False
-    if job.is_strided and job.has_epoch_files:
-        return not (state.missing(job.plan, from_parts=True) or strided_problems(directory))
+    is_joined = job.has_epoch_files and not job.is_strided
+    return not is_joined or sum(len(commit.shards) for commit in state.ranks.values()) == len(job.plan)
+
+
+def pending(directory: RunDirectory, state: State, *, check_digests: bool = True) -> Iterator[str]:
+    """What is left to do of a job whose rows are all there, a text for each step.
+
+    Without ``check_digests`` no file is read.
+    """
+    job = directory.job
+    if not directory.is_delivered():
+        yield f"the writer {(job.lightning or {})['writer']} was not called to its end"
     if not job.has_epoch_files:
-        return not state.missing(job.plan, from_parts=True)
-    held = len(state.rank_of()) == sum(len(commit.shards) for commit in state.ranks.values()) == len(job.plan)
-    return held and (not state.missing(job.plan, from_parts=True) if job.keeps_parts else not state.parts)
+        return
+    if job.is_strided:
+        yield from strided_problems(directory, check_digests=check_digests)
+    elif len(state.rank_of()) < len(job.plan):
+        yield "the files of the ranks are not written yet"
+    elif state.parts and not job.keeps_parts:
+        yield "the parts are not removed yet"
 
 
 def _refuse_missing(directory: RunDirectory, state: State) -> None:

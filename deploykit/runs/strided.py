@@ -6,7 +6,7 @@ there once work from those. ``commits/strided-0001.json`` is written after the f
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,6 @@ __all__ = ["finish_strided", "strided_problems", "strided_wrong_ids"]
 _IDS = 65_536
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _RankFiles:
-    rank: int
-    ranks: int
-    rows: int
-    files: tuple[FileDigest, ...]
-
-
 def finish_strided(directory: RunDirectory, writer: Writer) -> None:
     """Write the files of every rank that are not there yet; a rank without rows gets empty ones.
 
@@ -54,12 +46,8 @@ def strided_problems(directory: RunDirectory, *, check_digests: bool = True) -> 
 
     Without ``check_digests`` no file is read, and only its size is compared.
     """
-    problems = []
-    for rank in _ranks(directory):
-        text = _damage(directory, rank, check_digest=check_digests)
-        if text is not None:
-            problems.append(text)
-    return problems
+    found = (_damage(directory, rank, check_digest=check_digests) for rank in _ranks(directory))
+    return [text for text in found if text is not None]
 
 
 def strided_wrong_ids(directory: RunDirectory, writer: Writer) -> list[str]:
@@ -106,8 +94,8 @@ def _write(directory: RunDirectory, writer: Writer, rank: int) -> None:
     rows = len(own) - len(failed)
 
     def commit(files: tuple[FileDigest, ...]) -> None:
-        done = _RankFiles(rank=rank, ranks=layout.ranks, rows=rows, files=files)
-        write_json(_commit_path(directory, rank), asdict(done))
+        done = {"rank": rank, "ranks": layout.ranks, "rows": rows, "files": list(map(asdict, files))}
+        write_json(_commit_path(directory, rank), done)
 
     batches = (batch for _, _, batch in rank_batches(directory, writer, layout, rank, [plan.rows]))
     write_rank_files(directory, writer, rank, batches, rows, commit)

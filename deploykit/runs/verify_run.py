@@ -13,9 +13,10 @@ from deploykit.errors import IncompleteRunError, RunError
 from deploykit.plan import Shard, describe_ranges, merge_ranges, remaining
 from deploykit.runs.commit import Commit, RankCommit
 from deploykit.runs.datachange import data_change
+from deploykit.runs.epoch import pending
 from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.runstate import State
-from deploykit.runs.strided import strided_problems, strided_wrong_ids
+from deploykit.runs.strided import strided_wrong_ids
 from deploykit.runs.watching import to_go_on
 from deploykit.tally import Tally, Told
 from deploykit.writers import Batch
@@ -114,7 +115,7 @@ def check_run(path: str | Path, *, progress: Told | None = None) -> RunCheck:
         missing=_ranges(missing),
         duplicates=_ranges(_held_twice(directory, state)),
         damaged=(*state.damage, *wrong),
-        pending=() if missing else tuple(_pending(directory, state)),
+        pending=() if missing else tuple(pending(directory, state)),
         notes=contents.notes,
         failed=failed,
         to_resume=to_go_on(directory),
@@ -129,21 +130,6 @@ def _ranges(shards: Iterable[Shard]) -> Ranges:
 def _held_twice(directory: RunDirectory, state: State) -> list[Shard]:
     counts = Counter(index for commit in state.ranks.values() for index in commit.shards)
     return [directory.job.plan.shard(index) for index, count in counts.items() if count > 1]
-
-
-def _pending(directory: RunDirectory, state: State) -> Iterator[str]:
-    job = directory.job
-    if not directory.is_delivered():
-        yield f"the writer {(job.lightning or {})['writer']} was not called to its end"
-    if not job.has_epoch_files:
-        return
-    if job.is_strided:
-        yield from strided_problems(directory)
-        return
-    if len(state.rank_of()) < len(job.plan):
-        yield "the files of the ranks are not written yet"
-    elif state.parts and not job.keeps_parts:
-        yield "the parts are not removed yet"
 
 
 class _Contents:

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.runs.datachange import CHANGED_NAME, data_change
+from deploykit.runs.epoch import pending
 from deploykit.runs.rundir import REPORT_NAME, RUN_NAME, SPOOL_NAME, RunDirectory, is_early
-from deploykit.runs.runstate import State
-from deploykit.runs.strided import strided_problems
 from deploykit.signs import STATUS_NAME, CallSign, RankSign, read_drawing, read_signs
 from deploykit.storage.copies import at_hand, renamed
 from deploykit.storage.paths import require_place
@@ -121,7 +120,7 @@ def _status(path: Path) -> RunStatus:
     state, plan = directory.state(check_digests=False), directory.job.plan
     missing = state.missing(plan, from_parts=False)
     left = sum(shard.rows for shard in missing)
-    finished = not missing and not _pending(directory, state)
+    finished = not missing and not any(pending(directory, state, check_digests=False))
     # The report is written last: without one, what the last call failed with stands, though every part may be there.
     finished &= (path / REPORT_NAME).exists() or not _error(call, signs)
     condition = _condition(call, signs, finished=finished, now=now)
@@ -163,17 +162,6 @@ def _is_untouched(path: Path) -> bool:
     if path.exists() and not path.is_dir():
         raise RunError(f"run directory {path}: is a file; name a directory that deploykit run made")
     return not path.exists() or all(entry.name == SPOOL_NAME or is_early(entry) for entry in path.iterdir())
-
-
-def _pending(directory: RunDirectory, state: State) -> bool:
-    """Whether the last steps, after the last part, are still to come."""
-    job = directory.job
-    if not directory.is_delivered():
-        return True
-    if job.is_strided:
-        return job.has_epoch_files and bool(strided_problems(directory, check_digests=False))
-    joined = len(state.rank_of()) == len(job.plan) and (job.keeps_parts or not state.parts)
-    return job.has_epoch_files and not joined
 
 
 def to_go_on(directory: RunDirectory) -> str:
