@@ -206,7 +206,7 @@ class Manifest:
                 "manifest: its fields are not those that its digest was made of: it was changed or damaged; "
                 "copy the artifact again, or export it again"
             )
-        manifest = cls(**{key: _READ.get(key, _same)(value) for key, value in fields.items()})
+        manifest = cls(**{key: _READ[key](value) if key in _READ else value for key, value in fields.items()})
         _check_listed(manifest)
         _check_allowed(manifest)
         return manifest
@@ -247,10 +247,6 @@ def _flaw(spec: TensorSpec, claim: Allowed) -> str | None:
         return f"first_column {first} and last_column {last}: expected both, or none, the first up to the last"
     columns = spec.shape[1] if len(spec.shape) > 1 else 0
     return f"last_column {last}: it has {columns} columns" if isinstance(columns, int) and last >= columns else None
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def _site(data: Mapping[str, Any]) -> Site:

@@ -81,18 +81,17 @@ def write_json(path: Path, data: Any) -> None:
         temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def write_json_once(path: Path, data: Any) -> bool:
-    """Write indented JSON, whole, unless the file exists; says whether it wrote. Of several processes one does."""
+def write_json_once(path: Path, data: Any) -> None:
+    """Write indented JSON, whole, unless the file exists. Of several processes one does."""
     temporary = path.with_name(temporary_name(path.name))
     try:
         write_json(temporary, data)
         os.link(temporary, path)
     except FileExistsError:
-        return False
+        return
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
-    return True
 
 
 def sha256_of(path: Path, read: Callable[[int], object] | None = None) -> str:

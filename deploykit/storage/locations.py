@@ -94,7 +94,6 @@ class Found:
     text: str
     files: tuple[DataFile, ...]
     directory: str | None = None
-    filesystem: Any = None
     runs: tuple[str, ...] = ()
 
 
@@ -234,7 +233,7 @@ def _find_remote(text: str) -> Found:
             return Found(text=text, files=_matches(text, names, filesystem))
         if filesystem.isdir(place):
             files = _listed(filesystem.find(place), place, filesystem)
-            return Found(text=text, files=files, directory=place, filesystem=filesystem)
+            return Found(text=text, files=files, directory=place)
         if not filesystem.exists(place):
             raise DataError(f"data {text}: no such file; check the URL")
     return Found(text=text, files=(DataFile(name=text, path=place, filesystem=filesystem),))

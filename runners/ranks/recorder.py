@@ -59,7 +59,7 @@ class Recorder:
         self._shards: dict[int, float] = {}
 
     def __enter__(self) -> Self:
-        self._log = _open(_log_path(self._directory, self._assignment.rank))
+        self._log = _open(self._directory / "logs" / f"rank-{self._assignment.rank}.jsonl")
         self._line(
             "start",
             pid=os.getpid(),
@@ -157,11 +157,6 @@ class Recorder:
         )
         with self._lock:
             leave_sign(self._directory, sign)
-
-
-def _log_path(directory: Path, rank: int) -> Path:
-    """Where a rank's events are."""
-    return directory / "logs" / f"rank-{rank}.jsonl"
 
 
 def _open(path: Path) -> int | None:
