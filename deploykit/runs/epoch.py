@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.plan import Shard, describe_ranges
-from deploykit.runs.commit import FileDigest, RankCommit, part_name, rank_of_file
+from deploykit.runs.commit import RankCommit, part_name, rank_of_file
 from deploykit.runs.feed import writing
 from deploykit.runs.rankfiles import write_rank_files
 from deploykit.runs.rundir import RunDirectory
@@ -101,15 +101,12 @@ def _groups(directory: RunDirectory, state: State) -> dict[int, list[Shard]]:
 
 def _write_rank(directory: RunDirectory, writer: Writer, rows: RunRows, rank: int, shards: list[Shard]) -> RankCommit:
     failed = {row: why for shard in shards for row, why in rows.state.failed_in(shard).items()}
-    count = sum(shard.rows for shard in shards) - len(failed)
-
-    def commit(files: tuple[FileDigest, ...]) -> RankCommit:
-        numbers = tuple(shard.index for shard in shards)
-        done = RankCommit(rank=rank, shards=numbers, rows=count, files=files, failed=failed)
-        done.save(directory.commits)
-        return done
-
-    return write_rank_files(directory, writer, rank, rows.of(shards), count, commit)
+    count, numbers = sum(shard.rows for shard in shards) - len(failed), tuple(shard.index for shard in shards)
+    files = write_rank_files(directory, writer, rank, rows.of(shards), count)
+    commit = RankCommit(rank=rank, shards=numbers, rows=count, files=files, failed=failed)
+    with writing(writer.epoch_path(directory.path, rank)):
+        commit.save(directory.commits)
+    return commit
 
 
 def _remove_strays(directory: RunDirectory, kept: list[RankCommit], extension: str) -> None:

@@ -2,9 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from deploykit.errors import RunError
 from deploykit.runs.commit import FileDigest, rank_of_file
@@ -16,18 +15,11 @@ from deploykit.writers.calling import calling
 
 __all__ = ["write_rank_files"]
 
-Done = TypeVar("Done")
-
 
 def write_rank_files(
-    directory: RunDirectory,
-    writer: Writer,
-    rank: int,
-    batches: Iterator[Batch],
-    rows: int,
-    commit: Callable[[tuple[FileDigest, ...]], Done],
-) -> Done:
-    """Have ``writer`` write the files of ``rank``, publish them in ``directory`` and then commit them.
+    directory: RunDirectory, writer: Writer, rank: int, batches: Iterator[Batch], rows: int
+) -> tuple[FileDigest, ...]:
+    """Have ``writer`` write the files of ``rank`` and publish them in ``directory``; the caller commits them then.
 
     Args:
         directory: the run, whose parts are all there.
@@ -35,10 +27,9 @@ def write_rank_files(
         rank: their number.
         batches: the rows of the files.
         rows: how many these are.
-        commit: saves the record of the files; called when they are in their places.
 
     Returns:
-        What ``commit`` gives.
+        What the commit says of the files.
 
     Raises:
         RunError: a file of another name or in another folder, rows that the writer did not take, or the disk is full
@@ -58,7 +49,7 @@ def write_rank_files(
             _refuse_misplaced(writer, stage, rank, files)
             records = tuple(directory.digests.record(file, file.name) for file in files)
             _publish(files, directory.path)
-            return commit(records)
+            return records
         finally:
             shutil.rmtree(stage, ignore_errors=True)
 

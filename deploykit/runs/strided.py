@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.runs.commit import FileDigest
+from deploykit.runs.feed import writing
 from deploykit.runs.layout import parse_layout
 from deploykit.runs.rankfiles import write_rank_files
 from deploykit.runs.rankrows import rank_batches
@@ -92,13 +93,11 @@ def _write(directory: RunDirectory, writer: Writer, rank: int) -> None:
     plan, layout = directory.job.plan, parse_layout(directory.job.layout, 1)
     own, failed = _own(directory, rank)
     rows = len(own) - len(failed)
-
-    def commit(files: tuple[FileDigest, ...]) -> None:
-        done = {"rank": rank, "ranks": layout.ranks, "rows": rows, "files": list(map(asdict, files))}
-        write_json(_commit_path(directory, rank), done)
-
     batches = (batch for _, _, batch in rank_batches(directory, writer, layout, rank, [plan.rows]))
-    write_rank_files(directory, writer, rank, batches, rows, commit)
+    files = write_rank_files(directory, writer, rank, batches, rows)
+    commit = {"rank": rank, "ranks": layout.ranks, "rows": rows, "files": list(map(asdict, files))}
+    with writing(writer.epoch_path(directory.path, rank)):
+        write_json(_commit_path(directory, rank), commit)
 
 
 def _own(directory: RunDirectory, rank: int) -> tuple[range, NDArray[np.int64]]:
