@@ -212,14 +212,17 @@ def _fill(spool: Spool, stream: StreamSource, drawing: Drawing) -> Facts:
     progress = drawing.drawn()
     try:
         with stoppable(drawing.place, lambda: _drawn(spool, stream)), spool:
-            say = _Saying(drawing.folder)
+            began, due = time(), monotonic() + SIGN_S
+            leave_drawing(drawing.folder, 0, began=began)
             for arrays in stream.batches():
                 if not spool.rows:
                     drawing.stay()
                     spool.keep([stream.keeping.specs[name] for name in stream.keeping.names])
                 spool.add(arrays)
                 progress.update(spool.rows)
-                say(spool.rows)
+                if monotonic() >= due:
+                    due = monotonic() + SIGN_S
+                    leave_drawing(drawing.folder, spool.rows, began=began)
     except OSError as error:
         raise RunError(
             f"cannot write {drawing.folder}: {error.strerror or error}, after {spool.rows:,} rows of "
@@ -235,19 +238,6 @@ def _fill(spool: Spool, stream: StreamSource, drawing: Drawing) -> Facts:
 
 def _drawn(spool: Spool, stream: StreamSource) -> str:
     return f"after {spool.rows:,} rows of {stream.target} were drawn, which do not count; {_AGAIN}"
-
-
-class _Saying:
-    """Tells ``deploykit status`` how many rows there are, now and then."""
-
-    def __init__(self, spool: Path) -> None:
-        self._spool, self._began, self._due = spool, time(), 0.0
-        self(0)
-
-    def __call__(self, rows: int) -> None:
-        if monotonic() >= self._due:
-            self._due = monotonic() + SIGN_S
-            leave_drawing(self._spool, rows, began=self._began)
 
 
 def _refuse_other_job(drawing: Drawing) -> None:
