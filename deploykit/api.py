@@ -1,5 +1,6 @@
 """The Python interface: everything that the command line does, as functions."""
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from deploykit.arguments import FUNCTION, SPECS, typed_arguments
 from deploykit.artifact import MANIFEST_NAME, Artifact
 from deploykit.artifact import pack as pack_artifact
-from deploykit.errors import ArtifactError, CheckpointError, ExportError, RunError, UsageError
+from deploykit.errors import ArtifactError, CheckpointError, ExportError, MissingExtraError, RunError, UsageError
 from deploykit.runs.merging import merge_run
 from deploykit.runs.verify_run import RunCheck, verify_run
 from deploykit.runs.watching import run_status
@@ -160,10 +161,6 @@ def require_torch() -> None:
     Raises:
         MissingExtraError: torch is not installed.
     """
-    import importlib.util
-
-    from deploykit.errors import MissingExtraError
-
     if importlib.util.find_spec("torch") is None:
         raise MissingExtraError("torch", "torch", "exporting a model")
 

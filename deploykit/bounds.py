@@ -7,7 +7,7 @@ import numpy as np
 
 from deploykit.tensors import TensorSpec
 
-__all__ = ["Bounds", "beyond", "tighter", "too_long"]
+__all__ = ["Bounds", "beyond", "row_sizes", "tighter", "too_long"]
 
 Bounds = Mapping[str, Mapping[str, int]]
 """By dimension ``min`` and ``max``, either or both; none where every size is allowed."""
@@ -49,11 +49,15 @@ def too_long(bounds: Bounds, inputs: Sequence[TensorSpec], arrays: Mapping[str, 
         arrays: by input name, (batch, ...).
     """
     most = {name: {"max": ends["max"]} for name, ends in bounds.items() if "max" in ends}
-    sizes = {
+    return beyond(most, row_sizes(inputs, arrays))
+
+
+def row_sizes(inputs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, int]:
+    """The sizes that the dynamic dimensions of rows have, as far as there are arrays (batch, ...) of the inputs."""
+    return {
         dimension: size
         for spec in inputs
         if spec.name in arrays
         for dimension, size in zip(spec.row_shape, arrays[spec.name].shape[1:], strict=False)
         if isinstance(dimension, str)
     }
-    return beyond(most, sizes)

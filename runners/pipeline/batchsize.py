@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from deploykit.artifact import Artifact
-from deploykit.bounds import beyond
+from deploykit.bounds import beyond, row_sizes
 from deploykit.devices import Device
 from deploykit.errors import UsageError
 from deploykit.manifest import Manifest
@@ -108,14 +108,7 @@ def first_sizes(source: "Source", model: Manifest) -> dict[str, int]:
     """The sizes of the dynamic dimensions of the first row; none where it cannot be read, which the run tells."""
     if not len(source):
         return {}
-    arrays = read_rows(source, 0, 1, refuse_nan=False).inputs
-    return {
-        dimension: size
-        for spec in model.inputs
-        if spec.name in arrays
-        for dimension, size in zip(spec.shape[1:], arrays[spec.name].shape[1:], strict=False)
-        if isinstance(dimension, str)
-    }
+    return row_sizes(model.inputs, read_rows(source, 0, 1, refuse_nan=False).inputs)
 
 
 def settle_batch_size(
