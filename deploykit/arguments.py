@@ -11,7 +11,7 @@ from deploykit.errors import UsageError
 from deploykit.tensors import TensorSpec
 from deploykit.wording import described
 
-__all__ = ["FUNCTION", "SPECS", "Expected", "typed_arguments"]
+__all__ = ["FUNCTION", "SPECS", "typed_arguments"]
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -15,7 +15,7 @@ from deploykit.manifest import Manifest, OutputSpec
 from deploykit.pieces import Pieces
 from deploykit.tensors import TensorSpec
 
-__all__ = ["DRAWS_USED", "LEAST_DRAWS", "Passes", "in_cache", "plan_passes", "rows_per_call"]
+__all__ = ["DRAWS_USED", "Passes", "in_cache", "plan_passes", "rows_per_call"]
 
 DRAWS_USED = "draws_used"
 """The column with the number of draws of each row, where a bound decides it."""

@@ -74,7 +74,8 @@ def _report(
     figures: Figures,
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
-    rows = sum(meter.rows for meter in meters.values())
+    measured = list(meters.values())
+    rows = sum(meter.rows for meter in measured)
     return {
         "schema": REPORT_SCHEMA_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -87,11 +88,11 @@ def _report(
         "seed": job.seed,
         "draws": job.draws,
         "passes": asdict(job.passes),
-        "draws_used": _draws_used(job, list(meters.values())),
+        "draws_used": _draws_used(job, measured),
         "writer": job.writer,
         "write_interval": job.write_interval,
         "nan": job.nan,
-        "nan_rows": sum(meter.nan_rows for meter in meters.values()),
+        "nan_rows": sum(meter.nan_rows for meter in measured),
         "on_error": job.on_error,
         "failed_rows": figures.failed_rows,
         "complete": figures.complete,
@@ -99,9 +100,9 @@ def _report(
         "rows": rows,
         "skipped_shards": figures.skipped_shards,
         "end_to_end": {"seconds": figures.seconds, "rows_per_s": rows / figures.seconds if figures.seconds else None},
-        "spent_s": spent(list(meters.values())),
-        "steady_state": _steady(list(meters.values())),
-        "batch_latency_ms": _latency(Histogram.total(meter.latency for meter in meters.values())),
+        "spent_s": spent(measured),
+        "steady_state": _steady(measured),
+        "batch_latency_ms": _latency(Histogram.total(meter.latency for meter in measured)),
         "ranks": [_rank(assignment, meters.get(assignment.rank)) for assignment in assignments],
         "environment": dict(environment),
         "notes": list(figures.notes),

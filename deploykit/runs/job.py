@@ -12,10 +12,7 @@ from deploykit.plan import Plan
 from deploykit.runs.layout import CONTIGUOUS
 from deploykit.tensors import TensorSpec
 
-__all__ = [
-    "ERROR_POLICIES", "NAN_POLICIES", "RUN_SCHEMA_VERSION", "WRITE_INTERVALS",
-    "ErrorPolicy", "Job", "NanPolicy", "WriteInterval",
-]  # fmt: skip
+__all__ = ["RUN_SCHEMA_VERSION", "WRITE_INTERVALS", "ErrorPolicy", "Job", "NanPolicy", "WriteInterval"]
 
 RUN_SCHEMA_VERSION = 1
 

@@ -38,10 +38,7 @@ from deploykit.writers.base import Batch, Writer
 from deploykit.writers.calling import calling
 from deploykit.writers.table import make_writer
 
-__all__ = [
-    "DELIVERED_NAME", "LOCK_NAME", "REPORT_NAME", "RUN_NAME", "SPOOL_NAME", "RunDirectory", "is_early",
-    "refuse_foreign",
-]  # fmt: skip
+__all__ = ["LOCK_NAME", "REPORT_NAME", "RUN_NAME", "SPOOL_NAME", "RunDirectory", "is_early", "refuse_foreign"]
 
 LOCK_NAME = ".lock"
 DELIVERED_NAME = "lightning.json"

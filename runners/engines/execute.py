@@ -28,7 +28,7 @@ from runners.spooling import discard_spool, require_same_spool
 from runners.system.lock import locked
 from runners.system.stop import StopRequest, on_signals
 
-__all__ = ["Placer", "drive", "execute", "finish_files"]
+__all__ = ["drive", "execute", "finish_files"]
 
 Placer = Callable[[Work], Outcome]
 
