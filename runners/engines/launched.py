@@ -115,7 +115,6 @@ class LaunchedEngine(Engine):
             claims = Claims(self._numbers(assignment, len(directory.job.plan)), directory, setting.exchange.bring)
             with change_told(setting.source, setting.job.data_source, directory.path) as changes:
                 meter = self._compute(setting, directory, assignment, claims, stop, progress)
-            changed = "".join(changes)
             Measured(
                 run=self.launch.run,
                 world_size=self.launch.world_size,
@@ -126,17 +125,7 @@ class LaunchedEngine(Engine):
             ).save(out)
             end = signing_end(out, self.launch.rank, str(assignment.device))
             with end, naming(str(setting.place), directory.path):  # What is signed is read elsewhere, too.
-                if stop.signal is None:  # Whoever is stopped has no time; what it did is sent when it ends.
-                    setting.exchange.trade()
-                missing = directory.missing(check_digests=False)
-                if stop.signal is not None:
-                    raise self._stopped(directory, missing, stop.signal, changed or self._advice(setting))
-                if missing and not changed:
-                    notes.append(self._text(directory, missing, self._advice(setting)))
-                elif not missing and (claims.taken or self.launch.rank == 0 or not is_over(directory)):
-                    finish_together(setting, directory, self.launch, worked=bool(claims.taken), notes=notes)
-                if changed:
-                    raise DataError(changed)
+                missing = self._end(setting, directory, claims, stop, "".join(changes), notes)
         return Computed(
             rows=meter.rows,
             draws_per_row=meter.draws_used / meter.rows if meter.draws_used else None,
@@ -144,6 +133,29 @@ class LaunchedEngine(Engine):
             missing_shards=len(missing),
             spent_s=spent([meter]),
         )
+
+    def _end(
+        self,
+        setting: Setting,
+        directory: RunDirectory,
+        claims: Claims,
+        stop: StopRequest,
+        changed: str,
+        notes: list[str],
+    ) -> list[Shard]:
+        """Say which shards are missing, or finish the job's files if none is; these shards."""
+        if stop.signal is None:  # Whoever is stopped has no time; what it did is sent when it ends.
+            setting.exchange.trade()
+        missing = directory.missing(check_digests=False)
+        if stop.signal is not None:
+            raise self._stopped(directory, missing, stop.signal, changed or self._advice(setting))
+        if missing and not changed:
+            notes.append(self._text(directory, missing, self._advice(setting)))
+        elif not missing and (claims.taken or self.launch.rank == 0 or not is_over(directory)):
+            finish_together(setting, directory, self.launch, worked=bool(claims.taken), notes=notes)
+        if changed:
+            raise DataError(changed)
+        return missing
 
     def _assignment(self, setting: Setting, directory: RunDirectory) -> Assignment:
         launch, runner = self.launch, setting.runner
