@@ -2,47 +2,36 @@
 
 import abc
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from deploykit.errors import DataError, DeploykitError
-from deploykit.sources.base import FileIdentity
 from deploykit.sources.reading import Reading
-from deploykit.sources.tablepieces import require_pyarrow
+from deploykit.sources.tablepieces import FilePieces
 from deploykit.storage.locations import DataFile
-from deploykit.wording import first_line, row_range
+from deploykit.wording import first_line
 
 __all__ = ["FileTables", "arrow_file"]
 
 
-class FileTables(abc.ABC):
-    """The ``Pieces`` of files in their order. A subclass opens one file; one at a time stays open.
+class FileTables(FilePieces):
+    """The pieces of such files. A subclass opens one file; one at a time stays open.
 
     Raises:
         DataError: a file that cannot be read, or whose columns are others than those of the first.
     """
 
-    kind: str
     advice: ClassVar[str]
+    mend = "copy or write the file again"
     is_text: bool = False
-    files: Sequence[DataFile]
-    hints: Mapping[str, str]
-    rows: Sequence[int]
 
     def __init__(self, what: str, files: Sequence[DataFile], reading: Reading) -> None:
-        require_pyarrow(what)
-        self.what, self.files, self.hints = what, tuple(files), {}
-        self.identity = FileIdentity(self.files)
-        self.notes: list[str] = []
+        super().__init__(what, files, reading)
         self._opened: tuple[int, Any] | None = None
-        self._columns: tuple[str, ...] = ()
         self._others: dict[int, Any] = {}
-        # Where the caller knows the rows of all files, only those that are read are opened.
-        known = reading.index if _fits(reading.index, len(self.files)) else None
-        if known is None:
-            self.identity.values()  # What is written from now on is not counted, or counted wrongly.
         self.schema = self._schema_of(self._file(0))
-        self.index = known or self._counted(reading.told)
+        # Where the rows are known, only the files that are read are opened.
+        self.index = reading.index if self.is_known else self._counted(reading.told)
         self._where = [(number, inner) for number, rows in enumerate(self.index) for inner in range(len(rows))]
         self.rows = [rows for of_file in self.index for rows in of_file]
 
@@ -92,17 +81,6 @@ class FileTables(abc.ABC):
         opened = self._file(number)
         self._check_columns(number, self._schema_of(opened))
         return self._chunks_of(opened, inner, self._columns)
-
-    def name(self, piece: int) -> str:
-        """The file of a piece."""
-        return self.files[self._where[piece][0]].place
-
-    def explain(self, piece: int, first_row: int, error: Exception) -> DataError:
-        """The error, with the file and the rows."""
-        return DataError(
-            f"data {self.name(piece)}, {row_range(first_row, first_row + self.rows[piece])}: cannot be read "
-            f"({first_line(error)[:300]}); copy or write the file again"
-        )
 
     def close(self) -> None:
         """Close the file that is open."""
@@ -160,7 +138,3 @@ def _type_of(schema: Any, name: str) -> Any:
     """None where there is no column of that name, or where there are several."""
     places = schema.get_all_field_indices(name)
     return schema.field(places[0]).type if len(places) == 1 else None
-
-
-def _fits(index: Any, files: int) -> bool:
-    return isinstance(index, list) and len(index) == files

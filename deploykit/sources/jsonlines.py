@@ -94,7 +94,7 @@ class _JsonFiles(TextTables):
     def _type(self, name: str) -> Any:
         """The type of the schema, with the dtype of the input as its innermost where it is for that alone."""
         kind = self.schema.field(name).type
-        return kind if name in self._kept else _arrow_type(self._dtypes[name], _depth(kind))
+        return kind if name in self._kept else _arrow_type(self._dtypes[name], _flat_name(kind)[1])
 
     def _problem(self, data: bytes) -> tuple[int, str] | None:
         wanted = {name: _flat_name(self._type(name)) for name in self._columns}
@@ -172,11 +172,8 @@ def _arrow_type(leaf: str, depth: int) -> Any:
     return kind
 
 
-def _depth(kind: Any) -> int:
-    return _flat_name(kind)[1]
-
-
 def _flat_name(kind: Any) -> tuple[str, int]:
+    """The dtype of what is in a type's lists, and their depth."""
     import pyarrow as pa
 
     depth = 0

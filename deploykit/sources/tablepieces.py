@@ -1,13 +1,18 @@
 """What a format of tables gives: pieces whose row counts are known, and that are read from their beginning."""
 
+import abc
+import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from deploykit.errors import DataError, MissingExtraError
 from deploykit.sources.base import FileIdentity
+from deploykit.sources.reading import Reading
+from deploykit.storage.locations import DataFile
+from deploykit.wording import first_line, row_range
 
-__all__ = ["CHUNK_BYTES", "BadRow", "Pieces", "require_pyarrow"]
+__all__ = ["CHUNK_BYTES", "BadRow", "FilePieces", "Pieces", "require_pyarrow"]
 
 CHUNK_BYTES = 8 * 2**20
 """About how much is decoded at a time."""
@@ -75,13 +80,47 @@ class Pieces(Protocol):
         ...
 
 
+class FilePieces(abc.ABC):
+    """What the ``Pieces`` of files in their order have in common. A subclass finds the pieces, and reads them.
+
+    Attributes:
+        mend: what is to be done about a file that cannot be read.
+        is_known: whether the caller knows the rows of all files, so that they are not looked for again.
+    """
+
+    kind: str
+    mend: ClassVar[str]
+    rows: Sequence[int]
+    hints: Mapping[str, str]
+    _where: Sequence[tuple[int, Any]]
+    """By piece, the number of its file and its place in that."""
+
+    def __init__(self, what: str, files: Sequence[DataFile], reading: Reading) -> None:
+        require_pyarrow(what)
+        self.what, self.files, self.hints = what, tuple(files), {}
+        self.identity = FileIdentity(self.files)
+        self.notes: list[str] = []
+        self._columns: tuple[str, ...] = ()
+        self.is_known = isinstance(reading.index, list) and len(reading.index) == len(self.files)
+        if not self.is_known:
+            self.identity.values()  # What is written from now on is not counted, or counted wrongly.
+
+    def name(self, piece: int) -> str:
+        """The file of a piece."""
+        return self.files[self._where[piece][0]].place
+
+    def explain(self, piece: int, first_row: int, error: Exception) -> DataError:
+        """The error, with the file and the rows."""
+        rows = row_range(first_row, first_row + self.rows[piece])
+        why = first_line(error)[:300]
+        return DataError(f"data {self.name(piece)}, {rows}: cannot be read ({why}); {self.mend}")
+
+
 def require_pyarrow(what: str) -> None:
     """Refuse what needs pyarrow where it is not installed.
 
     Raises:
         MissingExtraError: it is not.
     """
-    import importlib.util
-
     if importlib.util.find_spec("pyarrow") is None:
         raise MissingExtraError("pyarrow", "parquet", f"reading {what}")

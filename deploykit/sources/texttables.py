@@ -3,18 +3,19 @@
 import abc
 import codecs
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from deploykit.errors import DataError
-from deploykit.sources.base import FileIdentity
 from deploykit.sources.reading import Reading
-from deploykit.sources.tablepieces import BadRow, require_pyarrow
+from deploykit.sources.tablepieces import BadRow, FilePieces
 from deploykit.sources.textindex import OpenQuoteError, TextPiece, row_bounds, text_pieces, whole_rows
 from deploykit.storage.locations import DataFile
-from deploykit.wording import counted, first_line, row_range
+from deploykit.wording import counted
 
-__all__ = ["SAMPLE_BYTES", "TextTables", "require_text", "widest"]
+__all__ = ["SAMPLE_BYTES", "TextTables", "require_text"]
 
 SAMPLE_BYTES = 2**20
 """How much of the beginning decides the types of the columns."""
@@ -31,34 +32,23 @@ _NO_TEXT = {
 """How files begin that are no text, though their names say so: read as text they may be a table without rows."""
 
 
-class TextTables(abc.ABC):
-    """The ``Pieces`` of text files in their order.
+class TextTables(FilePieces):
+    """The pieces of such files.
 
     Raises:
         DataError: a file without rows where there must be some, or that cannot be understood.
     """
 
-    kind: str
-    files: Sequence[DataFile]
-    hints: Mapping[str, str]
-    rows: Sequence[int]
+    mend = "mend the file"
     delimiter: bytes | None
     is_text = True
 
     def __init__(self, what: str, files: Sequence[DataFile], reading: Reading) -> None:
-        require_pyarrow(what)
-        self.what, self.files, self.hints = what, tuple(files), {}
-        self.identity = FileIdentity(self.files)
-        self.notes: list[str] = []
+        super().__init__(what, files, reading)
         self._dtypes: dict[str, str] = {}
         self._kept: dict[str, str] = {}
-        self._columns: tuple[str, ...] = ()
         self._blank: dict[int, int] = {}  # By file, the rows before its first empty line.
-        index = reading.index
-        self.is_known = known = isinstance(index, list) and len(index) == len(files)
-        if not known:
-            self.identity.values()  # What is written from now on is not counted, or counted wrongly.
-        self.index = index if known else self._counted(reading.told)
+        self.index = reading.index if self.is_known else self._counted(reading.told)
         self._where = [(number, piece) for number, pieces in enumerate(self.index) for piece in pieces]
         self.rows = [int(rows) for _, (_, _, rows) in self._where]
         self.schema = self._find_schema()
@@ -86,11 +76,12 @@ class TextTables(abc.ABC):
     def select(self, columns: Sequence[str], dtypes: dict[str, str], kept: dict[str, str]) -> None:
         """Read these columns from now on; what is kept comes under ``KEPT`` and its name."""
         self._columns, self._kept = tuple(columns), kept
-        self._dtypes = {name: widest(dtype) for name, dtype in dtypes.items()}
+        self._dtypes = {name: _widest(dtype) for name, dtype in dtypes.items()}
 
     def chunks(self, piece: int) -> Iterator[Any]:
         """The rows of one piece, at once; where some are bad, those between them."""
-        yield from self._rows_of(self._bytes(piece), self.rows[piece])
+        number, (start, stop, rows) = self._where[piece]
+        yield from self._rows_of(self._between(self.files[number], start, stop), rows)
 
     def _rows_of(self, data: bytes, rows: int) -> Iterator[Any]:
         while data:
@@ -132,16 +123,7 @@ class TextTables(abc.ABC):
             return sound, f"cannot be read ({text[:300]}); mend the line"
         return None
 
-    def name(self, piece: int) -> str:
-        """The file of a piece."""
-        return self.files[self._where[piece][0]].place
-
-    def explain(self, piece: int, first_row: int, error: Exception) -> DataError:
-        """The error, with the rows."""
-        rows = row_range(first_row, first_row + self.rows[piece])
-        return DataError(f"data {self.name(piece)}, {rows}: cannot be read ({first_line(error)[:300]}); mend the file")
-
-    def close(self) -> None:  # noqa: B027 (a subclass may have something to close)
+    def close(self) -> None:
         """Nothing stays open."""
 
     def _scan(self, number: int, told: Callable[[int], object]) -> list[TextPiece]:
@@ -162,10 +144,6 @@ class TextTables(abc.ABC):
                 f"data {file.place}, {where}: {error}, so that rows would be lost in it; close the value with a quote, "
                 "or take out the one that opens it (a quote within a quoted value is written twice)"
             ) from error
-
-    def _bytes(self, piece: int) -> bytes:
-        number, (start, stop, _) = self._where[piece]
-        return self._between(self.files[number], start, stop)
 
     def _first_rows(self) -> tuple[DataFile, bytes]:
         """The first file with rows, and its first rows, whole: about ``SAMPLE_BYTES``, or one that is longer."""
@@ -208,10 +186,6 @@ def require_text(file: DataFile, beginning: bytes) -> None:
         )
 
 
-def widest(dtype: str) -> str:
+def _widest(dtype: str) -> str:
     """The dtype in which text is read for an input; what is narrower is checked after that."""
-    return {"f": "float64", "i": "int64", "u": "int64", "b": "bool"}[_kind(dtype)]
-
-
-def _kind(dtype: str) -> str:
-    return "f" if dtype.startswith("float") else "u" if dtype.startswith("uint") else dtype[0]
+    return {"f": "float64", "i": "int64", "u": "int64", "b": "bool"}[np.dtype(dtype).kind]
