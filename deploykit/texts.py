@@ -1,9 +1,10 @@
-"""Arguments that are several texts, or other things that a text stands for."""
+"""Arguments that are several texts, or other things that a text stands for; and the order of texts with numbers."""
 
+import re
 from collections.abc import Iterable
 from typing import TypeVar
 
-__all__ = ["several"]
+__all__ = ["natural", "several"]
 
 T = TypeVar("T")
 
@@ -19,3 +20,12 @@ def several(value: str | Iterable[T]) -> tuple[str | T, ...]:
     if isinstance(value, str):
         return (value,)
     return tuple(sorted(value, key=str) if isinstance(value, set | frozenset) else value)
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """What texts are sorted by so that the numbers in them count as such.
+
+    >>> sorted(["f10", "f2"], key=natural)
+    ['f2', 'f10']
+    """
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]

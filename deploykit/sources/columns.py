@@ -1,11 +1,9 @@
 """Which columns of a table give which input, and a table of both where they do not."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +11,7 @@ from deploykit.errors import DataError
 from deploykit.sources.columnhints import cast_hint, map_hint, name_hints, whole_hint
 from deploykit.sources.reading import Reading
 from deploykit.tensors import TEXT, TensorSpec
+from deploykit.texts import natural
 from deploykit.wording import counted
 
 __all__ = ["Column", "Match", "castable", "match_columns", "match_nothing"]
@@ -150,7 +149,7 @@ def _expanded(
             names.append(pattern)
             continue
         there = [name for name in present if fnmatchcase(name, pattern)]
-        found = sorted(there, key=_natural)
+        found = sorted(there, key=natural)
         if found:
             order = "in natural order" + ("" if found == there else ", which is not their order in the data")
             notes.append(f"input {spec.name!r}: {pattern} stands for {_listed(found)}, {order}")
@@ -270,11 +269,6 @@ def _table(rows: Sequence[tuple[str, str, str]]) -> list[str]:
     return [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-
-
-def _natural(name: str) -> list[Any]:
-    """``f2`` before ``f10``."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _listed(names: Sequence[str], most: int = 6) -> str:

@@ -1,6 +1,5 @@
 """The table of file formats, by extension; entry points of the group ``deploykit.sources`` extend it."""
 
-import re
 import shlex
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,6 +15,7 @@ from deploykit.sources.factory import open_factory
 from deploykit.sources.reading import Reading
 from deploykit.storage.locations import RUN_NAME, Found, find
 from deploykit.tensors import TensorSpec
+from deploykit.texts import natural
 
 __all__ = ["SOURCES", "open_source"]
 
@@ -117,16 +117,12 @@ def _order_notes(names: Sequence[str]) -> list[str]:
     """What to say where numbers in the names go in another order than the files: of that follow the sample ids."""
     for before, after in pairwise(names):
         # A shorter name comes later only because of a smaller digit; of a million names few are looked at closer.
-        if len(before) > len(after) and _by_number(before) > _by_number(after):
+        if len(before) > len(after) and natural(before) > natural(after):
             return [
                 f"files go in the order of their names as text, {before} before {after}; leading zeros ('002') give "
                 "that of the numbers"
             ]
     return []
-
-
-def _by_number(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _named(text: str) -> tuple[str | None, str]:
