@@ -9,7 +9,8 @@ import numpy as np
 from deploykit.errors import DataError
 from deploykit.sources.base import Arrays
 from deploykit.sources.keeping import Keeping
-from deploykit.tensors import TensorSpec, unmasked
+from deploykit.sources.reading import split
+from deploykit.tensors import TensorSpec, check_inputs, unmasked
 from deploykit.wording import counted, row_range
 
 __all__ = ["Items"]
@@ -89,6 +90,18 @@ class Items:
                 _require_row(spec, arrays[spec.name][0], where)
         arrays |= self._keeping.batch(item, len(next(iter(arrays.values()))), where)
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+    def checked(self, arrays: Arrays, first_row: int) -> Arrays:
+        """The arrays of the rows from ``first_row`` on, which have to fit the model.
+
+        Raises:
+            DataError: they do not.
+        """
+        try:
+            check_inputs(self._inputs, split(arrays)[0], first_row=first_row)
+        except DataError as error:
+            raise DataError(f"{self._what}: {error}") from None
+        return arrays
 
     def _refuse_rows(self, item: Any, where: str) -> None:
         """Refuse several rows that are no array: all but the first would pass for labels."""

@@ -11,8 +11,7 @@ from deploykit.sources.items import Items
 from deploykit.sources.keeping import Keeping
 from deploykit.sources.loaders import Found, called, rows_of
 from deploykit.sources.readers import ReaderFailedError, Readers
-from deploykit.sources.reading import split
-from deploykit.tensors import TensorSpec, check_inputs
+from deploykit.tensors import TensorSpec
 from deploykit.wording import row_range
 
 __all__ = ["MapRows"]
@@ -53,11 +52,11 @@ class MapRows:
             return self._read_here(start, stop)
         try:
             if self._readers.expects(start, stop):
-                return self._checked(self._readers.take(), start)
+                return self._items.checked(self._readers.take(), start)
             if not self._readers.must_look:
                 return self._read_here(start, stop)
             looked = self._readers.look(start, stop, self.first)
-            return self._checked(self._items.batch(looked, start, stop), start)
+            return self._items.checked(self._items.batch(looked, start, stop), start)
         except ReaderFailedError as error:
             self._read_here(start, stop)  # Names the row.
             raise DataError(
@@ -80,14 +79,7 @@ class MapRows:
             where = f"{self._what}, {row_range(start, stop)}: the collate_fn"
             batch = self._items.batch(called(where, self._collate, list(items)), start, stop)
             batch = batch if _is_default(self._collate) else _copied(batch)
-        return self._checked(batch, start)
-
-    def _checked(self, batch: Arrays, start: int) -> Arrays:
-        try:
-            check_inputs(self._inputs, split(batch)[0], first_row=start)
-        except DataError as error:
-            raise DataError(f"{self._what}: {error}") from None
-        return batch
+        return self._items.checked(batch, start)
 
     def collated(self, rows: Sequence[int]) -> Any:
         """The batch of these rows as a torch ``DataLoader`` gives it, labels and all else included."""

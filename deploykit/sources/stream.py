@@ -8,8 +8,8 @@ from deploykit.sources.base import Arrays
 from deploykit.sources.items import Items
 from deploykit.sources.keeping import Keeping
 from deploykit.sources.loaders import Made, called, left_out
-from deploykit.sources.reading import Reading, split
-from deploykit.tensors import TensorSpec, check_inputs
+from deploykit.sources.reading import Reading
+from deploykit.tensors import TensorSpec
 
 __all__ = ["StreamSource"]
 
@@ -45,20 +45,13 @@ class StreamSource:
             first = row
             items = called(f"{self._what}: iter()", iter, found.items)
             while (item := called(f"{self._what}, row {row}: the iterable", next, items, _END)) is not _END:
-                arrays = self._items.rows(item, row)
-                self._check(arrays, row)
+                arrays = self._items.checked(self._items.rows(item, row), row)
                 rows = len(next(iter(arrays.values())))
                 if rows:
                     yield arrays
                 row += rows
             if (text := left_out(found, row - first)) is not None:
                 self.notes.append(f"{self._what}: {text}")
-
-    def _check(self, arrays: Arrays, row: int) -> None:
-        try:
-            check_inputs(self.inputs, split(arrays)[0], first_row=row)
-        except DataError as error:
-            raise DataError(f"{self._what}: {error}") from None
 
     def __len__(self) -> int:
         self._refuse()
