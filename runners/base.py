@@ -27,7 +27,8 @@ class Runner(abc.ABC):
     """Executes one format of an artifact on one device.
 
     The constructor only remembers; the work is done on ``__enter__``, and whatever was obtained is freed when that
-    fails. A subclass fills in ``cuda_count``, ``default_threads``, ``_start``, ``_stop`` and ``_infer``.
+    fails. A subclass fills in ``check_installed``, ``cuda_count``, ``default_threads``, ``_start``, ``_stop`` and
+    ``_infer``.
 
     Attributes:
         format: the artifact's format that this runner executes.

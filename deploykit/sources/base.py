@@ -32,6 +32,7 @@ class Source(Protocol):
     One that reads ahead has ``expect(ranges)``, the calls of ``read`` that come after those that it was told of before,
     and ``depth``, how many of them it reads at the same time. One that has to read many rows to give a few has
     ``rows_together``: how many at most. One whose neighbouring rows can always be read in one call has ``joins``. One
+    that pads rows to the longest of a batch has ``pads``, by input what it fills them with; ``--pad`` needs that. One
     over files has ``is_unchanged()``: whether none of them was written to since they were opened, as far as they are
     on this machine; an ``OSError`` where that cannot be told.
 
