@@ -34,10 +34,14 @@ class NamedPath(click.Path):
 
 
 def at_home(text: str) -> str:
-    """The text with the home directory for a ``~`` at its beginning.
+    """The text with the home directory for a ``~`` at its beginning, or behind the name of a source: ``csv:~/rows``.
 
-    A shell leaves it as it is in ``--output=~/run``, and a directory of that name is a trap for who removes it.
+    A shell leaves it as it is there and in ``--output=~/run``, and a directory of that name is a trap for who removes
+    it.
     """
+    name, colon, place = text.partition(":")
+    if colon and place.startswith("~/"):
+        return name + colon + at_home(place)
     return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text  # noqa: PTH111 (raises nothing)
 
 

@@ -154,10 +154,11 @@ def test_files_of_every_kind_go_under_names_that_are_no_text(place: Path, call: 
 def test_a_home_directory_that_the_shell_left_alone(
     call: Call, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A shell does not look into --output=~/run, and a directory named ~ is a trap."""
+    """A shell does not look into --output=~/run or npy:~/rows.npy, and a directory named ~ is a trap."""
     monkeypatch.setenv("HOME", str(place))
     assert call("run", "~/model", "--data=~/rows.npy", "--output=~/out", "--devices", "cpu") == 0
     assert (place / "out" / "run.json").is_file()
+    assert call("run", "~/model", "--data", "npy:~/rows.npy", "--output=~/out", "--devices", "cpu") == 0
     assert not Path("~").exists()
     assert call("verify", "~/out") == 0
     assert "all 40 rows" in capsys.readouterr().out
