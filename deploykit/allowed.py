@@ -1,6 +1,6 @@
 """Values that a model does not look up, found in every batch before a runtime gets it: it must cost next to nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,12 @@ Array = np.ndarray[Any, Any]
 
 
 def check_allowed(
-    inputs: Sequence[TensorSpec], arrays: Mapping[str, Array], ids: Array, *, otherwise: str = ""
+    inputs: Sequence[TensorSpec],
+    arrays: Mapping[str, Array],
+    ids: Array,
+    *,
+    otherwise: str = "",
+    named: Callable[[int], str] = "row {}".format,
 ) -> None:
     """Refuse a batch with a value that is not allowed.
 
@@ -23,6 +28,7 @@ def check_allowed(
         arrays: by input name, (batch, ...).
         ids: (batch), the rows' sample ids.
         otherwise: what can be done other than correcting it, for the message.
+        named: a row in words, by its sample id.
 
     Raises:
         DataError: names the first such row, the value and its place, and which are allowed and why.
@@ -30,7 +36,7 @@ def check_allowed(
     wrong = outside(inputs, arrays)
     if wrong:
         place = min(wrong)
-        raise DataError(f"row {ids[place]}: {wrong[place]}; correct it{otherwise}")
+        raise DataError(f"{named(int(ids[place]))}: {wrong[place]}; correct it{otherwise}")
 
 
 def outside(inputs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> dict[int, str]:

@@ -12,6 +12,7 @@ from deploykit.arguments import FUNCTION, SPECS, typed_arguments
 from deploykit.artifact import MANIFEST_NAME, Artifact
 from deploykit.artifact import pack as pack_artifact
 from deploykit.errors import ArtifactError, CheckpointError, ExportError, MissingExtraError, RunError, UsageError
+from deploykit.runs.looking import looking
 from deploykit.runs.merging import merge_run
 from deploykit.runs.verify_run import RunCheck, verify_run
 from deploykit.runs.watching import run_status
@@ -210,12 +211,14 @@ def verify(
 
 
 def _verify(path: Path, format: str | None, device: str, progress: Told | None) -> RunCheck | list[Verified]:  # noqa: A002
-    if not path.exists():
+    with looking(path):
+        is_there, is_run = path.exists(), (path / "run.json").is_file()
+    if not is_there:
         raise ArtifactError(
             f"verify {path}: no such file or directory; name an artifact, which deploykit export makes, or the "
             "directory of a run, which deploykit run makes"
         )
-    if (path / "run.json").is_file():
+    if is_run:
         if format is not None or device != "cpu":
             raise UsageError(
                 f"verify {path}: a run, whose files are read and not replayed; --format and --device are for an "

@@ -68,11 +68,14 @@ class Passes:
         """The numbers of draws after which a row may be done; the last is ``draws``."""
         return [draws] if self.min_draws is None else _growing(self.min_draws, draws)
 
-    def column(self, batch_dimension: str) -> tuple[TensorSpec, ...]:
-        """The output that is added to those of the model."""
-        if self.draws_until is None:
-            return ()
-        return (TensorSpec(name=DRAWS_USED, dtype="int64", shape=(batch_dimension,)),)
+    def predicted(self, manifest: Manifest, draws: int | None) -> tuple[TensorSpec, ...]:
+        """The outputs of the model, which keep as many draws of each row as the job has, and what is added to them."""
+        outputs = [
+            replace(tensor, shape=tuple(draws if draws and size == "draws" else size for size in tensor.shape))
+            for tensor in (output.tensor for output in manifest.outputs)
+        ]
+        used = TensorSpec(name=DRAWS_USED, dtype="int64", shape=(manifest.batch_dimension,))
+        return (*outputs, *([] if self.draws_until is None else [used]))
 
 
 def _growing(first: int, last: int) -> list[int]:

@@ -17,9 +17,10 @@ from deploykit.passes import Passes, plan_passes
 from deploykit.plan import Plan, make_plan, row_bytes
 from deploykit.runs.job import ErrorPolicy, Job, NanPolicy
 from deploykit.runs.layout import CONTIGUOUS
+from deploykit.runs.looking import looking
 from deploykit.runs.merging import merges_to
 from deploykit.runs.rundir import RunDirectory
-from deploykit.sources.base import Source
+from deploykit.sources.base import Source, json_of
 from deploykit.sources.ragged import plain_fills
 from deploykit.storage.copies import renamed
 from deploykit.storage.paths import require_place
@@ -169,8 +170,8 @@ def run(
         command = command_of(artifact, data, out, options, engine_here)
         setting = _checked(stack, opened, str(data), where, options, began, engine_here, progress, command)
         notes = [*chosen.notes, *setting.source.notes, *setting.notes]
-        stack.enter_context(rows_stay(setting.source))
-        return _result(setting, where, engine_here.run(setting, where.path, progress=progress, notes=notes), notes)
+        with rows_stay(setting.source), looking(where.path):
+            return _result(setting, where, engine_here.run(setting, where.path, progress=progress, notes=notes), notes)
 
 
 def _each_several(columns: Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:
@@ -215,8 +216,7 @@ def _checked(
     devices = engine.devices(options["devices"], runner)
     seed, draws = _controls(artifact, options["seed"], options["draws"])
     passes = _passes(artifact, options)
-    added = passes.column(artifact.manifest.batch_dimension)
-    predicted = (*(output.tensor for output in artifact.manifest.outputs), *added)
+    predicted = passes.predicted(artifact.manifest, draws)
     source, writing = open_data(
         stack, artifact, data, predicted, options,
         ranks=len(devices), where=where, engine=engine, progress=progress,
@@ -233,8 +233,9 @@ def _checked(
     cut = _cut(source, artifact.manifest, draws, options["shard-rows"], held)
     job = Job(
         artifact=artifact.digest, artifact_path=str(artifact.path), format=runner.format,
-        data=source.fingerprint(), data_source=data, columns=options["map"], keep=options["keep"], pad=options["pad"],
-        seed=seed, draws=draws, passes=passes, plan=cut(batch_size, held), outputs=writing.writer.outputs,
+        data=json_of(source, "fingerprint"), data_source=data, columns=options["map"], keep=options["keep"],
+        pad=options["pad"], seed=seed, draws=draws, passes=passes, plan=cut(batch_size, held),
+        outputs=writing.writer.outputs,
         nan=cast("NanPolicy", options["nan"]), on_error=cast("ErrorPolicy", options["on-error"]),
         version=__version__, created=datetime.now(UTC).isoformat(timespec="seconds"), **writing.job_fields(),
         command=command,

@@ -11,6 +11,7 @@ from typing import Any
 from deploykit.artifact import Artifact
 from deploykit.errors import DataError, UsageError
 from deploykit.runs.layout import CONTIGUOUS
+from deploykit.runs.looking import looking
 from deploykit.sources import Reading, Source, open_source
 from deploykit.sources.factory import FactorySource
 from deploykit.sources.ragged import LENGTH, told_lengths
@@ -71,7 +72,8 @@ def open_data(
         awaited=partial(make_progress, engine.shown(progress), None, 0),
         stay=stay,
     )
-    source: Source | None = find_spool(drawing, artifact.manifest.inputs)
+    with looking(out):
+        source: Source | None = find_spool(drawing, artifact.manifest.inputs)
     if source is None:
         with stoppable(where.place, lambda: "while the data was opened; give the same command again"):
             source = _opened(data, artifact.manifest.inputs, reading, engine.shown(progress))

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from deploykit.errors import RunError
 from deploykit.runs.commit import rank_of_file
+from deploykit.runs.early import LOCK_NAME, SPOOL_NAME
 from deploykit.runs.epoch import is_finished
 from deploykit.runs.job import Job
 from deploykit.runs.otherjob import refuse_other_job
-from deploykit.runs.rundir import LOCK_NAME, REPORT_NAME, RUN_NAME, SPOOL_NAME, RunDirectory
+from deploykit.runs.rundir import REPORT_NAME, RUN_NAME, RunDirectory
 from deploykit.signs import STATUS_NAME
 from deploykit.storage.files import TEMPORARY_PREFIX
 from deploykit.storage.stores import AT_ONCE, Store

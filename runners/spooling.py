@@ -9,7 +9,8 @@ from typing import Any
 
 from deploykit.artifact import Artifact
 from deploykit.errors import DataError, RunError
-from deploykit.runs.rundir import RUN_NAME, SPOOL_NAME, RunDirectory, refuse_foreign
+from deploykit.runs.early import SPOOL_NAME, refuse_foreign
+from deploykit.runs.rundir import RUN_NAME, RunDirectory
 from deploykit.signs import leave_drawing, read_drawing
 from deploykit.sources import Source
 from deploykit.sources.spool import Spool, SpoolSource, clear, spooled_facts
@@ -19,7 +20,10 @@ from runners.progress import Progress
 from runners.system.lock import BusyError, locked
 from runners.system.stop import stoppable
 
-__all__ = ["Drawing", "discard_spool", "draw", "find_spool", "open_spool", "require_same_spool", "rows_stay"]
+__all__ = [
+    "Drawing", "discard_spool", "draw", "find_spool", "open_spool", "require_same_spool",
+    "require_whole_spool", "rows_stay",
+]  # fmt: skip
 
 Facts = dict[str, Any]
 
@@ -113,6 +117,7 @@ def draw(stream: StreamSource, drawing: Drawing) -> SpoolSource:
         if facts is None:
             facts = _fill(Spool(drawing.folder, drawing.asked, stream.inputs), stream, drawing)
     source = SpoolSource(drawing.folder, facts, stream.inputs)
+    source.is_fresh = True
     source.notes += [
         f"data {stream.target}: {stream.why}, so it was gone through once: {len(source):,} rows, "
         f"{facts['size_bytes'] / 1e6:,.1f} MB, are in {drawing.folder} until the run is finished; the sample id is "
@@ -135,6 +140,20 @@ def require_same_spool(source: Source, directory: RunDirectory) -> None:
         raise RunError(
             f"run directory {directory.path}: another run has replaced the rows in {SPOOL_NAME} by others; name a new "
             "directory"
+        )
+
+
+def require_whole_spool(source: Source, directory: RunDirectory) -> None:
+    """Refuse rows of an earlier call that are not what they were when it drew them; reads all of them.
+
+    Raises:
+        RunError: they are damaged.
+    """
+    if isinstance(source, SpoolSource) and source.is_there and not source.is_fresh and not source.is_whole():
+        raise RunError(
+            f"run directory {directory.path}: the rows in {SPOOL_NAME} are not what they were when they were drawn; "
+            f"remove {directory.path / SPOOL_NAME} and give the same command again, which draws them anew and goes on "
+            "where they are the same ones; or name a new directory"
         )
 
 

@@ -13,7 +13,7 @@ from deploykit.lightning.indices import Loader, loaders_of
 from deploykit.lightning.spool import RankSpool, spool_path
 from deploykit.lightning.values import named_arrays, specs_of
 from deploykit.plan import make_plan
-from deploykit.runs.rundir import refuse_foreign
+from deploykit.runs.early import refuse_foreign
 from deploykit.storage.paths import require_place
 from deploykit.storage.stores import local_path
 from deploykit.writers import WRITERS, make_writer

@@ -59,7 +59,7 @@ def is_finished(directory: RunDirectory, state: State | None = None) -> bool:
     ``state`` is that of the directory, if the caller has it.
     """
     job, state = directory.job, state or directory.state()
-    if state.missing(job.plan, from_parts=job.keeps_parts) or any(pending(directory, state)):
+    if state.damage or state.missing(job.plan, from_parts=job.keeps_parts) or any(pending(directory, state)):
         return False
     is_joined = job.has_epoch_files and not job.is_strided
     return not is_joined or sum(len(commit.shards) for commit in state.ranks.values()) == len(job.plan)
@@ -81,6 +81,8 @@ def pending(directory: RunDirectory, state: State, *, check_digests: bool = True
         yield "the files of the ranks are not written yet"
     elif state.parts and not job.keeps_parts:
         yield "the parts are not removed yet"
+    elif state.damage:
+        yield "what holds none of the rows is not removed yet"
 
 
 def _refuse_missing(directory: RunDirectory, state: State) -> None:

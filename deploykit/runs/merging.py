@@ -9,6 +9,7 @@ from deploykit.runs.commit import rank_of_file
 from deploykit.runs.datachange import ANEW, data_change
 from deploykit.runs.failed import FAILED_NAME
 from deploykit.runs.feed import writing
+from deploykit.runs.looking import looking
 from deploykit.runs.rundir import RUN_NAME, RunDirectory
 from deploykit.runs.runrows import RunRows
 from deploykit.runs.runstate import State
@@ -69,7 +70,8 @@ def merge_run(
             raise _among_parts(destination, f"{run}/parts")
         elif str(destination).rpartition("/")[0] == run:
             _refuse_own_name(destination, Path(str(destination)).name)
-        left_out = _merge(here, made, allow_partial, progress)
+        with looking(here):
+            left_out = _merge(here, made, allow_partial, progress)
     if told is not None:
         for text in left_out:
             told(renamed(text, path, here))

@@ -22,12 +22,13 @@ from deploykit.errors import RunError, UsageError
 from deploykit.plan import Plan, Shard
 from deploykit.runs.commit import Commit, Digests, part_name
 from deploykit.runs.datachange import ANEW, data_change
+from deploykit.runs.early import SPOOL_NAME, refuse_foreign
 from deploykit.runs.feed import Feed, writing
 from deploykit.runs.job import Job
+from deploykit.runs.looking import looking
 from deploykit.runs.otherjob import refuse_other_job
 from deploykit.runs.runstate import Look, State, read_state
 from deploykit.signs import STATUS_NAME
-from deploykit.sources.spool import is_spool
 from deploykit.storage.files import TEMPORARY_PREFIX, appears_whole, discard, write_json, write_json_once
 from deploykit.storage.locations import RUN_NAME
 from deploykit.storage.paths import require_place
@@ -38,12 +39,10 @@ from deploykit.writers.base import Batch, Writer
 from deploykit.writers.calling import calling
 from deploykit.writers.table import make_writer
 
-__all__ = ["LOCK_NAME", "REPORT_NAME", "RUN_NAME", "SPOOL_NAME", "RunDirectory", "is_early", "refuse_foreign"]
+__all__ = ["REPORT_NAME", "RUN_NAME", "RunDirectory"]
 
-LOCK_NAME = ".lock"
 DELIVERED_NAME = "lightning.json"
 REPORT_NAME = "report.json"
-SPOOL_NAME = "spool"
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}
 
@@ -57,10 +56,11 @@ class RunDirectory:
         self.digests = Digests()
 
     @classmethod
-    def prepare(cls, path: str | Path, job: Job) -> "RunDirectory":
+    def prepare(cls, path: str | Path, job: Job, *, makes_room: bool = True) -> "RunDirectory":
         """Create the directory for the job, or take it up again where the same job was interrupted.
 
-        What an interrupted process left half-written is removed.
+        What an interrupted process left half-written is removed. Another job that stopped before its first part
+        ``makes_room`` for this one.
 
         Raises:
             RunError: the directory holds something else, or another job, and the message names what differs; or its
@@ -70,6 +70,8 @@ class RunDirectory:
         if (path / RUN_NAME).exists():
             directory = cls.open(path)
             _refuse_changed_data(path)
+            if makes_room and directory.job.differences(job) and directory._is_barren(job):
+                directory = directory._begun_anew(job)
             refuse_other_job(path, directory.job, job)
         else:
             refuse_foreign(path)
@@ -111,7 +113,8 @@ class RunDirectory:
             RunError: its ``run.json`` cannot be read.
         """
         path = local_path(path)
-        return RunDirectory.open(path).job.plan if (path / RUN_NAME).exists() else None
+        with looking(path):
+            return RunDirectory.open(path).job.plan if (path / RUN_NAME).exists() else None
 
     def writer(self) -> Writer:
         """What reads the files of the run.
@@ -163,7 +166,18 @@ class RunDirectory:
         look: Look | None = None,
     ) -> State:
         """All commits, those that count and those that do not; ``tally`` and ``look`` as of ``read_state``."""
-        return read_state(self.path, self.job.plan, self.digests, check_digests=check_digests, tally=tally, look=look)
+        return read_state(
+            self.path, self.job.plan, self.digests, check_digests=check_digests, tally=tally, look=look,
+            of_ranks=self.job.has_epoch_files and not self.job.is_strided,
+        )  # fmt: skip
+
+    def strays(self) -> list[str]:
+        """Names in ``commits/`` that nothing of this job has; none counts."""
+        job, known = self.job, {f"{part_name(shard.index)}.json" for shard in self.job.plan.shards()}
+        known |= {DELIVERED_NAME} if job.lightning is not None else set()
+        kinds = ("strided-",) if job.is_strided else ("rank-",) if job.has_epoch_files else ()
+        names = (path.name for path in self.commits.glob("*"))
+        return sorted(name for name in names if name not in known and not name.startswith((".", *kinds)))
 
     def missing(self, *, check_digests: bool = True) -> list[Shard]:
         """The shards that are still to be computed, in order."""
@@ -240,6 +254,23 @@ class RunDirectory:
             for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 discard(leftover)
 
+    def _is_barren(self, job: Job) -> bool:
+        """Whether another ``job`` can have the place of this one, of which nothing counts.
+
+        Rows that come but once are something, unless they are those of the other job, too.
+        """
+        held, asked = self.job.to_json(), job.to_json()
+        drawn = (self.path / SPOOL_NAME).exists() and held["data"] != asked["data"]
+        counts = (path for path in self.commits.glob("*") if not path.name.startswith(TEMPORARY_PREFIX))
+        return bool(self.job.plan.rows) and not drawn and not any(counts)
+
+    def _begun_anew(self, job: Job) -> "RunDirectory":
+        with writing(self.path):
+            for path in self.parts.glob("part-*"):
+                path.unlink()
+            write_json(self.path / RUN_NAME, job.to_json())
+        return RunDirectory(self.path, job)
+
     def _set_up(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / RUN_NAME).exists():
@@ -256,37 +287,9 @@ class RunDirectory:
         self.commits.mkdir(exist_ok=True)
 
 
-def refuse_foreign(path: Path) -> None:
-    """Refuse a directory without a run in which there is anything that none leaves there before it writes ``run.json``.
-
-    Raises:
-        RunError: there is.
-    """
-    if path.exists() and not path.is_dir():
-        raise RunError(f"run directory {path}: is a file; name a new directory")
-    if path.is_symlink() and not path.exists():
-        raise RunError(f"run directory {path}: is a link to {path.readlink()}, which is not there; make that directory")
-    if not path.is_dir():
-        return
-    # Another process may have begun a run since somebody looked for one.
-    if not all(map(is_early, path.iterdir())) and not (path / RUN_NAME).exists():
-        raise RunError(
-            f"run directory {path}: is not empty and holds no {RUN_NAME}; name a new or empty directory, "
-            "or one that deploykit run made"
-        )
-
-
 def _refuse_changed_data(path: Path) -> None:
     if change := data_change(path):
         raise RunError(f"run directory {path}: {change}; {ANEW}")
-
-
-def is_early(entry: Path) -> bool:
-    """Whether a process that died before the job began may have left it."""
-    if entry.name == SPOOL_NAME:
-        return is_spool(entry)
-    # NFS keeps a removed file under such a name as long as somebody has it open.
-    return entry.name == LOCK_NAME or entry.name.startswith((TEMPORARY_PREFIX, ".nfs"))
 
 
 def _require_written(writer: Writer, path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a run directory holds that counts, and what it holds that does not, with the reason."""
 
 import contextlib
+import fnmatch
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ def read_state(
     digests: Digests,
     *,
     check_digests: bool,
+    of_ranks: bool = True,
     tally: Tally | None = None,
     look: Look | None = None,
 ) -> State:
@@ -70,6 +72,7 @@ def read_state(
         plan: that of its job.
         digests: those that are known.
         check_digests: whether files are read, and not just their sizes.
+        of_ranks: whether files of the ranks can hold its rows; else their commits are none.
         tally: is told of the rows of the files that are read.
         look: is called when the files of a commit have just been read.
     """
@@ -89,7 +92,7 @@ def read_state(
                 parts[shard.index] = part
         if look is not None and shard.index in parts:
             look(parts[shard.index])
-    for path in sorted(commits.glob("rank-*.json")):
+    for path in (commits / name for name in sorted(fnmatch.filter(names, "rank-*.json")) if of_ranks):
         rank: RankCommit | None = None
         with _noting(damage):
             rank = RankCommit.load(path, plan)

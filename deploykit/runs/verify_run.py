@@ -14,6 +14,7 @@ from deploykit.plan import Shard, describe_ranges, merge_ranges, remaining
 from deploykit.runs.commit import Commit, RankCommit
 from deploykit.runs.datachange import data_change
 from deploykit.runs.epoch import pending
+from deploykit.runs.looking import looking
 from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.runstate import State
 from deploykit.runs.strided import strided_wrong_ids
@@ -25,6 +26,8 @@ from deploykit.writers.calling import reading
 __all__ = ["RunCheck", "check_run", "verify_run"]
 
 Ranges = tuple[tuple[int, int], ...]
+
+_MOST_STRAYS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ class RunCheck:
         damaged: one text per commit or file that is not what it should be.
         pending: what is left to do although no row is missing.
         data_change: what is known of data that was changed while it was read; then no row counts.
-        notes: what was not checked, and why.
+        notes: what was not checked, and why; and what lies there and is none of the run.
         to_resume: how the run is taken up again, or that it is at work.
     """
 
@@ -95,9 +98,14 @@ def check_run(path: str | Path, *, progress: Told | None = None) -> RunCheck:
     """The same check, without an error for what it finds.
 
     Raises:
-        RunError: no run directory.
+        RunError: no run directory, or one that cannot be read.
     """
     directory = RunDirectory.open(path)
+    with looking(directory.path):
+        return _checked(directory, progress)
+
+
+def _checked(directory: RunDirectory, progress: Told | None) -> RunCheck:
     job = directory.job
     # The digest of a file and its sample ids: two passes, and where there are parts and files of ranks, over both.
     both = job.keeps_parts and job.has_epoch_files and not job.is_strided
@@ -116,7 +124,7 @@ def check_run(path: str | Path, *, progress: Told | None = None) -> RunCheck:
         duplicates=_ranges(_held_twice(directory, state)),
         damaged=(*state.damage, *wrong),
         pending=() if missing else tuple(pending(directory, state)),
-        notes=contents.notes,
+        notes=(*contents.notes, *_strays(directory)),
         failed=failed,
         to_resume=to_go_on(directory),
         data_change=data_change(directory.path),
@@ -130,6 +138,11 @@ def _ranges(shards: Iterable[Shard]) -> Ranges:
 def _held_twice(directory: RunDirectory, state: State) -> list[Shard]:
     counts = Counter(index for commit in state.ranks.values() for index in commit.shards)
     return [directory.job.plan.shard(index) for index, count in counts.items() if count > 1]
+
+
+def _strays(directory: RunDirectory) -> Iterator[str]:
+    for name in directory.strays()[:_MOST_STRAYS]:
+        yield f"commits/{name}: is none of this run's, and nothing goes by it; remove it"
 
 
 class _Contents:

@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from deploykit.errors import IncompleteRunError, RunError
 from deploykit.runs.datachange import CHANGED_NAME, data_change
+from deploykit.runs.early import SPOOL_NAME, is_early
 from deploykit.runs.epoch import pending
-from deploykit.runs.rundir import REPORT_NAME, RUN_NAME, SPOOL_NAME, RunDirectory, is_early
+from deploykit.runs.looking import looking
+from deploykit.runs.rundir import REPORT_NAME, RUN_NAME, RunDirectory
 from deploykit.signs import STATUS_NAME, CallSign, RankSign, read_drawing, read_signs
 from deploykit.storage.copies import at_hand, renamed
 from deploykit.storage.paths import require_place
@@ -91,11 +93,11 @@ def run_status(path: str | Path) -> RunStatus:
     """The status of a run directory, here or at a URL. Nothing is written, no lock is taken, no prediction is read.
 
     Raises:
-        RunError: something else than a run directory, or its ``run.json`` cannot be read.
+        RunError: something else than a run directory, or one that cannot be read.
         UsageError: not the path of anything.
     """
     require_place("run directory", path)
-    with at_hand(path, "run directory", RunError, needs=[RUN_NAME], whole=_is_small) as here:
+    with at_hand(path, "run directory", RunError, needs=[RUN_NAME], whole=_is_small) as here, looking(here):
         found = _status(here)
     return replace(
         found,
@@ -120,7 +122,7 @@ def _status(path: Path) -> RunStatus:
     state, plan = directory.state(check_digests=False), directory.job.plan
     missing = state.missing(plan, from_parts=False)
     left = sum(shard.rows for shard in missing)
-    finished = not missing and not any(pending(directory, state, check_digests=False))
+    finished = not (missing or state.damage) and not any(pending(directory, state, check_digests=False))
     # The report is written last: without one, what the last call failed with stands, though every part may be there.
     finished &= (path / REPORT_NAME).exists() or not _error(call, signs)
     condition = _condition(call, signs, finished=finished, now=now)

@@ -1,6 +1,7 @@
 """What a source is, and what sources over files share."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from deploykit.storage.files import sha256_of
 from deploykit.storage.locations import DataFile
 from deploykit.tensors import TensorSpec, check_inputs
 
-__all__ = ["Arrays", "FileIdentity", "Source", "check_header"]
+__all__ = ["Arrays", "FileIdentity", "Source", "check_header", "json_of"]
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -34,7 +35,7 @@ class Source(Protocol):
     ``rows_together``: how many at most. One whose neighbouring rows can always be read in one call has ``joins``. One
     that pads rows to the longest of a batch has ``pads``, by input what it fills them with; ``--pad`` needs that. One
     over files has ``is_unchanged()``: whether none of them was written to since they were opened, as far as they are
-    on this machine; an ``OSError`` where that cannot be told.
+    on this machine; an ``OSError`` where that cannot be told. One over several has ``file_of(row)``, for messages.
 
     Attributes:
         notes: what was ignored or assumed, for people to read.
@@ -58,7 +59,7 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """JSON values that are equal for equal data; cheap, so it looks at a sample of the rows."""
+        """JSON values that are equal for equal data; cheap, so it looks at a sample of the rows (``json_of``)."""
         ...
 
     def close(self) -> None:
@@ -78,6 +79,28 @@ def check_header(name: str, inputs: Sequence[TensorSpec], headers: dict[str, tup
         check_inputs(inputs, stands_for)
     except DataError as error:
         raise DataError(f"data {name}: {error}") from None
+
+
+def json_of(source: Source, method: str) -> Any:
+    """What ``fingerprint`` or ``index`` of the source gives, as JSON gives it back; numpy's numbers are taken.
+
+    Raises:
+        DataError: it holds anything else that JSON does not.
+    """
+    found = getattr(source, method)()
+    try:
+        return json.loads(json.dumps(found, default=_plain))
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"source {type(source).__qualname__}: its {method}() gave {str(found)[:200]} ({error}); it must give JSON "
+            "values: texts, numbers, lists and dicts of these"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} is none of JSON's")
 
 
 class FileIdentity:

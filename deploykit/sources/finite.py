@@ -1,6 +1,6 @@
 """NaN in the inputs: found on every batch, so it must cost next to nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ Array = np.ndarray[Any, Any]
 _HALF_MAGNITUDE, _HALF_INFINITY = np.uint16(0x7FFF), np.uint16(0x7C00)
 
 
-def check_finite(inputs: Mapping[str, Array], first_row: int) -> None:
-    """Refuse NaN; infinities pass. ``first_row`` is the global number of the batch's first row.
+def check_finite(inputs: Mapping[str, Array], first_row: int, *, named: Callable[[int], str] = "row {}".format) -> None:
+    """Refuse NaN; infinities pass. ``first_row`` is the number of the batch's first row, ``named`` a row in words.
 
     Raises:
         DataError: names the input, the first row with a NaN, and the place in it.
@@ -25,7 +25,7 @@ def check_finite(inputs: Mapping[str, Array], first_row: int) -> None:
             place = [int(index) for index in np.argwhere(np.isnan(array))[0]]
             where = f" at {place[1:]}" if place[1:] else ""
             raise DataError(
-                f"input {name!r}, row {first_row + place[0]}{where}: NaN; "
+                f"input {name!r}, {named(first_row + place[0])}{where}: NaN; "
                 "clean the data, or let NaN through with --nan allow and a new run directory"
             )
 

@@ -75,6 +75,10 @@ class ImagesSource:
             raise DataError(f"data {self._files[start].place}, row {start}: {error}") from None
         return {**arrays, **{f"{KEPT}{spec.name}": self._names(spec.name, start, stop) for spec in self.kept}}
 
+    def file_of(self, row: int) -> str:
+        """The file of a row."""
+        return self._files[row].place
+
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the files, the preprocessing, and where names are kept, how these begin."""
         content: dict[str, Any] = {"rows": len(self), "preprocessing": self._step.to_json()}

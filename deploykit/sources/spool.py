@@ -29,9 +29,9 @@ from deploykit.signs import DRAWING_NAME
 from deploykit.sources.base import Arrays
 from deploykit.sources.factory import without_folder
 from deploykit.sources.reading import KEPT, Reading
-from deploykit.sources.spoolfiles import HashedFile, KeptColumn, read_kept, read_values
+from deploykit.sources.spoolfiles import HashedFile, KeptColumn, kept_names, read_kept, read_values
 from deploykit.standin import GoneBatch
-from deploykit.storage.files import TEMPORARY_PREFIX, write_json
+from deploykit.storage.files import TEMPORARY_PREFIX, sha256_of, write_json
 from deploykit.tensors import TensorSpec
 from deploykit.wording import row_range
 
@@ -137,7 +137,12 @@ class Spool:
 
 
 class SpoolSource:
-    """The rows in a complete spool, numbered in the order in which they came."""
+    """The rows in a complete spool, numbered in the order in which they came.
+
+    Attributes:
+        is_there: whether they are; else what is known of them alone is.
+        is_fresh: whether they came during this call, so that nothing has befallen them since.
+    """
 
     stays = (
         "The rows are drawn already, and the same command uses them again: predict mended data into a new run directory"
@@ -148,6 +153,7 @@ class SpoolSource:
         self.notes: list[str] = []
         self._folder, self._facts, self._inputs = folder, facts, tuple(inputs)
         self._what = f"data {facts['target']}"
+        self.is_fresh = False
         self.kept = tuple(map(TensorSpec.from_json, facts["kept"]))
         runs, width = facts["runs"], sum(len(spec.shape) for spec in inputs)
         try:
@@ -196,6 +202,17 @@ class SpoolSource:
     def fingerprint(self) -> dict[str, Any]:
         """The target, the number of rows, and a digest of all of them."""
         return {"kind": "spool", **{name: self._facts[name] for name in ("target", "keys", "rows", "sha256")}}
+
+    def is_whole(self) -> bool:
+        """Whether they are what they were when they were drawn; reads all of them.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+        kept = (name for number, spec in enumerate(self.kept) for name in kept_names(spec, number))
+        names = [*map(_values_name, range(len(self._inputs))), _STARTS, _SHAPES, *kept]
+        digests = "".join(sha256_of(self._folder / name) for name in names)
+        return hashlib.sha256(digests.encode()).hexdigest() == str(self._facts["sha256"])
 
     def discard(self) -> None:
         """Remove the rows, which nobody needs any more; what is known of them stays."""

@@ -12,7 +12,7 @@ import numpy as np
 from deploykit.errors import DataError
 from deploykit.tensors import TEXT, TensorSpec
 
-__all__ = ["HashedFile", "KeptColumn", "read_kept", "read_values"]
+__all__ = ["HashedFile", "KeptColumn", "kept_names", "read_kept", "read_values"]
 
 Array = np.ndarray[Any, Any]
 
@@ -53,8 +53,7 @@ class KeptColumn:
     """
 
     def __init__(self, spec: TensorSpec, number: int, create: Callable[[str], HashedFile]) -> None:
-        names = (_values_name(number), _ends_name(number)) if spec.dtype == TEXT else (_values_name(number),)
-        self.files = [create(name) for name in names]
+        self.files = [create(name) for name in kept_names(spec, number)]
 
     def write(self, array: Array) -> None:
         """Append the values of some rows."""
@@ -66,6 +65,11 @@ class KeptColumn:
         found = values.size + np.cumsum([len(text) for text in texts], dtype=np.int64)
         ends[0].write(np.where([text is None for text in array.tolist()], ~found, found))
         values.write(np.array(bytearray(b"".join(texts)), np.uint8))
+
+
+def kept_names(spec: TensorSpec, number: int) -> tuple[str, ...]:
+    """The files of a kept column."""
+    return (_values_name(number), _ends_name(number)) if spec.dtype == TEXT else (_values_name(number),)
 
 
 def read_kept(folder: Path, spec: TensorSpec, number: int, start: int, stop: int) -> Array:

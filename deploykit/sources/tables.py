@@ -76,6 +76,12 @@ class TableSource:
             raise DataError(f"data {self._pieces.what}, {row_range(start, stop)}: {error}") from None
         return arrays
 
+    def file_of(self, row: int) -> str | None:
+        """The file of a row, where there are several."""
+        piece = int(np.searchsorted(self._ends, row, side="right")) - 1
+        names = [self._pieces.name(number) for number in (0, piece, len(self._pieces.rows) - 1)]
+        return names[1] if names[0] != names[2] else None
+
     def fingerprint(self) -> dict[str, Any]:
         """Rows, the columns that are read, and a sample of the files."""
         read = {name: list(columns) for name, columns in self._match.inputs.items()}

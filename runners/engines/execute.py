@@ -16,6 +16,7 @@ from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.runstate import State
 from deploykit.signs import signing
 from deploykit.storage.copies import naming, renamed
+from deploykit.storage.stores import is_url
 from deploykit.tally import Tally
 from runners.changed import change_told, watched
 from runners.engines.setting import Computed, ProgressChoice, Setting
@@ -24,7 +25,7 @@ from runners.progress import make_progress
 from runners.ranks.assignment import Assignment
 from runners.ranks.dataindex import save_index
 from runners.report import Figures, halving_notes, is_reported, write_report
-from runners.spooling import discard_spool, require_same_spool
+from runners.spooling import discard_spool, require_same_spool, require_whole_spool
 from runners.system.lock import locked
 from runners.system.stop import StopRequest, on_signals
 
@@ -41,16 +42,22 @@ def drive(setting: Setting, out: Path, place: Placer, *, progress: ProgressChoic
         DeploykitError: whatever else stopped it.
     """
     with locked(out) as lock:
-        directory = setting.exchange.joined(partial(RunDirectory.prepare, out, setting.job))
+        # At a URL the job that is there first counts, whatever is in the copy here.
+        prepare = partial(RunDirectory.prepare, out, setting.job, makes_room=not is_url(setting.place))
+        directory = setting.exchange.joined(prepare)
         require_same_spool(setting.source, directory)
         save_index(directory.path, setting.source)
         state = _looked_at(setting, directory, progress)
         missing = state.missing(directory.job.plan, from_parts=directory.job.keeps_parts)
         # An epoch job without rows has no rank and no file; its report says that it was done.
         if not missing and is_finished(directory, state) and is_reported(directory):
+            write_failed(directory)  # It may have been removed.
             notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
             discard_spool(setting.source)
             return Computed(skipped_shards=len(directory.job.plan))
+        if missing:
+            with setting.stoppable(directory, "while the rows that were drawn were checked"):
+                require_whole_spool(setting.source, directory)
         # What is signed is read elsewhere, too.
         with signing(directory.path), naming(str(setting.place), directory.path):
             done = execute(setting, directory, missing, lock=lock, progress=progress, notes=notes, place=place)

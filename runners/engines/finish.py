@@ -15,7 +15,7 @@ from runners.engines.measured import Measured, load_measured
 from runners.engines.setting import Setting
 from runners.report import Figures, is_reported, write_report
 from runners.spooling import discard_spool
-from runners.system.lock import finishing
+from runners.system.lock import alone, finishing
 
 __all__ = ["finish_together", "is_over"]
 
@@ -30,12 +30,13 @@ def is_over(directory: RunDirectory) -> bool:
 
 
 def finish_together(
-    setting: Setting, directory: RunDirectory, launch: Launch, *, worked: bool, notes: list[str]
+    setting: Setting, directory: RunDirectory, launch: Launch, *, lock: int, worked: bool, notes: list[str]
 ) -> None:
     """Write the last files and the report of a job that has every part; safe to do twice.
 
     Two ranks may both find the last part there: one at a time where they share the directory. The second writes the
-    report again, with the measurements of both. A rank that has not ``worked`` leaves a finished job as it is.
+    report again, with the measurements of both. A rank that has not ``worked`` leaves a finished job as it is. What a
+    killed one left half-written is removed if no other holds the ``lock`` of the run directory: it may be writing.
 
     Raises:
         RunError: the disk is full or not writable.
@@ -43,12 +44,15 @@ def finish_together(
         DataError: every row is there, but the data is not what it was at the beginning.
     """
     with finishing(directory.path):
+        with alone(lock) as is_alone:
+            if is_alone:
+                directory.clean()
         if not worked and is_reported(directory) and _is_finished(setting, directory):
+            write_failed(directory)  # It may have been removed.
             notes.append(f"run directory {directory.path}: the job is complete; nothing was left to do")
             discard_spool(setting.source)
             return
         setting.exchange.gather(directory)
-        directory.clean()
         finish_files(setting, directory, inherit=(), notes=notes)
         changed = look_for_change(setting.source, setting.job.data_source, directory.path)
         notes.extend(filter(None, [changed]))

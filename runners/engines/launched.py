@@ -35,7 +35,7 @@ from runners.pipeline.timing import Meter
 from runners.progress import Progress, make_progress
 from runners.ranks.assignment import Assignment
 from runners.report import spent
-from runners.spooling import require_same_spool
+from runners.spooling import require_same_spool, require_whole_spool
 from runners.store import Group, LauncherStore
 from runners.system.lock import locked
 from runners.system.stop import StopRequest, on_signals
@@ -105,7 +105,7 @@ class LaunchedEngine(Engine):
     def run(self, setting: Setting, out: Path, *, progress: ProgressChoice, notes: list[str]) -> Computed:
         """Compute this rank's shards, and finish the job's files if no part is missing then."""
         began, stop = time.time(), StopRequest()
-        with locked(out, shared=True):
+        with locked(out, shared=True) as lock:
             directory = setting.exchange.joined(partial(RunDirectory.join, out, setting.job, cut=setting.cut))
             if (size := directory.job.plan.batch_size) != setting.job.plan.batch_size:
                 notes.append(f"batch size {size} all the same, as another rank found it first")
@@ -125,7 +125,7 @@ class LaunchedEngine(Engine):
             ).save(out)
             end = signing_end(out, self.launch.rank, str(assignment.device))
             with end, naming(str(setting.place), directory.path):  # What is signed is read elsewhere, too.
-                missing = self._end(setting, directory, claims, stop, "".join(changes), notes)
+                missing = self._end(setting, directory, claims, stop, "".join(changes), notes, lock)
         return Computed(
             rows=meter.rows,
             draws_per_row=meter.draws_used / meter.rows if meter.draws_used else None,
@@ -142,6 +142,7 @@ class LaunchedEngine(Engine):
         stop: StopRequest,
         changed: str,
         notes: list[str],
+        lock: int,
     ) -> list[Shard]:
         """Say which shards are missing, or finish the job's files if none is; these shards."""
         if stop.signal is None:  # Whoever is stopped has no time; what it did is sent when it ends.
@@ -152,7 +153,7 @@ class LaunchedEngine(Engine):
         if missing and not changed:
             notes.append(self._text(directory, missing, self._advice(setting)))
         elif not missing and (claims.taken or self.launch.rank == 0 or not is_over(directory)):
-            finish_together(setting, directory, self.launch, worked=bool(claims.taken), notes=notes)
+            finish_together(setting, directory, self.launch, lock=lock, worked=bool(claims.taken), notes=notes)
         if changed:
             raise DataError(changed)
         return missing
@@ -193,6 +194,8 @@ class LaunchedEngine(Engine):
         # Ranks that meet must all come, even one that finds nothing left to do.
         if assignment.group is None and self._has_nothing(setting, directory, claims):
             return Meter(origin_s=assignment.origin_s)
+        with setting.stoppable(directory, "while the rows that were drawn were checked"):
+            require_whole_spool(setting.source, directory)
         plan = directory.job.plan
         progress = make_progress(self.shown(choice), plan.rows, directory.committed_rows())
         listener = _Listener(progress, directory, claims)

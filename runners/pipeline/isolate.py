@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,7 +81,7 @@ def read_rows(source: "Source", start: int, stop: int, *, refuse_nan: bool, mode
     inputs, kept = split(inputs)
     wrong = outside(model.inputs if model is not None else (), inputs) | (nan_rows(inputs) if refuse_nan else {})
     if wrong:
-        failed |= {int(ids[place]): why for place, why in wrong.items()}
+        failed |= {(row := int(ids[place])): f"{why}{_in_file(source, row)}" for place, why in wrong.items()}
         keep = ~np.isin(np.arange(len(ids)), list(wrong))
         ids, inputs, kept = ids[keep], _chosen(inputs, keep), _chosen(kept, keep)
     return Sound(ids=ids, inputs=inputs, kept=kept, failed=failed)
@@ -98,12 +99,22 @@ def read_whole(source: "Source", start: int, stop: int, *, refuse_nan: bool, mod
     except _TooLongError as error:
         errors = isolated(stop - start, lambda first, end: _read(source, start + first, start + end, model), error)
         place = min(errors)
-        raise DataError(f"row {start + place}: {errors[place]}; shorten it{_SKIP}") from error
+        raise DataError(f"{_named(source, start + place)}: {errors[place]}; shorten it{_SKIP}") from error
     sound = Sound(ids=remaining(start, stop, ()), inputs=inputs, kept=kept, failed={})
     if refuse_nan:
-        check_finite(inputs, start)
-    check_allowed(model.inputs, inputs, sound.ids, otherwise=_SKIP)
+        check_finite(inputs, start, named=partial(_named, source))
+    check_allowed(model.inputs, inputs, sound.ids, otherwise=_SKIP, named=partial(_named, source))
     return sound
+
+
+def _named(source: "Source", row: int) -> str:
+    return f"row {row}{_in_file(source, row)}"
+
+
+def _in_file(source: "Source", row: int) -> str:
+    """In which of several files a row is: its number counts through all of them."""
+    file = source.file_of(row) if hasattr(source, "file_of") else None
+    return f" (in {file})" if file else ""
 
 
 def _read(source: "Source", start: int, stop: int, model: Manifest | None) -> Arrays:

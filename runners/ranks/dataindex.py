@@ -7,6 +7,7 @@ from typing import Any
 
 from deploykit.runs.feed import writing
 from deploykit.sources import Source
+from deploykit.sources.base import json_of
 from deploykit.storage.files import write_json
 
 __all__ = ["NAME", "load_index", "save_index"]
@@ -20,11 +21,11 @@ def save_index(directory: Path, source: Source) -> None:
     Raises:
         RunError: the disk is full or not writable.
     """
-    index = getattr(source, "index", lambda: None)()
+    index = json_of(source, "index") if hasattr(source, "index") else None
     if index is None:
         return
     with writing(directory / NAME):
-        write_json(directory / NAME, {"data": source.fingerprint(), "index": index})
+        write_json(directory / NAME, {"data": json_of(source, "fingerprint"), "index": index})
 
 
 def load_index(directory: Path, data: Mapping[str, Any]) -> Any:

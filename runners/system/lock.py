@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deploykit.errors import RunError
+from deploykit.runs.early import LOCK_NAME
 from deploykit.runs.feed import writing
-from deploykit.runs.rundir import LOCK_NAME, RUN_NAME
+from deploykit.runs.rundir import RUN_NAME
 from runners.system.descriptors import forget, keep
 
-__all__ = ["BusyError", "finishing", "locked"]
+__all__ = ["BusyError", "alone", "finishing", "locked"]
 
 PATIENCE_S = 1.0
 """The ranks of a run that was killed need a moment to notice; they hold the lock until they are gone."""
@@ -48,6 +49,24 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[int]:
                 (path / LOCK_NAME).unlink(missing_ok=True)
         forget(descriptor)
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def alone(lock: int) -> Iterator[bool]:
+    """Let nobody else take a lock that is held ``shared``; whether nobody else has it, and then it stays so.
+
+    ``lock`` is its descriptor.
+    """
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_alone = True
+    except BlockingIOError:
+        is_alone = False
+    try:
+        yield is_alone
+    finally:
+        # Where it was not to be had, the shared one may be lost; a run that took it meanwhile is waited for.
+        fcntl.flock(lock, fcntl.LOCK_SH)
 
 
 @contextlib.contextmanager

@@ -250,3 +250,17 @@ def test_people_who_look_on_see_rows_while_a_batch_is_in_work(
     assert seen == sorted(seen)
     assert 0 < seen[0] < ROWS, "all rows are one batch"
     assert seen[-1] == ROWS
+
+
+def test_every_draw_goes_into_a_table_with_a_column_for_each(tmp_path: Path, data: Path) -> None:
+    """Its number is that of the job, and so is the number of columns."""
+    module = nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.5))
+    inputs = ["x:float32[batch,4]"]
+    made = export_module(module, tmp_path / "m", inputs=inputs, mc_draws=5, keep_draws=True, formats=["onnx"])
+    deploykit.run(made.path, data, tmp_path / "r", draws=3, writer="csv", batch_size=16)
+    found = np.genfromtxt(deploykit.merge(tmp_path / "r", tmp_path / "all.csv"), delimiter=",", names=True)
+    with deploykit.load(made.path) as model:
+        wanted = model.predict(np.load(data), draws=3)["output.draws"]
+    assert wanted.shape == (ROWS, 3, 2)
+    for draw, value in np.ndindex(3, 2):
+        np.testing.assert_allclose(found[f"outputdraws{draw}{value}"], wanted[:, draw, value], rtol=1e-5, atol=1e-6)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from deploykit import plan
@@ -26,6 +28,7 @@ from deploykit.errors import (
 from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import verify_run
 from deploykit.sources import open_source
+from deploykit.sources.npy import NpySource
 from runners.job import _cut, run
 from runners.pipeline import loop
 from tests import handmade
@@ -315,6 +318,44 @@ def test_nan_stops_with_the_row_and_allow_counts(artifact_paths: dict[str, Path]
     run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "allowed", nan="allow")
     report = json.loads((tmp_path / "allowed" / "report.json").read_text())
     assert (report["nan"], report["nan_rows"]) == ("allow", 1)
+
+
+def test_a_run_that_failed_before_its_first_part_takes_other_options(
+    artifact_paths: dict[str, Path], tmp_path: Path
+) -> None:
+    x = np.ones((50, 4), np.float32)
+    x[3, 2] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(DataError, match=r"input 'x', row 3 at \[2\]: NaN"):
+        run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "r")
+    run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "r", nan="allow", batch_size=4, writer="jsonl")
+    assert verify_run(tmp_path / "r").ok
+    assert {part.suffix for part in (tmp_path / "r" / "parts").iterdir()} == {".jsonl"}
+
+
+def test_a_nan_is_told_with_its_file_where_there_are_several(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    for name, last in (("a", 4.0), ("b", float("nan")), ("c", 4.0)):
+        rows = pa.array([[1, 2, 3, 4], [1, 2, 3, last]], pa.list_(pa.float32()))
+        pq.write_table(pa.table({"x": rows}), tmp_path / "d" / f"{name}.parquet")
+    with pytest.raises(DataError, match=r"input 'x', row 3 \(in \S*d/b\.parquet\) at \[3\]: NaN; clean"):
+        run(artifact_paths["plain"], tmp_path / "d", tmp_path / "r")
+    run(artifact_paths["plain"], tmp_path / "d", tmp_path / "r", on_error="skip")
+    (failed,) = map(json.loads, (tmp_path / "r" / "failed.jsonl").read_text().splitlines())
+    assert failed == {"sample_id": 3, "why": f"NaN in input 'x' at [3] (in {tmp_path}/d/b.parquet)"}
+
+
+def test_the_fingerprint_of_a_plug_in_may_hold_numbers_of_numpy(
+    artifact_paths: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[Any, Any] = {"kind": "mine", "rows": np.int64(3), "mean": np.float32(0.5), "edges": np.arange(2)}
+    monkeypatch.setattr(NpySource, "fingerprint", lambda _: told)
+    results = [run(artifact_paths["plain"], data, tmp_path / "r") for _ in range(2)]
+    assert results[1].computed_rows == 0
+    assert RunDirectory.open(tmp_path / "r").job.data == {"kind": "mine", "rows": 3, "mean": 0.5, "edges": [0, 1]}
+    told["names"] = {"a"}
+    with pytest.raises(DataError, match=r"source NpySource: its fingerprint\(\) gave .*set is none of JSON's.*must"):
+        run(artifact_paths["plain"], data, tmp_path / "r")
 
 
 def test_too_many_draws_of_an_artifact_are_told_as_its_own(

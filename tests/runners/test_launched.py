@@ -22,6 +22,7 @@ from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import check_run, verify_run
 from runners.job import run
 from runners.pipeline.batchsize import Probe
+from runners.system.lock import locked
 from tests import handmade
 
 SLOW = f"{Path(__file__).parent / 'slowdata.py'}:make"
@@ -229,13 +230,16 @@ def test_whoever_comes_to_a_job_with_every_part_finishes_it(
     as_rank(monkeypatch, {"RANK": "0", "WORLD_SIZE": "1"})
     run(artifact_paths["mc"], SLOW, tmp_path / "r", **options)
     (tmp_path / "r" / "report.json").unlink()
-    (tmp_path / "r" / "parts" / ".tmp-1-left").touch()
+    left = tmp_path / "r" / "parts" / ".tmp-1-left"
+    left.touch()
     as_rank(monkeypatch, {"RANK": "0", "WORLD_SIZE": "5"})
-    result = run(artifact_paths["mc"], SLOW, tmp_path / "r", **options)
+    with locked(tmp_path / "r", shared=True):
+        result = run(artifact_paths["mc"], SLOW, tmp_path / "r", **options)
+    assert left.exists(), "another process holds the directory, which may be writing it"
     assert result.computed_rows == 0
     assert json.loads((tmp_path / "r" / "report.json").read_text())["complete"]
-    assert not list(tmp_path.rglob(".tmp*"))
     assert "complete" in run(artifact_paths["mc"], SLOW, tmp_path / "r", **options).notes[-1]
+    assert not list(tmp_path.rglob(".tmp*"))
 
 
 def test_more_ranks_than_shards_and_no_rows(

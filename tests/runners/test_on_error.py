@@ -140,7 +140,10 @@ def test_verify_and_merge_count_them(
         kept = remaining(0, ROWS, check.failed)
         assert merged["sample_id"].tolist() == kept.tolist()
         np.testing.assert_allclose(merged["logits"], X[kept] @ handmade.W + handmade.B, rtol=1e-4, atol=1e-5)
+    listed = (tmp_path / "r" / "failed.jsonl").read_bytes()
+    (tmp_path / "r" / "failed.jsonl").unlink()
     assert run(artifact_paths["plain"], FAULTY, tmp_path / "r", **options).failed_rows == 10
+    assert (tmp_path / "r" / "failed.jsonl").read_bytes() == listed
     report = json.loads((tmp_path / "r" / "report.json").read_text())
     assert (report["failed_rows"], report["on_error"], report["complete"]) == (10, "skip", True)
     assert "rows that failed" in (tmp_path / "r" / "report.html").read_text()

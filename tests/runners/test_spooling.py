@@ -19,7 +19,8 @@ import deploykit
 from deploykit.cli import main
 from deploykit.cli.status import _describe as describe
 from deploykit.errors import DataError, DeploykitError, RunError, UsageError
-from deploykit.runs.rundir import RunDirectory, refuse_foreign
+from deploykit.runs.early import refuse_foreign
+from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import verify_run
 from deploykit.runs.watching import run_status
 from deploykit.sources import spool, spoolfiles
@@ -167,6 +168,21 @@ def test_a_launcher_resumes_with_the_rows_that_were_drawn(
     assert verify_run(tmp_path / "r").ok
     assert_predicted(tmp_path / "r", interrupted)
     assert [path.name for path in (tmp_path / "r" / "spool").iterdir()] == ["spool.json"]
+
+
+@pytest.mark.parametrize("engine", ["local", "array"])
+def test_drawn_rows_that_were_damaged_since_are_not_predicted(
+    artifact_paths: dict[str, Path], tmp_path: Path, interrupted: np.ndarray[Any, Any], engine: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    array_rank(monkeypatch, 0)
+    rows = tmp_path / "r" / "spool" / "input-0.bin"
+    data = bytearray(rows.read_bytes())
+    data[-1] ^= 1
+    rows.write_bytes(data)
+    with pytest.raises(RunError, match=r"rows in spool are not what they were .* remove .*spool and give the same"):
+        run(artifact_paths["plain"], STREAM, tmp_path / "r", **{**OPTIONS, "engine": engine})
+    assert RunDirectory.open(tmp_path / "r").committed_rows() == 24
 
 
 def test_an_iterable_that_fails_names_the_row_and_is_drawn_again(
@@ -325,11 +341,11 @@ def test_two_commands_at_the_same_moment(
     result = run(artifact_paths["plain"], STREAM, out, **OPTIONS)
     assert (result.computed_rows, times(drawn)) == (0, 1)
 
-    def other_between(path: Path, job: Any) -> RunDirectory:
+    def other_between(path: Path, job: Any, **options: Any) -> RunDirectory:
         spool.clear(path / "spool")
         with spool.Spool(path / "spool", {"target": "other", "keys": {}}, handmade.INPUTS["plain"]):
             pass
-        return prepare(path, job)
+        return prepare(path, job, **options)
 
     monkeypatch.setattr(RunDirectory, "prepare", other_between)
     with pytest.raises(RunError, match="another run has replaced the rows in spool by others"):

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from deploykit.runs.epoch import finish_epoch, is_finished
 from deploykit.runs.merging import merge_run, merges_to
 from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import check_run, verify_run
+from deploykit.runs.watching import run_status
 from deploykit.storage.files import sha256_of
 from deploykit.tensors import TEXT, TensorSpec
 from deploykit.writers import WRITERS, Batch, make_writer
@@ -434,3 +437,61 @@ def test_a_run_whose_writer_is_not_here_is_named_with_it(tmp_path: Path, use: Ca
     (tmp_path / "run" / "run.json").write_text(json.dumps(job | {"writer": "txt"}))
     with pytest.raises(RunError, match=r"directory .*run: only the writer 'txt' reads .*known are .*; install the"):
         use(tmp_path / "run")
+
+
+@pytest.mark.parametrize("interval", ["batch", "epoch", "batch_and_epoch"])
+def test_what_lies_among_the_commits_and_is_none_is_told(tmp_path: Path, interval: str) -> None:
+    job = make_job(write_interval=interval)
+    directory = run_all(tmp_path, job)
+    whole = files_of(tmp_path)
+    for name in ("notes.txt", "part-000099.json", "strided-0000.json"):
+        (tmp_path / "commits" / name).write_text("{}")
+    check = verify_run(tmp_path)
+    assert check.ok
+    assert check.notes[0] == "commits/notes.txt: is none of this run's, and nothing goes by it; remove it"
+    assert [note.partition(":")[0] for note in check.notes[1:]] == [
+        "commits/part-000099.json", "commits/strided-0000.json",
+    ]  # fmt: skip
+    (tmp_path / "commits" / "rank-9999.json").write_text("{}")
+    if interval == "batch":
+        assert "commits/rank-9999.json: is none of this run's" in " ".join(verify_run(tmp_path).notes)
+        assert is_finished(directory)
+        return
+    with pytest.raises(IncompleteRunError, match=r"20 of 20 .*damaged: rank-9999\.json: .*; to resume it, give"):
+        verify_run(tmp_path)
+    assert not is_finished(directory)
+    run_all(tmp_path, job)
+    assert verify_run(tmp_path).ok
+    assert {name: data for name, data in files_of(tmp_path).items() if name in whole} == whole
+
+
+@pytest.mark.parametrize("use", [verify_run, run_status, lambda run: merge_run(run, run.with_suffix(".npz"))])
+def test_a_disk_that_fails_is_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[Path], object]
+) -> None:
+    path = run_all(tmp_path / "run", make_job()).path
+
+    def failing(_: object) -> list[str]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path / "commits"))
+
+    monkeypatch.setattr(os, "listdir", failing)
+    said = r"run directory .*run: cannot be looked at \(.*commits: Permission denied\); check its disk and who may read"
+    with pytest.raises(RunError, match=said):
+        use(path)
+
+
+def test_a_part_that_the_disk_does_not_give_is_a_message_and_another_file_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = run_all(tmp_path / "run", make_job()).path
+    error = OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def failing(*_: object) -> str:
+        raise error
+
+    monkeypatch.setattr("deploykit.runs.commit.sha256_of", failing)
+    with pytest.raises(RunError, match=r"cannot be looked at \(Input/output error\)"):
+        verify_run(path)
+    error = OSError(errno.ENOENT, os.strerror(errno.ENOENT), "/elsewhere")
+    with pytest.raises(FileNotFoundError, match="/elsewhere"):
+        verify_run(path)

@@ -14,9 +14,10 @@ import pytest
 
 from deploykit.errors import DeploykitError, IncompleteRunError, RunError, UnknownNameError
 from deploykit.plan import make_plan
+from deploykit.runs.early import LOCK_NAME
 from deploykit.runs.epoch import finish_epoch, is_finished
 from deploykit.runs.job import Job
-from deploykit.runs.rundir import LOCK_NAME, RunDirectory
+from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import check_run
 from deploykit.runs.watching import run_status
 from deploykit.tensors import TensorSpec
@@ -91,6 +92,29 @@ def test_another_job_is_refused_by_every_difference(tmp_path: Path, name: str) -
         RunDirectory.prepare(tmp_path, make_job(**change))
     assert "or name a new directory" in str(caught.value)
     assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_job_without_a_part_makes_room_for_any_other(tmp_path: Path, name: str) -> None:
+    """What made it stop before its first part is mended by an option, or by other data."""
+    directory = RunDirectory.prepare(tmp_path, make_job())
+    (directory.parts / "part-000000.npy").write_bytes(b"no commit speaks of it")
+    asked = make_job(**CHANGES[name][0])
+    with pytest.raises(RunError, match=f"holds another job: .*{CHANGES[name][1]}"):
+        RunDirectory.prepare(tmp_path, asked, makes_room=False)
+    assert RunDirectory.prepare(tmp_path, asked).job == asked
+    assert RunDirectory.open(tmp_path).job.differences(asked) == []
+    assert list(files_of(tmp_path)) == ["run.json"]
+
+
+def test_rows_that_come_but_once_are_kept_for_the_job_that_drew_them(tmp_path: Path) -> None:
+    job = make_job(data={"kind": "spool", "sha256": "a"})
+    RunDirectory.prepare(tmp_path, job)
+    (tmp_path / "spool").mkdir()
+    with pytest.raises(RunError, match="holds another job"):
+        RunDirectory.prepare(tmp_path, make_job())
+    other = replace(job, nan="allow")
+    assert RunDirectory.prepare(tmp_path, other).job == other
 
 
 @pytest.mark.parametrize(("now", "is_version"), [(3, True), (4, False)])
@@ -626,7 +650,7 @@ def test_of_many_files_those_that_were_touched_are_named(tmp_path: Path) -> None
         os.utime(tmp_path / name, (1, 1))
     data = {"kind": "csv", "files": 2, "sha256_files": "one", "size_bytes": 8}
     job = make_job(data=data, data_source=str(tmp_path / "*.csv"))
-    RunDirectory.prepare(tmp_path / "run", job)
+    run_all(tmp_path / "run", job)
     (tmp_path / "b.csv").touch()
     touched = replace(job, data={**data, "sha256_files": "other"})
     with pytest.raises(RunError, match=r"in all \(changed since: \S*/b\.csv\)\. If these are copies of the same"):

@@ -107,3 +107,16 @@ def test_nothing_is_left_of_what_failed_and_nothing_else_is_touched(tmp_path: Pa
     assert not is_spool(folder)
     clear(folder)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_a_byte_of_any_file_that_is_another_is_seen(tmp_path: Path) -> None:
+    source = spool(tmp_path / "s", [batch(3, 2, 0), batch(2, 1, 1)])
+    assert source.is_whole()
+    files = sorted((tmp_path / "s").glob("*.bin"))
+    assert len(files) == 7
+    for file in files:
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert not source.is_whole(), file
+        file.write_bytes(data)
+    assert source.is_whole()
