@@ -9,7 +9,8 @@ from deploykit.errors import IncompleteRunError, RunError
 from deploykit.lightning.spool import Spooled, Summary, spool_path
 from deploykit.plan import Plan, describe_ranges, make_plan, row_bytes
 from deploykit.runs.job import Job
-from deploykit.runs.rundir import RunDirectory
+from deploykit.runs.rundir import RUN_NAME, RunDirectory
+from deploykit.storage.files import discard
 from deploykit.tensors import TensorSpec
 from deploykit.version import __version__
 from deploykit.writers import make_writer
@@ -25,11 +26,16 @@ def assemble(run: Path, *, writer: str, shard_rows: int | None) -> None:
         writer: format of the parts.
         shard_rows: rows per part; chosen if not given.
 
+    Where an earlier call has made all of it, only what that did not remove goes.
+
     Raises:
         RunError: a rank's rows are not there, samples came more than once and no padding explains it, or the disk is
             full; nothing counts then.
         IncompleteRunError: samples are missing; the parts that are whole count.
     """
+    if spool_path(run).exists() and _is_made(run):
+        discard(spool_path(run))
+        return
     spooled = Spooled(run)
     said = _one_summary(spooled.summaries)
     rows, outputs = sum(said.loaders), said.outputs or ()
@@ -58,6 +64,10 @@ def assemble(run: Path, *, writer: str, shard_rows: int | None) -> None:
             "Predict all batches (limit_predict_batches, drop_last and samplers leave some out) into a new directory"
         )
     spooled.remove()
+
+
+def _is_made(run: Path) -> bool:
+    return (run / RUN_NAME).exists() and not RunDirectory.open(run).missing()
 
 
 def _one_summary(summaries: list[Summary]) -> Summary:

@@ -20,7 +20,7 @@ import numpy as np
 
 from deploykit.errors import DataError, RunError
 from deploykit.runs.feed import writing
-from deploykit.storage.files import appears_whole, write_json
+from deploykit.storage.files import appears_whole, sha256_of, write_json
 from deploykit.tensors import TensorSpec
 from deploykit.writers.base import SAMPLE_ID, Batch
 from deploykit.writers.npy import ANY_HEADER, write_records
@@ -47,6 +47,7 @@ class Summary:
         outputs: None where the rank predicted nothing.
         ranks: the world size.
         attempt: the same for the ranks of one prediction.
+        chunks: SHA-256 of each chunk, in order.
         module: what predicted.
     """
 
@@ -58,11 +59,12 @@ class Summary:
     ranks: int
     attempt: str
     module: str
+    chunks: tuple[str, ...]
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Summary":
         outputs = data["outputs"] and tuple(map(TensorSpec.from_json, data["outputs"]))
-        return cls(**{**data, "loaders": tuple(data["loaders"]), "outputs": outputs})
+        return cls(**{**data, "loaders": tuple(data["loaders"]), "chunks": tuple(data["chunks"]), "outputs": outputs})
 
 
 class RankSpool:
@@ -71,7 +73,8 @@ class RankSpool:
     def __init__(self, run: Path, rank: int) -> None:
         self._folder = spool_path(run) / f"rank-{rank:04d}"
         self._waiting: list[Batch] = []
-        self._chunks = self._bytes = self.rows = 0
+        self._chunks: list[str] = []
+        self._bytes = self.rows = 0
         self.outputs: tuple[TensorSpec, ...] | None = None
 
     def start(self) -> None:
@@ -113,7 +116,7 @@ class RankSpool:
         self._flush()
         done = Summary(
             rows=self.rows, loaders=loaders, padding=padding, batch_size=batch_size, outputs=self.outputs,
-            ranks=ranks, attempt=attempt, module=module,
+            ranks=ranks, attempt=attempt, module=module, chunks=tuple(self._chunks),
         )  # fmt: skip
         with writing(self._folder, resumes=False):
             write_json(self._folder / "done.json", asdict(done))
@@ -121,12 +124,12 @@ class RankSpool:
     def _flush(self) -> None:
         if not self._waiting or self.outputs is None:
             return
-        path = self._folder / f"chunk-{self._chunks:06d}.npy"
+        path = self._folder / _chunk_name(len(self._chunks))
         with writing(path, resumes=False), appears_whole(path) as temporary:
             waiting = (_numbered(batch, self.outputs) for batch in self._waiting)
             columns = [replace(spec, name=str(number)) for number, spec in enumerate(self.outputs)]
             write_records(temporary, columns, waiting, sum(map(len, self._waiting)))
-        self._chunks += 1
+            self._chunks.append(sha256_of(temporary))
         self._waiting, self._bytes = [], 0
 
 
@@ -134,7 +137,7 @@ class Spooled:
     """The rows of all ranks, as many as rank 0 says that there are.
 
     Raises:
-        RunError: a rank's rows are not there.
+        RunError: a rank's rows are not there, or not as it has put them aside.
     """
 
     def __init__(self, run: Path) -> None:
@@ -143,9 +146,9 @@ class Spooled:
         folders = [self._folder / f"rank-{rank:04d}" for rank in range(ranks)]
         self.summaries = [_summary(folder, run) for folder in folders]
         self._chunks = [
-            np.load(path, mmap_mode="r", allow_pickle=False, max_header_size=ANY_HEADER)
-            for folder in folders
-            for path in sorted(folder.glob("chunk-*.npy"))
+            _chunk(folder / _chunk_name(number), digest)
+            for folder, said in zip(folders, self.summaries, strict=True)
+            for number, digest in enumerate(said.chunks)
         ]
         self._firsts = np.cumsum([0, *map(len, self._chunks)])
         ids = [np.asarray(chunk[SAMPLE_ID]) for chunk in self._chunks]
@@ -190,4 +193,21 @@ def _summary(folder: Path, run: Path) -> Summary:
             f"run directory {run}: {path.parent.name} left no rows in {path.parent.parent}; all ranks must write to "
             "storage that rank 0 sees: name a folder on a shared file system"
         )
-    return Summary.from_json(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return Summary.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: cannot be read ({error!r}); predict again") from error
+
+
+def _chunk_name(number: int) -> str:
+    return f"chunk-{number:06d}.npy"
+
+
+def _chunk(path: Path, digest: str) -> np.ndarray[Any, Any]:
+    """The rows of a chunk, if they are those that were put aside."""
+    try:
+        if sha256_of(path) != digest:
+            raise RunError(f"{path}: is not what was put aside there; predict again")
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False, max_header_size=ANY_HEADER))
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror or error}); predict again") from error

@@ -485,3 +485,43 @@ def test_no_samples_are_a_run_of_no_rows(tmp_path: Path, loaders: int) -> None:
     assert verify_run(run).rows == 0
     assert merged(run)["sample_id"].shape == (0,)
     assert not spool(run).exists()
+
+
+def test_what_an_end_did_not_remove_goes_and_the_run_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where it was killed after the last part."""
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr("deploykit.lightning.assemble.Spooled.remove", lambda _: None)
+        predict([RunWriter(run)], DataLoader(Rows(5), batch_size=2))
+    (spool(run) / "rank-0000" / "done.json").unlink()
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    assert RunWriter(run).assemble() == run
+    assert not spool(run).exists()
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("chunk-000000.npy", lambda data: data[:-1] + bytes([data[-1] ^ 1]), "is not what was put aside there"),
+        ("chunk-000000.npy", None, "cannot be read .No such file"),
+        ("done.json", lambda data: data[:-9], "cannot be read"),
+        ("done.json", lambda data: b"{}", "cannot be read"),
+    ],
+)
+def test_rows_that_were_damaged_beside_the_run_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: Any, said: str
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(RunWriter, "assemble", lambda _: None)
+        predict([RunWriter(run)], DataLoader(Rows(5), batch_size=2))
+    file = spool(run) / "rank-0000" / name
+    whole = file.read_bytes()
+    file.unlink() if change is None else file.write_bytes(change(whole))
+    with pytest.raises(RunError, match=f"{name}: {said}.*; predict again"):
+        RunWriter(run).assemble()
+    assert not run.exists()
+    file.write_bytes(whole)
+    RunWriter(run).assemble()
+    assert verify_run(run).ok
