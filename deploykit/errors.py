@@ -103,7 +103,12 @@ class DeviceError(DeploykitError):
 
 
 class DataError(DeploykitError):
-    """The data does not fit the model's inputs."""
+    """The data does not fit the model's inputs.
+
+    ``row`` is the number of the row that is at fault, where that is known.
+    """
+
+    row: int | None = None
 
 
 class ReadersGoneError(DataError):

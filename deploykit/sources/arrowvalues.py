@@ -37,7 +37,9 @@ class Place:
 
     def error(self, column: str, row: int, problem: str) -> DataError:
         """An error at row ``row`` of the values."""
-        return DataError(f"data {self.what}, row {self.first_row + row}, column {column!r}: {problem}")
+        error = DataError(f"data {self.what}, row {self.first_row + row}, column {column!r}: {problem}")
+        error.row = self.first_row + row
+        return error
 
 
 def described_columns(schema: Any, hints: Mapping[str, str]) -> list[Column]:

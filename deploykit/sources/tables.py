@@ -147,7 +147,9 @@ class TableSource:
 
     def _converted(self, chunk: Any, place: Place) -> Arrays:
         if isinstance(chunk, BadRow):
-            raise DataError(f"data {place.what}, row {place.first_row}: {chunk.problem}")
+            error = DataError(f"data {place.what}, row {place.first_row}: {chunk.problem}")
+            error.row = place.first_row
+            raise error
         columns = {name: _one(chunk.column(name)) for name in chunk.schema.names}
         arrays: dict[str, Any] = {}
         for spec in self._inputs:

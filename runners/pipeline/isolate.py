@@ -1,4 +1,4 @@
-"""Rows that fail, found by halving their batch until each is alone, so that the others go on."""
+"""Rows that fail, found by halving their batch until each is alone, or by their names, so that the others go on."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -74,7 +74,12 @@ def read_rows(source: "Source", start: int, stop: int, *, refuse_nan: bool, mode
     try:
         ids, inputs, failed = remaining(start, stop, ()), _read(source, start, stop, model), dict[int, str]()
     except Exception as error:  # noqa: BLE001 - a data set is the user's own code and may raise anything
-        errors = isolated(stop - start, lambda first, end: _read(source, start + first, start + end, model), error)
+        errors = isolated(
+            stop - start,
+            lambda first, end: _read(source, start + first, start + end, model),
+            error,
+            named=partial(_place, start),
+        )
         failed = {start + place: _why("reading", each) for place, each in errors.items()}
         ids = remaining(start, stop, failed)
         inputs = _read_runs(source, ids)
@@ -127,6 +132,12 @@ def _read(source: "Source", start: int, stop: int, model: Manifest | None) -> Ar
     if why is not None:
         raise _TooLongError(why)
     return arrays
+
+
+def _place(start: int, error: Exception) -> int | None:
+    """Which of the rows from ``start`` on an error names: those beside it need not be halved to find it."""
+    row = error.row if isinstance(error, DataError) else None
+    return None if row is None else row - start
 
 
 def _given(source: "Source", start: int, stop: int) -> Arrays:
@@ -215,38 +226,51 @@ class Predictable:
         return rest, {}
 
 
-def isolated(rows: int, attempt: Callable[[int, int], object], error: Exception) -> dict[int, Exception]:
+def isolated(
+    rows: int,
+    attempt: Callable[[int, int], object],
+    error: Exception,
+    *,
+    named: Callable[[Exception], int | None] = lambda _: None,
+) -> dict[int, Exception]:
     """The places below ``rows`` that fail alone, and how.
 
     Args:
         rows: how many.
         attempt: tries the places ``[first, end)``.
         error: how all of them failed together.
+        named: the place that an error names, where it names one; it is tried alone next, and those beside it.
 
     Raises:
         Exception: ``error`` or a later one, where no row fails alone, or where it does not speak of rows.
     """
     found: dict[int, Exception] = {}
-    _halve(0, rows, attempt, error, found)
+    waiting = _pieces(0, rows, error, named(error), found)
+    while waiting:
+        first, end = waiting.pop()
+        try:
+            attempt(first, end)
+        except Exception as each:  # noqa: BLE001 - as above
+            waiting += _pieces(first, end, each, named(each), found)
     if not found:
         raise error
     return found
 
 
-def _halve(
-    first: int, end: int, attempt: Callable[[int, int], object], error: Exception, found: dict[int, Exception]
-) -> None:
+def _pieces(
+    first: int, end: int, error: Exception, place: int | None, found: dict[int, Exception]
+) -> list[tuple[int, int]]:
+    """What is to be tried next, from the last on; nothing where the one place has failed alone, which is then found."""
     if isinstance(error, _NOT_THE_ROWS) or is_out_of_memory(error):
         raise error
     if end - first == 1:
         found[first] = error
-        return
-    middle = (first + end) // 2
-    for half in ((first, middle), (middle, end)):
-        try:
-            attempt(*half)
-        except Exception as each:  # noqa: BLE001 - as above
-            _halve(*half, attempt, each, found)
+        return []
+    if place is None or not first <= place < end:
+        middle = (first + end) // 2
+        return [(middle, end), (first, middle)]
+    pieces = [(place + 1, end), (place, place + 1), (first, place)]
+    return [(start, stop) for start, stop in pieces if start < stop]
 
 
 def refuse_all_failed(shard: Shard, failed: Mapping[int, str]) -> None:

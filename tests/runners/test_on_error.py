@@ -65,6 +65,32 @@ def test_exactly_the_rows_that_fail_alone_are_found(rows: int, data: st.DataObje
     assert len(calls) <= 2 * len(bad) * rows.bit_length()
 
 
+@given(st.integers(1, 2000), st.data())
+def test_rows_that_an_error_names_are_found_with_few_calls(rows: int, data: st.DataObject) -> None:
+    """Halving a batch of a wide table until each is alone would take longer than to predict it."""
+    bad = data.draw(st.sets(st.integers(0, rows - 1), min_size=1, max_size=8))
+    calls = []
+
+    def attempt(first: int, end: int) -> None:
+        calls.append((first, end))
+        if here := bad & set(range(first, end)):
+            raise ValueError(data.draw(st.sampled_from(sorted(here))))
+
+    found = isolated(rows, attempt, ValueError(max(bad)), named=lambda error: error.args[0])
+    assert {row: error.args[0] for row, error in found.items()} == {row: row for row in bad} or rows == 1
+    assert set(found) == bad
+    assert len(calls) <= 3 * len(bad)
+
+
+def test_a_row_that_is_named_and_can_be_read_alone_is_not_blamed() -> None:
+    def attempt(first: int, end: int) -> None:
+        if end - first > 1:
+            raise ValueError("they do not go together")
+
+    with pytest.raises(ValueError, match="all of them"):
+        isolated(9, attempt, ValueError("all of them"), named=lambda _: 4)
+
+
 @pytest.mark.parametrize("error", [ArtifactError("no output"), MemoryError(), ReadersGoneError("killed")])
 def test_what_does_not_speak_of_rows_is_raised(error: Exception) -> None:
     def attempt(first: int, end: int) -> None:

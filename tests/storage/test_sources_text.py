@@ -653,3 +653,14 @@ def test_rows_are_told_while_they_are_counted(tmp_path: Path, name: str, monkeyp
     again = list[int]()
     opened(place, [V], told=again.append, index=source.index())  # type: ignore[attr-defined]
     assert again == []
+
+
+@pytest.mark.parametrize("bad", ["1,2,,4", "1,2,3,4,5"])
+def test_the_error_of_a_bad_row_has_its_number(tmp_path: Path, bad: str) -> None:
+    """Whoever leaves such rows out need not look for it in its batch."""
+    rows = ["1,2,3,4"] * 9
+    rows[6] = bad
+    (tmp_path / "rows.csv").write_text("\n".join(["x0,x1,x2,x3", *rows, ""]))
+    with pytest.raises(DataError, match=r"rows\.csv, row 6") as caught:
+        opened(tmp_path / "rows.csv", [X]).read(2, 9)
+    assert caught.value.row == 6
