@@ -14,6 +14,7 @@ from deploykit.lightning.spool import RankSpool, spool_path
 from deploykit.lightning.values import named_arrays, specs_of
 from deploykit.plan import make_plan
 from deploykit.runs.early import refuse_foreign
+from deploykit.runs.looking import looking
 from deploykit.storage.paths import require_place
 from deploykit.storage.stores import local_path
 from deploykit.writers import WRITERS, make_writer
@@ -55,9 +56,10 @@ class RunWriting:
         self._spool = None
         if stage != "predict":
             return
-        if self._path.is_dir() and any(self._path.iterdir()):
-            raise RunError(f"run directory {self._path}: {_why_not_anew(self._path)}")
-        refuse_foreign(self._path)
+        with looking(self._path):
+            if self._path.is_dir() and any(self._path.iterdir()):
+                raise RunError(f"run directory {self._path}: {_why_not_anew(self._path)}")
+            refuse_foreign(self._path)
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Look at the dataloaders and make the rank's folder."""
@@ -133,7 +135,8 @@ class RunWriting:
         Raises:
             RunError: nothing was put aside, not all ranks came to their end, or it failed again.
         """
-        assemble(self._path, writer=self._writer, shard_rows=self._shard_rows)
+        with looking(self._path):
+            assemble(self._path, writer=self._writer, shard_rows=self._shard_rows)
         return self._path
 
     def _assembled(self) -> DeploykitError | None:

@@ -29,6 +29,8 @@ __all__ = ["RankSpool", "Spooled", "Summary", "spool_path"]
 
 CHUNK_BYTES = 16 * 2**20
 
+_AGAIN = "mend that and call assemble() again, or predict again"
+
 
 def spool_path(run: Path) -> Path:
     """Where the ranks put their rows meanwhile: beside the run, on its disk where it is a link, or named ``.``."""
@@ -190,13 +192,14 @@ def _summary(folder: Path, run: Path) -> Summary:
     path = folder / "done.json"
     if not path.is_file():
         raise RunError(
-            f"run directory {run}: {path.parent.name} left no rows in {path.parent.parent}; all ranks must write to "
-            "storage that rank 0 sees: name a folder on a shared file system"
+            f"run directory {run}: {path.parent.name} left no rows in {path.parent.parent}: it was stopped before its "
+            "end, or wrote to storage that rank 0 does not see; predict again, into a folder on a file system that all "
+            "ranks share"
         )
     try:
         return Summary.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: cannot be read ({error!r}); predict again") from error
+        raise RunError(f"{path}: cannot be read ({error!r}); {_AGAIN}") from error
 
 
 def _chunk_name(number: int) -> str:
@@ -210,4 +213,4 @@ def _chunk(path: Path, digest: str) -> np.ndarray[Any, Any]:
             raise RunError(f"{path}: is not what was put aside there; predict again")
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False, max_header_size=ANY_HEADER))
     except OSError as error:
-        raise RunError(f"{path}: cannot be read ({error.strerror or error}); predict again") from error
+        raise RunError(f"{path}: cannot be read ({error.strerror or error}); {_AGAIN}") from error

@@ -12,6 +12,7 @@ from deploykit.devices import Device
 from deploykit.errors import DeploykitError, RunError
 from deploykit.plan import Shard
 from deploykit.runs.commit import part_name
+from deploykit.runs.feed import writing
 from runners.engines.local import rebuilt
 from runners.engines.ray_rank import Home, RayRank
 from runners.engines.setting import Setting
@@ -82,7 +83,8 @@ class Cast:
         Raises:
             DeploykitError: the error that a rank reported, or no rank could be placed.
         """
-        self._work.logs.mkdir(exist_ok=True)
+        with writing(self._work.logs):
+            self._work.logs.mkdir(exist_ok=True)
         idle_since = time.monotonic()
         try:
             for assignment in self._work.assignments:

@@ -1,5 +1,6 @@
 """``RunWriter``: a run directory from Lightning's own ``Trainer.predict``, and the indices that it does not believe."""
 
+import errno
 import importlib
 import json
 import os
@@ -519,9 +520,17 @@ def test_rows_that_were_damaged_beside_the_run_are_not_taken(
     file = spool(run) / "rank-0000" / name
     whole = file.read_bytes()
     file.unlink() if change is None else file.write_bytes(change(whole))
-    with pytest.raises(RunError, match=f"{name}: {said}.*; predict again"):
+
+    def failing(path: Path, **_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path / "commits"))
+
+    with pytest.raises(RunError, match=f"{name}: {said}.* predict again"):
         RunWriter(run).assemble()
     assert not run.exists()
+    with monkeypatch.context() as patched:
+        patched.setattr("deploykit.lightning.run_writer.assemble", failing)
+        with pytest.raises(RunError, match="run: cannot be looked at"):
+            RunWriter(run).assemble()
     file.write_bytes(whole)
     RunWriter(run).assemble()
     assert verify_run(run).ok
