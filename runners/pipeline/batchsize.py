@@ -132,10 +132,13 @@ def settle_batch_size(
 def _settled(
     asked: int | Literal["auto"] | None, held: Plan | None, rows: int, manifest: Manifest, probe: Callable[[], Probe]
 ) -> tuple[int, tuple[str, ...]]:
+    if asked is not None and asked != "auto":
+        return asked, ()
+    # The directory may be that of a job of other data, of which nothing is there yet.
+    if held is not None and held.rows != rows:
+        held = None
     if asked is None:
         return (_usual(manifest, rows) if held is None else held.batch_size), ()
-    if asked != "auto":
-        return asked, ()
     if held is not None:
         return held.batch_size, (f"batch size {held.batch_size}, as {RUN_NAME} records it",)
     found = probe()

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import RunError, UsageError
+from deploykit.plan import Plan
 from deploykit.runs.rundir import RunDirectory
 from runners.job import run
-from runners.pipeline.batchsize import GOOD_SHARE, find_plateau, settle_batch_size
+from runners.pipeline.batchsize import GOOD_SHARE, Probe, find_plateau, settle_batch_size
 from runners.system.room import Room
 from tests import handmade
 
@@ -131,6 +132,15 @@ def test_a_run_is_taken_up_with_the_batches_it_has(artifact_paths: dict[str, Pat
 def test_the_usual_size_is_one_that_the_model_allows(ends: dict[str, int], rows: int, size: int) -> None:
     model: Any = SimpleNamespace(bounds={"batch": ends}, batch_dimension="batch")
     assert settle_batch_size(None, None, rows, model, lambda: pytest.fail("nothing is tried")) == (size, ())
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1000, 64), (100, 1)])
+def test_the_size_of_a_run_of_as_many_rows_is_kept(rows: int, size: int) -> None:
+    model: Any = SimpleNamespace(bounds={}, batch_dimension="batch")
+    held = Plan(rows=1000, shard_rows=128, batch_size=64)
+    assert settle_batch_size(None, held, rows, model, lambda: pytest.fail("nothing is tried")) == (size, ())
+    probe = Probe(size=7, rows_per_s={}, too_large=None)
+    assert settle_batch_size("auto", held, rows, model, lambda: probe)[0] == (64 if rows == 1000 else 7)
 
 
 def test_a_size_that_the_model_does_not_allow_is_refused() -> None:
