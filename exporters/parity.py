@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import fx
 
 from deploykit.bounds import Bounds
 from deploykit.compare import worst_of
@@ -122,8 +121,7 @@ def sizes_that_hold(clients: Mapping[str, Client], subject: Subject, inputs: Mod
 
 def _recurs(subject: Subject) -> bool:
     """Whether there is a recurrent network: torch refuses to run it over no steps, and onnxruntime ends the process."""
-    parts = [part for part in subject.captured.module.modules() if isinstance(part, fx.GraphModule)]
-    return any(aten_name(node) in RECURRENT for part in parts for node in part.graph.nodes)
+    return any(aten_name(node) in RECURRENT for node in subject.captured.all_nodes)
 
 
 def _fails_at_none(name: str, subject: Subject, inputs: ModelInputs) -> bool:

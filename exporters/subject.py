@@ -138,10 +138,9 @@ def _deterministic(
     request: TaskRequest,
 ) -> Subject:
     tasks = request.resolve(shapes, drawn=None)
-    (output,) = (node for node in captured.graph.nodes if node.op == "output")
     reports = [
         Report(name=name, source=name, statistic="value", value=node.meta["val"])
-        for name, node in zip(shapes, output.args[0], strict=True)
+        for name, node in zip(shapes, captured.outputs, strict=True)
     ]
     outputs = _outputs(reports, tasks, captured, batch_name)
     reference = Reference(entry=entry, training=training)
@@ -200,16 +199,14 @@ def _monte_carlo(
 def _outputs(
     reports: Sequence[Report], tasks: Mapping[str, OutputTask], captured: Captured, batch_name: str
 ) -> tuple[OutputSpec, ...]:
-    (output,) = (node for node in captured.graph.nodes if node.op == "output")
     return tuple(
         output_spec(report, node.meta["val"], tasks[report.source], captured, batch_name)
-        for report, node in zip(reports, output.args[0], strict=True)
+        for report, node in zip(reports, captured.outputs, strict=True)
     )
 
 
 def _drawn_outputs(plan: MonteCarloPlan, names: Sequence[str]) -> list[str]:
-    (output,) = (node for node in plan.captured.graph.nodes if node.op == "output")
-    drawn = [name for name, node in zip(names, output.args[0], strict=True) if node in plan.reached]
+    drawn = [name for name, node in zip(names, plan.captured.outputs, strict=True) if node in plan.reached]
     if not drawn:
         raise ExportError("no output depends on a dropout, so there is nothing to draw; export without --mc-draws")
     return drawn

@@ -70,10 +70,20 @@ class Captured:
         return self.module.graph
 
     @property
+    def outputs(self) -> Sequence[fx.Node]:
+        """The nodes that the graph gives back, in order."""
+        return cast(Sequence[fx.Node], self.graph.output_node().args[0])
+
+    @property
+    def all_nodes(self) -> Iterator[fx.Node]:
+        """Those of the graph and of the graphs inside it, as of a loop or of a condition."""
+        parts = (part for part in self.module.modules() if isinstance(part, fx.GraphModule))
+        return (node for part in parts for node in part.graph.nodes)
+
+    @property
     def tolerance(self) -> float:
         """The error that rounding may cause, which the shortest floating-point type among all values decides."""
-        parts = [part for part in self.module.modules() if isinstance(part, fx.GraphModule)]
-        values = [node.meta.get("val") for part in parts for node in part.graph.nodes]
+        values = (node.meta.get("val") for node in self.all_nodes)
         dtypes = {str(value.dtype) for value in values if isinstance(value, Tensor)}
         return max(default_tolerance(dtype.removeprefix("torch.")) for dtype in dtypes)
 

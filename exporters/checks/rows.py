@@ -74,8 +74,7 @@ def check_rows_apart(
     changed = _changed(others, before, slice(1, None), limit)
     if changed:
         raise _mixing(changed, "another row of the batch does", _beginning(plan, example), plan)
-    (output,) = (node for node in plan.captured.graph.nodes if node.op == "output")
-    kept = [node for name, node in zip(names, output.args[0], strict=True) if name in reference.tasks]
+    kept = [node for name, node in zip(names, plan.captured.outputs, strict=True) if name in reference.tasks]
     _refuse_values_of_all_rows(plan, kept)
     for rows, apart in zip(_PARTS, parts, strict=True):
         changed = _changed({name: value for name, value in apart.items() if value.ndim}, before, rows, limit)

@@ -10,7 +10,7 @@ import torch
 
 from deploykit.errors import ExportError
 from exporters.capture.graph import Captured, own_name
-from exporters.noise.sites import module_of
+from exporters.noise.sites import arguments, module_of
 
 __all__ = ["recurrent_translations", "refuse_projections"]
 
@@ -93,10 +93,9 @@ def refuse_projections(captured: Captured) -> None:
     Raises:
         ExportError: an LSTM with ``proj_size``, by its name.
     """
-    modules = [part for part in captured.module.modules() if isinstance(part, torch.fx.GraphModule)]
-    for node in (node for module in modules for node in module.graph.nodes):
+    for node in captured.all_nodes:
         if node.target is torch.ops.aten.lstm.input:
-            hidden, cell = (state.meta["val"].shape[-1] for state in node.args[1])
+            hidden, cell = (state.meta["val"].shape[-1] for state in arguments(node)["hx"])
             if hidden != cell:
                 raise ExportError(
                     f"{_owner(node)}: an LSTM with proj_size={hidden} has no ONNX form; export with --format "

@@ -24,15 +24,7 @@ from exporters.rewrite.sequential import SequentialRun
 from exporters.rewrite.tiling import TiledRun
 from exporters.tasks import OutputTask
 
-__all__ = ["MonteCarloModule", "output_nodes"]
-
-
-def output_nodes(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes that the graph gives back, in order."""
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    found: list[fx.Node] = []
-    fx.map_arg(output.args[0], found.append)
-    return found
+__all__ = ["MonteCarloModule"]
 
 
 class MonteCarloModule(nn.Module):
@@ -73,7 +65,7 @@ class MonteCarloModule(nn.Module):
         keys = row_keys(seed, sample_ids, draw_ids, shared=self.shared)
         # Hardly a model has masks that belong to no row, and a capture takes its time for every operation.
         draw_keys = functools.cache(lambda: row_keys(seed, torch.zeros_like(draw_ids[:1]), draw_ids, shared=True))
-        nodes = dict(zip(self.names, output_nodes(self.plan.captured.graph), strict=True))
+        nodes = dict(zip(self.names, self.plan.captured.outputs, strict=True))
         for name, node in nodes.items():
             self._check_batch(name, node)
         given: Any = {"batch": sample_ids.shape[0], "draws": draw_ids.shape[0], "keys": keys, "draw_keys": draw_keys}
