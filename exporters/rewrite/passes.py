@@ -5,11 +5,11 @@ correspond to each other in all passes form a group.
 """
 
 from collections.abc import Collection, Hashable, Mapping
-from typing import Any
 
 from torch import fx
 
 from exporters.capture.reach import touched_by_writes
+from exporters.rewrite.simplify import comparable
 
 __all__ = ["FEWEST", "Group", "find_passes"]
 
@@ -29,22 +29,11 @@ def find_passes(graph: fx.Graph, reached: Collection[fx.Node]) -> dict[fx.Node, 
     first: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         if node.op == "call_function" and node in reached:
-            nodes = alike.setdefault((node.target, _form(node.args, first), _form(node.kwargs, first)), [])
+            nodes = alike.setdefault((node.target, comparable(node.args, first), comparable(node.kwargs, first)), [])
             nodes.append(node)
             first[node] = nodes[0]
     groups = {node: tuple(nodes) for nodes in alike.values() if len(nodes) >= FEWEST for node in nodes}
     return _consistent(groups, reached, touched_by_writes(graph))
-
-
-def _form(value: Any, first: Mapping[fx.Node, fx.Node]) -> Hashable:
-    """Arguments as something to compare, in which a node stands for all that are like it."""
-    if isinstance(value, fx.Node):
-        return first.get(value, value)
-    if isinstance(value, (tuple, list)):
-        return tuple(_form(item, first) for item in value)
-    if isinstance(value, dict):
-        return tuple((key, _form(item, first)) for key, item in sorted(value.items()))
-    return type(value).__name__, repr(value)
 
 
 def _consistent(

@@ -4,7 +4,7 @@ What a user's loop computes again in every pass is merged into one, so that it r
 become their functional forms where nobody looks at the memory they write to.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from exporters.capture.reach import owner_of, touched_by_writes, writes_seen
 from exporters.noise.sites import SWITCHED, aten_name, draws_random
 
-__all__ = ["merge_duplicates", "simplify"]
+__all__ = ["comparable", "simplify"]
 
 
 def simplify(module: fx.GraphModule) -> None:
@@ -22,7 +22,7 @@ def simplify(module: fx.GraphModule) -> None:
     _join_plainly(module.graph)
     _cast_plainly(module.graph)
     _without_writes(module.graph)
-    merge_duplicates(module.graph)
+    _merge_duplicates(module.graph)
     module.recompile()
 
 
@@ -76,7 +76,7 @@ def _taken_by(operation: Any) -> list[str]:
     return [str(argument.type) for argument in operation._schema.arguments]
 
 
-def merge_duplicates(graph: fx.Graph) -> None:
+def _merge_duplicates(graph: fx.Graph) -> None:
     """Let every computation that gives the same value be made once; what draws random numbers is never the same."""
     # What shares memory that is written to may be the same computation and still another value.
     written = touched_by_writes(graph)
@@ -84,28 +84,18 @@ def merge_duplicates(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op not in ("call_function", "get_attr") or node in written or draws_random(node):
             continue
-        key = _key(node)
-        if key is None:
-            continue
-        same = first.setdefault(key, node)
+        same = first.setdefault((node.op, node.target, comparable(node.args, {}), comparable(node.kwargs, {})), node)
         if same is not node:
             node.replace_all_uses_with(same)
             graph.erase_node(node)
 
 
-def _key(node: fx.Node) -> Hashable:
-    key = (node.op, node.target, _frozen(node.args), _frozen(node.kwargs))
-    try:
-        hash(key)
-    except TypeError:
-        return None
-    return key
-
-
-def _frozen(value: Any) -> Any:
-    """Arguments as something that can be compared; 1, 1.0 and True are different arguments."""
+def comparable(value: Any, alike: Mapping[fx.Node, fx.Node]) -> Hashable:
+    """Arguments as something to compare, with nodes by those that they are ``alike``; 1, 1.0 and True are different."""
+    if isinstance(value, fx.Node):
+        return alike.get(value, value)
     if isinstance(value, (tuple, list)):
-        return (type(value).__name__, *map(_frozen, value))
+        return tuple(comparable(item, alike) for item in value)
     if isinstance(value, dict):
-        return tuple((key, _frozen(item)) for key, item in sorted(value.items()))
-    return value if isinstance(value, fx.Node) else (type(value).__name__, repr(value), value)
+        return tuple((key, comparable(item, alike)) for key, item in sorted(value.items()))
+    return type(value).__name__, repr(value)
