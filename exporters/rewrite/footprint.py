@@ -1,7 +1,6 @@
 """How much memory the draws of one row take in an exported graph."""
 
-import functools
-import operator
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,5 +63,5 @@ def _size(node: fx.Node, per_draw: frozenset[Any], sizes: Mapping[Any, int]) -> 
     shape = symbolic_shape(node)
     if not per_draw <= {symbol for size in shape for symbol in size.free_symbols}:
         return 0
-    elements = functools.reduce(operator.mul, (size.subs(sizes) for size in shape))
+    elements = math.prod(size.subs(sizes) for size in shape)
     return int(elements) * int(node.meta["val"].element_size())

@@ -4,8 +4,7 @@ Seen flat and row-major, every tensor that carries the batch is ``(outer, batch,
 dimension (outer is 1), a later one (sequence-first), or folded with another, as attention folds heads into it.
 """
 
-import functools
-import operator
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +32,7 @@ class BatchAxis:
 
     def split(self, shape: Sequence[int], batch: int) -> tuple[int, int, int]:
         """(outer, batch, inner) of a tensor with this shape."""
-        outer, inner = _product(shape[: self.dimension]), _product(shape[self.dimension + 1 :])
+        outer, inner = math.prod(shape[: self.dimension]), math.prod(shape[self.dimension + 1 :])
         rest = shape[self.dimension] // batch
         return (outer * rest, batch, inner) if self.folded_outer else (outer, batch, rest * inner)
 
@@ -75,12 +74,6 @@ class BatchAxis:
             return rows.reshape(shape)
         outer, batch, inner = self.split(shape, rows.shape[0])
         return rows.reshape(batch, outer, inner).transpose(0, 1).reshape(shape)
-
-
-def _product(sizes: Sequence[int]) -> int:
-    # Symbolic sizes multiply like numbers, which math.prod does not promise.
-    product: int = functools.reduce(operator.mul, sizes, 1)
-    return product
 
 
 def symbolic_shape(node: fx.Node) -> tuple[Any, ...]:

@@ -49,13 +49,12 @@ def call_per_draw(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any])
 
 def _pointwise(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     rank = max(value.ndim for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-    aligned = [_align(value, rank) if isinstance(value, Tensor) else value for value in args]
-    found: Tensor = operation(*aligned, **{key: _align_any(value, rank) for key, value in kwargs.items()})
+
+    def aligned(value: Any) -> Any:
+        return _align(value, rank) if isinstance(value, Tensor) else value
+
+    found: Tensor = operation(*map(aligned, args), **{key: aligned(value) for key, value in kwargs.items()})
     return found
-
-
-def _align_any(value: Any, rank: int) -> Any:
-    return _align(value, rank) if isinstance(value, Tensor) else value
 
 
 def _align(value: Tensor, rank: int) -> Tensor:

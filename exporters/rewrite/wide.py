@@ -52,7 +52,6 @@ def _is_wide(plan: MonteCarloPlan, placed: Placed) -> bool:
         and placed.units > PIECE_UNITS
         and node.args[0] not in plan.reached
         and plan.axes[node] == placed.axis == BatchAxis(dimension=0)
-        and node not in plan.writes_seen
         and len(plan.passes.get(node, (node,))) == 1
     )
 
