@@ -6,7 +6,7 @@ such as ``hidden[hidden[:, 0] > 0]`` some of them.
 
 import operator
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -42,6 +42,11 @@ _ALONG = {
 }  # fmt: skip
 """Names of operations with a ``dim`` and an ``index`` of places along it."""
 
+_IN_BRACKETS = {"index", "index_put"}
+"""Those with ``indices``, the places along each dimension."""
+
+_ANYWHERE = {"take", "put", "masked_scatter"}
+"""Those that count all of a tensor's elements."""
 
 _EXACT = {
     "arange", "add", "sub", "mul", "select", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze",
@@ -58,7 +63,7 @@ def where_values_say(plan: MonteCarloPlan, nodes: Sequence[fx.Node]) -> tuple[fx
             if plan.symbol in symbols_of(node):
                 return node, "gives the rows a size that torch does not know beforehand"
             return node, "picks some of the rows of a batch by their values"
-        if any(index in told for index in _indices_of_rows(plan, node)):
+        if any(index in told for index in _places_of_rows(plan, node)):
             return node, "finds rows of a batch at places that values decide"
     return None
 
@@ -111,7 +116,7 @@ def _followed(
             # A size holds nothing of the values.
             holds = operation_of(node) not in VALUELESS and isinstance(node.meta.get("val"), (Tensor, list, tuple))
             sources = [each for each in _valued(node) if each in found] if holds else []
-            aside = () if places or not sources else _indices(plan, node)
+            aside = () if places or not sources else _aside(plan, node)
             origin = next((found[each] for each in sources if each not in aside), None)
             if origin is not None:
                 found.setdefault(node, origin)
@@ -160,20 +165,22 @@ def _cuts_rows(plan: MonteCarloPlan, node: fx.Node) -> bool:
     return bool(given) and plan.symbol in symbolic_shape(given["input"])[given["dim"]].free_symbols
 
 
-def _indices(plan: MonteCarloPlan, node: fx.Node) -> Collection[fx.Node]:
+def _aside(plan: MonteCarloPlan, node: fx.Node) -> Sequence[fx.Node]:
     """The places in a tensor that holds the rows."""
-    if operation_of(node).removesuffix("_") not in _ALONG | {"index", "index_put"}:
+    given = arguments(node) if operation_of(node).removesuffix("_") in _ALONG | _IN_BRACKETS else {}
+    if not given or plan.symbol not in symbols_of(given["input"]):
         return ()
-    given = arguments(node)
-    index = given["index"] if "index" in given else given["indices"]
-    listed = index if isinstance(index, (tuple, list)) else [index]
-    at = _dimension_of_rows(plan, given["input"])
-    if at is None:
-        return listed if plan.symbol in symbols_of(given["input"]) else ()
-    # Places along another dimension are a choice within a row, which must not hang on its number.
+    return _places(given, _dimension_of_rows(plan, given["input"]))
+
+
+def _places(given: Mapping[str, Any], at: int | None) -> Sequence[fx.Node]:
+    """The places that an operation is given, along the dimension ``at`` or, if that is None, along any."""
     if "index" in given:
-        return listed if given["dim"] % given["input"].meta["val"].ndim == at else ()
-    return listed[at : at + 1]
+        # Places along another dimension are a choice within a row, which must not hang on its number.
+        is_along = at is None or given["dim"] % given["input"].meta["val"].ndim == at
+        return [given["index"]] if is_along else []
+    indices: Sequence[fx.Node] = given["indices"]
+    return indices if at is None else indices[at : at + 1]
 
 
 def _picks(plan: MonteCarloPlan, node: fx.Node) -> bool:
@@ -186,29 +193,19 @@ def _picks(plan: MonteCarloPlan, node: fx.Node) -> bool:
     )
 
 
-def _indices_of_rows(plan: MonteCarloPlan, node: fx.Node) -> Iterator[fx.Node]:
+def _places_of_rows(plan: MonteCarloPlan, node: fx.Node) -> Sequence[fx.Node]:
     """What tells an operation which rows it finds, or, of ``masked_scatter``, how many each row takes."""
     name = operation_of(node).removesuffix("_")
-    if name not in _ALONG | {"index", "index_put", "embedding", "take", "put", "masked_scatter"}:
-        return
+    if name not in _ALONG | _IN_BRACKETS | _ANYWHERE | {"embedding"}:
+        return ()
     given = arguments(node)
     if name == "embedding":
-        given = {"input": given["weight"], "index": given["indices"], "dim": 0}
-    elif name in ("index", "index_put"):
-        at = _dimension_of_rows(plan, given["input"])
-        given = {
-            "input": given["input"],
-            "index": None if at is None else dict(enumerate(given["indices"])).get(at),
-            "dim": at,
-        }
-    elif name in ("take", "put", "masked_scatter"):
-        yield from (
-            given[key] for key in ("index", "mask") if plan.symbol in symbols_of(given["input"]) and key in given
-        )
-        return
+        return [given["indices"]] if _dimension_of_rows(plan, given["weight"]) == 0 else []
+    if name in _ANYWHERE:
+        places = [given[key] for key in ("index", "mask") if key in given]
+        return places if plan.symbol in symbols_of(given["input"]) else []
     at = _dimension_of_rows(plan, given["input"])
-    if at is not None and isinstance(given["index"], fx.Node) and given["dim"] % given["input"].meta["val"].ndim == at:
-        yield given["index"]
+    return () if at is None else _places(given, at)
 
 
 def _dimension_of_rows(plan: MonteCarloPlan, node: fx.Node) -> int | None:
