@@ -21,7 +21,7 @@ from exporters.checks.trainmodes import close
 from exporters.inputs import ModelInputs
 from exporters.noise.sites import RECURRENT, arguments, module_of, operation_of
 from exporters.rewrite.drawplan import MonteCarloPlan
-from exporters.rewrite.layout import symbolic_shape, symbols_of
+from exporters.rewrite.layout import symbolic_shape, symbols_of, takes
 from exporters.rewrite.probe import SitesOff
 from exporters.rewrite.rowplaces import VALUELESS, counting_rows, where_values_say
 
@@ -143,17 +143,12 @@ def _changes_their_number(plan: MonteCarloPlan, node: fx.Node) -> bool:
         for size in symbolic_shape(node)
         if plan.symbol in size.free_symbols
     )
-    return any(odd) and any(plan.symbol in symbols_of(source) for source in node.all_input_nodes)
+    return any(odd) and takes(node, plan.symbol)
 
 
 def _is_of_all_rows(plan: MonteCarloPlan, node: fx.Node) -> bool:
-    if (
-        not isinstance(node.meta.get("val"), Tensor)
-        or plan.symbol in symbols_of(node)
-        or operation_of(node) in VALUELESS
-    ):
-        return False
-    return any(plan.symbol in symbols_of(source) for source in node.all_input_nodes)
+    is_value = isinstance(node.meta.get("val"), Tensor) and operation_of(node) not in VALUELESS
+    return is_value and plan.symbol not in symbols_of(node) and takes(node, plan.symbol)
 
 
 def _refuse_rowless(reference: Reference, found: Arrays) -> None:

@@ -17,7 +17,7 @@ from exporters.noise.kinds import mask_shape, site_count
 from exporters.noise.noise_ops import NOISE
 from exporters.noise.sites import Draw, arguments, operation_of
 from exporters.rewrite.equalrows import cuts_of_equal_rows
-from exporters.rewrite.layout import BatchAxis, find_axis, named_size, symbolic_shape, symbols_of
+from exporters.rewrite.layout import BatchAxis, find_axis, named_size, symbolic_shape, symbols_of, takes
 from exporters.rewrite.passes import Group, find_passes
 from exporters.rewrite.probe import Movement
 
@@ -100,12 +100,11 @@ class MonteCarloPlan:
 def plan_monte_carlo(
     captured: Captured, draws: Sequence[Draw], batch_name: str, example: Sequence[Tensor]
 ) -> MonteCarloPlan:
-    """Find what runs once, where the batch lies, and give the sites their numbers.
+    """Find what runs once, where the batch lies, and give the sites their numbers; ``draws`` have a rewrite each.
 
     Raises:
-        ExportError: a kind of randomness that cannot be kept, or a mask of which it is not known where its rows lie.
+        ExportError: a mask of which it is not known where its rows lie.
     """
-    refuse_unsupported(draws)
     symbol = captured.symbols[batch_name]
     reached = reached_by(captured.graph, [draw.node for draw in draws])
     moved = Movement(captured, draws, example)
@@ -158,7 +157,7 @@ def refuse_state(captured: Captured) -> None:
 Axes = Mapping[fx.Node, BatchAxis | None]
 
 
-def _find_axes(graph: fx.Graph, symbol: Any, moved: "Movement") -> tuple[Axes, Mapping[fx.Node, str]]:
+def _find_axes(graph: fx.Graph, symbol: Any, moved: Movement) -> tuple[Axes, Mapping[fx.Node, str]]:
     """Where the batch lies in each node; and why that cannot be said of those that draws reach, or that meet such."""
     axes: dict[fx.Node, BatchAxis | None] = dict.fromkeys(graph.nodes)
     obstacles: dict[fx.Node, str] = {}
@@ -170,9 +169,9 @@ def _find_axes(graph: fx.Graph, symbol: Any, moved: "Movement") -> tuple[Axes, M
             if node in moved.reached or any(user in moved.reached for user in node.users):
                 obstacles[node] = str(error)
             continue
-        value, carrying = node.meta.get("val"), any(symbol in symbols_of(source) for source in node.all_input_nodes)
-        if axes[node] is not None or not carrying:
+        if axes[node] is not None or not takes(node, symbol):
             continue
+        value = node.meta.get("val")
         if node in moved.reached and (isinstance(value, Tensor) or _are_places(value)):
             obstacles[node] = f"{node.name} ({node.target}): has no batch dimension but depends on a dropout"
         elif _are_places(value) and reached_by(graph, [node]) & moved.reached:

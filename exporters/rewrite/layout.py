@@ -17,7 +17,7 @@ from torch.utils._sympy.functions import FloorDiv
 
 from deploykit.errors import ExportError
 
-__all__ = ["FIRST", "LAST", "BatchAxis", "find_axis", "named_size", "symbolic_shape", "symbols_of"]
+__all__ = ["FIRST", "LAST", "BatchAxis", "find_axis", "named_size", "symbolic_shape", "symbols_of", "takes"]
 
 FIRST, LAST = 1, 2
 """Bits that say with which row of the inputs an element changes."""
@@ -99,6 +99,11 @@ def _quotient(base: Any, divisor: Any) -> Any:
 def symbols_of(node: fx.Node) -> set[Any]:
     """The symbols in the node's sizes."""
     return {symbol for size in symbolic_shape(node) for symbol in size.free_symbols}
+
+
+def takes(node: fx.Node, symbol: Any) -> bool:
+    """Whether the symbol is in the sizes of an argument."""
+    return any(symbol in symbols_of(source) for source in node.all_input_nodes)
 
 
 def named_size(size: Any, symbols: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from exporters.capture.reach import owner_of, written
 from exporters.noise.sites import arguments, operation_of
 from exporters.rewrite.drawplan import MonteCarloPlan
 from exporters.rewrite.equalrows import CUTS
-from exporters.rewrite.layout import symbolic_shape, symbols_of
+from exporters.rewrite.layout import symbolic_shape, symbols_of, takes
 
 __all__ = ["VALUELESS", "counting_rows", "numbers_of_rows", "stay_exact", "where_values_say"]
 
@@ -186,11 +186,7 @@ def _places(given: Mapping[str, Any], at: int | None) -> Sequence[fx.Node]:
 def _picks(plan: MonteCarloPlan, node: fx.Node) -> bool:
     """Whether there are as many results as the values say, as of ``nonzero`` or an index that is a mask."""
     value = node.meta.get("val")
-    return (
-        isinstance(value, Tensor)
-        and bool(free_unbacked_symbols(value))
-        and any(plan.symbol in symbols_of(source) for source in node.all_input_nodes)
-    )
+    return isinstance(value, Tensor) and bool(free_unbacked_symbols(value)) and takes(node, plan.symbol)
 
 
 def _places_of_rows(plan: MonteCarloPlan, node: fx.Node) -> Sequence[fx.Node]:
