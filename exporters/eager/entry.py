@@ -17,11 +17,11 @@ from deploykit.tensors import DTYPES
 from exporters.eager.steps import STEP_METHODS, Step
 from exporters.eager.weights import noting_writes
 
-__all__ = ["BARE_OUTPUT", "Arrangement", "Entry", "arrangement_for"]
+__all__ = ["Entry", "arrangement_for"]
 
 BARE_OUTPUT = "output"
 
-Arrangement = Literal["keywords", "positional", "batch", "batch_list", "batch_dict", "one_list", "one_dict"]
+Arrangement = Literal["keywords", "positional", "list", "dict"]
 
 
 class Entry(nn.Module):
@@ -102,11 +102,9 @@ class Entry(nn.Module):
                 return call(**named)
             case "positional":
                 return call(*tensors)
-            case "batch":
-                return call(tensors[0])
-            case "batch_list" | "one_list":
+            case "list":
                 return call(list(tensors))
-            case "batch_dict" | "one_dict":
+            case "dict":
                 return call(named)
 
 
@@ -141,12 +139,10 @@ def arrangement_for(
         raise UsageError(
             f"method {method!r}: {type(module).__name__} has none; give a method that it has, such as forward"
         )
-    if method in STEP_METHODS:
-        if batch == "auto":
-            return "batch" if len(names) == 1 else "batch_list"
-        return "batch_dict" if batch == "dict" else "batch_list"
     if batch != "auto":
-        return "one_dict" if batch == "dict" else "one_list"
+        return batch
+    if method in STEP_METHODS:
+        return "positional" if len(names) == 1 else "list"
     return _fitting(f"{method} of {type(module).__name__}", inspect.signature(function), names)
 
 
