@@ -9,7 +9,7 @@ from torch import nn
 from exporters.eager.belongings import kept
 from exporters.eager.generators import surrounding_generators
 
-__all__ = ["borrowed", "set_modes", "tracks_statistics"]
+__all__ = ["borrowed", "identical", "set_modes", "tracks_statistics"]
 
 
 @contextmanager
@@ -38,13 +38,14 @@ def borrowed(module: nn.Module) -> Iterator[None]:
 
 def _restore_values(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     for name, buffer in module.named_buffers():
-        if name in tensors and not _same(buffer, tensors[name]):
+        # One that is expanded cannot be written to, and was not.
+        if name in tensors and not identical(buffer, tensors[name]):
             buffer.copy_(tensors[name])
 
 
-def _same(buffer: torch.Tensor, held: torch.Tensor) -> bool:
-    """Also where both are NaN: one that is expanded and was not written to cannot be either."""
-    return buffer.shape == held.shape and bool(((buffer == held) | ((buffer != buffer) & (held != held))).all())
+def identical(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors hold the same values; NaN is the same as NaN."""
+    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def tracks_statistics(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from exporters.checkpoint.attached import attached
 from exporters.checkpoint.target import lightning_hook
 from exporters.eager.belongings import kept
 from exporters.eager.dropouts import without_dropout
+from exporters.eager.modes import identical
 
 __all__ = ["STEP_METHODS", "Step", "beside_forward", "check_numbers"]
 
@@ -163,10 +164,7 @@ def _result(call: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor] | None:
 def _same(first: Sequence[Tensor] | None, second: Sequence[Tensor] | None) -> bool:
     if first is None or second is None or len(first) != len(second):
         return first is second
-    return all(
-        a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
-        for a, b in zip(first, second, strict=True)
-    )
+    return all(map(identical, first, second))
 
 
 def _places(subject: str, function: Callable[..., Any]) -> slice:
