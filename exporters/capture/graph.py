@@ -28,18 +28,15 @@ from exporters.capture.positions import most_by_positions
 from exporters.capture.reach import drop_unseen_writes
 from exporters.capture.recurrence import dynamic_steps
 from exporters.capture.suggested import suggested
-from exporters.noise.sites import masks_asked, module_of
+from exporters.noise.sites import masks_asked, module_of, operation_of
 
-__all__ = ["Captured", "capture", "own_name", "quiet"]
+__all__ = ["Captured", "capture", "logging_only", "own_name", "quiet"]
 
-# Nodes that only check what was true of the example; they compute nothing.
-_CHECKS = (
-    "_assert_tensor_metadata",
-    "_assert_scalar",
+_CHECKS = {
+    "_assert_async", "_assert_scalar", "_assert_tensor_metadata", "_guards_fn", "sym_constrain_range",
     "sym_constrain_range_for_size",
-    "sym_constrain_range",
-    "_assert_async",
-)
+}  # fmt: skip
+"""Names of nodes that only check what was true of the example; they compute nothing."""
 
 _MEND = (
     ", which an exported graph cannot follow; mend always, without asking, as torch.nan_to_num(x) and "
@@ -102,7 +99,10 @@ def capture(
     with quiet():
         graph_module: fx.GraphModule = program.module()
     asked = tuple(masks_asked(graph_module.graph))
-    _drop_checks(graph_module)
+    _drop_checks(graph_module.graph)
+    renew_overwritten(graph_module.graph)
+    drop_unseen_writes(graph_module.graph)
+    graph_module.recompile()
     _refuse_contexts(graph_module.graph)
     symbols = _symbols(graph_module.graph, specs)
     bounds = tighter(bounds, most_by_positions(graph_module.graph, symbols))
@@ -223,16 +223,10 @@ def own_name(target: str) -> str:
     return target.removeprefix("body.").removeprefix("module.")
 
 
-def _drop_checks(module: fx.GraphModule) -> None:
-    for node in reversed(module.graph.nodes):
-        name = (
-            node.target.__name__.split(".")[0] if isinstance(node.target, torch._ops.OpOverload) else str(node.target)
-        )
-        if not node.users and (name in _CHECKS or name == "_guards_fn"):
-            module.graph.erase_node(node)
-    renew_overwritten(module.graph)
-    drop_unseen_writes(module.graph)
-    module.recompile()
+def _drop_checks(graph: fx.Graph) -> None:
+    for node in reversed(graph.nodes):
+        if not node.users and operation_of(node) in _CHECKS:
+            graph.erase_node(node)
 
 
 def _refuse_contexts(graph: fx.Graph) -> None:
@@ -268,13 +262,20 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def _silent() -> Iterator[None]:
     """A failed capture makes torch print its graph and log its own traceback; the error says what matters."""
-    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch._subclasses")]
+    loggers = "torch.fx.experimental.symbolic_shapes", "torch._subclasses"
+    with logging_only(logging.CRITICAL, *loggers), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+@contextmanager
+def logging_only(level: int, *names: str) -> Iterator[None]:
+    """Let the loggers of these names tell nothing below ``level``."""
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+        yield
+    finally:
+        for logger, before in zip(loggers, levels, strict=True):
+            logger.setLevel(before)

@@ -7,8 +7,7 @@ are computed in a few nodes in front of it from what a client may or may not giv
 import importlib.util
 import logging
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from deploykit.errors import ExportError, MissingExtraError
 from deploykit.wording import first_line
-from exporters.capture.graph import Captured, quiet
+from exporters.capture.graph import Captured, logging_only, quiet
 from exporters.capture.recurrence import dynamic_steps
 from exporters.noise.mask_ops import SHIFT_RIGHT
 from exporters.noise.sites import module_of
@@ -48,6 +47,9 @@ OPSET = 18
 # Protocol buffers cannot hold more than 2 GiB; weights above this go to a file of their own.
 _INLINE_LIMIT_BYTES = 1_500_000_000
 
+_LOGGERS = ("torch.onnx", "onnxscript")
+"""Both warn of what is no concern of the user's, such as that torchvision is absent."""
+
 
 def write_onnx(
     captured: Captured, path: Path, inputs: Sequence[str], outputs: Sequence[str], controls: Controls | None
@@ -67,7 +69,7 @@ def write_onnx(
     dtypes = types_of_outputs(captured.program.graph)
     names = [*inputs, *(("sample_ids", "draw_ids", "seed") if controls else ())]
     try:
-        with quiet(), _silent_logs(), dynamic_steps(), exact_constants(), torch.no_grad():
+        with quiet(), logging_only(logging.ERROR, *_LOGGERS), dynamic_steps(), exact_constants(), torch.no_grad():
             program: Any = torch.onnx.export(
                 captured.program,
                 dynamo=True,
@@ -85,6 +87,7 @@ def write_onnx(
     if controls is not None:
         _add_controls(model, controls)
     _forget_origin(model)
+    restore_weight_names(model.graph)
     free_names_of_users(model.graph)
     name_dimensions(model.graph, captured.symbols)
     _save(model, path)
@@ -164,20 +167,6 @@ def _refusal(error: BaseException) -> ExportError:
         reason = "a number in them is computed from the size of the inputs"
     form = f"{found.target} has no ONNX form with the arguments that it has"
     return ExportError(f"{part}: {form}: {reason}; {advice}", part=part)
-
-
-@contextmanager
-def _silent_logs() -> Iterator[None]:
-    """Both warn of what is no concern of the user's, such as that torchvision is absent."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _add_controls(model: Any, controls: Controls) -> None:
@@ -274,7 +263,6 @@ def _forget_origin(model: Any) -> None:
                 value.metadata_props.clear()
     for value in [*model.graph.inputs, *model.graph.initializers.values()]:
         value.metadata_props.clear()
-    restore_weight_names(model.graph)
 
 
 def _save(model: Any, path: Path) -> None:
