@@ -3,8 +3,11 @@
 For the ``custom_translation_table`` of ``torch.onnx.export``.
 """
 
+import functools
 import math
 from typing import Any
+
+from exporters.onnx_format.exact import number_like
 
 __all__ = ["gelu", "log_sigmoid", "log_sigmoid_parts", "mean_slope"]
 
@@ -14,15 +17,10 @@ def gelu(value: Any, approximate: str = "none") -> Any:
 
     What that saves is measured by ``benchmarks/kernels.py``.
     """
-    import onnx_ir as ir
     from onnxscript import opset18
 
     op: Any = opset18
-
-    def number(of: float) -> Any:
-        # From float64: ``value_float`` would round it to float32, also for a model of float64.
-        return op.CastLike(op.Constant(value=ir.tensor(of, dtype=ir.DataType.DOUBLE)), value)
-
+    number = functools.partial(number_like, value=value)
     if approximate == "none":
         bend = op.Erf(op.Div(value, number(math.sqrt(2))))
         return op.Mul(op.Mul(value, op.Add(bend, number(1.0))), number(0.5))

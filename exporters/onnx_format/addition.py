@@ -6,27 +6,27 @@ For the ``custom_translation_table`` of ``torch.onnx.export``.
 import math
 from typing import Any
 
+from exporters.onnx_format.exact import number_like
+
 __all__ = ["log_add", "log_add_base_two", "refuse_running_log"]
 
 
 def log_add(first: Any, second: Any) -> Any:
     """The larger one and what the other adds to it; equals, infinite ones too, have no difference to compute with."""
-    import onnx_ir as ir
     from onnxscript import opset18
 
     op: Any = opset18
-    double = op.CastLike(op.Constant(value=ir.tensor(math.log(2), dtype=ir.DataType.DOUBLE)), first)
+    double = number_like(math.log(2), first)
     apart = op.Add(op.Max(first, second), op.Softplus(op.Neg(op.Abs(op.Sub(first, second)))))
     return op.Where(op.Equal(first, second), op.Add(first, double), apart)
 
 
 def log_add_base_two(first: Any, second: Any) -> Any:
     """The same for logarithms to the base of two."""
-    import onnx_ir as ir
     from onnxscript import opset18
 
     op: Any = opset18
-    base = op.CastLike(op.Constant(value=ir.tensor(math.log(2), dtype=ir.DataType.DOUBLE)), first)
+    base = number_like(math.log(2), first)
     return op.Div(log_add(op.Mul(first, base), op.Mul(second, base)), base)
 
 

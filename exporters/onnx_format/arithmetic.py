@@ -6,6 +6,8 @@ floating point and a tensor of integers. Integers it divides in float32, which h
 
 from typing import Any
 
+from exporters.onnx_format.exact import number_like
+
 __all__ = ["reversed_difference", "rounded_quotient"]
 
 
@@ -24,8 +26,7 @@ def reversed_difference(value: Any, other: Any, alpha: Any = 1) -> Any:
     def like(number: Any) -> Any:
         if not isinstance(number, (int, float)):  # Computed from a size.
             return op.CastLike(number, value)
-        dtype = ir.DataType.INT64 if isinstance(number, int) else ir.DataType.DOUBLE
-        return op.CastLike(op.Constant(value=ir.tensor(number, dtype=dtype)), value)
+        return number_like(number, value)
 
     return op.Sub(like(other), value if alpha == 1 else op.Mul(value, like(alpha)))
 

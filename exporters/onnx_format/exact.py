@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-__all__ = ["exact_constants"]
+__all__ = ["exact_constants", "number_like"]
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def exact_constants() -> Iterator[None]:
 
     def widened(signature: Any, named_inputs: dict[str, Any], *others: Any) -> Any:
         if signature.name in ("Cast", "CastLike") and isinstance(named_inputs["input"], float):
-            named_inputs["input"] = _double(named_inputs["input"])
+            named_inputs["input"] = _constant(named_inputs["input"])
         return constants_of(signature, named_inputs, *others)
 
     with ExitStack() as stack:
@@ -40,7 +40,15 @@ def _close(first: float, second: float, *, rel_tol: float, abs_tol: float) -> bo
     return math.isclose(first, second, rel_tol=min(rel_tol, 1e-7), abs_tol=0.0)
 
 
-def _double(number: float) -> Any:
+def number_like(number: float, value: Any) -> Any:
+    """A number of Python's in the type of ``value``; ``value_float`` would round it to float32 before that."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    return op.CastLike(op.Constant(value=_constant(number)), value)
+
+
+def _constant(number: float) -> Any:
     import onnx_ir as ir
 
-    return ir.tensor(number, dtype=ir.DataType.DOUBLE)
+    return ir.tensor(number, dtype=ir.DataType.INT64 if isinstance(number, int) else ir.DataType.DOUBLE)
