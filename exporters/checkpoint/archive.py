@@ -10,7 +10,7 @@ from pathlib import Path
 from deploykit.errors import CheckpointError
 from exporters.checkpoint.filecheck import SUFFIXES, refusal
 
-__all__ = ["check_archive"]
+__all__ = ["DAMAGED", "check_archive"]
 
 BLOCK_BYTES = 1 << 20
 

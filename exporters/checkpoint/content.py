@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from exporters.checkpoint.filecheck import refusal
 from exporters.checkpoint.mismatch import shown
 
-__all__ = ["Content", "Kind", "check_tensors", "find_content"]
+__all__ = ["Content", "check_tensors", "find_content"]
 
 Kind = Literal["lightning", "state_dict", "safetensors", "module"]
 
@@ -32,17 +32,24 @@ VIEW_ALLOWANCE_BYTES = 16 << 20
 class Content:
     """What a file held.
 
-    ``everything`` is the whole mapping, for hooks that keep more than weights in it; ``made_by`` is the function of
-    LightningCLI that made the module.
+    Attributes:
+        kind: ``lightning``, ``state_dict``, ``safetensors``, or ``module`` (a whole pickled module, unsafe only).
+        state_dict: tensors on the CPU by name; they may be mapped from the file, so do not write to them.
+        hyperparameters: constructor arguments by name, empty when the file has none.
+        hyperparameters_name: the constructor's parameter that took them all as one object, as Lightning records it.
+        made_by: the function of LightningCLI that made the module of the hyperparameters, if one did.
+        everything: the whole content, for a module's own ``on_load_checkpoint``.
+        module: the module itself when ``kind`` is ``module``.
+        notes: what a user should know, one sentence each.
     """
 
     kind: Kind
-    state_dict: Mapping[str, Any]
+    state_dict: Mapping[str, Any] = field(repr=False)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     hyperparameters_name: str | None = None
     made_by: str | None = None
-    everything: Mapping[str, Any] = field(default_factory=dict)
-    module: nn.Module | None = None
+    everything: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    module: nn.Module | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
 
 

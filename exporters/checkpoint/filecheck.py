@@ -13,7 +13,7 @@ from typing import Literal
 
 from deploykit.errors import CheckpointError
 
-__all__ = ["ALLOWED", "FileFacts", "check_file", "refusal"]
+__all__ = ["FileFacts", "check_file", "refusal"]
 
 ALLOWED = "expected a Lightning .ckpt, a state_dict written by torch.save (.pt, .pth, .bin) or a .safetensors file"
 
@@ -50,9 +50,9 @@ class FileFacts:
     modified_ns: int
 
 
-def refusal(path: str | Path, came: str, advice: str, *, allowed: str = ALLOWED) -> CheckpointError:
+def refusal(path: str | Path, came: str, advice: str) -> CheckpointError:
     """The error for one file, in the four parts that every message has."""
-    return CheckpointError(f"checkpoint {str(path)!r}: {came}; {allowed}; {advice}")
+    return CheckpointError(f"checkpoint {str(path)!r}: {came}; {ALLOWED}; {advice}")
 
 
 def check_file(path: Path) -> FileFacts:
@@ -183,7 +183,7 @@ def _unknown(path: Path, head: bytes) -> CheckpointError:
         size = re.search(rb"size (\d+)", text)
         real = f" of a file of {int(size[1]):,} bytes" if size else ""
         return refusal(path, f"is a git-lfs pointer{real}, not the file itself", "fetch it: git lfs pull")
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<")):
+    if text.startswith(b"<"):
         return refusal(path, "is a web page (HTML or XML)", "the download failed: look at it, log in, fetch it again")
     if text.startswith((b"{", b"[")):
         return refusal(path, "is JSON text, perhaps an index or an error", "name the file that holds the weights")

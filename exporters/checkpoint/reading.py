@@ -4,19 +4,17 @@ import importlib.util
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
 
 from deploykit.errors import CheckpointError, MissingExtraError
 from deploykit.storage.files import sha256_of
-from exporters.checkpoint.archive import check_archive
-from exporters.checkpoint.content import Content, Kind, check_tensors, find_content
+from exporters.checkpoint.archive import DAMAGED, check_archive
+from exporters.checkpoint.content import Content, check_tensors, find_content
 from exporters.checkpoint.filecheck import FileFacts, check_file, refusal
 from exporters.checkpoint.homecoming import at_home
 from exporters.checkpoint.plainvalues import plain_values
@@ -28,39 +26,19 @@ UNSAFE_ADVICE = (
     "use --unsafe-load, which runs the code in it"
 )
 
-DAMAGED_ADVICE = "copy or download it again, or use another checkpoint"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """What a checkpoint file holds.
+class Checkpoint(Content):
+    """What a checkpoint file holds, and which one that was.
 
-    Attributes:
-        path: the file as the caller named it.
-        kind: ``lightning``, ``state_dict``, ``safetensors``, or ``module`` (a whole pickled module, unsafe only).
-        state_dict: tensors on the CPU by name; they may be mapped from the file, so do not write to them.
-        hyperparameters: constructor arguments by name, empty when the file has none.
-        hyperparameters_name: the constructor's parameter that took them all as one object, as Lightning records it.
-        made_by: the function of LightningCLI that made the module of the hyperparameters, if one did.
-        everything: the whole content, for a module's own ``on_load_checkpoint``.
-        module: the module itself when ``kind`` is ``module``.
-        sha256, size_bytes: of the file.
-        unsafe: whether code in the file was allowed to run.
-        notes: what a user should know, one sentence each.
+    ``path`` is as the caller named it; ``sha256`` and ``size_bytes`` are those of the file; ``unsafe`` tells whether
+    code in it was allowed to run.
     """
 
     path: str
-    kind: Kind
-    state_dict: Mapping[str, Any] = field(repr=False)
-    hyperparameters: Mapping[str, Any]
-    hyperparameters_name: str | None = None
-    made_by: str | None = None
-    everything: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    module: nn.Module | None = field(default=None, repr=False)
     sha256: str
     size_bytes: int
     unsafe: bool = False
-    notes: tuple[str, ...] = ()
 
 
 def read_checkpoint(path: str | Path, *, unsafe: bool = False, home: ModuleType | None = None) -> Checkpoint:
@@ -76,32 +54,21 @@ def read_checkpoint(path: str | Path, *, unsafe: bool = False, home: ModuleType 
     file = Path(path)
     facts = check_file(file)
     try:
-        content, sha256 = _read(file, facts, unsafe=unsafe, home=home)
+        content = _read(file, facts, unsafe=unsafe, home=home)
+        sha256 = sha256_of(file)
     except OSError as error:
-        raise refusal(file, f"reading failed ({error})", DAMAGED_ADVICE) from error
+        raise refusal(file, f"reading failed ({error})", DAMAGED) from error
     check_tensors(file, content.state_dict, facts.size_bytes)
     status = file.stat()
     if (status.st_size, status.st_mtime_ns) != (facts.size_bytes, facts.modified_ns):
         raise refusal(file, "changed while it was read", "wait until whatever writes it has finished")
-    return Checkpoint(
-        path=str(path),
-        kind=content.kind,
-        state_dict=content.state_dict,
-        hyperparameters=content.hyperparameters,
-        hyperparameters_name=content.hyperparameters_name,
-        made_by=content.made_by,
-        everything=content.everything,
-        module=content.module,
-        sha256=sha256,
-        size_bytes=facts.size_bytes,
-        unsafe=unsafe,
-        notes=content.notes,
-    )
+    held = {each.name: getattr(content, each.name) for each in fields(content)}
+    return Checkpoint(**held, path=str(path), sha256=sha256, size_bytes=facts.size_bytes, unsafe=unsafe)
 
 
-def _read(file: Path, facts: FileFacts, *, unsafe: bool, home: ModuleType | None) -> tuple[Content, str]:
+def _read(file: Path, facts: FileFacts, *, unsafe: bool, home: ModuleType | None) -> Content:
     if facts.container == "safetensors":
-        return _read_safetensors(file), sha256_of(file)
+        return _read_safetensors(file)
     notes = check_archive(file, facts.size_bytes) if facts.container == "zip" else [_LEGACY_NOTE]
     if file.suffix == ".safetensors":
         raise refusal(file, "is named .safetensors but torch.save wrote it", "rename it to .pt")
@@ -109,14 +76,10 @@ def _read(file: Path, facts: FileFacts, *, unsafe: bool, home: ModuleType | None
     content = find_content(file, loaded)
     if unsafe:
         notes.append("read with unsafe loading: code in the file was allowed to run")
-    return _with_notes(content, notes), sha256_of(file)
+    return replace(content, notes=(*content.notes, *notes))
 
 
 _LEGACY_NOTE = "the file is in torch's format from before 1.6, which has no checksums"
-
-
-def _with_notes(content: Content, notes: list[str]) -> Content:
-    return replace(content, notes=(*content.notes, *notes))
 
 
 def _read_safetensors(file: Path) -> Content:
@@ -128,7 +91,7 @@ def _read_safetensors(file: Path) -> Content:
     try:
         tensors = load_file(file, device="cpu")
     except SafetensorError as error:
-        raise refusal(file, f"is a damaged or cut short safetensors file ({error})", DAMAGED_ADVICE) from error
+        raise refusal(file, f"is a damaged or cut short safetensors file ({error})", DAMAGED) from error
     if not tensors:
         raise refusal(file, "holds no tensors", "save the module again with safetensors.torch.save_model")
     return Content(kind="safetensors", state_dict=tensors)
@@ -157,10 +120,10 @@ def _explain(file: Path, error: Exception, *, unsafe: bool) -> CheckpointError:
             UNSAFE_ADVICE,
         )
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
-        return refusal(file, "claims more bytes than this machine has memory", DAMAGED_ADVICE)
+        return refusal(file, "claims more bytes than this machine has memory", DAMAGED)
     if isinstance(error, pickle.UnpicklingError) and re.search(r"Unsupported operand (140|147|149)\b", text):
         return refusal(file, "was pickled with protocol 4 or newer", "save it again with torch.save's own protocol, 2")
-    return refusal(file, f"is damaged: its content cannot be decoded ({type(error).__name__})", DAMAGED_ADVICE)
+    return refusal(file, f"is damaged: its content cannot be decoded ({type(error).__name__})", DAMAGED)
 
 
 def _code_advice(error: Exception) -> str:
