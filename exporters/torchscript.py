@@ -60,7 +60,7 @@ def write_torchscript(
     # The bindings behind torch.jit: the public way compiles into one unit shared by the whole process.
     bindings: Any = torch._C
     module = bindings.ScriptModule("__torch__.Model", bindings.CompilationUnit(), False)
-    for name, tensor in source.attributes(captured.module).items():
+    for name, tensor in source.attributes().items():
         module._register_attribute(name, torch._C.TensorType.get(), tensor.detach())
     concrete = torch._C.ConcreteModuleType.from_jit_type(module._type())
     names = {"torch": torch, "math": math, "ValueError": ValueError, "annotate": torch.jit.annotate}
@@ -83,8 +83,8 @@ class _Source:
         }
         self._placeholders = [node.name for node in self._graph.nodes if node.op == "placeholder"]
 
-    def attributes(self, module: fx.GraphModule) -> dict[str, Tensor]:
-        return {name: operator.attrgetter(target)(module) for target, name in self.names.items()}
+    def attributes(self) -> dict[str, Tensor]:
+        return {name: operator.attrgetter(target)(self._module) for target, name in self.names.items()}
 
     def core(self) -> str:
         lines = [f"def core(self, {', '.join(f'{name}: Tensor' for name in self._placeholders)}):"]
@@ -97,12 +97,11 @@ class _Source:
         return found if isinstance(found, fx.GraphModule) else None
 
     def _lines(self, node: fx.Node) -> Sequence[str]:
-        if self._step(node) is not None:
+        if node.op == "placeholder" or self._step(node) is not None:
             return []
         if node.target is torch.ops.higher_order.scan:
             return self._scan(node)
-        line = self._line(node)
-        return [line] if line else []
+        return [self._line(node)]
 
     def _scan(self, node: fx.Node) -> Sequence[str]:
         """A scan as a loop: its results are a tuple of what is carried and of what each step adds, stacked."""
@@ -132,15 +131,11 @@ class _Source:
         ]
 
     def _line(self, node: fx.Node) -> str:
-        if node.op == "placeholder":
-            return ""
         if node.op == "get_attr":
             return f"{node.name} = self.{self.names[str(node.target)]}"
         if node.op == "output":
             values = [_plain(value) for value in node.args[0]]  # type: ignore[union-attr]
             return f"return ({', '.join(values)},)"
-        if node.op != "call_function":
-            raise ExportError(f"TorchScript: the captured graph holds a {node.op} ({node.target})")
         return f"{node.name} = {self._call(node)}"
 
     def _call(self, node: fx.Node) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import fx
 
+from exporters.noise.sites import arguments
+
 __all__ = [
     "drop_unseen_writes",
     "kept_state",
@@ -82,14 +84,9 @@ def written(node: fx.Node) -> Iterator[fx.Node]:
 
 def _aliased(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
     """The arguments whose memory the result views or the operation writes to (``out=`` too), and whether it writes."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload) or _converts(node):
         return
-    schema = node.target._schema.arguments
-    given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
-    if _converts(node):
-        return
-    for argument in schema:
-        value = given.get(argument.name)
+    for argument, value in zip(node.target._schema.arguments, arguments(node).values(), strict=True):
         if argument.alias_info is not None:
             # A list of tensors, too, as ``_foreach_mul_`` writes to.
             listed = value if isinstance(value, Sequence) else (value,)
