@@ -36,7 +36,7 @@ from exporters.tasks import TaskRequest, parse_tasks
 from exporters.turns import one_at_a_time
 from exporters.workshop import Workshop, put_back
 
-__all__ = ["DEFAULT_FORMATS", "ExportResult", "check_request", "export_module"]
+__all__ = ["ExportResult", "check_request", "export_module"]
 
 DEFAULT_FORMATS = ("torchscript", "onnx")
 GOLDEN_NAME = "golden.npz"

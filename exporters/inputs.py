@@ -17,7 +17,7 @@ from deploykit.tensors import DTYPES, TensorSpec, check_inputs, parse_spec
 from deploykit.texts import several
 from exporters.ranges import Range, checked_ranges, values_of
 
-__all__ = ["BATCH", "CONTROLS", "ModelInputs", "control_specs", "find_inputs", "read_example"]
+__all__ = ["CONTROLS", "Controls", "ModelInputs", "control_specs", "find_inputs", "read_example"]
 
 BATCH = "batch"
 DEFAULT_SIZE = 12
@@ -227,6 +227,14 @@ def read_example(path: Path) -> Arrays:
             return {name: data[name] for name in data.files}
     except (OSError, ValueError) as error:
         raise UsageError(f"example {path}: cannot be read as an .npz of plain arrays: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controls:
+    """Defaults of the control inputs."""
+
+    seed: int
+    draws: int
 
 
 def control_specs(batch_name: str) -> list[TensorSpec]:

@@ -21,7 +21,7 @@ from exporters.inputs import ModelInputs
 from exporters.noise.sites import RECURRENT, aten_name
 from exporters.subject import Subject
 
-__all__ = ["BATCHES", "check_parity", "sizes_that_hold", "tested_sizes"]
+__all__ = ["check_parity", "sizes_that_hold", "tested_sizes"]
 
 BATCHES = (1, 2, 7, 64)
 """One, two, an odd size, and one much larger than the example's."""

@@ -23,7 +23,7 @@ from exporters.eager.entry import Entry
 from exporters.eager.modes import borrowed, set_modes
 from exporters.eager.steps import beside_forward, check_numbers
 from exporters.forms import Form, capture_draws
-from exporters.inputs import CONTROLS, ModelInputs, control_specs
+from exporters.inputs import CONTROLS, Controls, ModelInputs, control_specs
 from exporters.modal import ModalCapture
 from exporters.rewrite.drawplan import MonteCarloPlan, plan_monte_carlo, refuse_state
 from exporters.rewrite.footprint import row_bytes
@@ -31,7 +31,6 @@ from exporters.rewrite.montecarlo import MonteCarloModule
 from exporters.rewrite.outputs import Report, output_spec, refuse_clash
 from exporters.rewrite.work import once_over_draw
 from exporters.tasks import OutputTask, TaskRequest
-from exporters.torchscript import Controls
 
 __all__ = ["DrawOptions", "Subject", "prepare"]
 

@@ -13,7 +13,6 @@ import itertools
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,10 +21,11 @@ from torch import Tensor, fx
 
 from deploykit.errors import ExportError
 from exporters.capture.graph import Captured, own_name, quiet
+from exporters.inputs import Controls
 from exporters.noise.mask_ops import SHIFT_RIGHT
 from exporters.noise.sites import module_of
 
-__all__ = ["Controls", "write_torchscript"]
+__all__ = ["write_torchscript"]
 
 _INFIX: Mapping[Any, str] = {
     operator.add: "+", operator.sub: "-", operator.mul: "*", operator.floordiv: "//", operator.truediv: "/",
@@ -37,14 +37,6 @@ _CALLS: Mapping[Any, str] = {
     torch.sym_max: "max", torch.sym_min: "min", torch.sym_float: "float", torch.sym_int: "int", torch.sym_not: "not ",
     operator.neg: "-", math.floor: "math.floor", math.ceil: "math.ceil", math.trunc: "int", round: "round",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Controls:
-    """Defaults of the control inputs."""
-
-    seed: int
-    draws: int
 
 
 def write_torchscript(

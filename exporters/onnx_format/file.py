@@ -17,6 +17,7 @@ from deploykit.errors import ExportError, MissingExtraError
 from deploykit.wording import first_line
 from exporters.capture.graph import Captured, logging_only, quiet
 from exporters.capture.recurrence import dynamic_steps
+from exporters.inputs import Controls
 from exporters.noise.mask_ops import SHIFT_RIGHT
 from exporters.noise.sites import module_of
 from exporters.onnx_format.activations import gelu, log_sigmoid, log_sigmoid_parts, mean_slope
@@ -37,7 +38,6 @@ from exporters.onnx_format.order import distances, stable_sort
 from exporters.onnx_format.recurrence import recurrent_translations, refuse_projections
 from exporters.onnx_format.repeat import repeat_interleave
 from exporters.onnx_format.types import shift_translations, types_of_outputs, with_types
-from exporters.torchscript import Controls
 
 __all__ = ["OPSET", "require_packages", "write_onnx"]
 
