@@ -255,16 +255,11 @@ def _write_golden(path: Path, subject: Subject, inputs: ModelInputs) -> dict[str
     ids, seed = np.arange(GOLDEN_ROWS, dtype=np.int64), subject.controls.seed if subject.controls else 0
     draws = range(subject.controls.draws) if subject.controls else [0]
     outputs = subject.reference.outputs(arrays, sample_ids=ids, seed=seed, draws=draws)
-    dtypes = {output.name: output.dtype for output in subject.outputs}
     named: dict[str, Any] = {f"input.{name}": array for name, array in arrays.items()}
-    golden = {name: outputs[name].astype(_numpy_dtype(dtype)) for name, dtype in dtypes.items()}
+    golden = {output.name: outputs[output.name].astype(output.dtype) for output in subject.outputs}
     named |= {f"output.{name}": values for name, values in golden.items()}
     np.savez(path, sample_ids=ids, seed=np.int64(seed), **named)
     return golden
-
-
-def _numpy_dtype(dtype: str) -> str:
-    return "float32" if dtype == "bfloat16" else dtype
 
 
 def _digests(directory: Path) -> dict[str, FileRecord]:

@@ -122,6 +122,6 @@ def _variances(each: Sequence[Arrays], task: OutputTask) -> NDArray[Any] | None:
 
 
 def to_numpy(value: Tensor) -> NDArray[Any]:
-    """A copy in host memory; bfloat16, which numpy lacks, becomes float32."""
-    value = value.detach()
-    return np.asarray((value.float() if value.dtype is torch.bfloat16 else value).numpy(force=True)).copy()
+    """A copy in host memory."""
+    array: NDArray[Any] = value.numpy(force=True)
+    return array.copy()

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from deploykit.compare import default_tolerance
 from exporters.capture.graph import Captured
 from exporters.eager.modes import tracks_statistics
 from exporters.noise.noise_ops import NOISE
@@ -75,5 +76,5 @@ def close(got: Tensor, wanted: Tensor) -> bool:
         return torch.equal(got, wanted)
     finite = wanted[wanted.isfinite()]
     scale = float(finite.abs().max()) if finite.numel() else 0.0
-    tolerance = 1e-2 if wanted.dtype in (torch.float16, torch.bfloat16) else 1e-4
+    tolerance = default_tolerance(str(wanted.dtype).removeprefix("torch."))
     return torch.allclose(got, wanted, rtol=0, atol=tolerance * scale, equal_nan=True)
