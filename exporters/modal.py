@@ -22,8 +22,7 @@ from exporters.checks.trainmodes import (
     matching,
     only,
     rows_apart,
-    site_name,
-)  # fmt: skip
+)
 from exporters.checks.undrawn import difference
 from exporters.checks.watch import RandomCall, random_calls
 from exporters.eager.belongings import kept, lent, reached
@@ -31,7 +30,7 @@ from exporters.eager.dropouts import without_dropout
 from exporters.eager.entry import Entry
 from exporters.eager.generators import fingerprints, is_generator, set_back, state_of, surrounding_generators
 from exporters.eager.modes import borrowed, set_modes, tracks_statistics
-from exporters.noise.sites import Draw, find_draws, module_of
+from exporters.noise.sites import Draw, find_draws, module_of, site_name
 from exporters.rewrite.drawplan import refuse_state, refuse_unsupported
 from exporters.rewrite.probe import SitesOff
 from exporters.rewrite.simplify import simplify

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deploykit.tensors import TensorSpec
 from exporters.capture.fixed import Step
+from exporters.noise.sites import site_name
 
 __all__ = ["NO_FUNCTORCH", "at_fault", "explain", "place"]
 
@@ -192,7 +193,7 @@ def _innermost(steps: Iterable[Step], module: nn.Module) -> tuple[str | None, st
         if name is None or code.co_filename == inspect.getfile(nn.Module):
             continue
         source = linecache.getline(code.co_filename, line).strip()
-        own = name.removeprefix("module").removeprefix(".") or "(root)"
+        own = site_name(name)
         found = (own, f"{own} ({Path(code.co_filename).name}:{line}: {source}): ")
     return found
 

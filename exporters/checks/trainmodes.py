@@ -11,9 +11,9 @@ from deploykit.compare import default_tolerance
 from exporters.capture.graph import Captured
 from exporters.eager.modes import tracks_statistics
 from exporters.noise.noise_ops import NOISE
-from exporters.noise.sites import Draw
+from exporters.noise.sites import Draw, site_name
 
-__all__ = ["Training", "close", "drawing_in_training", "makers_of_noise", "matching", "only", "rows_apart", "site_name"]
+__all__ = ["Training", "close", "drawing_in_training", "makers_of_noise", "matching", "only", "rows_apart"]
 
 Training = Callable[[str, nn.Module], bool]
 
@@ -37,11 +37,6 @@ def matching(patterns: Sequence[str], trackers: Collection[str] = ()) -> Trainin
         return chosen and (not tracks_statistics(module) or site_name(name) in trackers)
 
     return training
-
-
-def site_name(name: str) -> str:
-    """How sites call a submodule of the entry, in which the user's module is ``module``; that itself is ``(root)``."""
-    return name.removeprefix("module").removeprefix(".") or "(root)"
 
 
 def drawing_in_training(draws: Sequence[Draw], in_evaluation: Sequence[Draw]) -> set[str]:

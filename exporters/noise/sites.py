@@ -17,7 +17,7 @@ from exporters.noise.kinds import KINDS, probability, site_count
 
 __all__ = [
     "RECURRENT", "SWITCHED", "Draw", "arguments", "aten_name", "call_with", "draws_random", "find_draws", "made_for",
-    "masks_asked", "module_of", "operation_of",
+    "masks_asked", "module_of", "operation_of", "site_name",
 ]  # fmt: skip
 
 SWITCHED = {
@@ -145,9 +145,12 @@ def module_of(node: fx.Node) -> str:
     names = [str(path) for path, _ in stack.values() if not str(path).startswith("_empty_nn_module_stack")]
     name = names[-1] if names else ""
     # The user's module is a child of the entry wrapper, which in a block has one around it too.
-    for wrapper in ("_export_root", "module"):
-        name = name.removeprefix(wrapper).removeprefix(".")
-    return name or _ROOT
+    return site_name(name.removeprefix("_export_root").removeprefix("."))
+
+
+def site_name(name: str) -> str:
+    """How sites call a submodule of the entry, in which the user's module is ``module``; that itself is ``(root)``."""
+    return name.removeprefix("module").removeprefix(".") or _ROOT
 
 
 @contextmanager
