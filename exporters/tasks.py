@@ -80,8 +80,9 @@ class TaskRequest:
         self._check_names(shapes, drawn)
         said = {name: self.named.get(name, self.others) for name in shapes if name not in self.heads.values()}
         if self.others.kind in _HELD:
-            self._refuse_means_only([name for name in drawn or said if name in said])
-            chosen = self._chosen([name for name in drawn or said if name in said], strict=drawn is not None)
+            able = [name for name in drawn or said if name in said]
+            self._refuse_means_only(able)
+            chosen = self._chosen(able, strict=drawn is not None)
             said |= {name: _Said(kind="raw") for name in said if name not in self.named and name != chosen}
         return {name: self._task(name, each, shapes[name]) for name, each in said.items()}
 

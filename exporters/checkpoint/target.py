@@ -66,22 +66,19 @@ def build_module(
     _check_target(name, function)
     extra = dict(arguments or {})
     if isinstance(function, nn.Module):
-        return _existing(name, function, extra)
+        if extra:
+            raise UsageError(
+                f"--module {name}: is a module already built and takes no arguments; expected none; drop --arg"
+            )
+        return function
     bound = bind_arguments(
         f"--module {name}", function, checkpoint.hyperparameters, checkpoint.hyperparameters_name, extra
     )
-    if notes is not None and bound.ignored:
+    notes = [] if notes is None else notes
+    if bound.ignored:
         notes.append(f"hyperparameters that {name} does not take: {', '.join(bound.ignored)}")
     maker = made_by_cli(checkpoint.made_by) if checkpoint.unsafe else None
-    return _called(name, function, bound, maker, notes if notes is not None else [])
-
-
-def _existing(name: str, module: nn.Module, extra: Mapping[str, Any]) -> nn.Module:
-    if extra:
-        raise UsageError(
-            f"--module {name}: is a module already built and takes no arguments; expected none; drop --arg"
-        )
-    return module
+    return _called(name, function, bound, maker, notes)
 
 
 def _called(

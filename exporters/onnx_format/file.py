@@ -176,7 +176,6 @@ def _add_controls(model: Any, controls: Controls) -> None:
     graph = model.graph
     by_name = {value.name: value for value in graph.inputs}
     batch_input, ids, draw_ids, seed = graph.inputs[0], by_name["sample_ids"], by_name["draw_ids"], by_name["seed"]
-    ids.name, draw_ids.name = "row_ids", "draw_ids"
     given = _optional(graph, "sample_ids", np.zeros(0, np.int64), ("sample_ids_given",))
     first = _optional(graph, "first_draw", np.asarray(0, np.int64))
     draws = _optional(graph, "draws", np.asarray(controls.draws, np.int64))
@@ -199,17 +198,19 @@ def _add_controls(model: Any, controls: Controls) -> None:
 
 def _optional(graph: Any, name: str, default: Any, shape: Sequence[str] = ()) -> Any:
     """An input that has a default: a graph input and an initializer of one name."""
+    graph.initializers[name] = value = _integers(name, default, shape)
+    return value
+
+
+def _integers(name: str, value: Any, shape: Sequence[Any]) -> Any:
     import onnx_ir as ir
 
-    value = ir.Value(
+    return ir.Value(
         name=name,
         type=ir.TensorType(ir.DataType.INT64),
         shape=ir.Shape(shape),
-        const_value=ir.tensor(default, name=name),
+        const_value=ir.tensor(value, name=name),
     )
-    graph.initializers.pop(name, None)
-    graph.initializers[name] = value
-    return value
 
 
 class _Front:
@@ -235,13 +236,8 @@ class _Front:
         return self._constant(f"control_vector_{value}", np.asarray([value], np.int64))
 
     def _constant(self, name: str, value: Any) -> Any:
-        import onnx_ir as ir
-
         if name not in self._graph.initializers:
-            tensor = ir.tensor(value, name=name)
-            self._graph.initializers[name] = ir.Value(
-                name=name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(value.shape), const_value=tensor
-            )
+            self._graph.initializers[name] = _integers(name, value, value.shape)
         return self._graph.initializers[name]
 
     def insert(self) -> None:
