@@ -1,6 +1,6 @@
 """The table of export formats: how each is written, and how a client would load it.
 
-A format is one module with ``write`` and ``open_client``; add a line here, or an entry point ``deploykit.formats``.
+A format is a class with ``write`` and ``open_client``; add a line here, or an entry point ``deploykit.formats``.
 """
 
 from collections.abc import Callable, Sequence

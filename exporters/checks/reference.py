@@ -1,7 +1,7 @@
 """The oracle of every export: the user's own module, run in eager PyTorch, draw by draw, with masks from numpy.
 
-Nothing of the rewrite is used here: the module's Python code runs as it stands, each dropout that it calls is answered
-from ``deploykit.masks``, and the statistics come from ``deploykit.statistics``.
+The module's Python code runs as it stands, each dropout that it calls is answered from ``deploykit.masks``, and the
+statistics come from ``deploykit.statistics``. Of the rewrite nothing is used but where the rows lie in a mask.
 """
 
 from collections.abc import Callable, Mapping, Sequence
