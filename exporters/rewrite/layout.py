@@ -7,7 +7,7 @@ dimension (outer is 1), a later one (sequence-first), or folded with another, as
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import sympy
 import torch
@@ -17,7 +17,7 @@ from torch.utils._sympy.functions import FloorDiv
 
 from deploykit.errors import ExportError
 
-__all__ = ["FIRST", "LAST", "BatchAxis", "find_axis", "named_size", "symbolic_shape", "symbols_of", "takes"]
+__all__ = ["FIRST", "LAST", "BatchAxis", "Moved", "find_axis", "named_size", "symbolic_shape", "symbols_of", "takes"]
 
 FIRST, LAST = 1, 2
 """Bits that say with which row of the inputs an element changes."""
@@ -112,12 +112,21 @@ def named_size(size: Any, symbols: Mapping[str, Any]) -> str:
     return str(size.subs({symbol: sympy.Symbol(name) for name, symbol in symbols.items()}))
 
 
-def find_axis(node: fx.Node, symbol: Any, moved: Mapping[fx.Node, Tensor]) -> BatchAxis | None:
+class Moved(Protocol):
+    """Tells, for a node, which of its elements changed when only one row of the inputs did, of ``batch`` rows.
+
+    ``FIRST`` for row 0, ``LAST`` for the last one, both together for an element that changed with either.
+    """
+
+    batch: int
+
+    def __call__(self, node: fx.Node) -> Tensor | None: ...
+
+
+def find_axis(node: fx.Node, symbol: Any, moved: Moved) -> BatchAxis | None:
     """Where the batch lies in ``node``; None when its shape does not depend on the batch.
 
-    ``moved`` tells, for a node, which of its elements changed when only one row of the inputs did: ``FIRST`` for row 0,
-    ``LAST`` for the last one, both together for an element that changed with either. It decides the order within a
-    folded dimension.
+    ``moved`` decides the order within a folded dimension.
 
     Raises:
         ExportError: the batch appears in two dimensions, so that rows mix.
@@ -144,7 +153,7 @@ def find_axis(node: fx.Node, symbol: Any, moved: Mapping[fx.Node, Tensor]) -> Ba
         )
     if factor == 1:
         return BatchAxis(dimension=axis)
-    order = _is_outer(moved.get(node), axis, int(node.meta["probe_batch"]))
+    order = _is_outer(moved(node), axis, moved.batch)
     if order is None:
         raise ExportError(f"{node.name}: in dimension {axis} the batch is folded between two other dimensions")
     return BatchAxis(dimension=axis, folded_outer=order)

@@ -1,6 +1,7 @@
 """Run a captured graph without its draws: what each node gives, and which of its elements belong to which row."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,47 +18,40 @@ from exporters.rewrite.layout import FIRST, LAST, named_size, symbolic_shape
 __all__ = ["Movement", "SitesOff"]
 
 
-class Movement(Mapping[fx.Node, Tensor]):
+class Movement:
     """Which elements of a node change with the first row of the inputs and which with the last; found when needed."""
 
     def __init__(self, captured: Captured, draws: Sequence[Draw], example: Sequence[Tensor]) -> None:
-        self.sites = frozenset(draw.node for draw in draws)
-        self.reached = reached_by(captured.graph, list(self.sites))
+        self.batch = example[0].shape[0]
+        self._sites = frozenset(draw.node for draw in draws)
+        self.reached = reached_by(captured.graph, list(self._sites))
         self._captured, self._example = captured, example
-        self._changed: dict[fx.Node, Tensor] | None = None
-        for node in captured.graph.nodes:
-            node.meta["probe_batch"] = example[0].shape[0]
 
-    def __getitem__(self, node: fx.Node) -> Tensor:
-        if self._changed is None:
-            self._changed = self._probe()
-        return self._met(node, self._changed, self._captured.symbols) if node.target in NOISE else self._changed[node]
+    def __call__(self, node: fx.Node) -> Tensor | None:
+        """``FIRST`` and ``LAST`` by element; None where that cannot be told."""
+        changed = self._changed.get(node)
+        return self._met(node, changed.shape) if changed is not None and node.target in NOISE else changed
 
-    def __iter__(self) -> Iterator[fx.Node]:
-        return iter(self._changed or {})
-
-    def __len__(self) -> int:
-        return len(self._changed or {})
-
-    @staticmethod
-    def _met(node: fx.Node, changed: Mapping[fx.Node, Tensor], symbols: Mapping[str, Any]) -> Tensor:
+    def _met(self, node: fx.Node, shape: Sequence[int]) -> Tensor:
         """Noise holds nothing of the inputs; where its rows lie is told by the first tensor it is combined with."""
         alike = {node}
         for each in node.graph.nodes:
-            if each not in changed or not alike & set(each.all_input_nodes):
+            changed = self._changed.get(each)
+            if changed is None or not alike & set(each.all_input_nodes):
                 continue
-            narrowed = _narrowed(changed[each], changed[node].shape)
+            narrowed = _narrowed(changed, shape)
             if narrowed is not None and bool(narrowed.any()):
                 return narrowed
-            if changed[each].shape == changed[node].shape:
+            if changed.shape == shape:
                 alike.add(each)
-        shape = [named_size(size, symbols) for size in symbolic_shape(node)]
+        sizes = [named_size(size, self._captured.symbols) for size in symbolic_shape(node)]
         raise ExportError(
-            f"{module_of(node)}: {node.name} has the shape {shape}, in which the batch "
+            f"{module_of(node)}: {node.name} has the shape {sizes}, in which the batch "
             "is folded with another dimension, and meets no tensor that tells in which order; draw it unfolded"
         )
 
-    def _probe(self) -> dict[fx.Node, Tensor]:
+    @cached_property
+    def _changed(self) -> dict[fx.Node, Tensor]:
         # Another row's values are always valid ones, whatever the inputs mean.
         before = self._record([tensor.clone() for tensor in self._example])
         first = self._record([torch.cat([tensor[1:2], tensor[1:]]) for tensor in self._example])
@@ -69,7 +63,7 @@ class Movement(Mapping[fx.Node, Tensor]):
         }
 
     def _record(self, inputs: Sequence[Tensor]) -> dict[fx.Node, Tensor]:
-        runner = SitesOff(self._captured.module, self.sites, record=True)
+        runner = SitesOff(self._captured.module, self._sites, record=True)
         runner.run(*inputs)
         return runner.seen
 
