@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deploykit.errors import ExportError
 from deploykit.tensors import TensorSpec
@@ -18,6 +18,7 @@ from exporters.checks.trainmodes import (
     Training,
     close,
     drawing_in_training,
+    evaluation,
     makers_of_noise,
     matching,
     only,
@@ -61,10 +62,6 @@ class ModalCapture:
         generators = [each for each in held if is_generator(each)]
         self._generators = [each for each in generators if not isinstance(each, torch.Generator)]
         self._of_torch = [(each, state_of(each)) for each in generators if isinstance(each, torch.Generator)]
-
-    @staticmethod
-    def evaluation(_name: str, _module: nn.Module) -> bool:
-        return False
 
     def run(self, training: Training) -> Seen:
         before = fingerprints(self._generators)
@@ -115,10 +112,10 @@ class ModalCapture:
         self._refuse_idle(patterns, also, seen.draws)
         keeps = kept_state(seen.captured.graph)
         try:
-            plain = self.run(self.evaluation)
+            plain = self.run(evaluation)
         except ExportError:
             # AWD-LSTM sets a parameter as a mere attribute there. Then numbers are all that there is to compare.
-            if not keeps and self._off_equals(seen, self.evaluation):
+            if not keeps and self._off_equals(seen, evaluation):
                 return seen
             raise
         owners = drawing_in_training(seen.draws, plain.draws)
@@ -159,7 +156,7 @@ class ModalCapture:
 
     def _changed(self, seen: Seen, plain: Seen, owners: Collection[str]) -> str | None:
         """What else than the draws differs from evaluation: the numbers, or operations that may not touch these."""
-        if not self._off_equals(seen, self.evaluation):
+        if not self._off_equals(seen, evaluation):
             return "its outputs are not those of evaluation mode"
         return difference(seen.captured, plain.captured, makers_of_noise(seen.draws, owners))
 
@@ -187,7 +184,7 @@ class ModalCapture:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each output by its name, from one eager call."""
-        return {name: tuple(value.shape) for name, value in self._eager(self.evaluation).items()}
+        return {name: tuple(value.shape) for name, value in self._eager(evaluation).items()}
 
     def _eager(self, training: Training) -> dict[str, Tensor]:
         with kept([self.entry]):

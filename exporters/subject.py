@@ -17,7 +17,7 @@ from exporters.capture.lookups import with_allowed
 from exporters.checks.reference import Reference
 from exporters.checks.rows import check_rows_apart
 from exporters.checks.scores import check_scores
-from exporters.checks.trainmodes import Training
+from exporters.checks.trainmodes import Training, evaluation
 from exporters.checks.watch import refuse_own_seed
 from exporters.eager.entry import Entry
 from exporters.eager.modes import borrowed, set_modes
@@ -91,13 +91,13 @@ def _of_the_trainer(entry: Entry, inputs: ModelInputs, example: Sequence[Tensor]
         return beside_forward(entry.module) if entry.method == "forward" else ()
     arrays = inputs.random({inputs.batch_name: EXAMPLE_BATCH, **inputs.default_sizes()}, seed=2)
     others = [torch.from_numpy(arrays[name]) for name in inputs.names]
-    set_modes(entry, lambda _name, _module: False)
+    set_modes(entry, evaluation)
     notes = check_numbers(entry.step, lambda rows: entry(*rows), example, others)
     return (*entry.step.left_out(), *notes)
 
 
 def _prepared(found: ModalCapture, inputs: ModelInputs, example: Sequence[Tensor], options: DrawOptions) -> Subject:
-    seen = found.run(found.evaluation) if options.draws is None else found.with_dropout(options.modules)
+    seen = found.run(evaluation) if options.draws is None else found.with_dropout(options.modules)
     refuse_state(seen.captured)
     shapes, entry = found.shapes(), found.entry
     specs = with_allowed(inputs.specs, seen.captured.graph)

@@ -13,9 +13,23 @@ from exporters.eager.modes import tracks_statistics
 from exporters.noise.noise_ops import NOISE
 from exporters.noise.sites import Draw, site_name
 
-__all__ = ["Training", "close", "drawing_in_training", "makers_of_noise", "matching", "only", "rows_apart"]
+__all__ = [
+    "Training",
+    "close",
+    "drawing_in_training",
+    "evaluation",
+    "makers_of_noise",
+    "matching",
+    "only",
+    "rows_apart",
+]
 
 Training = Callable[[str, nn.Module], bool]
+
+
+def evaluation(_name: str, _module: nn.Module) -> bool:
+    """Training mode for no module."""
+    return False
 
 
 def only(owners: Collection[str]) -> Training:
