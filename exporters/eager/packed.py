@@ -60,8 +60,10 @@ def noted_packings(places: Sequence[str] = ("(root)",)) -> Iterator[list[Packing
 
 
 def packing_of(batch_sizes: Tensor, noted: list[Packing]) -> Packing:
-    """Raises:
-    ExportError: the sequence was not packed by ``pack_padded_sequence``.
+    """The packing that gave these ``batch_sizes``.
+
+    Raises:
+        ExportError: the sequence was not packed by ``pack_padded_sequence``.
     """
     for packing in reversed(noted):
         if packing.batch_sizes.data_ptr() == batch_sizes.data_ptr():

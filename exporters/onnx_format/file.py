@@ -94,8 +94,10 @@ def write_onnx(
 
 
 def require_packages() -> None:
-    """Raises:
-    MissingExtraError: onnx or onnxscript is not installed.
+    """See that there is what the exporter to ONNX needs.
+
+    Raises:
+        MissingExtraError: onnx or onnxscript is not installed.
     """
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
