@@ -19,6 +19,7 @@ from deploykit.manifest import OutputSpec
 from exporters.export import ExportResult, export_module
 from exporters.rewrite.statistics import summarize
 from tests.exporters.test_monte_carlo import clients, names_of, oracle
+from tests.exporters.test_outputs import results, rows
 
 SPEC = "x:float32[batch,6]"
 STATISTICS = ("probs", "probs_std", "entropy", "mutual_information")
@@ -44,14 +45,6 @@ def exported(module: nn.Module, path: Path, **options: Any) -> ExportResult:
     torch.manual_seed(0)
     given: dict[str, Any] = {"inputs": [SPEC], "mc_draws": 5, "task": "probabilities", "method": "predict_step"}
     return export_module(module, path, **given | options)
-
-
-def results(result: ExportResult, x: np.ndarray, **controls: Any) -> list[Arrays]:
-    return [client({"x": x}, **controls) for client in clients(result.path, names_of(result)).values()]
-
-
-def rows(*shape: int) -> np.ndarray:
-    return np.random.default_rng(5).standard_normal(shape).astype(np.float32)
 
 
 def by_hand(draws: np.ndarray, axis: int | None) -> Arrays:

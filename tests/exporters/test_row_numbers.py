@@ -9,11 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deploykit import masks
 from deploykit.errors import ExportError
-from exporters.eager.dropouts import answered_dropouts
 from exporters.export import export_module
-from tests.exporters.test_monte_carlo import clients, names_of
+from tests.exporters.test_monte_carlo import clients, names_of, oracles
 
 STEPS, UNITS = 4, 8
 IDS = np.array([3, 0, 2**40, 11, 5, 8, 1], np.int64)
@@ -121,19 +119,9 @@ class Pools(Pooled):
         return {name: self.head(pool(self.drop(tokens), last)) for name, pool in POOLS.items()}
 
 
-def oracle(module: nn.Module, ids: Tensor, draws: range) -> dict[str, np.ndarray[Any, Any]]:
-    found = []
-    for draw in draws:
-        site = iter(range(20))
-
-        def keep(_kind: str, shape: Any, p: float, draw: int = draw, site: Any = site) -> Tensor:
-            kept = masks.keep_mask(6, next(site), IDS, [draw], int(np.prod(shape)) // len(IDS), p)
-            return torch.from_numpy(kept[0].reshape(tuple(shape)))
-
-        with torch.no_grad(), answered_dropouts(keep):
-            given = module(ids)
-        found.append(given if isinstance(given, dict) else {"output": given})
-    return {name: np.stack([each[name].numpy() for each in found], 1) for name in found[0]}
+def oracle(module: nn.Module, ids: np.ndarray, draws: range) -> dict[str, np.ndarray]:
+    """(batch, draws, ...) by output."""
+    return {name: np.swapaxes(each, 0, 1) for name, each in oracles(module, ids, IDS, 6, draws).items()}
 
 
 @pytest.mark.parametrize("make", [lambda: Pools(POOLS["index"]), lambda: Pooled(POOLS["index"], 5)], ids=["all", "5"])
@@ -146,7 +134,7 @@ def test_every_draw_finds_its_own_rows(make: Callable[[], nn.Module], tmp_path: 
     assert result.manifest.monte_carlo is not None
     assert result.manifest.monte_carlo.form == "batched"
     ids = np.random.default_rng(1).integers(1, 9, (len(IDS), STEPS)) * (np.arange(STEPS) < IDS[:, None] % STEPS + 1)
-    every = oracle(module.train(), torch.from_numpy(ids), range(2, 6))
+    every = oracle(module.train(), ids, range(2, 6))
     for client in clients(result.path, names_of(result)).values():
         got = client({"ids": ids}, sample_ids=IDS.copy(), seed=6, first_draw=2, draws=4)
         for name, wanted in every.items():
@@ -243,7 +231,7 @@ def test_a_state_to_start_with_that_is_cut_from_equal_rows(tmp_path: Path) -> No
     assert result.manifest.bounds == {"batch": {"max": 32}}
     assert result.manifest.tested["batch"] == (1, 2, 7, 32)
     ids = np.random.default_rng(1).integers(0, 9, (len(IDS), STEPS))
-    wanted = oracle(module.train(), torch.from_numpy(ids), range(2, 12))["output"]
+    wanted = oracle(module.train(), ids, range(2, 12))["output"]
     for client in clients(result.path, names_of(result)).values():
         # Of all draws together there are more rows than the module has zeros.
         got = client({"ids": ids}, sample_ids=IDS.copy(), seed=6, first_draw=2, draws=10)["output.draws"]
