@@ -35,6 +35,7 @@ from exporters.onnx_format.names import (
     restore_weight_names,
 )
 from exporters.onnx_format.order import distances, stable_sort
+from exporters.onnx_format.ranks import rank_translations
 from exporters.onnx_format.recurrence import recurrent_translations, refuse_projections
 from exporters.onnx_format.repeat import repeat_interleave
 from exporters.onnx_format.types import shift_translations, types_of_outputs, with_types
@@ -129,6 +130,7 @@ def _translations() -> dict[Any, Any]:
         aten.rrelu_with_noise_functional.default: mean_slope,
         **lookup,
         aten.scatter_reduce.two: with_means(lookup[aten.scatter_reduce.two]),
+        **rank_translations(),
         **recurrent_translations(),
         **shift_translations(),
     }

@@ -1,0 +1,163 @@
+"""What torch's exporter to ONNX lacks of ranks: medians, votes, places in an order, and running extremes.
+
+For the ``custom_translation_table`` of ``torch.onnx.export``. What is no number is larger than all others, as torch has
+it, and makes a median none. Which of several equals is named is defined for running extremes alone: the last.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["rank_translations"]
+
+_INT32, _INT64 = 6, 7
+"""Types as ONNX numbers them."""
+
+
+def rank_translations() -> dict[Any, Callable[..., Any]]:
+    import torch
+
+    aten = torch.ops.aten
+    return {
+        aten.bucketize.Tensor: lambda value, boundaries, **options: _places(boundaries, value, **options),
+        aten.cummax.default: _running("GreaterOrEqual"),
+        aten.cummin.default: _running("LessOrEqual"),
+        aten.kthvalue.default: _kth_value,
+        aten.median.dim: _median,
+        aten.mode.default: _vote,
+        aten.searchsorted.Scalar: _places,
+        aten.searchsorted.Tensor: _places,
+    }
+
+
+def _op() -> Any:
+    from onnxscript import opset18
+
+    return opset18
+
+
+def _axis(value: Any, dim: int) -> int:
+    return dim % len(value.shape)
+
+
+def _size(value: Any, axis: int) -> Any:
+    """How many there are along it: int64 (1,)."""
+    return _op().Shape(value, start=axis, end=axis + 1)
+
+
+def _range(value: Any, axis: int) -> Any:
+    """The places along it: int64 (n,)."""
+    op = _op()
+    return op.Range(op.Constant(value_int=0), op.Squeeze(_size(value, axis)), op.Constant(value_int=1))
+
+
+def _numbers(*numbers: int) -> Any:
+    return _op().Constant(value_ints=list(numbers))
+
+
+def _like(number: float, value: Any) -> Any:
+    import onnx_ir as ir
+
+    op = _op()
+    return op.CastLike(op.Constant(value=ir.tensor(number, dtype=ir.DataType.DOUBLE)), value)
+
+
+def _nth(value: Any, count: Any, axis: int, keepdim: bool, is_none: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """The ``count``-th least with its place; ``is_none`` says by how many values are no numbers whether it is none."""
+    op, lost = _op(), None
+    if value.dtype.is_floating_point():
+        no_number = op.IsNaN(value)
+        lost = op.ReduceSum(op.Cast(no_number, to=_INT64), _numbers(axis), keepdims=1)
+        value = op.Where(no_number, _like(math.inf, value), value)
+    found, place = (op.Gather(each, _numbers(-1), axis=axis) for each in op.TopK(value, count, axis=axis, largest=0))
+    found = found if lost is None else op.Where(is_none(lost), _like(math.nan, value), found)
+    return (found, place) if keepdim else (op.Squeeze(found, _numbers(axis)), op.Squeeze(place, _numbers(axis)))
+
+
+def _median(value: Any, dim: int, keepdim: bool = False) -> tuple[Any, Any]:
+    """The lower one of two in the middle."""
+    op, axis = _op(), _axis(value, dim)
+    middle = op.Div(op.Add(_size(value, axis), _numbers(1)), _numbers(2))
+    return _nth(value, middle, axis, keepdim, lambda lost: op.Greater(lost, _numbers(0)))
+
+
+def _kth_value(value: Any, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Any, Any]:
+    op, axis = _op(), _axis(value, dim)
+    count = _numbers(k) if isinstance(k, int) else op.Reshape(k, _numbers(1))
+    return _nth(value, count, axis, keepdim, lambda lost: op.Greater(count, op.Sub(_size(value, axis), lost)))
+
+
+def _along(line: Any, dimensions: int) -> Any:
+    """(n,) with more dimensions behind, of size 1, so that it has so many."""
+    return _op().Unsqueeze(line, _numbers(*range(1, dimensions))) if dimensions > 1 else line
+
+
+def _vote(value: Any, dim: int = -1, keepdim: bool = False) -> tuple[Any, Any]:
+    """The most frequent value, the least of several, and its last place."""
+    op, axis = _op(), _axis(value, dim)
+    same = op.Equal(op.Unsqueeze(value, _numbers(axis)), op.Unsqueeze(value, _numbers(axis + 1)))
+    count = op.ReduceSum(op.Cast(same, to=_INT64), _numbers(axis), keepdims=0)
+    most = op.Equal(count, op.ReduceMax(count, _numbers(axis), keepdims=1))
+    # Another value of the same tensor, in place of a limit that each type has of its own.
+    others = op.ReduceMax(value, _numbers(axis), keepdims=1)
+    found = op.ReduceMin(op.Where(most, value, others), _numbers(axis), keepdims=keepdim)
+    wanted = found if keepdim else op.Unsqueeze(found, _numbers(axis))
+    places = _along(_range(value, axis), len(value.shape) - axis)
+    last = op.ReduceMax(op.Where(op.Equal(value, wanted), places, _numbers(-1)), _numbers(axis), keepdims=keepdim)
+    return found, last
+
+
+def _places(
+    ordered: Any, value: Any, out_int32: bool = False, right: bool = False, side: str | None = None, sorter: Any = None
+) -> Any:
+    """How many values of ``ordered`` (n,) or (..., n) come before each of ``value``: what a search finds in order."""
+    if sorter is not None:
+        raise NotImplementedError("it has a sorter; sort the sequence, with gather")
+    op = _op()
+    line = ordered if len(ordered.shape) == 1 else op.Unsqueeze(ordered, _numbers(-2))
+    wanted = op.Unsqueeze(op.CastLike(value, ordered), _numbers(-1))
+    compare = op.Greater if right or side == "right" else op.GreaterOrEqual
+    before = op.Cast(op.Not(compare(line, wanted)), to=_INT32 if out_int32 else _INT64)
+    return op.ReduceSum(before, _numbers(-1), keepdims=0)
+
+
+def _running(compare: str) -> Callable[..., Any]:
+    """The extreme of all values so far along ``dim`` and its last place: (values, places)."""
+
+    def running(value: Any, dim: int) -> tuple[Any, Any]:
+        from torch.onnx._internal.exporter._torchlib.ops.hop import call_op
+
+        op, axis = _op(), _axis(value, dim)
+        first = op.Gather(value, op.Constant(value_int=0), axis=axis)
+        start = op.Expand(op.Constant(value_int=0), op.Shape(first))
+        _, _, values, numbers = call_op(
+            "Scan", first, start, value, _range(value, axis), _num_outputs=4, body=_step(compare, value),
+            num_scan_inputs=2, scan_input_axes=[axis, 0], scan_output_axes=[axis, axis],
+        )  # fmt: skip
+        return values, numbers
+
+    return running
+
+
+def _step(compare: str, value: Any) -> Any:
+    """One step: (extreme, place), and the next value with its place, to (extreme, place) twice."""
+    import onnx_ir as ir
+
+    kinds = (value.dtype, ir.DataType.INT64)
+    best, place, this, number = (
+        ir.Value(name=f"running_{name}", type=ir.TensorType(kind))
+        for name, kind in zip(("best", "place", "value", "number"), kinds * 2, strict=True)
+    )
+    nodes = [ir.node(compare, [this, best])]
+    if value.dtype.is_floating_point():
+        nodes += [ir.node("IsNaN", [this])]
+        nodes += [ir.node("Or", [node.outputs[0] for node in nodes])]
+    chosen = nodes[-1].outputs[0]
+    ends = [ir.node("Where", [chosen, this, best]), ir.node("Where", [chosen, number, place])]
+    ends += [ir.node("Identity", node.outputs) for node in ends]
+    for count, node in enumerate([*nodes, *ends]):
+        node.outputs[0].name = f"running_{count}"
+    for node, kind in zip(ends, kinds * 2, strict=True):
+        node.outputs[0].type = ir.TensorType(kind)
+    outputs = [node.outputs[0] for node in ends]
+    return ir.Graph([best, place, this, number], outputs, nodes=[*nodes, *ends], name="running_step")
