@@ -17,6 +17,7 @@ from torch.utils._sympy.functions import FloatPow
 
 from exporters.capture.bags import bags_of_rows
 from exporters.capture.pools import average_parts, largest_of_parts, largest_of_steps
+from exporters.capture.strides import contiguous
 
 __all__ = ["free_sizes"]
 
@@ -128,6 +129,7 @@ _OTHERWISE: dict[Any, tuple[Any, Callable[..., Any]]] = {
     functional.adaptive_max_pool3d: (None, functools.partial(largest_of_parts, 3)),
     torch.take_along_dim: (torch, _taken_along),
     Tensor.take_along_dim: (None, _taken_along),
+    Tensor.contiguous: (None, contiguous),
 }
 """Functions that take sizes as numbers: where torch itself calls them (None if nowhere), and what does without.
 

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from deploykit import masks
 from exporters.capture.reach import touched_by_writes, written
+from exporters.capture.strides import in_order
 from exporters.noise.kinds import KINDS, mask_shape, perform
 from exporters.noise.mask_ops import Keys, unit_numbers
 from exporters.noise.noise_ops import sample
@@ -115,7 +116,7 @@ class TiledRun:
 
     def _tile(self, node: fx.Node, passes: int) -> Any:
         axis = self.plan.axes[node]
-        return axis.tile(self.once[node], self.batch, self.draws * passes) if axis else self.once[node]
+        return axis.tile(in_order(self.once[node]), self.batch, self.draws * passes) if axis else self.once[node]
 
     def _plain(self, node: fx.Node, passes: int) -> Any:
         """What is no tensor: sizes that are computed from the batch are larger when there are more rows."""

@@ -16,7 +16,8 @@ class ByName(nn.Module):
 
 STEPS = [
     ByName(), nn.MaxPool1d(3, 1, 1), nn.MaxPool1d(2), nn.MaxPool1d(3, 2, 1), nn.MaxPool1d(2, 1, dilation=2),
-    nn.MaxPool1d((3,), (2,), (1,)),
+    nn.MaxPool1d((3,), (2,), (1,)), nn.MaxPool1d(2, ceil_mode=True), nn.MaxPool1d(3, 2, 1, ceil_mode=True),
+    nn.AvgPool1d(2, ceil_mode=True), nn.AvgPool1d(3, 2, 1, ceil_mode=True),
 ]  # fmt: skip
 
 
