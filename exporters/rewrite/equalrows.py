@@ -1,5 +1,6 @@
 """Rows that are cut from a tensor of the module's own in which all are the same, as of zeros to start with."""
 
+import itertools
 import operator
 from collections.abc import Collection
 
@@ -7,9 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from exporters.capture.graph import Captured
-from exporters.capture.handing import AS_THEY_LIE
 from exporters.capture.reach import touched_by_writes
-from exporters.noise.sites import arguments, aten_name
+from exporters.noise.sites import arguments, aten_name, draws_random
 
 __all__ = ["CUTS", "cuts_of_equal_rows"]
 
@@ -25,12 +25,15 @@ def cuts_of_equal_rows(captured: Captured) -> frozenset[fx.Node]:
 
 
 def _has_equal_rows(module: fx.GraphModule, node: fx.Node, written: Collection[fx.Node]) -> bool:
+    """Of a buffer, or of what is made of one alone, as a part of it or its copy."""
     given = arguments(node)
-    path = [node, given["input"]]
-    while aten_name(path[-1]) in AS_THEY_LIE:
-        path.append(path[-1].all_input_nodes[0])
-    if path[-1].op != "get_attr" or any(each in written for each in path):
+    path = [given["input"]]
+    while path[0].op == "call_function" and len(path[0].all_input_nodes) == 1 and not draws_random(path[0]):
+        path.insert(0, path[0].all_input_nodes[0])
+    if path[0].op != "get_attr" or any(each in written for each in (*path, node)):
         return False
-    held: Tensor = operator.attrgetter(str(path[-1].target))(module)
+    held: Tensor = operator.attrgetter(str(path[0].target))(module)
+    for source, each in itertools.pairwise(path):
+        held = each.target(*(held if arg is source else arg for arg in each.args), **each.kwargs)
     # Also of none, which have no first.
     return bool((held == torch.ops.aten.slice.Tensor(held, given["dim"], 0, 1)).all())

@@ -100,13 +100,13 @@ class FromZeros(nn.Module):
     def __init__(self, most: int) -> None:
         super().__init__()
         self.table, self.drop, self.head = nn.Embedding(9, UNITS), nn.Dropout(0.3), nn.Linear(UNITS, 3)
-        self.rnn = nn.GRU(UNITS, UNITS, batch_first=True)
-        self.register_buffer("start", torch.zeros(1, most, UNITS))
+        self.rnn = nn.GRU(UNITS, UNITS, 2, batch_first=True)
+        self.register_buffer("start", torch.zeros(3, most, UNITS))
         self.start: Tensor
 
     def forward(self, ids: Tensor) -> Tensor:
         tokens = self.drop(self.table(ids))
-        found: Tensor = self.head(self.rnn(tokens, self.start[:, : ids.shape[0]].contiguous())[0][:, -1])
+        found: Tensor = self.head(self.rnn(tokens, self.start[:2, : ids.shape[0]].contiguous())[0][:, -1])
         return found
 
 

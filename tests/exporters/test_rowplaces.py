@@ -115,6 +115,9 @@ EQUAL = TABLE[:1].repeat(ROWS + 1, 1)
 COLUMNS = EQUAL.t().contiguous()
 
 
+LAYERS = torch.stack([EQUAL, EQUAL * 2])
+
+
 def changed_first(x: Tensor) -> Tensor:
     table = EQUAL.double()
     table[0] = 3.0
@@ -127,6 +130,10 @@ TABLES: dict[str, Callable[[Tensor], Tensor]] = {
     "equal ones": lambda x: x + EQUAL[: rows(x)],
     "equal ones from the end": lambda x: x + EQUAL[-rows(x) :],
     "equal columns": lambda x: x + COLUMNS.narrow(1, 0, rows(x)).t(),
+    "equal ones of one of two layers": lambda x: x + LAYERS[1, : rows(x)],
+    "equal ones of several layers": lambda x: x + LAYERS[:2, : rows(x)].clone().sum(0),
+    "equal ones, computed": lambda x: x + (TABLE * 0)[: rows(x)],
+    "different ones, computed": lambda x: x + (TABLE * 2)[: rows(x)],
     "equal ones in another type": lambda x: x + EQUAL.double()[: rows(x)].float(),
 }
 
