@@ -131,6 +131,8 @@ def _way_out(line: str) -> str:
     """What to do about a path that depends on values, by the line where it does."""
     if "trunc_normal_" in line:
         return "draw with torch.randn_like and clamp it: the functions of nn.init are for weights, outside of forward"
+    if "math.log(" in line:
+        return "use the logarithm of a size as a factor alone, or declare the dimension as a number"
     # A call of torch's: `if dropout_probability < self.layerdrop` and `dropout_layers(layers)` are layer drop.
     if re.search(r"dropout(?:[123]d)?_?\(", line):
         return "keep the probability of a dropout as a number of Python's, not as a tensor, a buffer or a parameter"
@@ -168,8 +170,9 @@ def _condition(text: str) -> str:
     constant = re.search(r"specialized it to be a constant \((\d+)\)", text)
     if constant is not None:
         return (
-            f"its code makes the constant {constant[1]} of it, as range(n), int(n), float(n) and math.log(n) do with a "
-            "size n (use n * 1.0 and torch.log(torch.tensor(n))), and sqrt(n) imported by name (use math.sqrt(n))"
+            f"its code makes the constant {constant[1]} of it, as range(n), int(n), float(n) and math.log2(n) do with "
+            "a size n (use n * 1.0 and math.log(n, 2)), log(n) imported by name (use math.log(n)), and sqrt(n) "
+            "imported by name (use math.sqrt(n))"
         )
     return next((line.strip(" -") for line in text.splitlines() if "specialized" in line), text.splitlines()[0])
 

@@ -4,9 +4,9 @@ import builtins
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -27,9 +27,12 @@ _SIZE, _NUMBER = torch.SymInt, (torch.SymInt, torch.SymFloat)
 @contextmanager
 def free_sizes() -> Iterator[None]:
     """For the time of a capture: what is computed stays the same, up to rounding."""
+    logarithms: set[Any] = set()
     with ExitStack() as stack:
-        for each in (_by_len, _roots, _whole_numbers, _within_torch, _Sizes):
-            stack.enter_context(each())
+        for each in (
+            _by_len(), _roots(), _logarithms(logarithms), _whole_numbers(logarithms), _within_torch(), _Sizes()
+        ):  # fmt: skip
+            stack.enter_context(each)
         yield
 
 
@@ -60,20 +63,38 @@ def _roots() -> Iterator[None]:
 
 
 @contextmanager
-def _whole_numbers() -> Iterator[None]:
-    """A root has float32 in ONNX, where a whole number made of it may be another: it is one of a plain number here."""
-    with ExitStack() as stack:
-        for name in ("__ceil__", "__floor__", "__trunc__", "__round__"):
-            stack.enter_context(mock.patch.object(torch.SymFloat, name, _unless_a_root(name)))
+def _logarithms(made: set[Any]) -> Iterator[None]:
+    """``math.log`` makes a number of a size too; that of a tensor does not. ``made`` gets their symbols."""
+    original: Any = math.log
+
+    def logarithm(value: Any, *base: Any) -> Any:
+        if not isinstance(value, _NUMBER):
+            return original(value, *base)
+        number: Any = torch.scalar_tensor(cast(Any, value), dtype=torch.float64).log().item()
+        made.add(number.node.expr)
+        return number / original(*base) if base else number
+
+    with mock.patch.object(math, "log", logarithm):
         yield
 
 
-def _unless_a_root(name: str) -> Callable[..., Any]:
+@contextmanager
+def _whole_numbers(logarithms: Collection[Any]) -> Iterator[None]:
+    """Of what has float32 in ONNX a whole number may be another one there: it is made of a plain number here."""
+    with ExitStack() as stack:
+        for name in ("__ceil__", "__floor__", "__trunc__", "__round__"):
+            stack.enter_context(mock.patch.object(torch.SymFloat, name, _unless_inexact(name, logarithms)))
+        yield
+
+
+def _unless_inexact(name: str, logarithms: Collection[Any]) -> Callable[..., Any]:
     original: Any = getattr(torch.SymFloat, name)
 
     def whole(value: Any, *digits: Any) -> Any:
         own: Any = getattr(float, name)
-        return own(float(value), *digits) if value.node.expr.has(FloatPow) else original(value, *digits)
+        formula = value.node.expr
+        inexact = formula.has(FloatPow) or not formula.free_symbols.isdisjoint(logarithms)
+        return own(float(value), *digits) if inexact else original(value, *digits)
 
     return whole
 

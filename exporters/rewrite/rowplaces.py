@@ -113,9 +113,7 @@ def _followed(
     while len(found) > before:
         before = len(found)
         for node in nodes:
-            # A size holds nothing of the values.
-            holds = operation_of(node) not in VALUELESS and isinstance(node.meta.get("val"), (Tensor, list, tuple))
-            sources = [each for each in _valued(node) if each in found] if holds else []
+            sources = [each for each in _valued(node) if each in found] if _holds_values(node) else []
             aside = () if places or not sources else _aside(plan, node)
             origin = next((found[each] for each in sources if each not in aside), None)
             if origin is not None:
@@ -124,6 +122,13 @@ def _followed(
                 for target in written(node):
                     found.setdefault(owner_of(target), found[node])
     return found
+
+
+def _holds_values(node: fx.Node) -> bool:
+    """A size holds nothing of them; a number that was taken out of a tensor does."""
+    value = node.meta.get("val")
+    is_taken = isinstance(value, torch.SymFloat) and bool(free_unbacked_symbols(value))
+    return operation_of(node) not in VALUELESS and (is_taken or isinstance(value, (Tensor, list, tuple)))
 
 
 def _valued(node: fx.Node) -> list[fx.Node]:

@@ -78,6 +78,8 @@ COMPUTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "integers by a size": lambda x, _: x * (torch.arange(x.shape[1]) / x.shape[1]),
     "integers by an integer": lambda _, mask: mask / 4,
     "roots of sizes": rooted,
+    "logarithms of sizes": lambda x, mask: x * math.log(x.shape[1] + 1) / math.log(512) + mask * math.log(9),
+    "logarithms of sizes to a base": lambda x, mask: x * math.log(mask.shape[1] * 2, 512),
     "a size many steps": spaced,
     "tensors of sizes": half,
     "tensors of sizes by name": lambda x, _: x * torch.scalar_tensor(s=x.shape[1], dtype=torch.float32),
@@ -169,6 +171,24 @@ def test_a_grid_of_torchs_own_keeps_its_sizes(tmp_path: Path) -> None:
 def test_a_root_imported_by_name_is_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"sqrt\(n\) imported by name \(use math.sqrt\(n\)\)"):
         export_module(Sized(lambda x, size: x / sqrt(size)), tmp_path / "a", inputs=["x:float32[batch,steps]"])
+
+
+class Levels(nn.Module):
+    """What a whole number, or the larger of two, of a logarithm decides."""
+
+    def __init__(self, decide: Callable[[float], float]) -> None:
+        super().__init__()
+        self.decide = decide
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.decide(math.log(x.shape[1]))
+
+
+@pytest.mark.parametrize("decide", [math.floor, lambda number: max(number, 1.0)], ids=["floor", "max"])
+def test_what_a_logarithm_of_a_size_decides_is_refused(decide: Callable[[float], float], tmp_path: Path) -> None:
+    words = r"^\(root\) \(test_numbers.py:\d+: .*; use the logarithm of a size as a factor alone"
+    with pytest.raises(ExportError, match=words):
+        export_module(Levels(decide), tmp_path / "a", inputs=["x:float32[batch,steps]"])
 
 
 LOOKUPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

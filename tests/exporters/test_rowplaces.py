@@ -1,5 +1,6 @@
 """Which values of a graph are numbers of rows: eager PyTorch says whether a row is the same among more rows."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -54,6 +55,8 @@ COUNTING: dict[str, Callable[[Tensor], Tensor]] = {
     "fill": filled,
     "a product": lambda x: x * rows(x),
     "a product with a fraction": lambda x: x * rows(x) ** -0.5,
+    "a product with a logarithm": lambda x: x * (math.log(rows(x)) / 3),
+    "a limit that is a logarithm": lambda x: x.clamp(max=math.log(rows(x)) / 9),
     "a product with a truth": lambda x: x * (rows(x) > 2000),
     "a difference": lambda x: rows(x) - x,
     "a multiple, by name": lambda x: torch.add(x, x, alpha=rows(x)),
