@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from exporters.onnx_format.exact import number_like
+
 __all__ = ["rank_translations"]
 
 _INT32, _INT64 = 6, 7
@@ -55,22 +57,15 @@ def _numbers(*numbers: int) -> Any:
     return _op().Constant(value_ints=list(numbers))
 
 
-def _like(number: float, value: Any) -> Any:
-    import onnx_ir as ir
-
-    op = _op()
-    return op.CastLike(op.Constant(value=ir.tensor(number, dtype=ir.DataType.DOUBLE)), value)
-
-
 def _nth(value: Any, count: Any, axis: int, keepdim: bool, is_none: Callable[[Any], Any]) -> tuple[Any, Any]:
     """The ``count``-th least with its place; ``is_none`` says by how many values are no numbers whether it is none."""
     op, lost = _op(), None
     if value.dtype.is_floating_point():
         no_number = op.IsNaN(value)
         lost = op.ReduceSum(op.Cast(no_number, to=_INT64), _numbers(axis), keepdims=1)
-        value = op.Where(no_number, _like(math.inf, value), value)
+        value = op.Where(no_number, number_like(math.inf, value), value)
     found, place = (op.Gather(each, _numbers(-1), axis=axis) for each in op.TopK(value, count, axis=axis, largest=0))
-    found = found if lost is None else op.Where(is_none(lost), _like(math.nan, value), found)
+    found = found if lost is None else op.Where(is_none(lost), number_like(math.nan, value), found)
     return (found, place) if keepdim else (op.Squeeze(found, _numbers(axis)), op.Squeeze(place, _numbers(axis)))
 
 
