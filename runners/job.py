@@ -229,7 +229,9 @@ def _checked(
     )  # fmt: skip
     held = RunDirectory.plan_of(where.path)
     asked = options["batch-size"]
-    batch_size, notes = settle_batch_size(asked, held, len(source), artifact.manifest, probe)
+    batch_size, notes = settle_batch_size(
+        asked, held, probe, rows=len(source), shard_rows=options["shard-rows"], manifest=artifact.manifest
+    )
     cut = _cut(source, artifact.manifest, draws, options["shard-rows"], held)
     job = Job(
         artifact=artifact.digest, artifact_path=str(artifact.path), format=runner.format,

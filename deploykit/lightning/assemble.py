@@ -67,7 +67,10 @@ def assemble(run: Path, *, writer: str, shard_rows: int | None) -> None:
 
 
 def _is_made(run: Path) -> bool:
-    return (run / RUN_NAME).exists() and not RunDirectory.open(run).missing()
+    if not (run / RUN_NAME).exists():
+        return False
+    directory = RunDirectory.open(run)
+    return directory.job.format == "lightning" and not directory.missing()
 
 
 def _one_summary(summaries: list[Summary]) -> Summary:

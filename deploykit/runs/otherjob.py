@@ -25,8 +25,8 @@ _DIGESTS = {"sha256", "sha256_first_last", "sha256_sample"}
 _MOST_NAMED = 3
 
 
-def refuse_other_job(directory: Path | str, held: Job, asked: Job) -> None:
-    """Refuse a job that is not the one of the directory.
+def refuse_other_job(directory: Path | str, held: Job, asked: Job, *, is_barren: bool = False) -> None:
+    """Refuse a job that is not the one of the directory, of which nothing is there yet if that ``is_barren``.
 
     Raises:
         RunError: says what differs.
@@ -47,7 +47,8 @@ def refuse_other_job(directory: Path | str, held: Job, asked: Job) -> None:
         )
     if not held.differences(_of_the_time_of(held, asked)):
         raise RunError(f"run directory {directory}: {_only_times_differ(held, asked)}; or name a new directory")
-    raise RunError(f"run directory {directory}: holds another job: {_in_words(held, asked, differences)}")
+    text = f"run directory {directory}: holds another job: {_in_words(held, asked, differences)}"
+    raise RunError(text + (". No part of that job is there: remove the directory to begin anew" if is_barren else ""))
 
 
 def _read_by_another_version(held: Job, asked: Job) -> bool:

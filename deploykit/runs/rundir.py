@@ -56,11 +56,10 @@ class RunDirectory:
         self.digests = Digests()
 
     @classmethod
-    def prepare(cls, path: str | Path, job: Job, *, makes_room: bool = True) -> "RunDirectory":
+    def prepare(cls, path: str | Path, job: Job) -> "RunDirectory":
         """Create the directory for the job, or take it up again where the same job was interrupted.
 
-        What an interrupted process left half-written is removed. Another job that stopped before its first part
-        ``makes_room`` for this one.
+        What an interrupted process left half-written is removed.
 
         Raises:
             RunError: the directory holds something else, or another job, and the message names what differs; or its
@@ -70,9 +69,7 @@ class RunDirectory:
         if (path / RUN_NAME).exists():
             directory = cls.open(path)
             _refuse_changed_data(path)
-            if makes_room and directory.job.differences(job) and directory._is_barren(job):
-                directory = directory._begun_anew(job)
-            refuse_other_job(path, directory.job, job)
+            refuse_other_job(path, directory.job, job, is_barren=directory._is_barren())
         else:
             refuse_foreign(path)
             directory = cls(path, job)
@@ -102,7 +99,7 @@ class RunDirectory:
         directory = cls.open(path)
         _refuse_changed_data(path)
         asked = job if cut is None else replace(job, plan=cut(directory.job.plan))
-        refuse_other_job(path, directory.job, asked)
+        refuse_other_job(path, directory.job, asked, is_barren=directory._is_barren())
         return directory
 
     @staticmethod
@@ -254,22 +251,9 @@ class RunDirectory:
             for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 discard(leftover)
 
-    def _is_barren(self, job: Job) -> bool:
-        """Whether another ``job`` can have the place of this one, of which nothing counts.
-
-        Rows that come but once are something, unless they are those of the other job, too.
-        """
-        held, asked = self.job.to_json(), job.to_json()
-        drawn = (self.path / SPOOL_NAME).exists() and held["data"] != asked["data"]
-        counts = (path for path in self.commits.glob("*") if not path.name.startswith(TEMPORARY_PREFIX))
-        return bool(self.job.plan.rows) and not drawn and not any(counts)
-
-    def _begun_anew(self, job: Job) -> "RunDirectory":
-        with writing(self.path):
-            for path in self.parts.glob("part-*"):
-                path.unlink()
-            write_json(self.path / RUN_NAME, job.to_json())
-        return RunDirectory(self.path, job)
+    def _is_barren(self) -> bool:
+        """Whether nothing is there that anybody could miss: no part that counts, and no rows that come but once."""
+        return not any(self.commits.glob("*.json")) and not (self.path / SPOOL_NAME).exists()
 
     def _set_up(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,6 @@ from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.runstate import State
 from deploykit.signs import signing
 from deploykit.storage.copies import naming, renamed
-from deploykit.storage.stores import is_url
 from deploykit.tally import Tally
 from runners.changed import change_told, watched
 from runners.engines.setting import Computed, ProgressChoice, Setting
@@ -42,9 +41,7 @@ def drive(setting: Setting, out: Path, place: Placer, *, progress: ProgressChoic
         DeploykitError: whatever else stopped it.
     """
     with locked(out) as lock:
-        # At a URL the job that is there first counts, whatever is in the copy here.
-        prepare = partial(RunDirectory.prepare, out, setting.job, makes_room=not is_url(setting.place))
-        directory = setting.exchange.joined(prepare)
+        directory = setting.exchange.joined(partial(RunDirectory.prepare, out, setting.job))
         require_same_spool(setting.source, directory)
         save_index(directory.path, setting.source)
         state = _looked_at(setting, directory, progress)

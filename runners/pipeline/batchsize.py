@@ -10,6 +10,7 @@ import numpy as np
 
 from deploykit.artifact import Artifact
 from deploykit.bounds import beyond, row_sizes
+from deploykit.counts import require_whole
 from deploykit.devices import Device
 from deploykit.errors import UsageError
 from deploykit.manifest import Manifest
@@ -112,44 +113,48 @@ def first_sizes(source: "Source", model: Manifest) -> dict[str, int]:
 
 
 def settle_batch_size(
-    asked: int | Literal["auto"] | None, held: Plan | None, rows: int, manifest: Manifest, probe: Callable[[], Probe]
+    asked: int | Literal["auto"] | None,
+    held: Plan | None,
+    probe: Callable[[], Probe],
+    *,
+    rows: int,
+    shard_rows: int | None,
+    manifest: Manifest,
 ) -> tuple[int, tuple[str, ...]]:
     """The batch size of a job of ``rows`` rows, and for ``auto`` how it came about.
 
-    Where no number is asked for, it is that of the run that is ``held``, if there is one, else what the probe finds, or
+    Where no number is asked for, it is that of the run that is ``held``, if there is one; else what the probe finds, or
     the usual one.
 
     Raises:
         UsageError: the module's code makes something else of such batches, or not even one row goes through.
     """
-    size, notes = _settled(asked, held, rows, manifest, probe)
-    wrong = beyond(manifest.bounds, {manifest.batch_dimension: size})
-    if wrong is not None:
-        raise UsageError(f"batch size {size}: {wrong}; give another --batch-size")
-    return size, notes
-
-
-def _settled(
-    asked: int | Literal["auto"] | None, held: Plan | None, rows: int, manifest: Manifest, probe: Callable[[], Probe]
-) -> tuple[int, tuple[str, ...]]:
-    if asked is not None and asked != "auto":
-        return asked, ()
-    # The directory may be that of a job of other data, of which nothing is there yet.
-    if held is not None and held.rows != rows:
-        held = None
+    if held is not None and asked in (None, "auto"):
+        return held.batch_size, (f"batch size {held.batch_size}, as {RUN_NAME} records it",) if asked else ()
+    notes: tuple[str, ...] = ()
     if asked is None:
-        return (_usual(manifest, rows) if held is None else held.batch_size), ()
-    if held is not None:
-        return held.batch_size, (f"batch size {held.batch_size}, as {RUN_NAME} records it",)
-    found = probe()
-    return found.size, (str(found),)
+        asked = _usual(rows, shard_rows, manifest)
+    elif asked == "auto":
+        found = probe()
+        asked, notes = found.size, (str(found),)
+    wrong = beyond(manifest.bounds, {manifest.batch_dimension: asked})
+    if wrong is not None:
+        raise UsageError(f"batch size {asked}: {wrong}; give another --batch-size")
+    return asked, notes
 
 
-def _usual(manifest: Manifest, rows: int) -> int:
-    """As many rows as the module allows; where it needs several, more, so that the last batch has enough."""
+def _usual(rows: int, shard_rows: int | None, manifest: Manifest) -> int:
+    """As many rows as the model allows; where it needs several, more, so that the last batch has enough."""
     ends = manifest.bounds.get(manifest.batch_dimension, {})
-    size = USUAL_BATCH if "min" in ends else usual_batch(rows)
-    return min(size, ends.get("max", size))
+    size = min(USUAL_BATCH if "min" in ends else usual_batch(rows), ends.get("max", USUAL_BATCH))
+    return size if shard_rows is None else _part_of(shard_rows, size)
+
+
+def _part_of(shard_rows: int, most: int) -> int:
+    """The largest number of rows that cuts a shard evenly, unless it is small: then the plan says why not."""
+    require_whole("shard rows", shard_rows)
+    most = max(1, min(most, shard_rows))
+    return next((size for size in range(most, most // 2, -1) if shard_rows % size == 0), most)
 
 
 def find_plateau(

@@ -60,8 +60,8 @@ def alone(lock: int) -> Iterator[bool]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         is_alone = True
-    except BlockingIOError:
-        is_alone = False
+    except OSError:
+        is_alone = False  # Somebody else has it, or nobody can tell.
     try:
         yield is_alone
     finally:

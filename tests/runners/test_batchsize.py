@@ -121,6 +121,14 @@ def test_a_run_is_taken_up_with_the_batches_it_has(artifact_paths: dict[str, Pat
         run(artifact_paths["mc"], data, tmp_path / "r", devices="cpu", batch_size=4)
 
 
+def settled(
+    asked: Any, held: Plan | None = None, *, rows: int = 1000, shard_rows: int | None = None, **ends: int
+) -> Any:
+    model: Any = SimpleNamespace(bounds={"batch": ends}, batch_dimension="batch")
+    found = Probe(size=7, rows_per_s={}, too_large=None)
+    return settle_batch_size(asked, held, lambda: found, rows=rows, shard_rows=shard_rows, manifest=model)[0]
+
+
 @pytest.mark.parametrize(
     ("ends", "rows", "size"),
     [
@@ -130,23 +138,24 @@ def test_a_run_is_taken_up_with_the_batches_it_has(artifact_paths: dict[str, Pat
     ],
 )  # fmt: skip
 def test_the_usual_size_is_one_that_the_model_allows(ends: dict[str, int], rows: int, size: int) -> None:
-    model: Any = SimpleNamespace(bounds={"batch": ends}, batch_dimension="batch")
-    assert settle_batch_size(None, None, rows, model, lambda: pytest.fail("nothing is tried")) == (size, ())
+    assert settled(None, rows=rows, **ends) == size
 
 
-@pytest.mark.parametrize(("rows", "size"), [(1000, 64), (100, 1)])
-def test_the_size_of_a_run_of_as_many_rows_is_kept(rows: int, size: int) -> None:
-    model: Any = SimpleNamespace(bounds={}, batch_dimension="batch")
+@pytest.mark.parametrize(("shard_rows", "size"), [(96, 8), (100, 5), (7, 7), (1, 1), (11, 8), (0, 1)])
+def test_the_usual_size_divides_a_shard_where_one_nearly_as_large_does(shard_rows: int, size: int) -> None:
+    assert settled(None, shard_rows=shard_rows) == size
+
+
+def test_a_run_keeps_its_size_where_none_is_asked_for() -> None:
     held = Plan(rows=1000, shard_rows=128, batch_size=64)
-    assert settle_batch_size(None, held, rows, model, lambda: pytest.fail("nothing is tried")) == (size, ())
-    probe = Probe(size=7, rows_per_s={}, too_large=None)
-    assert settle_batch_size("auto", held, rows, model, lambda: probe)[0] == (64 if rows == 1000 else 7)
+    assert [settled(asked, held) for asked in (None, "auto", 16)] == [64, 64, 16]
+    assert settled(None, held, max=9) == 64, "of another model, which is refused as such"
+    assert settled("auto") == 7
 
 
 def test_a_size_that_the_model_does_not_allow_is_refused() -> None:
-    model: Any = SimpleNamespace(bounds={"batch": {"max": 99}}, batch_dimension="batch")
     with pytest.raises(UsageError, match=r"batch size 100: .*at most 99; give another --batch-size"):
-        settle_batch_size(100, None, 1000, model, lambda: pytest.fail("nothing is tried"))
+        settled(100, max=99)
 
 
 def test_shards_that_were_asked_for_stay_whole(artifact_paths: dict[str, Path], data: Path, tmp_path: Path) -> None:

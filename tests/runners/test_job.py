@@ -320,19 +320,6 @@ def test_nan_stops_with_the_row_and_allow_counts(artifact_paths: dict[str, Path]
     assert (report["nan"], report["nan_rows"]) == ("allow", 1)
 
 
-def test_a_run_that_failed_before_its_first_part_takes_other_options(
-    artifact_paths: dict[str, Path], tmp_path: Path
-) -> None:
-    x = np.ones((50, 4), np.float32)
-    x[3, 2] = np.nan
-    np.save(tmp_path / "x.npy", x)
-    with pytest.raises(DataError, match=r"input 'x', row 3 at \[2\]: NaN"):
-        run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "r")
-    run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "r", nan="allow", batch_size=4, writer="jsonl")
-    assert verify_run(tmp_path / "r").ok
-    assert {part.suffix for part in (tmp_path / "r" / "parts").iterdir()} == {".jsonl"}
-
-
 def test_a_nan_is_told_with_its_file_where_there_are_several(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     for name, last in (("a", 4.0), ("b", float("nan")), ("c", 4.0)):

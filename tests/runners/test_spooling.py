@@ -341,11 +341,11 @@ def test_two_commands_at_the_same_moment(
     result = run(artifact_paths["plain"], STREAM, out, **OPTIONS)
     assert (result.computed_rows, times(drawn)) == (0, 1)
 
-    def other_between(path: Path, job: Any, **options: Any) -> RunDirectory:
+    def other_between(path: Path, job: Any) -> RunDirectory:
         spool.clear(path / "spool")
         with spool.Spool(path / "spool", {"target": "other", "keys": {}}, handmade.INPUTS["plain"]):
             pass
-        return prepare(path, job, **options)
+        return prepare(path, job)
 
     monkeypatch.setattr(RunDirectory, "prepare", other_between)
     with pytest.raises(RunError, match="another run has replaced the rows in spool by others"):

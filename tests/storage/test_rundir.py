@@ -94,27 +94,22 @@ def test_another_job_is_refused_by_every_difference(tmp_path: Path, name: str) -
     assert files_of(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_a_job_without_a_part_makes_room_for_any_other(tmp_path: Path, name: str) -> None:
-    """What made it stop before its first part is mended by an option, or by other data."""
-    directory = RunDirectory.prepare(tmp_path, make_job())
-    (directory.parts / "part-000000.npy").write_bytes(b"no commit speaks of it")
-    asked = make_job(**CHANGES[name][0])
-    with pytest.raises(RunError, match=f"holds another job: .*{CHANGES[name][1]}"):
-        RunDirectory.prepare(tmp_path, asked, makes_room=False)
-    assert RunDirectory.prepare(tmp_path, asked).job == asked
-    assert RunDirectory.open(tmp_path).job.differences(asked) == []
-    assert list(files_of(tmp_path)) == ["run.json"]
-
-
-def test_rows_that_come_but_once_are_kept_for_the_job_that_drew_them(tmp_path: Path) -> None:
-    job = make_job(data={"kind": "spool", "sha256": "a"})
-    RunDirectory.prepare(tmp_path, job)
+@pytest.mark.parametrize("take", [RunDirectory.prepare, RunDirectory.join])
+def test_where_no_part_is_there_the_directory_can_be_removed(tmp_path: Path, take: Any) -> None:
+    """It is refused all the same: a rank of the other job may be at work on another machine, and hold no lock."""
+    RunDirectory.prepare(tmp_path, make_job())
+    asked = make_job(nan="allow")
+    said = "No part of that job is there: remove the directory to begin anew"
+    with pytest.raises(RunError, match=f"holds another job: .*nan.*{said}"):
+        take(tmp_path, asked)
     (tmp_path / "spool").mkdir()
-    with pytest.raises(RunError, match="holds another job"):
-        RunDirectory.prepare(tmp_path, make_job())
-    other = replace(job, nan="allow")
-    assert RunDirectory.prepare(tmp_path, other).job == other
+    with pytest.raises(RunError, match="holds another job: ") as drawn:
+        take(tmp_path, asked)
+    (tmp_path / "spool").rmdir()
+    run_all(tmp_path, make_job())
+    with pytest.raises(RunError, match="holds another job: ") as begun:
+        take(tmp_path, asked)
+    assert said not in f"{drawn.value} {begun.value}"
 
 
 @pytest.mark.parametrize(("now", "is_version"), [(3, True), (4, False)])
