@@ -23,6 +23,8 @@ from exporters.subject import Subject
 
 __all__ = ["check_parity", "sizes_that_hold", "tested_sizes"]
 
+_OF_STEPS = RECURRENT | {"kthvalue", "median", "mode"}
+
 BATCHES = (1, 2, 7, 64)
 """One, two, an odd size, and one much larger than the example's."""
 
@@ -104,7 +106,7 @@ def check_parity(
 
 def sizes_that_hold(clients: Mapping[str, Client], subject: Subject, inputs: ModelInputs, tolerance: float) -> Bounds:
     """The bounds of the module's code, and at least 2 where the module fails at size 1, or a file is not what it is; 1
-    where a recurrent network has no steps at size 0.
+    where the module fails at size 0, for want of a step.
 
     torch takes dynamic sizes for 2 or more when it captures, so that a branch on one that is 1 is lost without a word.
     The batch is not looked at: it has trials of one row.
@@ -115,13 +117,13 @@ def sizes_that_hold(clients: Mapping[str, Client], subject: Subject, inputs: Mod
     if small and not _holds_at_one(small, clients, subject, inputs, tolerance):
         wrong = [name for name in small if not _holds_at_one([name], clients, subject, inputs, tolerance)] or small
     found = {**bounds, **{name: {**bounds.get(name, {}), "min": 2} for name in wrong}}
-    steps = [name for name in inputs.default_sizes() if "min" not in found.get(name, {})] if _recurs(subject) else []
+    steps = [name for name in inputs.default_sizes() if "min" not in found.get(name, {})] if _needs_one(subject) else []
     return found | {name: {**found.get(name, {}), "min": 1} for name in steps if _fails_at_none(name, subject, inputs)}
 
 
-def _recurs(subject: Subject) -> bool:
-    """Whether there is a recurrent network: torch refuses to run it over no steps, and onnxruntime ends the process."""
-    return any(aten_name(node) in RECURRENT for node in subject.captured.all_nodes)
+def _needs_one(subject: Subject) -> bool:
+    """Whether there is what torch refuses to do over no steps, and onnxruntime does, or ends the process."""
+    return any(aten_name(node) in _OF_STEPS for node in subject.captured.all_nodes)
 
 
 def _fails_at_none(name: str, subject: Subject, inputs: ModelInputs) -> bool:

@@ -15,7 +15,7 @@ from deploykit.tensors import TensorSpec
 from exporters.capture.graph import Captured
 from exporters.capture.lookups import with_allowed
 from exporters.checks.reference import Reference
-from exporters.checks.rows import check_rows_apart
+from exporters.checks.rows import check_rows_apart, notes_of_company
 from exporters.checks.scores import check_scores
 from exporters.checks.trainmodes import Training, evaluation
 from exporters.checks.watch import refuse_own_seed
@@ -104,7 +104,8 @@ def _prepared(found: ModalCapture, inputs: ModelInputs, example: Sequence[Tensor
     if not seen.draws:
         _refuse_options_of_draws(options)
         subject = _deterministic(entry, seen.captured, shapes, seen.training, inputs.batch_name, options.tasks)
-        return replace(subject, notes=seen.notes, inputs=specs)
+        company = notes_of_company(subject.reference, inputs, subject.captured.tolerance)
+        return replace(subject, notes=(*seen.notes, *company), inputs=specs)
     refuse_own_seed(found.random_calls(seen.training))
     plan = plan_monte_carlo(seen.captured, seen.draws, inputs.batch_name, example)
     subject = _monte_carlo(entry, plan, shapes, inputs, example, seen.training, options)

@@ -131,13 +131,13 @@ def _way_out(line: str) -> str:
     """What to do about a path that depends on values, by the line where it does."""
     if "trunc_normal_" in line:
         return "draw with torch.randn_like and clamp it: the functions of nn.init are for weights, outside of forward"
-    if "math.log(" in line:
+    if re.search(r"math\.log\((?![\d.]+\))", line):
         return "use the logarithm of a size as a factor alone, or declare the dimension as a number"
     # A call of torch's: `if dropout_probability < self.layerdrop` and `dropout_layers(layers)` are layer drop.
     if re.search(r"dropout(?:[123]d)?_?\(", line):
         return "keep the probability of a dropout as a number of Python's, not as a tensor, a buffer or a parameter"
     return (
-        "use torch.where or torch.cond, export a --method without that branch, or, where it decides at random as "
+        "use torch.where, export a --method without that branch, or, where it decides at random as "
         "layer drop does, set that probability to 0"
     )
 

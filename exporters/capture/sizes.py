@@ -70,6 +70,8 @@ def _logarithms(made: set[Any]) -> Iterator[None]:
     def logarithm(value: Any, *base: Any) -> Any:
         if not isinstance(value, _NUMBER):
             return original(value, *base)
+        if not value > 0:  # torch proves it, or bounds the sizes, or refuses them.
+            raise ValueError("math domain error")
         number: Any = torch.scalar_tensor(cast(Any, value), dtype=torch.float64).log().item()
         made.add(number.node.expr)
         return number / original(*base) if base else number

@@ -3,6 +3,7 @@
 Asked of the module itself, in eager PyTorch with the masks of the numpy reference, before anything is captured.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +26,7 @@ from exporters.rewrite.layout import symbolic_shape, symbols_of, takes
 from exporters.rewrite.probe import SitesOff
 from exporters.rewrite.rowplaces import VALUELESS, counting_rows, where_values_say
 
-__all__ = ["blaming_the_module", "check_rows_apart"]
+__all__ = ["blaming_the_module", "check_rows_apart", "notes_of_company"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -80,6 +81,30 @@ def check_rows_apart(
         changed = _changed({name: value for name, value in apart.items() if value.ndim}, before, rows, limit)
         if changed:
             raise _mixing(changed, "it stands in a smaller batch or in another place of it", None, plan)
+
+
+def notes_of_company(reference: Reference, inputs: ModelInputs, limit: float) -> tuple[str, ...]:
+    """A note where rows of a module that draws nothing change with their company: it may be meant, and must be known.
+
+    ``limit`` is the largest error relative to the scale of an output that counts as none.
+    """
+    sizes = {inputs.batch_name: _ROWS, **inputs.default_sizes()}
+    try:
+        arrays = inputs.random(sizes, seed=5)
+        other = {name: np.concatenate([array[1:2], array[1:]]) for name, array in arrays.items()}
+        ids = np.arange(_ROWS, dtype=np.int64)
+        with blaming_the_module(sizes):
+            before, swapped = (reference.outputs(given, sample_ids=ids, seed=0, draws=[0]) for given in (arrays, other))
+    except DeploykitError:
+        return ()  # The module takes no such batch.
+    others = {name: value[1:] for name, value in swapped.items() if value.shape[:1] == (_ROWS,)}
+    changed = _changed(others, before, slice(1, None), limit)
+    if changed is None:
+        return ()
+    return (
+        f"output {changed}: a row changes when another row of its batch does, so predictions depend on the batch size "
+        "and on which rows come together; that is the module's own doing, which --mc-draws would refuse",
+    )
 
 
 def _refuse_values_of_all_rows(plan: MonteCarloPlan, outputs: Sequence[fx.Node]) -> None:
@@ -226,6 +251,12 @@ def blaming_the_module(sizes: Mapping[str, int]) -> Iterator[None]:
     except DeploykitError:
         raise
     except Exception as error:
+        taken = re.search(r"HigherOrderOperator (\w+)", str(error))
+        if taken is not None:
+            raise ExportError(
+                f"torch.{taken[1]}: an operation that takes functions cannot be followed; compute both ways, and "
+                "choose with torch.where"
+            ) from error
         raise ExportError(
             f"the module itself fails on random inputs with {dict(sizes)}: {type(error).__name__}: {error}; "
             "give a real --example, a --range for integer inputs, the dtypes that it takes with --input, or fix the "

@@ -21,6 +21,7 @@ def rank_translations() -> dict[Any, Callable[..., Any]]:
 
     aten = torch.ops.aten
     return {
+        aten.bucketize.Scalar: lambda value, boundaries, **options: _places(boundaries, value, **options),
         aten.bucketize.Tensor: lambda value, boundaries, **options: _places(boundaries, value, **options),
         aten.cummax.default: _running("GreaterOrEqual"),
         aten.cummin.default: _running("LessOrEqual"),
@@ -59,13 +60,16 @@ def _numbers(*numbers: int) -> Any:
 
 def _nth(value: Any, count: Any, axis: int, keepdim: bool, is_none: Callable[[Any], Any]) -> tuple[Any, Any]:
     """The ``count``-th least with its place; ``is_none`` says by how many values are no numbers whether it is none."""
-    op, lost = _op(), None
+    op = _op()
+    numbers = value
     if value.dtype.is_floating_point():
-        no_number = op.IsNaN(value)
-        lost = op.ReduceSum(op.Cast(no_number, to=_INT64), _numbers(axis), keepdims=1)
-        value = op.Where(no_number, number_like(math.inf, value), value)
-    found, place = (op.Gather(each, _numbers(-1), axis=axis) for each in op.TopK(value, count, axis=axis, largest=0))
-    found = found if lost is None else op.Where(is_none(lost), number_like(math.nan, value), found)
+        numbers = op.Where(op.IsNaN(value), number_like(math.inf, value), value)
+    found, place = (op.Gather(each, _numbers(-1), axis=axis) for each in op.TopK(numbers, count, axis=axis, largest=0))
+    if value.dtype.is_floating_point():
+        no_number = op.Cast(op.IsNaN(value), to=_INT64)
+        none = is_none(op.ReduceSum(no_number, _numbers(axis), keepdims=1))
+        found = op.Where(none, number_like(math.nan, value), found)
+        place = op.Where(none, op.ArgMax(no_number, axis=axis, keepdims=1), place)
     return (found, place) if keepdim else (op.Squeeze(found, _numbers(axis)), op.Squeeze(place, _numbers(axis)))
 
 
@@ -98,7 +102,10 @@ def _vote(value: Any, dim: int = -1, keepdim: bool = False) -> tuple[Any, Any]:
     found = op.ReduceMin(op.Where(most, value, others), _numbers(axis), keepdims=keepdim)
     wanted = found if keepdim else op.Unsqueeze(found, _numbers(axis))
     places = _along(_range(value, axis), len(value.shape) - axis)
-    last = op.ReduceMax(op.Where(op.Equal(value, wanted), places, _numbers(-1)), _numbers(axis), keepdims=keepdim)
+    here = op.Equal(value, wanted)
+    if value.dtype.is_floating_point():
+        here = op.Or(here, op.And(op.IsNaN(value), op.IsNaN(wanted)))
+    last = op.ReduceMax(op.Where(here, places, _numbers(-1)), _numbers(axis), keepdims=keepdim)
     return found, last
 
 
@@ -110,7 +117,11 @@ def _places(
         raise NotImplementedError("it has a sorter; sort the sequence, with gather")
     op = _op()
     line = ordered if len(ordered.shape) == 1 else op.Unsqueeze(ordered, _numbers(-2))
-    wanted = op.Unsqueeze(op.CastLike(value, ordered), _numbers(-1))
+    if isinstance(value, (int, float)):
+        value = op.Constant(**{f"value_{type(value).__name__}": value})
+    if not ordered.dtype.is_floating_point():  # 0.5 lies between 0 and 1.
+        line = op.CastLike(line, value)
+    wanted = op.Unsqueeze(op.CastLike(value, line), _numbers(-1))
     compare = op.Greater if right or side == "right" else op.GreaterOrEqual
     before = op.Cast(op.Not(compare(line, wanted)), to=_INT32 if out_int32 else _INT64)
     return op.ReduceSum(before, _numbers(-1), keepdims=0)

@@ -1,8 +1,8 @@
 """Rows that are cut from a tensor of the module's own in which all are the same, as of zeros to start with."""
 
-import itertools
 import operator
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -33,7 +33,15 @@ def _has_equal_rows(module: fx.GraphModule, node: fx.Node, written: Collection[f
     if path[0].op != "get_attr" or any(each in written for each in (*path, node)):
         return False
     held: Tensor = operator.attrgetter(str(path[0].target))(module)
-    for source, each in itertools.pairwise(path):
-        held = each.target(*(held if arg is source else arg for arg in each.args), **each.kwargs)
+    for each in path[1:]:
+        held = _applied(each, held)
     # Also of none, which have no first.
     return bool((held == torch.ops.aten.slice.Tensor(held, given["dim"], 0, 1)).all())
+
+
+def _applied(node: fx.Node, value: Tensor) -> Tensor:
+    """What the operation makes of it, also where it takes it in a list, as to join it with itself."""
+    operation: Any = node.target
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda _: value)
+    found: Tensor = operation(*args, **kwargs)
+    return found

@@ -191,6 +191,17 @@ def test_what_a_logarithm_of_a_size_decides_is_refused(decide: Callable[[float],
         export_module(Levels(decide), tmp_path / "a", inputs=["x:float32[batch,steps]"])
 
 
+class Less(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * math.log(x.shape[1] - 8)
+
+
+def test_a_logarithm_bounds_the_sizes_that_have_one(tmp_path: Path) -> None:
+    """Of 8 steps the module raises an error, where a file would give an infinite number."""
+    found = export_module(Less(), tmp_path / "a", inputs=["x:float32[batch,steps]"])
+    assert found.manifest.bounds == {"steps": {"min": 9}}
+
+
 LOOKUPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "embedding": lambda x, places: F.embedding(places, torch.arange(30.0).view(10, 3)),
     "gather": lambda x, places: x.gather(1, places[:, None]),

@@ -67,6 +67,37 @@ def test_ranks_are_those_of_torch(tmp_path: Path) -> None:
         np.testing.assert_array_equal(got, wanted[name].numpy(), strict=True, err_msg=name)
 
 
+class Places(nn.Module):
+    """Where values lie that are no numbers, and values of another type among whole numbers."""
+
+    whole: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("whole", torch.tensor([0, 1, 2]))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {
+            "median": x.median(1).indices,
+            "value": x.gather(1, x.mode(1, keepdim=True).indices),
+            "among": torch.searchsorted(self.whole, x),
+            "number": torch.searchsorted(self.whole, 0.5) + x[:, 0].isnan(),
+            "bucket": torch.bucketize(0.5, self.whole) + x[:, 0].isnan(),
+        }
+
+
+def test_places_of_what_is_no_number_and_among_whole_numbers(tmp_path: Path) -> None:
+    module = Places().eval()
+    found = export_module(module, tmp_path / "a", inputs=["x:float32[batch,steps]"], formats=["onnx"])
+    assert found.manifest.bounds == {"steps": {"min": 1}}, "torch has no median of nothing"
+    session = ort.InferenceSession(str(tmp_path / "a" / "model.onnx"), providers=["CPUExecutionProvider"])
+    x = np.array([[np.nan, 1, 2, 3], [np.nan] * 4, [0.5, np.nan, 2, 2], [3, 1.5, 1, 3]], np.float32)
+    names = [output.name for output in session.get_outputs()]
+    wanted = module(torch.from_numpy(x))
+    for name, got in zip(names, session.run(names, {"x": x}), strict=True):
+        np.testing.assert_array_equal(got, wanted[name].numpy(), strict=True, err_msg=name)
+
+
 class Passes(nn.Module):
     """A loop over passes whose outputs are summed up by their ranks."""
 

@@ -237,6 +237,14 @@ def test_a_dropout_in_a_condition_is_refused_by_its_module(tmp_path: Path) -> No
         exported(function, tmp_path)
 
 
+def test_a_condition_of_tensors_is_refused_by_what_to_do(tmp_path: Path) -> None:
+    def function(owner: Body, x: Tensor) -> Any:
+        return owner.drop(torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: y * 1, (x,)))
+
+    with pytest.raises(ExportError, match=r"^torch\.cond: an operation that takes functions .*with torch\.where"):
+        exported(function, tmp_path)
+
+
 def test_a_block_of_autocast_is_refused_by_its_module(tmp_path: Path) -> None:
     def function(owner: Body, x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from deploykit.errors import ExportError
@@ -238,6 +239,26 @@ def test_a_state_to_start_with_that_is_cut_from_equal_rows(tmp_path: Path) -> No
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
+class Joined(nn.Module):
+    """Rows of a table that is made of another one, twice."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.ones(32, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.cat([self.table, self.table], 1)[: x.shape[0]]
+        return F.dropout(x, 0.5, self.training) + torch.stack([rows, rows]).sum((0, 2))[: x.shape[0], None]
+
+
+def test_equal_rows_of_what_is_joined_with_itself(tmp_path: Path) -> None:
+    result = export_module(Joined().eval(), tmp_path / "a", inputs=["x:float32[batch,4]"], mc_draws=3)
+    assert result.manifest.monte_carlo is not None
+    assert result.manifest.monte_carlo.form == "batched"
+
+
 def test_scores_are_looked_at_in_no_larger_batch_than_the_module_takes(tmp_path: Path) -> None:
     result = export_module(
         FromZeros(8).eval(), tmp_path / "a", inputs=[f"ids:int64[batch,{STEPS}]"], ranges={"ids": (0, 9)}, mc_draws=3,
@@ -251,3 +272,15 @@ def test_rows_of_a_table_by_their_place_in_the_batch_are_refused(tmp_path: Path)
     nn.init.normal_(module.start)
     with pytest.raises(ExportError, match=r"^\(root\) \(aten\.slice\.Tensor\): counts the rows of the batch"):
         export_module(module, tmp_path / "a", inputs=[f"ids:int64[batch,{STEPS}]"], ranges={"ids": (0, 9)}, mc_draws=3)
+
+
+class Centred(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"own": x.softmax(1), "centred": x - x.mean(0)}
+
+
+def test_rows_that_change_with_their_batch_are_noted_where_nothing_is_drawn(tmp_path: Path) -> None:
+    inputs = ["x:float32[batch,4]"]
+    (note,) = export_module(Centred().eval(), tmp_path / "a", inputs=inputs).notes
+    assert note.startswith("output centred: a row changes when another row of its batch does, so predictions depend")
+    assert export_module(nn.Linear(4, 3), tmp_path / "b", inputs=inputs).notes == ()
