@@ -87,11 +87,21 @@ def open_data(
         source.fingerprint()  # The first row is the user's code, too.
         stay()
         _refuse_dealt(writing, len(source.loader_rows), data)
-    kept = tuple(getattr(source, "kept", ()))
+    kept = _kept(source, reading, data)
     # Chosen once where it can be: a Lightning writer is the user's own class, made on the way.
     if kept:
         writing = choose_writing(options, (*predicted, *kept), ranks, artifact.manifest.inputs)
     return source, writing
+
+
+def _kept(source: Source, reading: Reading, data: str) -> tuple[TensorSpec, ...]:
+    kept = tuple(getattr(source, "kept", ()))
+    if kept or not reading.keep:
+        return kept
+    raise UsageError(
+        f"--keep {', '.join(reading.keep)}: {type(source).__qualname__}, which reads the data {data}, gives no columns "
+        "that could be kept: it has no attribute kept; leave --keep out, or let the source give them"
+    )
 
 
 def _require_shared(where: Workplace, why: str, otherwise: str) -> None:

@@ -27,7 +27,7 @@ from tests.handmade import build, expected
         {"batch_size": 2.5}, {"batch_size": True}, {"batch_size": "8"}, {"shard_rows": 8.0}, {"threads": "1"},
         {"writer": None}, {"writer": Path("own.py:W")}, {"engine": None}, {"runner": 3}, {"layout": 3}, {"keep": 5},
         {"keep": [1]}, {"columns": ["x"]}, {"columns": "x=f0"}, {"columns": {"x": 3}}, {"columns": {1: "f0"}},
-        {"batch_size": None}, {"writer_arg": "a=1"}, {"writer_arg": {1: 2}}, {"progress": 3},
+        {"batch_size": b"8"}, {"writer_arg": "a=1"}, {"writer_arg": {1: 2}}, {"progress": 3},
         {"keep": {"id", "label"}}, {"columns": {"x": frozenset("ab")}},
         {"devices": ["cpu"]}, {"draws_until": "0.1"}, {"draws_until": 0.1, "min_draws": 2.5}, {"draws_per_pass": 2.5},
     ],

@@ -104,7 +104,8 @@ class ImagesSource:
             # Of what it does not know, Pillow shows the object that was to read it.
             why = "no image that Pillow knows" if type(error).__name__ == "UnidentifiedImageError" else said(error)
             raise DataError(
-                f"data {file.place}, row {row}: cannot be decoded ({why}); replace the file, or take it out"
+                f"data {file.place}, row {row}: cannot be decoded ({why}); mend or remove the file, or leave such "
+                "rows out with --on-error skip, and name a new run directory"
             ) from error
         return _row_of(file, picture, self._step, self._spec)
 

@@ -24,14 +24,15 @@ from runners.engines.base import Engine
 from runners.engines.execute import drive
 from runners.engines.setting import Computed, ProgressChoice, Setting
 from runners.engines.work import Outcome, Work
-from runners.pipeline.loop import Pipeline, ShardFeed
+from runners.pipeline.loop import Pipeline
 from runners.pipeline.shardqueue import ShardQueue
+from runners.pipeline.sides import ShardFeed, Told
 from runners.pipeline.timing import Meter
 from runners.progress import Progress
 from runners.ranks.assignment import Assignment
 from runners.ranks.pace import behind, should_take
 from runners.ranks.process import RankProcess
-from runners.ranks.recorder import Recorder, Told
+from runners.ranks.recorder import Recorder
 from runners.store import Group
 from runners.system.memory import peak_memory_bytes
 from runners.system.stop import Stopped, StopRequest, end_process
@@ -104,9 +105,9 @@ def run_here(
         except Stopped:
             return meter
         pipeline = Pipeline(task, feed, recorder, meter)
-        stop.listen(finish=feed.close, abandon=pipeline.abandon)
+        stop.listen(finish=pipeline.finish, abandon=pipeline.abandon)
         if stop.finishing:
-            feed.close()
+            pipeline.finish()
         meter.start_s = monotonic() - assignment.origin_s
         recorder.ready(meter.start_s)
         pipeline.run()

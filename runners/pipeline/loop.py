@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from deploykit.errors import CodeExitedError, DeploykitError, RunError
 from deploykit.passes import DRAWS_USED
 from deploykit.plan import Shard
-from deploykit.runs.commit import Commit
 from deploykit.sources.finite import count_nan_rows
 from deploykit.wording import cause, counted, row_range
 from deploykit.writers.base import Batch, Writer, size_of
@@ -35,6 +34,7 @@ from runners.pipeline.groups import grouped
 from runners.pipeline.isolate import Predictable, Sound, read_again, read_rows, read_whole, refuse_all_failed
 from runners.pipeline.lanes import Turns
 from runners.pipeline.piece import PiecePredicted, PieceRead
+from runners.pipeline.sides import Listener, ShardFeed
 from runners.pipeline.timing import Meter, timed
 from runners.pipeline.underway import Underway
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from deploykit.runs.rundir import RunDirectory
     from deploykit.sources import Source
 
-__all__ = ["Listener", "Pipeline", "ShardFeed", "Task"]
+__all__ = ["Pipeline", "Task"]
 
 DEPTH, DEPTH_BYTES = 16, 32 * 2**20
 """What waits in each channel: enough to hide a slow read or write, whatever the rows are; two batches at least."""
@@ -51,35 +51,6 @@ TOGETHER_S, TOGETHER_BYTES = 0.02, 2**20
 """Batches go through the channels together as long as they take so long to read and predict, and have so many bytes."""
 
 READER_PATIENCE_S = 5.0
-
-
-class ShardFeed(Protocol):
-    """Where the shards come from."""
-
-    def next(self) -> Shard | None:
-        """The next shard, None when there is none left; may wait."""
-
-    def peek(self) -> Shard | None:
-        """What ``next`` would give, if that is known by now; it is not taken."""
-
-    def close(self) -> None:
-        """Give out nothing more, and wake who waits."""
-
-
-class Listener(Protocol):
-    """Who is told what happens. Called from the pipeline's threads."""
-
-    def started(self, shard: Shard) -> None:
-        """Reading of the shard begins."""
-
-    def predicted(self, rows: int) -> None:
-        """So many rows more went through the model; 0 where draws of some did."""
-
-    def committed(self, commit: Commit) -> None:
-        """A shard is on the disk and counts."""
-
-    def warned(self, text: str) -> None:
-        """Something that people should know, and that stops nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +86,8 @@ class Pipeline:
         self._failed: dict[int, str] = {}
         meter.draws_per_call = most_draws(task.runner, self._job.passes, self._job.draws)
         self._error: BaseException | None = None
-        self._lock = threading.Lock()
+        self._lock, self._ending = threading.Lock(), False
+        self._shard: int | None = None
 
     def run(self) -> None:
         """Predict every shard that the feed gives, until it ends or ``abandon`` is called.
@@ -135,6 +107,7 @@ class Pipeline:
         self._guarded(self._infer_all)
         for lane in lanes:
             lane.join()
+        self._inputs.abandon()  # What was read beyond the end is not wanted.
         self._outputs.finish()
         writer.join()
         # A user's data set may hang in a read; nobody waits for a reader whose rows are no longer wanted.
@@ -144,6 +117,11 @@ class Pipeline:
         self._meter.halvings += self._fitting.halvings
         if self._error is not None:
             raise self._error
+
+    def finish(self) -> None:
+        """Stop after the shard in work; what is read ahead of others is as if never begun. Any thread may call."""
+        self._ending = True
+        self._feed.close()
 
     def abandon(self) -> None:
         """Stop after the batch in work; shards that are not committed are as if never begun. Any thread may call."""
@@ -203,7 +181,7 @@ class Pipeline:
     def _infer_all(self) -> None:
         """One lane: predicts a batch while the other lanes have theirs, and hands it on when the earlier ones are."""
         while True:
-            turn, work = self._turns.take(self._inputs.get)
+            turn, work = self._turns.take(self._next)
             try:
                 found = [self._predict(batch) for batch in work.batches(self._job.plan.batch_size)]
             except Exception:
@@ -218,6 +196,13 @@ class Pipeline:
                 # The writer has time; only the end of a shard must not wait, because its commit is due.
                 size = sum(size_of(batch.outputs) for batch in batches)
                 self._outputs.put(done, size, urgent=done.stop == done.shard.stop)
+
+    def _next(self) -> PieceRead:
+        work = self._inputs.get()
+        if self._ending and work.shard.index != self._shard:
+            raise Closed
+        self._shard = work.shard.index
+        return work
 
     def _predict(self, work: PieceRead) -> tuple[PieceRead, Sound, Arrays, tuple[float, float]]:
         """A batch, those of its rows that went through, their outputs, and from when to when that took."""

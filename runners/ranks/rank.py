@@ -64,12 +64,12 @@ class _Rank:
                 self._feed.put(Shard(**message["shard"]))
             elif "end" in message:
                 self._feed.end()
+            elif self._pipeline is None:
+                self._feed.close()
             elif "finish" in message:
-                self._feed.close()
-            elif self._pipeline is not None:
-                self._pipeline.abandon()
+                self._pipeline.finish()
             else:
-                self._feed.close()
+                self._pipeline.abandon()
         os._exit(ORPHANED)
 
     def work(self, assignment: Assignment) -> Job:

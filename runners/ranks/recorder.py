@@ -11,33 +11,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, time
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from deploykit.plan import Shard
 from deploykit.runs.commit import Commit
 from deploykit.signs import RankSign, RankState, leave_sign
 from deploykit.storage.copies import renamed
 from deploykit.version import __version__
+from runners.pipeline.sides import Told
 from runners.pipeline.timing import Meter
 from runners.ranks.assignment import Assignment
 
-__all__ = ["Recorder", "Told"]
+__all__ = ["Recorder"]
 
 SIGN_S = 0.5
 """A sign of life is left so often at most."""
 
 RATE_S = 10.0
 """The rate is that of so long ago until now."""
-
-
-class Told(Protocol):
-    """Who is told by an engine's rank how far it is, see ``runners.pipeline.loop.Listener``."""
-
-    def started(self, shard: Shard) -> None: ...
-
-    def predicted(self, rows: int) -> None: ...
-
-    def committed(self, commit: Commit) -> None: ...
 
 
 class Recorder:

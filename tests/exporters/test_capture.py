@@ -109,9 +109,9 @@ def test_a_size_of_which_the_code_makes_something_else_is_refused(tmp_path: Path
             model.predict(x)
     np.save(tmp_path / "x.npy", x)
     with pytest.raises(UsageError, match=r"batch size 256: .* allows at most 99; give another --batch-size"):
-        deploykit.run(tmp_path / "a", tmp_path / "x.npy", tmp_path / "run", runner=runner)
+        deploykit.run(tmp_path / "a", tmp_path / "x.npy", tmp_path / "run", runner=runner, batch_size=256)
     assert not (tmp_path / "run").exists()
-    deploykit.run(tmp_path / "a", tmp_path / "x.npy", tmp_path / "run", runner=runner, batch_size=64)
+    deploykit.run(tmp_path / "a", tmp_path / "x.npy", tmp_path / "run", runner=runner)
 
 
 class Pooled(nn.Module):

@@ -327,8 +327,8 @@ def test_a_nan_is_told_with_its_file_where_there_are_several(artifact_paths: dic
         pq.write_table(pa.table({"x": rows}), tmp_path / "d" / f"{name}.parquet")
     with pytest.raises(DataError, match=r"input 'x', row 3 \(in \S*d/b\.parquet\) at \[3\]: NaN; clean"):
         run(artifact_paths["plain"], tmp_path / "d", tmp_path / "r")
-    run(artifact_paths["plain"], tmp_path / "d", tmp_path / "r", on_error="skip")
-    (failed,) = map(json.loads, (tmp_path / "r" / "failed.jsonl").read_text().splitlines())
+    run(artifact_paths["plain"], tmp_path / "d", tmp_path / "s", on_error="skip")
+    (failed,) = map(json.loads, (tmp_path / "s" / "failed.jsonl").read_text().splitlines())
     assert failed == {"sample_id": 3, "why": f"NaN in input 'x' at [3] (in {tmp_path}/d/b.parquet)"}
 
 

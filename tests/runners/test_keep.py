@@ -1,7 +1,9 @@
 """Columns of the data that go with the predictions, from the data to the files, on one rank and on several."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,7 @@ import pytest
 
 import deploykit
 from deploykit.errors import DataError, RunError, UsageError
+from deploykit.sources.npy import NpySource
 from tests import handmade
 
 ROWS = 700
@@ -114,3 +117,16 @@ def test_what_is_kept_stays_with_its_row_where_others_are_left_out(
     assert found["sample_id"].to_pylist() == left
     assert found["name"].to_pylist() == [names[row] for row in left]
     deploykit.verify(tmp_path / "run")
+
+
+def test_a_source_that_keeps_nothing_is_refused(
+    tmp_path: Path, artifact_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a plug-in's, which never looked at what was asked for: the columns would be missing, without a word."""
+    made: Any = NpySource.__init__
+    forgetful = lambda self, found, inputs, reading: made(self, found, inputs, replace(reading, keep=()))  # noqa: E731
+    monkeypatch.setattr(NpySource, "__init__", forgetful)
+    np.save(tmp_path / "x.npy", VALUES)
+    with pytest.raises(UsageError, match=r"^--keep id: NpySource, .* has no attribute kept; leave --keep out"):
+        deploykit.run(artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "run", keep="id")
+    assert not (tmp_path / "run").exists()

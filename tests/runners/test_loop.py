@@ -152,6 +152,30 @@ def test_the_pipeline_is_not_drained_between_shards(tmp_path: Path) -> None:
     assert case.directory.missing() == []
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_stop_finishes_the_shard_in_work_and_none_that_was_read_ahead(tmp_path: Path, lanes: int) -> None:
+    case = Case(tmp_path / "r", Plan(rows=24, shard_rows=6, batch_size=1), lanes=lanes)
+    read = threading.Event()
+    case.source.hook = lambda start: read.set() if start >= 12 else None
+
+    def stop(start: int) -> None:
+        if start == 2:
+            assert read.wait(5)
+            case.pipeline.finish()
+
+    case.runner.hook = stop
+    case.pipeline.run()
+    assert case.values()["sample_id"].tolist() == list(range(6))
+    assert [shard.index for shard in case.directory.missing()] == [1, 2, 3]
+
+
+def test_a_stop_before_the_first_batch_begins_none(tmp_path: Path) -> None:
+    case = Case(tmp_path / "r", Plan(rows=8, shard_rows=2, batch_size=1))
+    case.source.hook = lambda _: case.pipeline.finish()
+    case.pipeline.run()
+    assert len(case.values()) == 0
+
+
 def test_the_next_batch_is_read_while_one_is_predicted(tmp_path: Path) -> None:
     case = Case(tmp_path / "r", Plan(rows=40, shard_rows=40, batch_size=1))
     begun = [threading.Event() for _ in range(41)]
