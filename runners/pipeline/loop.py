@@ -199,7 +199,8 @@ class Pipeline:
 
     def _next(self) -> PieceRead:
         work = self._inputs.get()
-        if self._ending and work.shard.index != self._shard:
+        # The first one is in work as soon as it is read.
+        if self._ending and self._shard not in (None, work.shard.index):
             raise Closed
         self._shard = work.shard.index
         return work

@@ -346,6 +346,7 @@ def experts_of_a_library(x: Tensor) -> Tensor:
 def test_experts_are_refused_with_their_own_way_out(
     tmp_path: Path, function: Any, written: str, draws: int | None
 ) -> None:
+    torch.manual_seed(0)
     module = nn.Sequential(nn.Dropout(0.3), TinyExperts(function)).eval()
     with torch.library._scoped_library("deploykit_tests", "FRAGMENT") as library:
         library.define("same(Tensor x) -> Tensor")
