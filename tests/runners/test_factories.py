@@ -93,9 +93,7 @@ def test_ranks_whose_factory_gives_the_rows_in_another_order_predict_nothing(
 ) -> None:
     """As of a set of names, or a random_split without a seed: rows would be lost, and others there twice."""
     data = f"{FILE}:in_an_order_of_its_own"
-    # Rows 0, 19, 39 and 59 are compared; in one of 58 orders row 19 is the same by chance.
-    told = r"gave in this process another row (19|39) \(x\) .* sort what comes from a set"
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=r"gave in this process another row 19 \(x\) .* sort what comes from a set"):
         run(artifact_paths["plain"], data, tmp_path / "r", batch_size=4, shard_rows=8, devices="cpu:2")
     assert not list((tmp_path / "r" / "commits").iterdir())
 

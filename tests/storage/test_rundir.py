@@ -645,7 +645,7 @@ def test_of_many_files_those_that_were_touched_are_named(tmp_path: Path) -> None
         os.utime(tmp_path / name, (1, 1))
     data = {"kind": "csv", "files": 2, "sha256_files": "one", "size_bytes": 8}
     job = make_job(data=data, data_source=str(tmp_path / "*.csv"))
-    run_all(tmp_path / "run", job)
+    RunDirectory.prepare(tmp_path / "run", job)
     (tmp_path / "b.csv").touch()
     touched = replace(job, data={**data, "sha256_files": "other"})
     with pytest.raises(RunError, match=r"in all \(changed since: \S*/b\.csv\)\. If these are copies of the same"):
