@@ -190,14 +190,10 @@ def _result(setting: Setting, where: Workplace, computed: Computed, notes: Seque
         notes=tuple(renamed(note, where.place, where.path) for note in notes),
         draws_per_row=computed.draws_per_row,
         missing_shards=computed.missing_shards,
-        failed_rows=_failed_rows(where.path, setting.job),
+        failed_rows=len(RunDirectory.open(where.path).state(check_digests=False).failed()),
         spent_s=computed.spent_s,
         merges_to=merges_to(setting.writing.writer),
     )
-
-
-def _failed_rows(out: Path, job: Job) -> int:
-    return len(RunDirectory.open(out).state(check_digests=False).failed()) if job.on_error == "skip" else 0
 
 
 def _checked(

@@ -205,11 +205,15 @@ class Mirror:
             there = Job.from_json(dict(json.loads(self._job_there())))
         except (ValueError, TypeError) as error:  # As a page of a proxy, in place of the file.
             raise self._store.refused(f"the {RUN_NAME} that came is none ({error}); look at what is there") from error
+        ours = RunDirectory.open(self.copy).job
+        relaxed = there.relaxed(ours)
         try:
-            refuse_other_job(self.url, there, RunDirectory.open(self.copy).job)
+            refuse_other_job(self.url, relaxed, ours.relaxed(there))
         except RunError as error:
             self._refused = error
             raise
+        if relaxed != there:
+            self._store.put({RUN_NAME: self.copy / RUN_NAME})
         self._sent[RUN_NAME] = stamp_of(self.copy / RUN_NAME)
 
     def _job_there(self) -> bytes:

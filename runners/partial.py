@@ -78,10 +78,12 @@ class PartialMirror(Mirror, Exchange):
         """The run directory; see ``Exchange``. Whoever's ``run.json`` comes first to the store, it is that of all."""
         with stoppable(self.url, lambda: f"before it began; {_AGAIN}"), self._turn:
             join()
-            job = self.copy / RUN_NAME
-            job.write_bytes(self._job_there())
-            self._sent[RUN_NAME] = stamp_of(job)
+            job, there = self.copy / RUN_NAME, self._job_there()
+            job.write_bytes(there)
             directory = join()
+            if job.read_bytes() != there:  # it lets more rows pass now
+                self._store.put({RUN_NAME: job})
+            self._sent[RUN_NAME] = stamp_of(job)
             # Ranks speak for themselves alone, and this is what an earlier call said; or what its ranks did.
             self._store.remove(self._old_signs)
             self._is_settled = True

@@ -72,6 +72,7 @@ class Commit:
     """A part that counts: rows ``[start, stop)``, computed by ``rank``; ``timings`` in seconds.
 
     Attributes:
+        job: the id of the job that it is of.
         failed: sample ids of rows that failed and are not in the part, and why; only with ``--on-error skip``.
     """
 
@@ -81,6 +82,7 @@ class Commit:
     part: FileDigest
     rank: int
     timings: Mapping[str, float]
+    job: str = ""
     failed: Mapping[int, str] = field(default_factory=dict)
 
     @property
@@ -97,17 +99,18 @@ class Commit:
                 **data,
                 **asdict(self.part),
                 "rank": self.rank,
+                "job": self.job,
                 "timings": dict(self.timings),
                 **_failed_to_json(self.failed),
             },
         )
 
     @classmethod
-    def load(cls, path: Path, shard: Shard) -> Self:
-        """Read the commit of that shard.
+    def load(cls, path: Path, shard: Shard, job: str) -> Self:
+        """Read the commit of that shard, which is to be of the job with that id.
 
         Raises:
-            RunError: not JSON, a field missing, or it speaks of other rows or of a file elsewhere.
+            RunError: not JSON, a field missing, of another job, or it speaks of other rows or of a file elsewhere.
         """
         data = _read(path)
         try:
@@ -118,11 +121,13 @@ class Commit:
                 part=FileDigest(file=data["file"], size_bytes=int(data["size_bytes"]), sha256=data["sha256"]),
                 rank=int(data["rank"]),
                 timings=dict(data["timings"]),
+                job=data.get("job", ""),
                 failed=_failed_from_json(data),
             )
             rows = int(data["rows"])
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path.name}: a field is missing or of another type ({error!r})") from error
+        _require_job(path, commit.job, job)
         said = (commit.shard, commit.start, commit.stop, rows)
         named = _PART_FILE.fullmatch(commit.part.file)
         ours = named is not None and named[1] == part_name(shard.index)
@@ -141,6 +146,7 @@ class RankCommit:
     shards: tuple[int, ...]
     rows: int
     files: tuple[FileDigest, ...]
+    job: str = ""
     failed: Mapping[int, str] = field(default_factory=dict)
 
     @staticmethod
@@ -154,11 +160,11 @@ class RankCommit:
         write_json(self.path(commits, self.rank), data | _failed_to_json(self.failed))
 
     @classmethod
-    def load(cls, path: Path, plan: Plan) -> Self:
-        """Read a commit.
+    def load(cls, path: Path, plan: Plan, job: str) -> Self:
+        """Read a commit, which is to be of the job with that id.
 
         Raises:
-            RunError: not JSON, a field missing, or shards or files that cannot be this run's.
+            RunError: not JSON, a field missing, of another job, or shards or files that cannot be this run's.
         """
         data = _read(path)
         try:
@@ -167,11 +173,13 @@ class RankCommit:
                 shards=tuple(map(int, data["shards"])),
                 rows=int(data["rows"]),
                 files=tuple(FileDigest(**file) for file in data["files"]),
+                job=data.get("job", ""),
                 failed=_failed_from_json(data),
             )
             rows = sum(plan.shard(index).rows for index in commit.shards) - len(commit.failed)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise RunError(f"{path.name}: a field is missing or of another type ({error!r})") from error
+        _require_job(path, commit.job, job)
         ours = all(rank_of_file(file.file) == commit.rank for file in commit.files)
         if cls.path(path.parent, commit.rank) != path or rows != commit.rows or not ours or not commit.files:
             raise RunError(f"{path.name}: speaks of other rows or of other files than the plan")
@@ -184,6 +192,11 @@ def rank_of_file(name: str) -> int | None:
     """The rank in ``predictions_3.npy`` or ``batch_indices_3.pt``; None for any other name."""
     match = _EPOCH_FILE.fullmatch(name)
     return None if match is None else int(match[1])
+
+
+def _require_job(path: Path, named: str, job: str) -> None:
+    if named != job:
+        raise RunError(f"{path.name}: is of another job, of which a process may still be at work")
 
 
 def _failed_to_json(failed: Mapping[int, str]) -> dict[str, Any]:

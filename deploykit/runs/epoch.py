@@ -105,7 +105,8 @@ def _write_rank(directory: RunDirectory, writer: Writer, rows: RunRows, rank: in
     failed = {row: why for shard in shards for row, why in rows.state.failed_in(shard).items()}
     count, numbers = sum(shard.rows for shard in shards) - len(failed), tuple(shard.index for shard in shards)
     files = write_rank_files(directory, writer, rank, rows.of(shards), count)
-    commit = RankCommit(rank=rank, shards=numbers, rows=count, files=files, failed=failed)
+    job = directory.job.id
+    commit = RankCommit(rank=rank, shards=numbers, rows=count, files=files, job=job, failed=failed)
     with writing(writer.epoch_path(directory.path, rank)):
         commit.save(directory.commits)
     return commit

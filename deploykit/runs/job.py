@@ -1,8 +1,10 @@
 """What a run directory was made for: ``run.json`` as a frozen record, and how two jobs differ."""
 
+import hashlib
+import json
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -25,12 +27,12 @@ NAN_POLICIES: tuple[str, ...] = get_args(NanPolicy)
 ERROR_POLICIES: tuple[str, ...] = get_args(ErrorPolicy)
 
 # What does not change a single predicted byte may change between a run and its resume.
-_FREE = ("artifact_path", "data_source", "columns", "created", "version", "outputs", "command")
+_FREE = ("artifact_path", "data_source", "columns", "created", "version", "outputs", "command", "id")
 _ABSENT = "nothing"
 
 _TEXTS = (
     "artifact", "artifact_path", "format", "data_source", "writer", "write_interval", "nan", "version", "created",
-    "on_error", "layout", "command",
+    "on_error", "layout", "command", "id",
 )  # fmt: skip
 
 
@@ -63,6 +65,7 @@ class Job:
         columns: which columns give an input, as the user said it; what that means is in ``data``.
         pad: by input what rows are filled with that are shorter than others of their batch.
         command: the command line of the run, for one process, for people.
+        id: what the commits of its files name; empty in directories of versions whose commits name no job.
     """
 
     artifact: str
@@ -87,6 +90,7 @@ class Job:
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     pad: Mapping[str, float] = field(default_factory=dict)
     command: str = ""
+    id: str = ""
 
     def __post_init__(self) -> None:
         if self.write_interval not in WRITE_INTERVALS:
@@ -113,16 +117,37 @@ class Job:
 
     def to_resume(self, here: Path) -> str:
         """What a person does to take the job up again in the directory ``here``, which may have been moved."""
-        if not self.command:
-            return "to resume it, give its deploykit run command again"
+        command = self.command_in(here)
+        return f"to resume it: {command}" if command else "to resume it, give its deploykit run command again"
+
+    def command_in(self, here: Path) -> str:
+        """The command line that takes the job up in the directory ``here``; empty where none is known."""
         try:
             words = shlex.split(self.command)
         except ValueError:  # written by hand
-            return f"to resume it: {self.command}"
+            return self.command
         place = words.index("-o") + 1 if "-o" in words[:-1] else None
         if place is not None and Path(words[place]).resolve() != here.resolve():
             words[place] = str(here)
-        return f"to resume it: {shlex.join(words)}"
+        return shlex.join(words)
+
+    def with_id(self) -> "Job":
+        """The job with an id that follows from all that makes it this job; one that it has stays."""
+        content = json.dumps(self._identity(), sort_keys=True)
+        return self if self.id else replace(self, id=hashlib.sha256(content.encode()).hexdigest())
+
+    def relaxed(self, asked: "Job") -> "Job":
+        """The job with the policies that are ``asked`` for, where these change nothing of what it may hold already.
+
+        As long as no row was left out, the parts that are there are the same under ``skip`` and, because a NaN would
+        have stopped the job, under ``allow``.
+        """
+        if self.on_error != "fail":
+            return self
+        nan: NanPolicy = "allow" if asked.nan == "allow" else self.nan
+        if (nan, asked.on_error) == (self.nan, self.on_error):
+            return self
+        return replace(self, nan=nan, on_error=asked.on_error, command=asked.command)
 
     def differences(self, other: "Job") -> list[str]:
         """What makes ``other`` another job, as ``field: mine, asked for theirs``; empty for the same job."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from deploykit.errors import DataError, RunError
 from deploykit.runs.job import Job
 from deploykit.storage.locations import find
+from deploykit.storage.stores import is_url
 
 __all__ = ["refuse_other_job"]
 
@@ -47,7 +48,8 @@ def refuse_other_job(directory: Path | str, held: Job, asked: Job, *, is_barren:
         )
     if not held.differences(_of_the_time_of(held, asked)):
         raise RunError(f"run directory {directory}: {_only_times_differ(held, asked)}; or name a new directory")
-    text = f"run directory {directory}: holds another job: {_in_words(held, asked, differences)}"
+    command = held.command if is_url(directory) else held.command_in(Path(directory))
+    text = f"run directory {directory}: holds another job: {_in_words(held, asked, differences, command)}"
     raise RunError(text + (". No part of that job is there: remove the directory to begin anew" if is_barren else ""))
 
 
@@ -59,7 +61,7 @@ def _read_by_another_version(held: Job, asked: Job) -> bool:
     return is_local and same_size and all(digests) and digests[0] != digests[1]
 
 
-def _in_words(held: Job, asked: Job, differences: list[str]) -> str:
+def _in_words(held: Job, asked: Job, differences: list[str], command: str) -> str:
     """What a person has to know first, what to do, and then the values that the words stand for."""
     said: list[str] = []
     advice: list[str] = []
@@ -74,7 +76,7 @@ def _in_words(held: Job, asked: Job, differences: list[str]) -> str:
         behind += ["data.", "plan.rows:", "plan.shard_rows:"]
     rest = [text for text in differences if not text.startswith(tuple(behind))]
     if rest:
-        advice.append("use the old values")
+        advice.append(f"use the old values: {command}" if command else "use the old values")
     details = [text for text in differences if text not in rest]
     text = f"{'; '.join([*said, *rest])}. To resume it, {' and '.join(advice)}; or name a new directory"
     return f"{text} ({'; '.join(details)})" if details else text

@@ -59,7 +59,7 @@ class RunDirectory:
     def prepare(cls, path: str | Path, job: Job) -> "RunDirectory":
         """Create the directory for the job, or take it up again where the same job was interrupted.
 
-        What an interrupted process left half-written is removed.
+        What an interrupted process left half-written is removed. Policies that let more rows pass are taken over.
 
         Raises:
             RunError: the directory holds something else, or another job, and the message names what differs; or its
@@ -67,12 +67,10 @@ class RunDirectory:
         """
         path = local_path(path)
         if (path / RUN_NAME).exists():
-            directory = cls.open(path)
-            _refuse_changed_data(path)
-            refuse_other_job(path, directory.job, job, is_barren=directory._is_barren())
+            directory = cls._taken_up(path, job)
         else:
             refuse_foreign(path)
-            directory = cls(path, job)
+            directory = cls(path, job.with_id())
         with writing(path):
             directory._set_up()
             directory.clean()
@@ -95,12 +93,20 @@ class RunDirectory:
         if not (path / RUN_NAME).exists():
             refuse_foreign(path)
         with writing(path):
-            cls(path, job)._set_up()
+            cls(path, job.with_id())._set_up()
+        return cls._taken_up(path, job, cut)
+
+    @classmethod
+    def _taken_up(cls, path: Path, job: Job, cut: Callable[[Plan], Plan] | None = None) -> "RunDirectory":
         directory = cls.open(path)
         _refuse_changed_data(path)
         asked = job if cut is None else replace(job, plan=cut(directory.job.plan))
-        refuse_other_job(path, directory.job, asked, is_barren=directory._is_barren())
-        return directory
+        relaxed = directory.job.relaxed(asked)
+        refuse_other_job(path, relaxed, asked, is_barren=directory._is_barren())
+        if relaxed != directory.job:
+            with writing(path):
+                write_json(path / RUN_NAME, relaxed.to_json())
+        return cls(path, relaxed)
 
     @staticmethod
     def plan_of(path: str | Path) -> Plan | None:
@@ -163,10 +169,7 @@ class RunDirectory:
         look: Look | None = None,
     ) -> State:
         """All commits, those that count and those that do not; ``tally`` and ``look`` as of ``read_state``."""
-        return read_state(
-            self.path, self.job.plan, self.digests, check_digests=check_digests, tally=tally, look=look,
-            of_ranks=self.job.has_epoch_files and not self.job.is_strided,
-        )  # fmt: skip
+        return read_state(self.path, self.job, self.digests, check_digests=check_digests, tally=tally, look=look)
 
     def strays(self) -> list[str]:
         """Names in ``commits/`` that nothing of this job has; none counts."""
@@ -221,6 +224,7 @@ class RunDirectory:
                 part=record,
                 rank=rank,
                 timings=dict(timings),
+                job=self.job.id,
                 failed=dict(failed),
             )
             commit.save(self.commits)

@@ -10,6 +10,7 @@ from pathlib import Path
 from deploykit.errors import RunError
 from deploykit.plan import Plan, Shard
 from deploykit.runs.commit import Commit, Digests, FileDigest, RankCommit, part_name
+from deploykit.runs.job import Job
 from deploykit.tally import Tally
 
 __all__ = ["Look", "State", "read_state"]
@@ -57,11 +58,10 @@ class State:
 
 def read_state(
     root: Path,
-    plan: Plan,
+    job: Job,
     digests: Digests,
     *,
     check_digests: bool,
-    of_ranks: bool = True,
     tally: Tally | None = None,
     look: Look | None = None,
 ) -> State:
@@ -69,14 +69,14 @@ def read_state(
 
     Args:
         root: the run directory.
-        plan: that of its job.
+        job: that of the directory; commits of another one do not count.
         digests: those that are known.
         check_digests: whether files are read, and not just their sizes.
-        of_ranks: whether files of the ranks can hold its rows; else their commits are none.
         tally: is told of the rows of the files that are read.
         look: is called when the files of a commit have just been read.
     """
-    commits = root / "commits"
+    commits, plan = root / "commits", job.plan
+    of_ranks = job.has_epoch_files and not job.is_strided  # else files of the ranks hold no rows
     # One listing, not a question for each shard: it is faster, and a network file system may answer such a question
     # from its memory, in which the commits of other machines are not.
     names = set(os.listdir(commits)) if commits.is_dir() else set()
@@ -87,7 +87,7 @@ def read_state(
         path = commits / f"{part_name(shard.index)}.json"
         with _noting(damage):
             if path.name in names:
-                part = Commit.load(path, shard)
+                part = Commit.load(path, shard, job.id)
                 _require_whole(root, [part.part], part.rows, digests, check_digests, tally)
                 parts[shard.index] = part
         if look is not None and shard.index in parts:
@@ -95,7 +95,7 @@ def read_state(
     for path in (commits / name for name in sorted(fnmatch.filter(names, "rank-*.json")) if of_ranks):
         rank: RankCommit | None = None
         with _noting(damage):
-            rank = RankCommit.load(path, plan)
+            rank = RankCommit.load(path, plan, job.id)
             _require_whole(root, rank.files, rank.rows, digests, check_digests, tally)
             ranks[rank.rank] = rank
         if look is not None and rank is not None and ranks.get(rank.rank) is rank:

@@ -69,6 +69,8 @@ def _damage(directory: RunDirectory, rank: int, *, check_digest: bool = True) ->
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         files = [FileDigest(**file) for file in data["files"]]
+        if data.get("job", "") != directory.job.id:
+            return f"{path.name}: is of another job"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{path.name}: cannot be read ({error!r})"
     damage = (directory.digests.damage(directory.path, file, check_digest=check_digest) for file in files)
@@ -95,7 +97,8 @@ def _write(directory: RunDirectory, writer: Writer, rank: int) -> None:
     rows = len(own) - len(failed)
     batches = (batch for _, _, batch in rank_batches(directory, writer, layout, rank, [plan.rows]))
     files = write_rank_files(directory, writer, rank, batches, rows)
-    commit = {"rank": rank, "ranks": layout.ranks, "rows": rows, "files": list(map(asdict, files))}
+    whose = {"job": directory.job.id, "rank": rank, "ranks": layout.ranks}
+    commit = {**whose, "rows": rows, "files": list(map(asdict, files))}
     with writing(writer.epoch_path(directory.path, rank)):
         write_json(_commit_path(directory, rank), commit)
 
@@ -104,7 +107,7 @@ def _own(directory: RunDirectory, rank: int) -> tuple[range, NDArray[np.int64]]:
     """The rows of a rank, and those of them that failed, which are in no file."""
     plan, layout = directory.job.plan, parse_layout(directory.job.layout, 1)
     own = layout.rows(rank, plan.rows, plan.batch_size)
-    failed = directory.state(check_digests=False).failed() if directory.job.on_error == "skip" else {}
+    failed = directory.state(check_digests=False).failed()
     return own, np.array([row for row in failed if row in own], np.int64)
 
 

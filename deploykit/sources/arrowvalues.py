@@ -254,7 +254,7 @@ def _numbers(
 
     if flat.null_count and not (allow_nan and np.dtype(dtype).kind == "f"):
         kept = ", give the column as floats or text, or leave it out of --keep" if problem is not_held else ""
-        advice = ", or let it be NaN with --nan allow and a new run directory" if np.dtype(dtype).kind == "f" else kept
+        advice = ", or give the same command again with --nan allow" if np.dtype(dtype).kind == "f" else kept
         row = int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0]) // per_row
         raise place.error(name, row, f"no value (null); fill it in the data{advice}")
     missing: Array | None = None

@@ -104,8 +104,8 @@ class ImagesSource:
             # Of what it does not know, Pillow shows the object that was to read it.
             why = "no image that Pillow knows" if type(error).__name__ == "UnidentifiedImageError" else said(error)
             raise DataError(
-                f"data {file.place}, row {row}: cannot be decoded ({why}); mend or remove the file, or leave such "
-                "rows out with --on-error skip, and name a new run directory"
+                f"data {file.place}, row {row}: cannot be decoded ({why}); mend or remove the file and name a new "
+                "run directory, or give the same command again with --on-error skip, which leaves such rows out"
             ) from error
         return _row_of(file, picture, self._step, self._spec)
 

@@ -85,6 +85,7 @@ class Calls:
 
     def _predict(self, writer: Any, trainer: StandIn, module: StandIn) -> None:
         loop, rows = trainer.predict_loop, loader_rows(self.source)
+        some_failed = bool(self.directory.state(check_digests=False).failed())
         kept: list[list[Any]] = [[] for _ in rows]
         writer.on_predict_start(trainer, module)
         writer.on_predict_epoch_start(trainer, module)
@@ -97,7 +98,7 @@ class Calls:
             prediction = as_returned(self.parts.outputs, _tensors(batch.outputs))
             # Lightning names the dataloader only where there are several.
             place = (number, loader) if len(rows) > 1 else (number,)
-            inputs = self._inputs(batch.sample_ids) if _looks_at_batches(writer) else None
+            inputs = self._inputs(batch.sample_ids, some_failed=some_failed) if _looks_at_batches(writer) else None
             writer.on_predict_batch_start(trainer, module, inputs, *place)
             writer.on_predict_batch_end(trainer, module, prediction, inputs, *place)
             if writer.interval.on_epoch:
@@ -107,13 +108,13 @@ class Calls:
         loop.predictions, loop.epoch_batch_indices = [], []
         writer.on_predict_end(trainer, module)
 
-    def _inputs(self, ids: np.ndarray[Any, Any]) -> Any:
+    def _inputs(self, ids: np.ndarray[Any, Any], *, some_failed: bool) -> Any:
         """The batch as a DataLoader gives it, or where there is none, the tensors by input name, or the only one."""
         collated = getattr(self.source, "collated", None)
         if collated is not None:
             return collated(ids.tolist())
         first, stop = int(ids[0]), int(ids[-1]) + 1
-        if self.directory.job.on_error == "skip":
+        if some_failed:
             # Rows that cannot be read may lie between these.
             sound = read_rows(self.source, first, stop, refuse_nan=False)
             read, arrays = sound.ids, sound.inputs

@@ -40,8 +40,7 @@ _MOST_TEXT = 500
 _OF_ITS_OWN = ("NaN in ", "value ", "dimension ")
 """How the reasons begin that lie in what a row holds, which was looked at and not tried."""
 
-_SKIP = ", or leave such rows out with --on-error skip and a new run directory"
-"""The policy is part of the job, so the directory of this one would refuse it."""
+_SKIP = ", or give the same command again with --on-error skip, which leaves such rows out"
 
 _NOT_THE_ROWS = (UsageError, ArtifactError, DeviceError, MissingExtraError, ReadersGoneError)
 

@@ -92,12 +92,12 @@ def test_the_first_such_row_stops_a_job_that_skips_none(model: Path, tmp_path: P
     np.save(tmp_path / "bad.npy", poisoned())
     message = (
         r"row 5: value 100 in input 'ids' at \[3\], allowed are 0 to 99, because words has 100 rows; correct it, or "
-        "leave such rows out with --on-error skip and a new run directory"
+        "give the same command again with --on-error skip, which leaves such rows out"
     )
     options: dict[str, Any] = {"runner": runner, "devices": "cpu", "batch_size": 8}
     with pytest.raises(DataError, match=message):
         deploykit.run(model, tmp_path / "bad.npy", tmp_path / "r", **options)
-    result = deploykit.run(model, tmp_path / "bad.npy", tmp_path / "new", **options, on_error="skip")
+    result = deploykit.run(model, tmp_path / "bad.npy", tmp_path / "r", **options, on_error="skip")
     assert result.failed_rows == len(POISON), "the advice can be followed"
 
 

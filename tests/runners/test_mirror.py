@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import deploykit
-from deploykit.errors import DeploykitError, IncompleteRunError, RunError
+from deploykit.errors import DataError, DeploykitError, IncompleteRunError, RunError
 from deploykit.storage.stores import Store
 from runners import mirror
 from tests import handmade
@@ -215,6 +215,23 @@ def test_of_two_jobs_that_begin_at_the_same_time_one_counts(
     assert re.search(rf"holds another job: .* {kept}", str(problem))
     assert results(bucket) == whole
     assert first.finish() is None
+
+
+def test_a_run_that_a_nan_has_stopped_goes_on_with_it(artifact: Path, rows: Path, bucket: str, tmp_path: Path) -> None:
+    """What says so is at the URL from then on, for whoever takes the run up elsewhere."""
+    x = np.load(rows)
+    x[21, 1] = np.nan
+    np.save(rows, x)
+    with pytest.raises(DataError, match=r"row 21.*give the same command again with --nan allow"):
+        deploykit.run(artifact, rows, bucket, **SIZE)
+    sent_before = results(bucket)
+    deploykit.run(artifact, rows, bucket, **SIZE, nan="allow")
+    assert sent_before.items() <= results(bucket).items()
+    deploykit.run(artifact, rows, tmp_path / "whole", **SIZE, nan="allow")
+    assert results(bucket) == results(str(tmp_path / "whole"))
+    with pytest.raises(RunError, match="holds another job: nan: 'allow', asked for 'error'"):
+        deploykit.run(artifact, rows, bucket, **SIZE)
+    assert deploykit.verify(bucket).committed_rows == ROWS
 
 
 @pytest.mark.parametrize("answer", [b"<html>try again</html>", b"null"])

@@ -1,8 +1,10 @@
 """Rows that fail: found alone, recorded with their reason, left out; all other rows as in a run without them."""
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import nn
 from deploykit.errors import ArtifactError, DataError, ReadersGoneError, RunError, UnknownNameError
 from deploykit.plan import Plan, Shard, remaining
 from deploykit.runs.commit import Commit
+from deploykit.runs.failed import write_failed
 from deploykit.runs.merging import merge_run
 from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import check_run, verify_run
@@ -175,6 +178,54 @@ def test_verify_and_merge_count_them(
     assert "rows that failed" in (tmp_path / "r" / "report.html").read_text()
 
 
+@pytest.mark.parametrize("writer", ["npy", "parquet"])
+def test_a_run_that_a_row_has_stopped_goes_on_without_such_rows(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    """What was computed before stays, and all is as if they had been left out from the beginning."""
+    monkeypatch.setenv("BAD_NAN", "37,50")
+    options = {**OPTIONS, "writer": writer, "devices": "cpu"}
+    whole = tmp_path / "whole"
+    run(artifact_paths["mc"], FAULTY, whole, **options)
+    with pytest.raises(DataError, match=r"row 37.*give the same command again with .*--on-error skip"):
+        run(artifact_paths["mc"], FAULTY, tmp_path / "r", **{**options, "on_error": "fail"})
+    # How many parts there are by then is a matter of time; here both that lie before the row.
+    shutil.rmtree(tmp_path / "r")
+    directory = RunDirectory.prepare(tmp_path / "r", replace(RunDirectory.open(whole).job, on_error="fail"))
+    for file in (path for number in range(2) for path in whole.glob(f"*/part-{number:06}.*")):
+        shutil.copy(file, directory.path / file.parent.name)
+    begun = {path: path.stat().st_ino for path in directory.parts.iterdir()}
+    result = run(artifact_paths["mc"], FAULTY, tmp_path / "r", **options)
+    assert (result.failed_rows, result.skipped_shards) == (2, 2)
+    assert begun.items() <= {path: path.stat().st_ino for path in (tmp_path / "r" / "parts").iterdir()}.items()
+    assert parts(tmp_path / "r") == parts(tmp_path / "whole")
+    assert set(verify_run(tmp_path / "r").failed) == {37, 50}
+    assert "--on-error skip" in RunDirectory.open(tmp_path / "r").to_resume()
+
+
+def test_a_run_that_a_nan_has_stopped_goes_on_with_it(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BAD_NAN", "37")
+    options = {**OPTIONS, "on_error": "fail", "devices": "cpu"}
+    with pytest.raises(DataError, match=r"row 37.*give the same command again with --nan allow"):
+        run(artifact_paths["plain"], FAULTY, tmp_path / "r", **options)
+    run(artifact_paths["plain"], FAULTY, tmp_path / "r", **options, nan="allow")
+    run(artifact_paths["plain"], FAULTY, tmp_path / "whole", **options, nan="allow")
+    assert parts(tmp_path / "r") == parts(tmp_path / "whole")
+    assert verify_run(tmp_path / "r").committed_rows == ROWS
+
+
+def test_a_rank_that_began_before_lists_what_others_left_out(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BAD_NAN", "37")
+    run(artifact_paths["plain"], FAULTY, tmp_path / "r", devices="cpu", **OPTIONS)
+    begun = RunDirectory(tmp_path / "r", replace(RunDirectory.open(tmp_path / "r").job, on_error="fail"))
+    (tmp_path / "r" / "failed.jsonl").unlink()
+    assert write_failed(begun) == len(listed(tmp_path / "r")) == 1
+
+
 def test_the_policy_belongs_to_the_job(
     artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +251,7 @@ def test_a_list_of_failed_rows_is_part_of_the_proof(artifact_paths: dict[str, Pa
         assert check_run(tmp_path / "r").damaged, failed
     path.write_text(json.dumps({**commit, "failed": [{"sample_id": 4, "why": ""}]}))
     with pytest.raises(RunError, match="another shard"):
-        Commit.load(path, Shard(index=0, start=0, stop=4))
+        Commit.load(path, Shard(index=0, start=0, stop=4), case.directory.job.id)
 
 
 def failing(rows: set[int], error: Callable[[], Exception] = lambda: ValueError("no")) -> Callable[[Any], None]:

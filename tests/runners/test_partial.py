@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 import deploykit
-from deploykit.errors import DeploykitError, IncompleteRunError, RunError, UsageError
+from deploykit.errors import DataError, DeploykitError, IncompleteRunError, RunError, UsageError
+from deploykit.runs.rundir import RunDirectory
 from deploykit.storage.stores import Store
 from runners import mirror, partial
 from runners.engines.base import Engine
@@ -343,6 +344,30 @@ def test_rows_that_fail_are_left_out(
     assert (found[1].missing_shards, found[1].failed_rows) == (0, 3)
     assert len(files(bucket, "failed.jsonl")["failed.jsonl"].splitlines()) == 3
     assert len(deploykit.verify(bucket).failed) == 3
+
+
+def test_a_rank_that_failed_goes_on_without_such_rows_and_the_others_as_they_were(
+    artifact: Path, bucket: str, tmp_path: Path, as_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It alone is submitted again, with ``--on-error skip``, while another one is at work."""
+    monkeypatch.setenv("BAD_NAN", "1")
+    faulty = f"{Path(__file__).parent / 'faultydata.py'}:make"
+    options: dict[str, Any] = {"batch_size": 8, "shard_rows": 16}
+    as_rank(0, 2)
+    with pytest.raises(DataError, match=r"give the same command again with .*--on-error skip"):
+        deploykit.run(artifact, faulty, bucket, **options)
+    begun = json.loads(files(bucket, "run.json")["run.json"])
+    other = PartialMirror(store(bucket), tmp_path / "other" / "run", 1)
+    other.fetch()
+    other.joined(lambda: RunDirectory.open(other.copy))
+    result = deploykit.run(artifact, faulty, bucket, **options, on_error="skip")
+    assert (result.failed_rows, result.missing_shards) == (1, 2)
+    other.send()
+    now = json.loads(files(bucket, "run.json")["run.json"])
+    assert {**now, "command": ""} == {**begun, "on_error": "skip", "command": ""}
+    as_rank(1, 2)
+    assert deploykit.run(artifact, faulty, bucket, **options, on_error="skip").missing_shards == 0
+    assert set(deploykit.verify(bucket).failed) == {1}
 
 
 def test_the_list_of_rows_that_failed_goes_when_none_does(

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,12 +37,12 @@ def test_a_run_directory_as_documented(tmp_path: Path) -> None:
     commit = json.loads((directory.commits / "part-000002.json").read_text())
     assert commit | {"sha256": "", "size_bytes": 0} == {
         "shard": 2, "start": 8, "stop": 10, "rows": 2, "file": "parts/part-000002.npy", "size_bytes": 0,
-        "sha256": "", "rank": 0, "timings": {"infer_s": 0.5},
+        "sha256": "", "rank": 0, "job": directory.job.id, "timings": {"infer_s": 0.5},
     }  # fmt: skip
     assert directory.missing() == []
     assert is_finished(directory)
     assert sorted(directory.state().parts) == [0, 1, 2]
-    assert RunDirectory.open(directory.path).job == make_job(rows=10)
+    assert RunDirectory.open(directory.path).job == make_job(rows=10).with_id()
 
 
 def test_the_job_survives_json() -> None:
@@ -64,7 +65,6 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "draws": ({"draws": 7}, "draws: 50, asked for 7"),
     "writer": ({"writer": "pt"}, "writer: 'npy', asked for 'pt'"),
     "interval": ({"write_interval": "epoch"}, "write_interval: 'batch', asked for 'epoch'"),
-    "nan": ({"nan": "allow"}, "nan: 'error', asked for 'allow'"),
     "plan": ({"plan": make_plan(20, 5, 20, 5)}, "plan.batch_size: 2, asked for 5; plan.shard_rows: 4, asked for 5"),
     "data": (
         {"data": {"kind": "npy", "size_bytes": 3}},
@@ -94,13 +94,73 @@ def test_another_job_is_refused_by_every_difference(tmp_path: Path, name: str) -
     assert files_of(tmp_path) == before
 
 
-@pytest.mark.parametrize("take", [RunDirectory.prepare, RunDirectory.join])
+TAKE = pytest.mark.parametrize("take", [RunDirectory.prepare, RunDirectory.join])
+
+
+@TAKE
+@pytest.mark.parametrize("more", [{"nan": "allow"}, {"on_error": "skip"}, {"nan": "allow", "on_error": "skip"}])
+def test_policies_that_let_more_rows_pass_are_those_of_the_job_from_then_on(
+    tmp_path: Path, take: Any, more: dict[str, Any]
+) -> None:
+    """The parts that are there are the same under them, since no row of theirs has failed."""
+    begun = run_all(tmp_path, make_job(command="old"))
+    parts = files_of(begun.parts)
+    directory = take(tmp_path, make_job(**more, command="new"))
+    assert directory.job == RunDirectory.open(tmp_path).job == replace(begun.job, **more, command="new")
+    assert not directory.missing()
+    assert files_of(directory.parts) == parts
+    name, policy = next(iter(more.items()))
+    with pytest.raises(RunError, match=f"holds another job: .*{name}: '{policy}', asked for"):
+        take(tmp_path, make_job())
+
+
+def test_where_rows_may_have_failed_nan_are_what_they_were(tmp_path: Path) -> None:
+    run_all(tmp_path, make_job(on_error="skip"))
+    with pytest.raises(RunError, match="nan: 'error', asked for 'allow'"):
+        RunDirectory.prepare(tmp_path, make_job(on_error="skip", nan="allow"))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"write_interval": "epoch"}, {"write_interval": "epoch", "layout": "strided:2"}]
+)
+def test_what_a_rank_of_another_job_still_writes_does_not_count(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Its directory was removed while it was at work on another machine, and the next job has the place."""
+    place, kept = tmp_path / "run", tmp_path / "kept"
+    old = run_all(place, make_job(seed=1, **options))
+    (place / "run.json").unlink()
+    place.rename(kept)
+    new = RunDirectory.prepare(place, make_job(**options))
+    shutil.copytree(kept, place, dirs_exist_ok=True)
+    assert new.job.id != old.job.id
+    assert len(new.missing()) == len(new.job.plan)
+    damaged = check_run(place).damaged
+    assert damaged
+    assert all("is of another job" in text for text in damaged)
+    run_all(place, make_job(**options))
+    assert files_of(place) == files_of(run_all(tmp_path / "alone", make_job(**options)).path)
+    assert check_run(place).ok
+
+
+def test_a_directory_whose_commits_name_no_job_is_taken_up(tmp_path: Path) -> None:
+    """As those of deploykit before commits did."""
+    directory = run_all(tmp_path, make_job())
+    for path, name in ((tmp_path / "run.json", "id"), *((each, "job") for each in directory.commits.iterdir())):
+        data = json.loads(path.read_text())
+        del data[name]
+        path.write_text(json.dumps(data))
+    assert not RunDirectory.prepare(tmp_path, make_job()).missing()
+    (directory.commits / "part-000001.json").unlink()
+    assert not run_all(tmp_path, make_job()).missing()
+    assert check_run(tmp_path).ok
+
+
+@TAKE
 def test_where_no_part_is_there_the_directory_can_be_removed(tmp_path: Path, take: Any) -> None:
     """It is refused all the same: a rank of the other job may be at work on another machine, and hold no lock."""
     RunDirectory.prepare(tmp_path, make_job())
-    asked = make_job(nan="allow")
+    asked = make_job(seed=1)
     said = "No part of that job is there: remove the directory to begin anew"
-    with pytest.raises(RunError, match=f"holds another job: .*nan.*{said}"):
+    with pytest.raises(RunError, match=f"holds another job: .*seed.*{said}"):
         take(tmp_path, asked)
     (tmp_path / "spool").mkdir()
     with pytest.raises(RunError, match="holds another job: ") as drawn:
