@@ -65,7 +65,7 @@ class Task:
 
 
 class Pipeline:
-    """Runs once. An error in any thread stops the others and is raised by ``run``."""
+    """Runs once. An error in any thread is raised by ``run``, when the parts that lie whole before it are written."""
 
     def __init__(self, task: Task, feed: ShardFeed, listener: Listener, meter: Meter) -> None:
         self._task, self._feed, self._listener, self._meter = task, feed, listener, meter
@@ -88,6 +88,8 @@ class Pipeline:
         self._error: BaseException | None = None
         self._lock, self._ending = threading.Lock(), False
         self._shard: int | None = None
+        self._reads: int | None = None
+        self._broken: int | None = None
 
     def run(self) -> None:
         """Predict every shard that the feed gives, until it ends or ``abandon`` is called.
@@ -96,17 +98,15 @@ class Pipeline:
             DeploykitError: the first error of any thread; RunError where the user's data or the runtime raised
                 something else.
         """
-        reader = threading.Thread(target=self._guarded, args=(self._read_all,), name="reader", daemon=True)
-        writer = threading.Thread(target=self._guarded, args=(self._write_all,), name="writer", daemon=True)
-        lanes = [
-            threading.Thread(target=self._guarded, args=(self._infer_all,), name=f"lane-{number}", daemon=True)
-            for number in range(1, self._task.runner.lanes)
-        ]
+        lane = (self._infer_all, self._no_more_predicted)
+        reader = self._thread("reader", self._read_all, self._no_more_read)
+        writer = self._thread("writer", self._write_all, self.abandon)
+        lanes = [self._thread(f"lane-{number}", *lane) for number in range(1, self._task.runner.lanes)]
         for thread in (reader, writer, *lanes):
             thread.start()
-        self._guarded(self._infer_all)
-        for lane in lanes:
-            lane.join()
+        self._guarded(*lane)
+        for thread in lanes:
+            thread.join()
         self._inputs.abandon()  # What was read beyond the end is not wanted.
         self._outputs.finish()
         writer.join()
@@ -130,7 +130,22 @@ class Pipeline:
         self._inputs.abandon()
         self._outputs.abandon()
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def _thread(self, name: str, work: Callable[[], None], failed: Callable[[], None]) -> threading.Thread:
+        return threading.Thread(target=self._guarded, args=(work, failed), name=name, daemon=True)
+
+    def _no_more_read(self) -> None:
+        """After an error: the shard in work is finished, unless it is the one that cannot become whole."""
+        self._broken = self._reads
+        self.finish()
+        self._inputs.finish()
+
+    def _no_more_predicted(self) -> None:
+        """After an error: what went through the model before is written."""
+        self._feed.close()
+        self._turns.close()
+        self._inputs.abandon()
+
+    def _guarded(self, work: Callable[[], None], failed: Callable[[], None]) -> None:
         try:
             work()
         except Closed:
@@ -138,12 +153,13 @@ class Pipeline:
         except BaseException as error:  # noqa: BLE001 - kept, and raised again by run()
             with self._lock:
                 self._error = self._error or (CodeExitedError(error) if isinstance(error, SystemExit) else error)
-            self.abandon()
+            failed()
 
     def _read_all(self) -> None:
         ahead = Ahead(self._task.source, self._job.plan, self._feed.peek)
         while (shard := self._feed.next()) is not None:
             self._listener.started(shard)
+            self._reads = shard.index
             pieces = ahead.ranges(shard)
             for start, stop in joined(pieces, self._most_rows) if self._joins else pieces:
                 work = self._read(shard, start, stop)
@@ -200,7 +216,7 @@ class Pipeline:
     def _next(self) -> PieceRead:
         work = self._inputs.get()
         # The first one is in work as soon as it is read.
-        if self._ending and self._shard not in (None, work.shard.index):
+        if (self._ending and self._shard not in (None, work.shard.index)) or work.shard.index == self._broken:
             raise Closed
         self._shard = work.shard.index
         return work

@@ -305,6 +305,8 @@ def test_parts_that_were_joined_and_not_removed_are_removed_by_the_same_command(
 ) -> None:
     options = {**SIZE, "write_interval": "epoch"}
     deploykit.run(artifact_paths["mc"], SLOW, bucket, **options)
+    job = json.loads(files(bucket, "run.json")["run.json"])["id"]
+    (whole / COMMIT).write_text(json.dumps(json.loads((whole / COMMIT).read_text()) | {"job": job}))
     put(bucket, whole, PART, COMMIT)
     assert deploykit.run(artifact_paths["mc"], SLOW, bucket, **options).computed_rows == 0
     assert files(bucket, "parts/", "commits/part-") == {}

@@ -258,12 +258,62 @@ def test_a_fault_in_any_thread_stops_all_and_is_raised(tmp_path: Path, where: st
         assert isinstance(caught.value.__cause__, ValueError)
     whole = {shard.index for shard in case.directory.job.plan.shards()} - {s.index for s in case.directory.missing()}
     assert row // 4 not in whole
+    if where != "source":
+        assert whole == set(range(row // 4)), "what went through the model before is written"
     assert not list(case.directory.parts.glob(".tmp*")), "nothing half-written is left"
 
     again = Case(tmp_path / "r", Plan(rows=20, shard_rows=4, batch_size=1))
     again.feed.shards = again.directory.missing()
     again.pipeline.run()
     assert again.values()["y"].tolist() == [2.0 * i for i in range(20)]
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_row_that_cannot_be_read_costs_no_shard_that_is_whole(tmp_path: Path, lanes: int) -> None:
+    """The one in work is finished, those that wait are not begun, and rows of the broken one go no further."""
+    case = Case(tmp_path / "r", Plan(rows=24, shard_rows=4, batch_size=1), lanes=lanes)
+    begun, called = threading.Event(), []
+
+    def break_at(start: int) -> None:
+        if start == 14:
+            assert begun.wait(5)
+            raise OSError("broken")
+
+    def wait_at(start: int) -> None:
+        called.append(start)
+        if start == 5:
+            begun.set()
+            while not case.feed.closed:
+                time.sleep(0.001)
+
+    case.source.hook, case.runner.hook = break_at, wait_at
+    with pytest.raises(RunError, match="row 14: reading the data failed with OSError: broken"):
+        case.pipeline.run()
+    assert case.values()["sample_id"].tolist() == list(range(8))
+    assert max(called) < 8 + lanes - 1
+
+
+def test_where_the_shard_in_work_is_the_broken_one_no_more_of_it_is_predicted(tmp_path: Path) -> None:
+    case = Case(tmp_path / "r", Plan(rows=16, shard_rows=16, batch_size=1))
+    begun, called = threading.Event(), []
+
+    def break_at(start: int) -> None:
+        if start == 9:
+            assert begun.wait(5)
+            raise OSError("broken")
+
+    def wait_at(start: int) -> None:
+        called.append(start)
+        if start == 2:
+            begun.set()
+            while not case.feed.closed:
+                time.sleep(0.001)
+
+    case.source.hook, case.runner.hook = break_at, wait_at
+    with pytest.raises(RunError, match="row 9"):
+        case.pipeline.run()
+    assert called == [0, 1, 2]
+    assert not case.values().size
 
 
 def test_a_keyboard_interrupt_in_inference_leaves_nothing_hanging(tmp_path: Path) -> None:
