@@ -13,6 +13,7 @@ from torch.distributions.utils import lazy_property
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.modules import transformer
 
+from exporters.capture.assigned import MaskedAssignments
 from exporters.capture.proofs import proven_sizes
 from exporters.capture.sizes import free_sizes
 
@@ -25,7 +26,7 @@ def plainly() -> Iterator[None]:
     with ExitStack() as stack:
         for each in (
             _masks_as_given, _plain_distributions, _plain_distances, _pooled, _even_parts, _autocast, _seen_data,
-            free_sizes, proven_sizes,
+            free_sizes, proven_sizes, MaskedAssignments,
         ):  # fmt: skip
             stack.enter_context(each())
         yield
