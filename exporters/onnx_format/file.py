@@ -25,6 +25,7 @@ from exporters.onnx_format.addition import log_add, log_add_base_two, refuse_run
 from exporters.onnx_format.arithmetic import reversed_difference, rounded_quotient
 from exporters.onnx_format.attention import attention
 from exporters.onnx_format.average import with_means
+from exporters.onnx_format.choice import choice_translations
 from exporters.onnx_format.exact import exact_constants
 from exporters.onnx_format.limits import clamp, hardtanh, with_limits_of_one_type
 from exporters.onnx_format.lookup import lookup_translations
@@ -130,6 +131,7 @@ def _translations() -> dict[Any, Any]:
         aten.rrelu_with_noise_functional.default: mean_slope,
         **lookup,
         aten.scatter_reduce.two: with_means(lookup[aten.scatter_reduce.two]),
+        **choice_translations(),
         **rank_translations(),
         **recurrent_translations(),
         **shift_translations(),

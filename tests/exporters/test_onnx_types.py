@@ -38,7 +38,7 @@ def both(
     """What the exported file gives for the rows, and what the functions give."""
     module = Each(functions)
     spec = f"x:{rows.dtype}[batch,{rows.shape[1]}]"
-    ranges = {} if rows.dtype.kind == "f" else {"x": (0, 200)}
+    ranges = {} if rows.dtype.kind == "f" else {"x": (0, min(200, np.iinfo(rows.dtype).max))}
     export_module(module, path / "a", inputs=[spec], ranges=ranges, formats=["onnx"])
     session = ort.InferenceSession(str(path / "a" / "model.onnx"), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
@@ -107,3 +107,26 @@ def test_operations_on_uint8_give_what_torch_gives(tmp_path: Path) -> None:
     for name, value in wanted.items():
         assert got[name].dtype == value.dtype, name
         np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16])
+def test_small_integers_and_booleans_are_chosen_by_masks(dtype: Any, tmp_path: Path) -> None:
+    """ONNX Runtime has no operation that chooses among values of these types."""
+
+    def assigned(x: Tensor) -> Tensor:
+        found = x > 3
+        found[x < -3] = True
+        return found
+
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "where": lambda x: torch.where(x > 0, x, -x),
+        "a number": lambda x: torch.where(x > 0, x, 7),
+        "filled": lambda x: x.masked_fill(x < 0, 7),
+        "filled by a value": lambda x: x.masked_fill(x < 0, torch.tensor(-7, dtype=x.dtype)),
+        "booleans": lambda x: torch.where(x > 0, x > 20, x > -20),
+        "booleans filled": lambda x: (x > 0).masked_fill(x < -20, True),
+        "booleans assigned": assigned,
+    }
+    got, wanted = both(functions, np.arange(-128, 128, dtype=dtype).reshape(-1, 4), tmp_path)
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(got[name], value, strict=True, err_msg=name)
