@@ -18,7 +18,8 @@ from exporters.noise.sites import site_name
 __all__ = ["NO_FUNCTORCH", "at_fault", "explain", "place"]
 
 NO_FUNCTORCH = (
-    "torch.vmap and torch.func cannot be exported; write the operations with the batch dimension in the tensors"
+    "torch.vmap and torch.func cannot be exported; write the operations with the batch dimension in the tensors, and "
+    "call passes of a loop, or members of an ensemble, one after the other: torch.stack([each(x) for each in members])"
 )
 
 _BY_NAME = re.compile(r"invalid data type 'str'|'(?:Fake)?Tensor' object has no attribute '(?:items|keys|get)'")
@@ -131,7 +132,7 @@ def _way_out(line: str) -> str:
     """What to do about a path that depends on values, by the line where it does."""
     if "trunc_normal_" in line:
         return "draw with torch.randn_like and clamp it: the functions of nn.init are for weights, outside of forward"
-    if re.search(r"math\.log\((?![\d.]+\))", line):
+    if re.search(r"\b(?:math|np|numpy)\.log(?:2|10)?\((?![\d.]+\))", line):
         return "use the logarithm of a size as a factor alone, or declare the dimension as a number"
     # A call of torch's: `if dropout_probability < self.layerdrop` and `dropout_layers(layers)` are layer drop.
     if re.search(r"dropout(?:[123]d)?_?\(", line):
@@ -170,9 +171,9 @@ def _condition(text: str) -> str:
     constant = re.search(r"specialized it to be a constant \((\d+)\)", text)
     if constant is not None:
         return (
-            f"its code makes the constant {constant[1]} of it, as range(n), int(n), float(n) and math.log2(n) do with "
-            "a size n (use n * 1.0 and math.log(n, 2)), log(n) imported by name (use math.log(n)), and sqrt(n) "
-            "imported by name (use math.sqrt(n))"
+            f"its code makes the constant {constant[1]} of it, as range(n), int(n / 2) and float(n) do with a size n "
+            "(use n // 2 and n * 1.0), log(n) imported by name (use math.log(n)), and sqrt(n) imported by name (use "
+            "math.sqrt(n))"
         )
     return next((line.strip(" -") for line in text.splitlines() if "specialized" in line), text.splitlines()[0])
 

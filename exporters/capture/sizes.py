@@ -65,18 +65,31 @@ def _roots() -> Iterator[None]:
 @contextmanager
 def _logarithms(made: set[Any]) -> Iterator[None]:
     """``math.log`` makes a number of a size too; that of a tensor does not. ``made`` gets their symbols."""
-    original: Any = math.log
+    log: Any = math.log
 
-    def logarithm(value: Any, *base: Any) -> Any:
+    def natural(value: Any) -> Any:
         if not isinstance(value, _NUMBER):
-            return original(value, *base)
+            return log(value)
         if not value > 0:  # torch proves it, or bounds the sizes, or refuses them.
             raise ValueError("math domain error")
         number: Any = torch.scalar_tensor(cast(Any, value), dtype=torch.float64).log().item()
         made.add(number.node.expr)
-        return number / original(*base) if base else number
+        return number
 
-    with mock.patch.object(math, "log", logarithm):
+    def logarithm(value: Any, *base: Any) -> Any:
+        if not any(isinstance(each, _NUMBER) for each in (value, *base)):
+            return log(value, *base)
+        return natural(value) / natural(*base) if base else natural(value)
+
+    def to_base(name: str, base: int) -> Callable[[Any], Any]:
+        original: Any = getattr(math, name)
+        return lambda value: logarithm(value, base) if isinstance(value, _NUMBER) else original(value)
+
+    named = {"log": logarithm, "log2": to_base("log2", 2), "log10": to_base("log10", 10)}
+    with ExitStack() as stack:
+        for owner in (math, *_NUMBER):  # Those of numpy ask a size for a method.
+            for name, function in named.items():
+                stack.enter_context(mock.patch.object(owner, name, function, create=True))
         yield
 
 

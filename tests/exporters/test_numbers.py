@@ -80,6 +80,11 @@ COMPUTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "roots of sizes": rooted,
     "logarithms of sizes": lambda x, mask: x * math.log(x.shape[1] + 1) / math.log(512) + mask * math.log(9),
     "logarithms of sizes to a base": lambda x, mask: x * math.log(mask.shape[1] * 2, 512),
+    "logarithms to the bases two and ten": lambda x, mask: (
+        x * math.log2(x.shape[1] + 1) * math.log10(mask.shape[1] + 1)
+    ),
+    "logarithms by numpy": lambda x, mask: x * np.log(x.shape[1] + 1) / np.log2(mask.shape[1] + 1),
+    "logarithms to a base that is a size": lambda x, mask: x * math.log(8, x.shape[1] + 1) + mask * math.log2(9),
     "a size many steps": spaced,
     "tensors of sizes": half,
     "tensors of sizes by name": lambda x, _: x * torch.scalar_tensor(s=x.shape[1], dtype=torch.float32),
