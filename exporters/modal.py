@@ -32,7 +32,7 @@ from exporters.eager.entry import Entry
 from exporters.eager.generators import fingerprints, is_generator, set_back, state_of, surrounding_generators
 from exporters.eager.modes import borrowed, set_modes, tracks_statistics
 from exporters.noise.sites import Draw, find_draws, module_of, site_name
-from exporters.rewrite.drawplan import refuse_state, refuse_unsupported
+from exporters.rewrite.drawplan import refuse_functions, refuse_state, refuse_unsupported
 from exporters.rewrite.probe import SitesOff
 from exporters.rewrite.simplify import simplify
 
@@ -79,6 +79,7 @@ class ModalCapture:
         simplify(captured.module)
         draws = find_draws(captured.graph)
         refuse_unsupported(draws)
+        refuse_functions(captured.graph)
         return Seen(captured=captured, draws=draws, training=training, notes=tuple(captured.notes))
 
     def _check_calls(self, training: Training) -> None:

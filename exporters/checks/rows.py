@@ -3,7 +3,6 @@
 Asked of the module itself, in eager PyTorch with the masks of the numpy reference, before anything is captured.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -69,7 +68,6 @@ def check_rows_apart(
             reference.draw({name: array[rows] for name, array in arrays.items()}, sample_ids=ids[rows], seed=1, draw=0)
             for rows in _PARTS
         ]
-    _refuse_rowless(reference, before)
     limit = plan.captured.tolerance
     others = {name: value[1:] for name, value in swapped.items() if value.ndim}
     changed = _changed(others, before, slice(1, None), limit)
@@ -176,15 +174,6 @@ def _is_of_all_rows(plan: MonteCarloPlan, node: fx.Node) -> bool:
     return is_value and plan.symbol not in symbols_of(node) and takes(node, plan.symbol)
 
 
-def _refuse_rowless(reference: Reference, found: Arrays) -> None:
-    for name in sorted(reference.drawn):
-        if not found[name].ndim:
-            raise ExportError(
-                f"output {name!r}: is a single number and depends on a dropout, so the rows of a batch would influence "
-                f"each other; leave it out with --task {name}=none"
-            )
-
-
 def _changed(got: Arrays, before: Arrays, rows: slice, limit: float) -> str | None:
     """The output that differs most from itself, where one does."""
     for name, value in got.items():
@@ -251,12 +240,6 @@ def blaming_the_module(sizes: Mapping[str, int]) -> Iterator[None]:
     except DeploykitError:
         raise
     except Exception as error:
-        taken = re.search(r"HigherOrderOperator (\w+)", str(error))
-        if taken is not None:
-            raise ExportError(
-                f"torch.{taken[1]}: an operation that takes functions cannot be followed; compute both ways, and "
-                "choose with torch.where"
-            ) from error
         raise ExportError(
             f"the module itself fails on random inputs with {dict(sizes)}: {type(error).__name__}: {error}; "
             "give a real --example, a --range for integer inputs, the dtypes that it takes with --input, or fix the "

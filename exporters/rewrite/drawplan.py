@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import sympy
+import torch
 from torch import Tensor, fx
+from torch._ops import HigherOrderOperator
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from deploykit.errors import ExportError
@@ -15,13 +17,21 @@ from exporters.capture.graph import Captured, own_name
 from exporters.capture.reach import kept_state, reached_by, writes_seen
 from exporters.noise.kinds import mask_shape, site_count
 from exporters.noise.noise_ops import NOISE
-from exporters.noise.sites import Draw, arguments, operation_of
+from exporters.noise.sites import Draw, arguments, module_of, operation_of
 from exporters.rewrite.equalrows import cuts_of_equal_rows
 from exporters.rewrite.layout import BatchAxis, find_axis, named_size, symbolic_shape, symbols_of, takes
 from exporters.rewrite.passes import Group, find_passes
 from exporters.rewrite.probe import Movement
 
-__all__ = ["Asked", "MonteCarloPlan", "Placed", "plan_monte_carlo", "refuse_state", "refuse_unsupported"]
+__all__ = [
+    "Asked", "MonteCarloPlan", "Placed", "plan_monte_carlo", "refuse_functions", "refuse_state", "refuse_unsupported",
+]  # fmt: skip
+
+_INSTEAD = {
+    "cond": "compute both ways, and choose with torch.where",
+    "flex_attention": "use F.scaled_dot_product_attention, with attn_mask for what the functions do",
+}
+"""What to do without an operation that takes functions, by its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +148,23 @@ def refuse_unsupported(draws: Sequence[Draw]) -> None:
             "exponential_ (so gumbel_softmax) and rrelu without a generator. "
             "Replace these operations, or export without --mc-draws if they are off in evaluation"
         )
+
+
+def refuse_functions(graph: fx.Graph) -> None:
+    """Refuse operations that take functions, as torch.cond does: what these compute, no rewrite follows.
+
+    Raises:
+        ExportError: names the module and the operation.
+    """
+    for node in graph.nodes:
+        name = str(node.target)
+        # A block without gradients is one too.
+        if isinstance(node.target, HigherOrderOperator) and "set_grad" not in name:
+            called = f"torch.{name}" if hasattr(torch, name) else name
+            instead = _INSTEAD.get(name, "write its steps as operations on tensors, in a loop of Python if need be")
+            raise ExportError(
+                f"{module_of(node)}: {called}: an operation that takes functions cannot be followed; {instead}"
+            )
 
 
 def refuse_state(captured: Captured) -> None:

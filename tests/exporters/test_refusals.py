@@ -241,7 +241,7 @@ def test_a_condition_of_tensors_is_refused_by_what_to_do(tmp_path: Path) -> None
     def function(owner: Body, x: Tensor) -> Any:
         return owner.drop(torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: y * 1, (x,)))
 
-    with pytest.raises(ExportError, match=r"^torch\.cond: an operation that takes functions .*with torch\.where"):
+    with pytest.raises(ExportError, match=r"^1: torch\.cond: an operation that takes functions .*with torch\.where"):
         exported(function, tmp_path)
 
 
