@@ -28,9 +28,9 @@ from exporters.modal import ModalCapture
 from exporters.rewrite.drawplan import MonteCarloPlan, plan_monte_carlo, refuse_state
 from exporters.rewrite.footprint import row_bytes
 from exporters.rewrite.montecarlo import MonteCarloModule
-from exporters.rewrite.outputs import Report, output_spec, refuse_clash
+from exporters.rewrite.outputs import Report, output_specs, refuse_clash, refuse_unfit
 from exporters.rewrite.work import once_over_draw
-from exporters.tasks import OutputTask, TaskRequest
+from exporters.tasks import TaskRequest
 
 __all__ = ["DrawOptions", "Subject", "prepare"]
 
@@ -142,7 +142,7 @@ def _deterministic(
         Report(name=name, source=name, statistic="value", value=node.meta["val"])
         for name, node in zip(shapes, captured.outputs, strict=True)
     ]
-    outputs = _outputs(reports, tasks, captured, batch_name)
+    outputs = output_specs(reports, tasks, captured, batch_name)
     reference = Reference(entry=entry, training=training)
     return Subject(captured=captured, outputs=outputs, monte_carlo=None, controls=None, reference=reference)
 
@@ -164,6 +164,8 @@ def _monte_carlo(
         entry=entry, training=training, asked=tuple(plan.asked), mode=options.mode, summary=summary,
         tasks=tasks, keep_draws=options.keep_draws, drawn=frozenset(drawn),
     )  # fmt: skip
+    nodes = {name: node for name, node in zip(shapes, plan.captured.outputs, strict=True) if name in drawn}
+    refuse_unfit(nodes, plan.captured, inputs.batch_name, averaged=summary == "statistics")
     check_rows_apart(reference, plan, inputs, example, tuple(shapes))
     ids, draws = torch.arange(example[0].shape[0]), torch.arange(3)
 
@@ -191,18 +193,9 @@ def _monte_carlo(
         form=drawn_graph.form, form_reason=drawn_graph.reason,
     )  # fmt: skip
     return Subject(
-        captured=captured, outputs=_outputs(drawn_graph.reports, tasks, captured, inputs.batch_name),
+        captured=captured, outputs=output_specs(drawn_graph.reports, tasks, captured, inputs.batch_name),
         monte_carlo=monte_carlo, controls=Controls(seed=options.seed, draws=options.draws or 1), reference=reference,
     )  # fmt: skip
-
-
-def _outputs(
-    reports: Sequence[Report], tasks: Mapping[str, OutputTask], captured: Captured, batch_name: str
-) -> tuple[OutputSpec, ...]:
-    return tuple(
-        output_spec(report, node.meta["val"], tasks[report.source], captured, batch_name)
-        for report, node in zip(reports, captured.outputs, strict=True)
-    )
 
 
 def _drawn_outputs(plan: MonteCarloPlan, names: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from deploykit.errors import ExportError, UsageError
 from deploykit.manifest import Task
 from deploykit.texts import several
 
-__all__ = ["OutputTask", "TaskRequest", "parse_tasks"]
+__all__ = ["OutputTask", "TaskRequest", "leaving_out", "parse_tasks"]
 
 Kind = Task | Literal["none"]
 KINDS = (*get_args(Task), "none")
@@ -154,6 +154,11 @@ def _class_axis(name: str, said: _Said, rank: int) -> int | None:
             + (f"class axis is one of 1 to {rank - 1}, or {1 - rank} to -1" if rank > 1 else "axis must be left out")
         )
     return found
+
+
+def leaving_out(names: Iterable[str]) -> str:
+    """What to say on the command line for outputs that nobody needs."""
+    return " ".join(f"--task {name}=none" for name in names)
 
 
 def parse_tasks(

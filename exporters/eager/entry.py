@@ -16,6 +16,7 @@ from deploykit.errors import ExportError, UsageError
 from deploykit.tensors import DTYPES
 from exporters.eager.steps import STEP_METHODS, Step
 from exporters.eager.weights import noting_writes
+from exporters.tasks import leaving_out
 
 __all__ = ["Entry", "arrangement_for"]
 
@@ -72,7 +73,7 @@ class Entry(nn.Module):
         unknown = sorted(self.left_out - set(flat))
         if unknown:
             raise UsageError(
-                f"--task {unknown[0]}=none: {self.method} gives no such output; the outputs are {', '.join(flat)}"
+                f"{leaving_out(unknown)}: {self.method} gives no such output; the outputs are {', '.join(flat)}"
             )
         found = {name: value for name, value in flat.items() if value is not None}
         if not found:

@@ -286,19 +286,32 @@ def test_outputs_are_left_out(draws: int | None, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "error", "message"),
     [
+        (
+            ["cache=none"], ExportError,
+            "'label': is int64.*'loss': is a single number.*with --task label=none --task loss=none$",
+        ),
         (["loss=none", "cache=none"], ExportError, "'label': is int64.*--task label=none"),
         (["label=none", "cache=none"], ExportError, "depends on a dropout.*rows of a batch would influence"),
         (["label=none", "loss=none"], ExportError, "cache.note.*is a str.*--task NAME=none"),
         (["labels=none", "cache=none"], UsageError, "labels=none.*outputs are logits, label, loss"),
         (["logits=none", "label=none", "loss=none", "cache=none"], ExportError, "no tensor that is not left out"),
     ],
-)
+)  # fmt: skip
 def test_what_is_not_left_out_must_be_possible(
     task: list[str], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=message):
         export_module(Heads(unwanted), tmp_path / "a", inputs=[SPEC], mc_draws=3, task=task)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("draws", [None, 3])
+def test_all_outputs_without_a_batch_are_named_at_once(draws: int | None, tmp_path: Path) -> None:
+    module = Heads(lambda y, x: {"y": y, "turned": y.T, "again": 2 * y.T})
+    with pytest.raises(ExportError, match=r"'turned': has .*'again': has .*with --task turned=none --task again=none$"):
+        export_module(module, tmp_path / "a", inputs=[SPEC], mc_draws=draws)
+    with pytest.raises(UsageError, match=r"^--task no=none --task none=none: forward gives no such output"):
+        export_module(module, tmp_path / "a", inputs=[SPEC], task=["no=none", "none=none"])
 
 
 def test_inspect_says_task_class_axis_and_unit(tmp_path: Path) -> None:
