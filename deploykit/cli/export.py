@@ -144,7 +144,10 @@ def _describe(result: "ExportResult") -> None:
 
 
 def _example_data(manifest: "Manifest") -> str:
-    """A name for data of a kind that gives all inputs."""
+    """A name for data of a kind that gives all inputs, with what fills lists of different lengths."""
+    lists = [spec for spec in manifest.inputs if len(spec.row_shape) == 1 and isinstance(spec.row_shape[0], str)]
+    if any("int" in spec.dtype for spec in lists):  # Tokens, of which hardly all rows have as many.
+        return " ".join(["rows.parquet", *(f"--pad {spec.name}" for spec in lists)])
     if len(manifest.inputs) > 1:
         return "rows.npz"
     return "images/" if manifest.preprocessing else "rows.npy"

@@ -105,6 +105,17 @@ def test_what_is_next_after_an_export_can_work(
     assert f"next: deploykit run 'a model' --data {data} -o predictions\n" in capsys.readouterr().out
 
 
+def test_what_is_next_after_an_export_of_tokens_fills_their_lists(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = tuple(TensorSpec(name=name, dtype="int64", shape=("batch", "steps")) for name in ("ids", "mask"))
+    with Artifact.open(build(tmp_path / "a")) as artifact:
+        inputs = (*tokens, *artifact.manifest.inputs)
+        _describe(ExportResult(path=Path("a"), manifest=replace(artifact.manifest, inputs=inputs), notes=()))
+    data = "--data rows.parquet --pad ids --pad mask -o predictions"
+    assert f"next: deploykit run a {data}\n" in capsys.readouterr().out
+
+
 def test_what_is_missing_comes_with_the_command_that_resumes(
     call: Call, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
