@@ -15,6 +15,9 @@ __all__ = ["rank_translations"]
 _INT32, _INT64 = 6, 7
 """Types as ONNX numbers them."""
 
+_FEW = 8
+"""Of so many boundaries all are compared at once."""
+
 
 def rank_translations() -> dict[Any, Callable[..., Any]]:
     import torch
@@ -23,11 +26,11 @@ def rank_translations() -> dict[Any, Callable[..., Any]]:
     return {
         aten.bucketize.Scalar: lambda value, boundaries, **options: _places(boundaries, value, **options),
         aten.bucketize.Tensor: lambda value, boundaries, **options: _places(boundaries, value, **options),
-        aten.cummax.default: _running("GreaterOrEqual"),
-        aten.cummin.default: _running("LessOrEqual"),
-        aten.kthvalue.default: _kth_value,
-        aten.median.dim: _median,
-        aten.mode.default: _vote,
+        aten.cummax.default: _of_narrow(_running("GreaterOrEqual")),
+        aten.cummin.default: _of_narrow(_running("LessOrEqual")),
+        aten.kthvalue.default: _of_narrow(_kth_value),
+        aten.median.dim: _of_narrow(_median),
+        aten.mode.default: _of_narrow(_vote),
         aten.searchsorted.Scalar: _places,
         aten.searchsorted.Tensor: _places,
     }
@@ -37,6 +40,23 @@ def _op() -> Any:
     from onnxscript import opset18
 
     return opset18
+
+
+def _of_narrow(translation: Callable[..., Any]) -> Callable[..., Any]:
+    """The same of booleans and small integers, for which ONNX Runtime lacks operations: as int32, and back."""
+
+    def translated(value: Any, *given: Any, **named: Any) -> Any:
+        import onnx_ir as ir
+
+        kinds = ir.DataType
+        if value.dtype not in (kinds.BOOL, kinds.UINT8, kinds.INT8, kinds.INT16):
+            return translation(value, *given, **named)
+        wide = _op().Cast(value, to=_INT32)
+        wide.shape, wide.type = value.shape, ir.TensorType(kinds.INT32)  # The translations ask for them.
+        found, places = translation(wide, *given, **named)
+        return _op().Cast(found, to=value.dtype), places
+
+    return translated
 
 
 def _axis(value: Any, dim: int) -> int:
@@ -121,10 +141,26 @@ def _places(
         value = op.Constant(**{f"value_{type(value).__name__}": value})
     if not ordered.dtype.is_floating_point():  # 0.5 lies between 0 and 1.
         line = op.CastLike(line, value)
-    wanted = op.Unsqueeze(op.CastLike(value, line), _numbers(-1))
+    wanted, size = op.CastLike(value, line), ordered.shape[-1]
     compare = op.Greater if right or side == "right" else op.GreaterOrEqual
-    before = op.Cast(op.Not(compare(line, wanted)), to=_INT32 if out_int32 else _INT64)
-    return op.ReduceSum(before, _numbers(-1), keepdims=0)
+    if len(ordered.shape) == 1 and isinstance(size, int) and size > _FEW:
+        found = _by_halves(line, size, wanted, compare)
+    else:
+        before = op.Cast(op.Not(compare(line, op.Unsqueeze(wanted, _numbers(-1)))), to=_INT64)
+        found = op.ReduceSum(before, _numbers(-1), keepdims=0)
+    return op.Cast(found, to=_INT32) if out_int32 else found
+
+
+def _by_halves(line: Any, size: int, wanted: Any, compare: Callable[[Any, Any], Any]) -> Any:
+    """The same in as many steps as ``size`` has binary digits, instead of a comparison with every boundary."""
+    op = _op()
+    found, last = op.Expand(op.Constant(value_int=0), op.Shape(wanted)), op.Constant(value_int=size)
+    for digit in reversed(range(size.bit_length())):
+        more = op.Add(found, op.Constant(value_int=1 << digit))
+        beside = op.Gather(line, op.Sub(op.Min(more, last), op.Constant(value_int=1)), axis=0)
+        before = op.And(op.LessOrEqual(more, last), op.Not(compare(beside, wanted)))
+        found = op.Where(before, more, found)
+    return found
 
 
 def _running(compare: str) -> Callable[..., Any]:

@@ -67,6 +67,42 @@ def test_ranks_are_those_of_torch(tmp_path: Path) -> None:
         np.testing.assert_array_equal(got, wanted[name].numpy(), strict=True, err_msg=name)
 
 
+class Narrow(nn.Module):
+    """Booleans and small integers, and many boundaries."""
+
+    edges: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("edges", torch.linspace(-2, 2, 21).round(decimals=1).repeat_interleave(2)[:-1])
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        small = (x * 3).to(torch.int8)
+        return {
+            "vote": (x > 0).mode(1).values,
+            "any_so_far": (x > 0).cummax(1).values,
+            "all_so_far": (x > 0).cummin(1).values,
+            "all_until": (x > 0).cummin(1).indices,
+            "least": small.cummin(1).values,
+            "median": small.median(1).values,
+            "most": small.unsqueeze(2).cummax(1).values,
+            "before": torch.searchsorted(self.edges, x),
+            "until": torch.bucketize(x, self.edges, right=True, out_int32=True),
+        }
+
+
+def test_ranks_of_narrow_types_and_among_many_boundaries(tmp_path: Path) -> None:
+    module = Narrow().eval()
+    export_module(module, tmp_path / "a", inputs=["x:float32[batch,steps]"], formats=["onnx"])
+    session = ort.InferenceSession(str(tmp_path / "a" / "model.onnx"), providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).standard_normal((40, 7)).astype(np.float32).round(1)
+    x[0, :3] = np.inf, -np.inf, -0.0
+    names = [output.name for output in session.get_outputs()]
+    wanted = module(torch.from_numpy(x))
+    for name, got in zip(names, session.run(names, {"x": x}), strict=True):
+        np.testing.assert_array_equal(got, wanted[name].numpy(), strict=True, err_msg=name)
+
+
 class Places(nn.Module):
     """Where values lie that are no numbers, and values of another type among whole numbers."""
 
