@@ -9,7 +9,6 @@ from unittest import mock
 import torch
 from torch import Tensor, _meta_registrations
 from torch.amp.autocast_mode import autocast
-from torch.distributions.utils import lazy_property
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.modules import transformer
 
@@ -25,8 +24,8 @@ def plainly() -> Iterator[None]:
     """For the time of a capture: what is computed stays the same."""
     with ExitStack() as stack:
         for each in (
-            _masks_as_given, _plain_distributions, _plain_distances, _pooled, _even_parts, _autocast, _seen_data,
-            free_sizes, proven_sizes, MaskedAssignments,
+            _masks_as_given, _plain_distributions, _plain_distances, _pooled, _even_parts, _autocast,
+            _switched_gradients, _seen_data, free_sizes, proven_sizes, MaskedAssignments,
         ):  # fmt: skip
             stack.enter_context(each())
         yield
@@ -45,20 +44,21 @@ def _masks_as_given() -> Iterator[None]:
 
 @contextmanager
 def _plain_distributions() -> Iterator[None]:
-    """Distributions look at the values of their parameters, only to warn of wrong ones; the oracle still lets them.
+    """Distributions look at the values of their parameters, only to warn of wrong ones; the oracle still lets them."""
+    with mock.patch.object(torch.distributions.Distribution, "_validate_args", False):
+        yield
 
-    And they switch gradients on for what they compute late, which would be a block of its own in the graph.
-    """
 
-    def computed(self: Any, instance: Any, _type: Any = None) -> Any:
-        value = self.wrapped(instance)
-        setattr(instance, self.wrapped.__name__, value)
-        return value
+@contextmanager
+def _switched_gradients() -> Iterator[None]:
+    """What is computed with gradients on, or off, would be a block of its own in the graph, and a file has none."""
+    original: Any = torch._C._set_grad_enabled
 
-    with (
-        mock.patch.object(torch.distributions.Distribution, "_validate_args", False),
-        mock.patch.object(lazy_property, "__get__", computed),
-    ):
+    def switch(enabled: bool) -> None:
+        with torch._C.DisableTorchFunction():
+            original(enabled)
+
+    with mock.patch.object(torch._C, "_set_grad_enabled", switch):
         yield
 
 

@@ -157,9 +157,8 @@ def refuse_functions(graph: fx.Graph) -> None:
         ExportError: names the module and the operation.
     """
     for node in graph.nodes:
-        name = str(node.target)
-        # A block without gradients is one too.
-        if isinstance(node.target, HigherOrderOperator) and "set_grad" not in name:
+        if isinstance(node.target, HigherOrderOperator):
+            name = str(node.target)
             called = f"torch.{name}" if hasattr(torch, name) else name
             instead = _INSTEAD.get(name, "write its steps as operations on tensors, in a loop of Python if need be")
             raise ExportError(

@@ -281,6 +281,23 @@ def test_dropouts_by_names_bound_before_the_export_are_met(tmp_path: Path, funct
     assert len(result.manifest.monte_carlo.sites) == 1
 
 
+def test_a_block_with_gradients_is_none_in_a_file(tmp_path: Path) -> None:
+    """As where a part of a network may be frozen; distributions open one for what they compute late."""
+
+    def frozen(owner: Body, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(owner.first.weight.requires_grad):
+            hidden = owner.drop(owner.first(x))
+        with torch.enable_grad(), torch.no_grad():
+            gates = distributions.Bernoulli(logits=owner.first(x)).sample()
+        return owner.last(hidden * gates)
+
+    torch.manual_seed(0)
+    result = export_module(Body(frozen).eval(), tmp_path / "a", inputs=[SPEC], mc_draws=3)
+    assert result.max_error < 1e-5
+    assert result.manifest.monte_carlo is not None
+    assert [site.kind for site in result.manifest.monte_carlo.sites] == ["dropout", "bernoulli"]
+
+
 def test_dropout_is_torchs_own_again_after_an_answer() -> None:
     x = torch.ones(4000, requires_grad=True)
     assert torch.equal(without_dropout(lambda: bound_dropout(x, 0.5, True)), x)
