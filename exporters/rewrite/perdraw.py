@@ -108,6 +108,10 @@ def _expand(values: Tensor, sizes: Sequence[int]) -> Tensor:
     return _align(values, len(sizes) + 1).expand(values.shape[0], *sizes)
 
 
+def _expand_as(values: Tensor, other: Tensor) -> Tensor:
+    return _expand(values, other.shape[1:])
+
+
 def _permute(values: Tensor, order: Sequence[int]) -> Tensor:
     rank = values.ndim - 1
     return values.permute(0, *(axis % rank + 1 for axis in order))
@@ -136,6 +140,7 @@ _RULES: Mapping[Any, Callable[..., Tensor]] = {
     aten.view.default: _reshape,
     aten.reshape.default: _reshape,
     aten.expand.default: _expand,
+    aten.expand_as.default: _expand_as,
     aten.repeat.default: _repeat,
     aten.transpose.int: _from_the_end(aten.transpose.int, 2),
     aten.unsqueeze.default: _from_the_end(aten.unsqueeze.default, new=1),

@@ -152,6 +152,7 @@ OPERATIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "reshape": (aten.reshape.default, (per(2, 6), [3, 2, 2])),
     "expand": (aten.expand.default, (per(1, 6), [5, -1])),
     "expand to more dimensions": (aten.expand.default, (per(6), [EVERY, 5, 6])),
+    "expand as another": (aten.expand_as.default, (per(1, 6), same(2, 5, 6))),
     "repeat": (aten.repeat.default, (per(2, 6), [3, 2])),
     "repeat to more dimensions": (aten.repeat.default, (per(6), [EVERY, 5, 2])),
     "transpose": (aten.transpose.int, (per(2, 3, 4), 0, 2)),
