@@ -1,12 +1,16 @@
 """``deploykit verify``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from deploykit.cli.showing import shown
 from deploykit.cli.text import NamedPath, number
 from deploykit.wording import counted
+
+if TYPE_CHECKING:
+    from deploykit.runs.verify_run import RunCheck
 
 __all__ = ["verify"]
 
@@ -27,7 +31,7 @@ def verify(path: Path | str, format_name: str | None, device: str) -> None:
     with shown("copied", unit="file") as copying, shown("checked") as progress:
         found = verify_path(path, format=format_name, device=device, progress=progress, copying=copying)
     if isinstance(found, RunCheck):
-        click.echo(f"{path}: {_rows(found.committed_rows, found.rows)}; every digest holds")
+        click.echo(f"{path}: {_said(found)}")
         for note in found.notes:
             click.echo(f"note: {note}", err=True)
         return
@@ -37,6 +41,13 @@ def verify(path: Path | str, format_name: str | None, device: str) -> None:
             continue
         worst = max(each.errors.values(), default=0.0)
         click.echo(f"{path}: {each.format} on {each.device} gives the golden outputs (largest error {worst:.1e})")
+
+
+def _said(found: "RunCheck") -> str:
+    if not found.are_ids_read:
+        unread = "every digest holds; which rows the files hold was not read"
+        return f"{number(found.committed_rows)} of {counted(found.rows, 'row')} are committed; {unread}"
+    return f"{_rows(found.committed_rows, found.rows)}; every digest holds"
 
 
 def _rows(there: int, rows: int) -> str:

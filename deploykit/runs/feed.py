@@ -21,6 +21,7 @@ class Feed(Iterator[Batch]):
     """Batches that must hold exactly the rows ``[start, stop)`` less those that ``failed``, in order.
 
     Attributes:
+        ids: the sample ids of these rows.
         failure: the error that the origin of the batches raised, if it did.
     """
 
@@ -33,8 +34,8 @@ class Feed(Iterator[Batch]):
         failed: Collection[int] = (),
     ) -> None:
         self._batches, self._outputs = iter(batches), outputs
-        self._ids, self._start, self._stop = remaining(start, stop, failed), start, stop
-        self._taken = 0
+        self.ids, self._start, self._stop = remaining(start, stop, failed), start, stop
+        self._taken, self._is_over = 0, False
         self.failure: BaseException | None = None
 
     def __iter__(self) -> Self:
@@ -45,6 +46,7 @@ class Feed(Iterator[Batch]):
             batch = next(self._batches)
             self._check(batch)
         except StopIteration:
+            self._is_over = True
             raise
         except BaseException as error:
             self.failure = error
@@ -52,7 +54,7 @@ class Feed(Iterator[Batch]):
         return batch
 
     def _check(self, batch: Batch) -> None:
-        expected = self._ids[self._taken : self._taken + len(batch)]
+        expected = self.ids[self._taken : self._taken + len(batch)]
         if not np.array_equal(batch.sample_ids, expected):
             following = expected[0] if len(expected) else self._stop
             raise RunError(
@@ -62,17 +64,21 @@ class Feed(Iterator[Batch]):
         checked(self._outputs, batch)
         self._taken += len(batch)
 
-    def require_all(self) -> None:
-        """Refuse an end before the last row.
+    def require_all(self, writer: str = "") -> None:
+        """Refuse an end before the last row, which is the fault of the ``writer`` that left the others.
 
         Raises:
             RunError: rows are left.
         """
-        if self._taken != len(self._ids):
-            raise RunError(
-                f"predictions of rows {self._start} to {self._stop - 1}: only {self._taken} of "
-                f"{len(self._ids)} rows were taken; nothing was written"
-            )
+        if self._taken == len(self.ids):
+            return
+        rows, whole = f"of rows {self._start} to {self._stop - 1}", len(self.ids)
+        if self._is_over:
+            raise RunError(f"predictions {rows}: only {self._taken} of {whole} rows were taken; nothing was written")
+        raise RunError(
+            f"writer {writer}: {rows} only {self._taken} of {whole} rows were taken; nothing was written. Its method "
+            "write has to go through all batches that it is given: mend it, and give the same command again"
+        )
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ from deploykit.storage.stores import local_path
 from deploykit.tally import Tally
 from deploykit.wording import row_range
 from deploykit.writers.base import Batch, Writer
-from deploykit.writers.calling import calling
+from deploykit.writers.calling import calling, read_back
 from deploykit.writers.table import make_writer
 
 __all__ = ["REPORT_NAME", "RUN_NAME", "RunDirectory"]
@@ -54,6 +54,7 @@ class RunDirectory:
         self.path, self.job = path, job
         self.parts, self.commits = path / "parts", path / "commits"
         self.digests = Digests()
+        self._is_read_back = False
 
     @classmethod
     def prepare(cls, path: str | Path, job: Job) -> "RunDirectory":
@@ -214,8 +215,9 @@ class RunDirectory:
         with writing(part, feed):
             with appears_whole(part) as temporary:
                 self._write(writer, temporary, feed, shard, shard.rows - len(failed))
-                feed.require_all()
+                feed.require_all(self.job.writer)
                 _require_written(writer, temporary)
+                self._read_back(writer, temporary, part.name, feed)
                 record = self.digests.record(temporary, f"parts/{part.name}")
             commit = Commit(
                 shard=shard.index,
@@ -240,6 +242,12 @@ class RunDirectory:
             if feed.failure is not None and feed.failure is not error:
                 raise feed.failure  # noqa: B904 - whatever the writer has made of it
             raise
+
+    def _read_back(self, writer: Writer, path: Path, name: str, feed: Feed) -> None:
+        """Have the first part of each process read: what is wrong with that is wrong with all."""
+        if not self._is_read_back:
+            read_back(writer, path, feed.ids, name)
+            self._is_read_back = len(feed.ids) > 0
 
     def is_delivered(self) -> bool:
         """Whether the job's Lightning writer was called to its end, if it has one and there are rows."""

@@ -44,6 +44,8 @@ class RunCheck:
         pending: what is left to do although no row is missing.
         data_change: what is known of data that was changed while it was read; then no row counts.
         notes: what was not checked, and why; and what lies there and is none of the run.
+        are_ids_read: whether the sample ids in the files were compared with the commits, as of a
+            writer without ``read`` they are not.
         to_resume: how the run is taken up again, or that it is at work.
     """
 
@@ -57,6 +59,7 @@ class RunCheck:
     failed: Mapping[int, str] = field(default_factory=dict)
     to_resume: str = ""
     data_change: str = ""
+    are_ids_read: bool = True
 
     @property
     def ok(self) -> bool:
@@ -128,6 +131,7 @@ def _checked(directory: RunDirectory, progress: Told | None) -> RunCheck:
         failed=failed,
         to_resume=to_go_on(directory),
         data_change=data_change(directory.path),
+        are_ids_read=contents.are_ids_read,
     )
 
 
@@ -151,6 +155,7 @@ class _Contents:
     Attributes:
         wrong: what is wrong.
         notes: what could not be read.
+        are_ids_read: whether the files can be read at all.
     """
 
     def __init__(self, directory: RunDirectory, tally: Tally) -> None:
@@ -158,13 +163,14 @@ class _Contents:
         self._writer = directory.writer()
         self.wrong: list[str] = []
         self.notes: tuple[str, ...] = ()
-        if not self._writer.can_read():
+        self.are_ids_read = self._writer.can_read()
+        if not self.are_ids_read:
             name = directory.job.writer
             self.notes = (f"the writer {name!r} cannot read its files: their sample ids were not read",)
 
     def look(self, commit: Commit | RankCommit) -> None:
         """Read the file of the commit."""
-        if not self._writer.can_read():
+        if not self.are_ids_read:
             self._tally.add(commit.rows)
             return
         path, plan = self._directory.path, self._directory.job.plan

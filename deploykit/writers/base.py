@@ -17,7 +17,7 @@ from deploykit.tensors import DTYPES, TEXT, TensorSpec
 
 __all__ = [
     "NUMBERS", "SAMPLE_ID", "TEXT", "Arrays", "Batch", "Writer",
-    "checked", "grouped", "joined", "of_one_shape", "pieces_of_text", "rebatch", "row_shapes", "size_of",
+    "checked", "grouped", "joined", "misfit", "of_one_shape", "pieces_of_text", "rebatch", "row_shapes", "size_of",
     "stored_dtype", "texts_of",
 ]  # fmt: skip
 
@@ -119,24 +119,34 @@ def checked(specs: Sequence[TensorSpec], batch: Batch) -> Batch:
     Raises:
         RunError: another name, dtype, number of dimensions, number of rows or fixed size.
     """
+    if problem := misfit(specs, batch):
+        raise RunError(f"predictions: {problem}; export it again")
+    for spec in specs:
+        if spec.dtype == TEXT:
+            array = batch.outputs[spec.name]
+            _refuse_cells(spec, array, (str, type(None)), "a column of text holds text or None")
+            _refuse_no_unicode(spec, array, batch.sample_ids)
+    return batch
+
+
+def misfit(specs: Sequence[TensorSpec], batch: Batch) -> str | None:
+    """Why a batch does not hold exactly these columns, in their dtypes and shapes; None if it does."""
     if batch.sample_ids.dtype != np.int64:
-        raise RunError(f"predictions: sample ids of {batch.sample_ids.dtype}; a batch has them in int64")
-    wanted = [spec.name for spec in specs]
-    if set(batch.outputs) != set(wanted):
-        raise RunError(f"predictions: the model has the outputs {wanted}, got {sorted(batch.outputs)}; export it again")
+        return f"sample ids of {batch.sample_ids.dtype}; a batch has them in int64"
+    wanted, found = [spec.name for spec in specs], sorted(batch.outputs)
+    if set(found) != set(wanted):
+        missing = [name for name in wanted if name not in found]
+        return f"the model has the outputs {wanted}, got {found}{f', without {missing}' if missing else ''}"
     for spec in specs:
         array = batch.outputs[spec.name]
         dtype = np.dtype(object) if spec.dtype == TEXT else spec.numpy_dtype
         fits = array.dtype == dtype and array.ndim == len(spec.shape) and len(array) == len(batch)
         if not fits or any(isinstance(d, int) and d != n for d, n in zip(spec.row_shape, array.shape[1:], strict=True)):
-            raise RunError(
-                f"predictions: output {spec.name!r} is {array.dtype}{list(array.shape)} for {len(batch)} rows, "
-                f"the artifact promises {spec}; export it again"
+            return (
+                f"output {spec.name!r} is {array.dtype}{list(array.shape)} for {len(batch)} rows, "
+                f"the artifact promises {spec}"
             )
-        if spec.dtype == TEXT:
-            _refuse_cells(spec, array, (str, type(None)), "a column of text holds text or None")
-            _refuse_no_unicode(spec, array, batch.sample_ids)
-    return batch
+    return None
 
 
 def _refuse_cells(spec: TensorSpec, array: np.ndarray[Any, Any], kinds: tuple[type, ...], rule: str) -> None:

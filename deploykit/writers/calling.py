@@ -4,14 +4,17 @@ import contextlib
 import errno
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deploykit.errors import DeploykitError, RunError
-from deploykit.writers.base import Batch, Writer
+from deploykit.wording import counted
+from deploykit.writers.base import Batch, Writer, misfit
 
-__all__ = ["calling", "reading", "told"]
+__all__ = ["calling", "read_back", "reading", "told"]
 
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
@@ -46,19 +49,56 @@ def reading(writer: Writer, read: Callable[[], Iterable[Batch]], name: str) -> I
     """The rows that the writer reads from the file ``name``.
 
     Raises:
-        RunError: it raised something.
+        RunError: it raised something, or gave other columns than it was given to write.
     """
     ours = _is_ours(writer)
     advice = "please report this as an error of deploykit" if ours else "mend its method read"
     with calling(writer, type(writer).__name__, f"reading {name}", advice):
-        # The user's code may fill the same memory again, for the next batch.
-        yield from read() if ours else map(_copied, read())
+        yield from read() if ours else (_given(writer, batch, name) for batch in read())
 
 
-def _copied(batch: Batch) -> Batch:
-    outputs = {name: array.copy() for name, array in batch.outputs.items()}
+def read_back(writer: Writer, path: Path, ids: NDArray[np.int64], name: str) -> None:
+    """Refuse a writer of the user's own whose ``read`` does not give what it has written: found out when a run is
+    joined, it would cost all of it. Our own have tests.
+
+    Args:
+        writer: one that may have no ``read``.
+        path: what it has written.
+        ids: the sample ids of that.
+        name: what the file is called.
+
+    Raises:
+        RunError: ``read`` raised something, or gave other columns or rows.
+    """
+    if _is_ours(writer) or not writer.can_read():
+        return
+    read = [batch.sample_ids for batch in reading(writer, lambda: writer.read(path), name)]
+    found = np.concatenate([np.empty(0, np.int64), *read])
+    if not np.array_equal(found, ids):
+        shared = min(len(found), len(ids))
+        place = int(np.argmin(np.append(found[:shared] == ids[:shared], False)))
+        raise RunError(
+            f"writer {type(writer).__name__}: reading {name} gave {counted(len(found), 'row')}, and {len(ids)} were "
+            f"written; from place {place} on its sample ids are {_some(found[place:])} where {_some(ids[place:])} was "
+            "written; mend its method read: it gives all rows that were written, in their order"
+        )
+
+
+def _some(ids: NDArray[np.int64]) -> str:
+    return ", ".join(map(str, ids[:4].tolist())) + (" ..." if len(ids) > 4 else "") or "none"
+
+
+def _given(writer: Writer, batch: Batch, name: str) -> Batch:
+    """A batch that the user's code has read, copied: it may fill the same memory again, for the next one."""
+    outputs = {column: array.copy() for column, array in batch.outputs.items()}
     ids = batch.sample_ids  # Integers of another type are the same ids.
-    return Batch(sample_ids=ids.astype(np.int64) if ids.dtype.kind in "iu" else ids.copy(), outputs=outputs)
+    copied = Batch(sample_ids=ids.astype(np.int64) if ids.dtype.kind in "iu" else ids.copy(), outputs=outputs)
+    if problem := misfit(writer.outputs, copied):
+        raise RunError(
+            f"writer {type(writer).__name__}: reading {name} gave other columns than were written: {problem}; mend its "
+            "method read: it gives everything that was written, in the same dtypes and shapes"
+        )
+    return copied
 
 
 def _is_ours(writer: Writer) -> bool:

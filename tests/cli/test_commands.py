@@ -334,6 +334,10 @@ def test_the_next_command_is_one_that_works(call: Call, place: Path, capsys: pyt
         "    def write(self, path, batches, rows):\n"
         "        path.write_text(''.join(f'{batch.sample_ids}' for batch in batches))\n"
     )
+    proofs = {
+        "own.py:Own": "40 of 40 rows are committed; every digest holds; which rows the files hold was not read",
+        "npy": "all 40 rows are there, each once; every digest holds",
+    }
     merging = {"own.py:Own": "", "npy": "; deploykit merge out -o predictions.npz"}
     for number, (writer, line) in enumerate(merging.items()):
         out = f"out{number}"
@@ -342,7 +346,8 @@ def test_the_next_command_is_one_that_works(call: Call, place: Path, capsys: pyt
         assert said == f"next: deploykit verify {out}{line.replace('out', out)}"
         for command in said.removeprefix("next: ").split("; "):
             assert call(*command.split()[1:]) == 0
-        capsys.readouterr()
+        proved = capsys.readouterr().out.splitlines()[0]
+        assert proved == f"{out}: {proofs[writer]}"
 
 
 def test_ctrl_c_while_the_command_line_is_loaded_is_told_without_a_traceback(tmp_path: Path) -> None:

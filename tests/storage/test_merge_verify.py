@@ -180,6 +180,7 @@ def test_a_writer_without_read_runs_but_does_not_merge(tmp_path: Path) -> None:
         merge_run(tmp_path / "run", tmp_path / "all.npz")
     check = verify_run(tmp_path / "run")
     assert "were not read" in check.notes[0]
+    assert not check.are_ids_read
 
 
 OWN = """
@@ -200,6 +201,47 @@ def test_a_writer_outside_of_the_table_merges_into_its_own_format(tmp_path: Path
     run_all(tmp_path / "run", make_job(rows=5, writer=f"{tmp_path / 'own.py'}:Ids", write_interval="epoch"))
     assert merge_run(tmp_path / "run", tmp_path / "all.ids").read_text() == "0 1 2 3 4"
     assert load(merge_run(tmp_path / "run", tmp_path / "all.npz"))["label"].tolist() == [0, 10, 20, 30, 40]
+
+
+@pytest.mark.parametrize(
+    ("as_written", "as_given", "said"),
+    [
+        (
+            '"label": ids * 10, ',
+            "",
+            r"other columns .* got \['logits.mean'\], without \['label'\]; mend its method read",
+        ),
+        ("ids * 10", "ids * 1.5", r"output 'label' is float64\[4\] for 4 rows, .* promises label:int64"),
+        (
+            "np.int64)",
+            "np.int64)[:3]",
+            "gave 3 rows, and 4 were written; from place 3 on its sample ids are none where 3",
+        ),
+        ("np.int64)", "np.int64)[::-1]", "from place 0 on its sample ids are 3, 2, 1, 0 where 0, 1, 2, 3 was written"),
+    ],
+)
+def test_a_read_that_does_not_give_what_was_written_is_told_with_the_first_part(
+    tmp_path: Path, as_written: str, as_given: str, said: str
+) -> None:
+    (tmp_path / "own.py").write_text(OWN.replace(as_written, as_given))
+    with pytest.raises(RunError, match=f"^writer Ids: reading part-000000.ids.*{said}"):
+        run_all(tmp_path / "run", make_job(rows=5, writer=f"{tmp_path / 'own.py'}:Ids"))
+    assert list(files_of(tmp_path / "run")) == ["run.json"], "nothing counts, and nothing half-written is left"
+
+
+def test_a_read_that_was_spoiled_after_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    directory = run_all(tmp_path / "run", make_job(rows=5, writer=f"{tmp_path / 'own.py'}:Ids"))
+    kind = type(directory.writer())
+    read = kind.read
+    monkeypatch.setattr(
+        kind, "read", lambda self, path: (Batch(sample_ids=batch.sample_ids, outputs={}) for batch in read(self, path))
+    )
+    for broken in (lambda: merge_run(tmp_path / "run", tmp_path / "all.npz"), lambda: verify_run(tmp_path / "run")):
+        with pytest.raises(
+            RunError, match=r"^writer Ids: reading parts/part-000000.ids .* without \['logits.mean', 'label'\]"
+        ):
+            broken()
 
 
 REUSING = """
@@ -228,12 +270,14 @@ def test_a_writer_that_reads_into_the_same_memory_again(tmp_path: Path, layout: 
 def test_sample_ids_may_be_integers_of_another_type_and_nothing_else(tmp_path: Path) -> None:
     for dtype in ("int32", "float64"):
         (tmp_path / f"{dtype}.py").write_text(OWN.replace("sample_ids=ids", f"sample_ids=ids.astype(np.{dtype})"))
-        run_all(tmp_path / dtype, make_job(rows=5, writer=f"{tmp_path / dtype}.py:Ids"))
+        job = make_job(rows=5, writer=f"{tmp_path / dtype}.py:Ids")
+        if dtype == "int32":
+            run_all(tmp_path / dtype, job)
     merged = load(merge_run(tmp_path / "int32", tmp_path / "all.npz"))
     assert merged["sample_id"].dtype == np.int64
     assert merged["sample_id"].tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(RunError, match="sample ids of float64; a batch has them in int64"):
-        merge_run(tmp_path / "float64", tmp_path / "other.npz")
+        run_all(tmp_path / "float64", job)
 
 
 def test_a_broken_plug_in_breaks_no_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -440,6 +440,22 @@ def test_a_writer_that_writes_nothing(tmp_path: Path) -> None:
         directory.write_part(shard, Lazy(OUTPUTS), batches_of(directory.job.plan, shard), rank=0, timings={})
 
 
+class Hasty(Writer):
+    extension = "hasty"
+
+    def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:
+        path.write_text(str(next(batches).sample_ids))
+
+
+def test_a_writer_that_stops_early_is_named(tmp_path: Path) -> None:
+    directory = RunDirectory.prepare(tmp_path, make_job(writer="hasty", batch_size=2))
+    shard = directory.job.plan.shard(1)
+    said = r"^writer hasty: of rows 4 to 7 only 2 of 4 rows were taken; .* write has to go through all batches"
+    with pytest.raises(RunError, match=said):
+        directory.write_part(shard, Hasty(OUTPUTS), batches_of(directory.job.plan, shard), rank=0, timings={})
+    assert list(files_of(tmp_path)) == ["run.json"]
+
+
 class Foldering(Writer):
     extension = "folder"
 
