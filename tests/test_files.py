@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deploykit.storage.aside import written_aside
 from deploykit.storage.files import appears_whole, sha256_of, write_json
 
 
@@ -90,3 +91,32 @@ def test_json_is_whole_readable_and_ends_with_a_line_break(tmp_path: Path) -> No
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"b": object()})
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == text
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from deploykit.storage.aside import written_aside
+with written_aside(Path(sys.argv[1])) as made:
+    made.write_bytes(b"half")
+    os._exit(9)
+"""
+
+
+def test_what_a_killed_process_left_goes_with_the_next_and_what_another_writes_stays(tmp_path: Path) -> None:
+    path = tmp_path / "all [1].npz"
+    assert subprocess.run([sys.executable, "-c", KILLED, path], check=False).returncode == 9
+    (left,) = tmp_path.iterdir()
+    assert (left / path.name).read_bytes() == b"half"
+    with written_aside(path) as mine:
+        assert not left.exists()
+        mine.write_bytes(b"mine")
+        with written_aside(path) as other:
+            other.write_bytes(b"other")
+        assert path.read_bytes() == b"other"
+    assert path.read_bytes() == b"mine"
+    with pytest.raises(ValueError, match="on the way"), written_aside(path) as mine:  # noqa: PT012 - the write is part of it
+        mine.write_bytes(b"half")
+        raise ValueError("on the way")
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"mine"

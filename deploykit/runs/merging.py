@@ -14,8 +14,8 @@ from deploykit.runs.rundir import RUN_NAME, RunDirectory
 from deploykit.runs.runrows import RunRows
 from deploykit.runs.runstate import State
 from deploykit.runs.watching import to_go_on
+from deploykit.storage.aside import written_aside
 from deploykit.storage.copies import at_hand, delivered, renamed
-from deploykit.storage.files import appears_whole
 from deploykit.storage.paths import require_path, require_place
 from deploykit.storage.stores import is_url
 from deploykit.tally import Tally, Told
@@ -107,7 +107,7 @@ def _merge(path: Path, destination: Path, allow_partial: bool, progress: Told | 
     batches = tally.of_batches(RunRows(directory.path, state, writer).of(shards))
     rows = sum(shard.rows - len(state.failed_in(shard)) for shard in shards)
     # A link stays one, so that the file goes to the disk that it was made for.
-    with writing(destination, resumes=False), appears_whole(destination.resolve()) as temporary:
+    with writing(destination, resumes=False), written_aside(destination.resolve()) as temporary:
         merged.write(temporary, batches, rows)
     return list(_left_out(directory, state, shards))
 

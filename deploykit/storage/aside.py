@@ -1,0 +1,64 @@
+"""A file that takes long to write, in a locked folder beside its place: what a killed process left is told from what
+another one still writes.
+"""
+
+import contextlib
+import fcntl
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from deploykit.storage.files import TEMPORARY_PREFIX, discard, sync_directory, temporary_name
+
+__all__ = ["written_aside"]
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Give a temporary path on the disk of ``path``; on success flush it and rename it into place.
+
+    On any error, Ctrl-C included, nothing is left, and ``path`` is as it was. What killed processes left of the same
+    ``path`` is removed first.
+    """
+    for left in path.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(path.name)}"):
+        if left.is_dir():
+            _discard_unheld(left)
+    folder, lock = _locked_folder(path)
+    try:
+        made = folder / path.name
+        yield made
+        with made.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(made, path)
+    finally:
+        discard(folder)
+        os.close(lock)
+    sync_directory(path.parent)
+
+
+def _locked_folder(path: Path) -> tuple[Path, int]:
+    """A new folder, and the descriptor that holds its lock, which the kernel takes back whatever ends the process."""
+    while True:
+        folder = path.with_name(temporary_name(path.name))
+        folder.mkdir()
+        lock = os.open(folder, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # Without locks, as on NFS, nobody else gets one and removes it, either.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder, lock
+        os.close(lock)  # Another process took it for one that was left, before the lock was there.
+
+
+def _discard_unheld(folder: Path) -> None:
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        discard(folder)
+    except OSError:
+        return  # Somebody writes in it, or has removed it.
+    finally:
+        os.close(lock)
