@@ -39,9 +39,9 @@ def at_home(text: str) -> str:
     A shell leaves it as it is there and in ``--output=~/run``, and a directory of that name is a trap for who removes
     it.
     """
-    name, colon, place = text.partition(":")
-    if colon and place.startswith("~/"):
-        return name + colon + at_home(place)
+    before, colon, place = text.partition(":~/")
+    if colon and "://" not in before:
+        return f"{at_home(before)}:{at_home(f'~/{place}')}"
     return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text  # noqa: PTH111 (raises nothing)
 
 

@@ -106,9 +106,7 @@ def chosen_arrays(
 
     Raises:
         DataError: an array is missing, or several are asked for one input.
-        UsageError: an array is named for what is no input.
     """
-    reading.require_inputs(file.name, [spec.name for spec in inputs])
     wanted = {spec.name: reading.columns.get(spec.name, (spec.name,)) for spec in inputs}
     several = [name for name, arrays in wanted.items() if len(arrays) > 1]
     if several:

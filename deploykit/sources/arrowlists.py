@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.errors import DataError
-from deploykit.sources.arrowvalues import Place, input_array, logical, refuse_null
+from deploykit.sources.arrowvalues import input_array, logical, refuse_null
+from deploykit.sources.place import Place
 from deploykit.sources.ragged import Ragged
 from deploykit.tensors import TensorSpec
 

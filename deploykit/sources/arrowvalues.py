@@ -9,37 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.errors import DataError
+from deploykit.sources.arrowtexts import kept_texts
 from deploykit.sources.columns import Column
+from deploykit.sources.place import Place
 from deploykit.sources.unsigned import KEPT_AS, not_held
 from deploykit.tensors import TEXT, TensorSpec
 
 __all__ = [
-    "NOT_UTF8", "Place", "described_columns", "input_array", "kept_array", "logical", "refuse_null", "stacked",
+    "described_columns", "input_array", "kept_array", "logical", "refuse_null", "stacked",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
 
-NOT_UTF8 = (
-    "a text that is not UTF-8; convert the data (iconv -f WINDOWS-1252 -t UTF-8, if that is what it is), or leave the "
-    "column out"
-)
-
 _STACK_ROWS = 1024
 """Rows that are stacked at a time: they stay in the cache, whatever the chunk is."""
-
-
-class Place:
-    """Where values come from, for messages. ``first_row`` is the global number of the first of them."""
-
-    def __init__(self, what: str, first_row: int) -> None:
-        self.what, self.first_row = what, first_row
-
-    def error(self, column: str, row: int, problem: str) -> DataError:
-        """An error at row ``row`` of the values."""
-        error = DataError(f"data {self.what}, row {self.first_row + row}, column {column!r}: {problem}")
-        error.row = self.first_row + row
-        return error
 
 
 def described_columns(schema: Any, hints: Mapping[str, str]) -> list[Column]:
@@ -144,30 +127,11 @@ def kept_array(column: Any, spec: TensorSpec, place: Place) -> Array:
     Raises:
         DataError: a null that the dtype does not hold.
     """
-    import pyarrow as pa
-
     if spec.dtype == TEXT:
-        texts = column.cast(pa.string())
-        _require_utf8(texts, spec.name, place)
-        return np.asarray(texts.to_numpy(zero_copy_only=False), dtype=object)
+        return kept_texts(column, spec.name, place)
     flat, sizes = _flattened(column, spec.name, place)
     values = _numbers(flat, spec.dtype, spec.name, place, max(1, math.prod(sizes)), allow_nan=True, problem=not_held)
     return values.reshape(len(column), *sizes)
-
-
-def _require_utf8(texts: Any, name: str, place: Place) -> None:
-    """Refuse bytes that are no text: neither Parquet nor JSON is read with a look at them."""
-    import pyarrow as pa
-
-    try:
-        texts.validate(full=True)
-    except pa.ArrowInvalid:
-        for row, value in enumerate(texts.cast(pa.binary()).to_pylist()):
-            try:
-                (value or b"").decode()
-            except UnicodeDecodeError:
-                raise place.error(name, row, NOT_UTF8) from None
-        raise
 
 
 def _flattened(column: Any, name: str, place: Place) -> tuple[Any, list[int]]:

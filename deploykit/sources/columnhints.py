@@ -5,22 +5,21 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-__all__ = ["cast_hint", "map_hint", "name_hints", "whole_hint"]
+__all__ = ["cast_hint", "map_hint", "map_prefix", "name_hints", "whole_hint"]
 
 _NUMBERED = re.compile(r"([^*?\[\]'=,]*[^*?\[\]'=,\d])\d+")
 
 
-def map_hint(name: str, width: int, usable: Sequence[str], present: Sequence[str]) -> str | None:
-    """The pattern that gives an input its columns, where there is one only.
+def map_prefix(width: int, usable: Sequence[str], present: Sequence[str]) -> str | None:
+    """With what the names of an input's columns begin, where there is one answer only.
 
     Args:
-        name: the input.
         width: how many columns it takes.
         usable: columns that it can take.
         present: all columns.
 
-    >>> map_hint("x", 2, ["p_0", "p_1", "age"], ["p_0", "p_1", "age", "label"])
-    "2 columns are called p_...: try --map 'x=p_*' (columns={'x': ['p_*']})"
+    >>> map_prefix(2, ["p_0", "p_1", "age"], ["p_0", "p_1", "age", "label"])
+    'p_'
     """
     prefixes = {match[1] for column in usable if (match := _NUMBERED.fullmatch(column))}
     fitting = [
@@ -29,9 +28,15 @@ def map_hint(name: str, width: int, usable: Sequence[str], present: Sequence[str
         if len(found := [column for column in present if fnmatchcase(column, f"{prefix}*")]) == width
         and set(found) <= set(usable)
     ]
-    if width < 2 or len(fitting) != 1:
-        return None
-    (prefix,) = fitting
+    return fitting[0] if width > 1 and len(fitting) == 1 else None
+
+
+def map_hint(name: str, width: int, prefix: str) -> str:
+    """The pattern that gives an input its columns.
+
+    >>> map_hint("x", 2, "p_")
+    "2 columns are called p_...: try --map 'x=p_*' (columns={'x': ['p_*']})"
+    """
     return f"{width} columns are called {prefix}...: try --map '{name}={prefix}*' (columns={{{name!r}: ['{prefix}*']}})"
 
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from deploykit.errors import DataError
-from deploykit.sources.columnhints import cast_hint, map_hint, name_hints, whole_hint
+from deploykit.sources.columnhints import cast_hint, map_hint, map_prefix, name_hints, whole_hint
 from deploykit.sources.reading import Reading
 from deploykit.tensors import TEXT, TensorSpec
 from deploykit.texts import natural
@@ -69,10 +69,8 @@ def match_columns(
 
     Raises:
         DataError: columns are missing or do not fit; shows what is there and what is needed.
-        UsageError: ``--map`` names what is no input.
     """
     by_name = {column.name: column for column in columns}
-    reading.require_inputs(what, [spec.name for spec in inputs])
     _refuse_twice(what, columns)
     chosen: dict[str, tuple[str, ...]] = {}
     problems: dict[str, str] = {}
@@ -244,18 +242,24 @@ def _refusal(
 
 def _hints(spec: TensorSpec, chosen: Sequence[Column], columns: Sequence[Column], *, text: bool) -> Iterator[str]:
     """What to try for an input that gets no columns, or those that do not fit."""
-    present = [column.name for column in columns]
-    width = spec.row_shape[0] if len(spec.row_shape) == 1 else None
+    width = spec.row_shape[0] if len(spec.row_shape) == 1 else 0
     usable = [column for column in columns if column.is_number and column.dtype is not None and not column.shape]
-    fits = [column.name for column in usable if castable(column.dtype or "", spec.dtype, text=text)]
-    if isinstance(width, int) and (hint := map_hint(spec.name, width, fits, present)):
-        yield hint
-    wide = [column for column in chosen if column.dtype == "float64" != spec.dtype and spec.dtype.startswith("float")]
+    fits = [c for c in usable if castable(c.dtype or "", spec.dtype, text=text) or _is_wider(c, spec)]
+    prefix = map_prefix(width, [c.name for c in fits], [c.name for c in columns]) if isinstance(width, int) else None
+    if prefix is not None:
+        yield map_hint(spec.name, int(width), prefix)
+        # What is found by the pattern would be refused next.
+        chosen = chosen or [column for column in fits if column.name.startswith(prefix)]
+    wide = [column for column in chosen if _is_wider(column, spec)]
     if wide and not text:
         yield cast_hint(wide[0].name, spec.dtype, lists=bool(wide[0].shape), more=len(wide) > 1)
     floats = [column for column in chosen if (column.dtype or "").startswith("float") and not column.shape]
     if floats and "int" in spec.dtype:
         yield whole_hint(floats[0].name, floats[0].dtype or "", spec.dtype, more=len(floats) > 1)
+
+
+def _is_wider(column: Column, spec: TensorSpec) -> bool:
+    return column.dtype == "float64" != spec.dtype and spec.dtype.startswith("float")
 
 
 def _needs(spec: TensorSpec) -> str:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from deploykit.errors import DataError
-from deploykit.sources.arrowvalues import NOT_UTF8
+from deploykit.sources.arrowtexts import NOT_UTF8
 from deploykit.sources.csvvalues import (
     NULLS,
     are_values,

@@ -1,5 +1,6 @@
 """The table of file formats, by extension; entry points of the group ``deploykit.sources`` extend it."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from itertools import pairwise
@@ -54,8 +55,8 @@ def open_source(
     """Open data by its extension or shape, or what ``package.module:factory`` or ``file.py:factory`` returns.
 
     Args:
-        text: a file, directory, glob or URL, also with the name of the source before it (``csv:rows.txt``); or the
-            factory.
+        text: a file, directory, glob or URL, also with the name of the source before it (``csv:rows.txt``), or with
+            the class of one (``file.py:Class:rows.raw``); or the factory.
         inputs: the model's inputs.
         prepare: call ``prepare_data()`` of a LightningDataModule, and look for rows that would come twice; one process
             of a job does, the others need not.
@@ -96,6 +97,7 @@ def _opened(text: str, inputs: Sequence[TensorSpec], prepare: bool, reading: Rea
                 "you mean with a pattern, or, where the rows are meant twice, as of equal files that were made one, "
                 "put a copy in its place (cp --remove-destination)"
             )
+    reading.require_inputs(text, [spec.name for spec in inputs])
     source = cast("Source", opener(found, inputs, reading))
     source.notes = [*source.notes, *(f"ignored: {run}, a run directory: it holds predictions" for run in found.runs)]
     if opener is not DatasetSource:
@@ -125,11 +127,18 @@ def _order_notes(names: Sequence[str]) -> list[str]:
     return []
 
 
+_OWN = re.compile(r"([^:]+\.py:[^\W\d]\w*|[^\W\d][\w.]*:[^\W\d]\w*):(?!//)(.+)")
+"""A source of the user's own before the place: ``file.py:Class:rows.raw`` or ``package.module:Class:rows.raw``."""
+
+
 def _named(text: str) -> tuple[str | None, str]:
-    """The name of a source before the place, if there is one, and the place."""
+    """The name of a source before the place, or the class of one, if there is one, and the place."""
     name, colon, place = text.partition(":")
-    if not colon or place.startswith("//") or name not in SOURCES.names() or Path(text).exists():
+    if not colon or place.startswith("//") or Path(text).exists():
         return None, text
+    if name not in SOURCES.names():
+        own = _OWN.fullmatch(text)
+        return (own[1], own[2]) if own else (None, text)
     # What looks like no place is an attribute of a module of the user's that has the name of a source.
     is_place = Path(place).exists() or "://" in place or set("*?[./") & set(place)
     return (name, place) if is_place else (None, text)
@@ -174,7 +183,9 @@ def _extension(found: Found) -> str:
         shown = ", ".join(repr(f".{extension}" if extension else "") for extension in extensions[:8])
         raise DataError(
             f"data {found.text}: unknown extension {shown}; known are {listed}, or package.module:factory. "
-            f"The name of a source can stand before the place: csv:rows.txt{''.join(map(_meant, extensions[:1]))}"
+            "The name of a source can stand before the place, csv:rows.txt, and so can a class of your own, "
+            "file.py:Source:rows.txt; packages add sources by entry points of the group deploykit.sources"
+            f"{''.join(map(_meant, extensions[:1]))}"
         )
     sources = {extension: SOURCES.load(extension) for extension in ours}
     # A copy beside a table, rows.csv.bak, would be read as more of its rows.

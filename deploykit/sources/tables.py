@@ -10,9 +10,10 @@ import numpy as np
 
 from deploykit.errors import DataError, DeploykitError, UsageError
 from deploykit.sources.arrowlists import is_list, ragged_array
-from deploykit.sources.arrowvalues import Place, described_columns, input_array, kept_array, stacked
+from deploykit.sources.arrowvalues import described_columns, input_array, kept_array, stacked
 from deploykit.sources.base import Arrays
 from deploykit.sources.columns import Match, match_columns, match_nothing
+from deploykit.sources.place import Place
 from deploykit.sources.ragged import LENGTH, fills_of, padded_together
 from deploykit.sources.reading import KEPT, Reading
 from deploykit.sources.tablepieces import BadRow, Pieces

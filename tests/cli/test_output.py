@@ -11,6 +11,7 @@ import click
 import pytest
 
 from deploykit.cli import showing
+from deploykit.cli.text import at_home
 from deploykit.runs.verify_run import verify_run
 from deploykit.writers.npz import NpzWriter
 from tests.strategies import write_artifact
@@ -161,6 +162,7 @@ def test_a_home_directory_that_the_shell_left_alone(
     assert call("run", "~/model", "--data", "npy:~/rows.npy", "--output=~/out", "--devices", "cpu") == 0
     assert not Path("~").exists()
     assert call("verify", "~/out") == 0
+    assert at_home("~/own.py:Raw:~/rows.raw") == f"{place}/own.py:Raw:{place}/rows.raw"
     assert "all 40 rows" in capsys.readouterr().out
 
 

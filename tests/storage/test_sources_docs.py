@@ -64,7 +64,7 @@ def test_each_section_of_a_source_has_a_command() -> None:
         section = title or section
         if kind == "sh":
             having.add(section)
-    assert sections - having == {"Columns and inputs", "A source of your own", "Speed"}
+    assert sections - having == {"Columns and inputs", "Speed"}
 
 
 def test_the_same_rows_give_the_same_predictions_from_every_source(folder: Path) -> None:

@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -330,3 +331,46 @@ def test_a_folder_whose_name_is_no_text_is_read(tmp_path: Path, extension: str) 
     scalar = TensorSpec(name="x", dtype="float32", shape=("batch",))
     for place in (folder, folder / f"rows.{extension}"):
         assert opened(place, [scalar]).read(0, 2)["x"].tolist() == [1, 2]
+
+
+RAW = """
+import numpy as np
+from deploykit.sources.base import FileIdentity
+class Raw:
+    def __init__(self, found, inputs, reading):
+        (file,) = found.files
+        self.notes, self._name, self._identity = [], inputs[0].name, FileIdentity(found.files)
+        with file.open() as opened:
+            self._rows = np.frombuffer(opened.read(), np.float32).reshape(-1, 4)
+    def __len__(self):
+        return len(self._rows)
+    def read(self, start, stop):
+        return {self._name: self._rows[start:stop].copy()}
+    def fingerprint(self):
+        return {"kind": "raw", **self._identity.values()}
+    def close(self):
+        pass
+"""
+
+
+@pytest.mark.parametrize("place", ["rows.csv", "rows", "memory://own/rows.raw", "a:b.raw"])
+def test_a_class_of_the_users_own_stands_before_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = f"raw_{abs(hash(place))}"
+    Path(f"{module}.py").write_text(RAW)
+    with fsspec.open(place if "://" in place else f"file://{tmp_path}/{place}", "wb") as file:
+        file.write(VECTORS.tobytes())
+    for name in (f"{module}.py:Raw", f"{module}:Raw", f"{tmp_path}/{module}.py:Raw"):
+        np.testing.assert_array_equal(opened(f"{name}:{place}").read(3, 50)["x"], VECTORS[3:])
+    with pytest.raises(UsageError, match=r"--map names \['X'\], but the inputs of the model are \['x'\]; name one"):
+        opened(f"{module}.py:Raw:{place}", columns={"X": ("a",)})
+    with pytest.raises(UsageError, match=f"no 'Row' in {module}.py; it has Raw"):
+        opened(f"{module}.py:Row:{place}")
+    (tmp_path / "raw.unknown").touch()
+    with pytest.raises(
+        DataError, match=r"unknown extension.* a class of your own, file\.py:Source:rows\.txt; packages add"
+    ):
+        opened(tmp_path / "raw.unknown")

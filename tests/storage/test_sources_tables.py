@@ -5,6 +5,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -181,6 +182,15 @@ def test_what_was_meant_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError) as told:
         opened(tmp_path / "rows.parquet", [X], columns={"x": ["f*", "g*"]}, keep=("lable",))
     for part in ("no column g*", "did you mean 'label'?", "(no name)", "index that pandas wrote: write with index=F"):
+        assert part in str(told.value)
+
+
+def test_what_a_pattern_would_find_and_be_refused_for_is_told_in_one_message(tmp_path: Path) -> None:
+    columns = {"id": [1, 2, 3], "price": np.ones(3), **{f"f{number}": np.ones(3) for number in range(4)}}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    with pytest.raises(DataError) as told:
+        opened(tmp_path / "rows.parquet")
+    for part in ("try --map 'x=f*'", "float64 is not rounded to float32", "frame.astype({'f0': 'float32', ...})"):
         assert part in str(told.value)
 
 
@@ -364,6 +374,37 @@ def test_a_permuted_tensor_is_read_in_the_order_of_its_dimensions(tmp_path: Path
         got = source.read(5, 33)
         np.testing.assert_array_equal(got["x"], wanted[5:33].reshape(-1, *shape))
         np.testing.assert_array_equal(got[f"{KEPT}x"], wanted[5:33].reshape(-1, 24))
+
+
+ZONES = {"UTC": UTC, "+01:00": timezone(timedelta(hours=1)), "-03:30": timezone(-timedelta(hours=3.5))}
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_dates_and_times_are_kept_in_the_form_of_iso_8601(tmp_path: Path, name: str) -> None:
+    """As Python writes them, whatever has written the data."""
+    moments = [datetime(2024, 1 + row % 12, 2, 3, 4, 5, 67 * row, UTC) for row in range(ROWS - 1)]
+    naive = [moment.replace(tzinfo=None) for moment in moments]
+    columns = {"day": pa.array([*(moment.date() for moment in moments), None]), "naive": pa.array([*naive, None])}
+    wanted = {
+        "day": [moment.date().isoformat() for moment in moments],
+        "naive": [moment.isoformat(timespec="microseconds") for moment in naive],
+    }
+    for zone, here in ZONES.items():
+        columns[zone] = pa.array([*moments, None], pa.timestamp("us", tz=zone))
+        local = [moment.astimezone(here).isoformat(timespec="microseconds") for moment in moments]
+        wanted[zone] = [text.replace("+00:00", "Z") if zone == "UTC" else text for text in local]
+    BINARY[name](tmp_path / name, pa.table({"x": vectors(VECTORS), **columns}))
+    got = opened(tmp_path / name, keep=tuple(wanted)).read(0, ROWS)
+    for key, texts in wanted.items():
+        assert got[f"{KEPT}{key}"].tolist() == [*texts, None]
+
+
+def test_times_of_a_zone_that_is_not_known_here(tmp_path: Path) -> None:
+    times = pa.array(range(ROWS), pa.timestamp("s", tz="Nowhere/City"))
+    write_arrow(tmp_path / "rows.arrow", pa.table({"x": vectors(VECTORS), "t": times}))
+    source = opened(tmp_path / "rows.arrow", keep=("t",))
+    with pytest.raises(DataError, match=r"'t' is timestamp\[s, tz=Nowhere/City\], and its time zone is not known here"):
+        source.read(0, 3)
 
 
 def test_what_cannot_be_kept_says_why(tmp_path: Path) -> None:
