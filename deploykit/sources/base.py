@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from deploykit.errors import DataError
+from deploykit.errors import DataError, DeploykitError
 from deploykit.storage.files import sha256_of
 from deploykit.storage.locations import DataFile
 from deploykit.tensors import TensorSpec, check_inputs
@@ -85,14 +85,20 @@ def json_of(source: Source, method: str) -> Any:
     """What ``fingerprint`` or ``index`` of the source gives, as JSON gives it back; numpy's numbers are taken.
 
     Raises:
-        DataError: it holds anything else that JSON does not.
+        DataError: it raised something, or holds anything else that JSON does not.
     """
-    found = getattr(source, method)()
+    what = f"source {type(source).__qualname__}: its {method}()"
+    try:
+        found = getattr(source, method)()
+    except (DeploykitError, OSError):
+        raise
+    except Exception as error:  # A source may be the user's own code.
+        raise DataError(f"{what} raised {type(error).__name__}: {error}; mend it") from error
     try:
         return json.loads(json.dumps(found, default=_plain))
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"source {type(source).__qualname__}: its {method}() gave {str(found)[:200]} ({error}); it must give JSON "
+            f"{what} gave {str(found)[:200]} ({error}); it must give JSON "
             "values: texts, numbers, lists and dicts of these"
         ) from error
 

@@ -1,6 +1,7 @@
 """Rows from the user's own code: a map-style dataset, DataLoaders or a LightningDataModule."""
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,11 @@ def open_factory(
     if not callable(factory):
         raise DataError(
             f"data {target}: is of type {type(factory).__name__} and not a function; name one without arguments"
+        )
+    if inspect.isclass(factory) and hasattr(factory, "fingerprint"):
+        raise UsageError(
+            f"data {target}: is a source, which reads a place; name that behind it: --data {target}:PLACE, where PLACE "
+            "is a file, a folder or a URL"
         )
     what = f"data {target}"
     made = find_datasets(called(f"{what}: the factory", factory), what, prepare=prepare)

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from deploykit.errors import DataError, UsageError
 from deploykit.registry import Registry
@@ -13,6 +13,7 @@ from deploykit.sources.base import Source
 from deploykit.sources.datasetdir import STATE, DatasetSource, refuse_splits
 from deploykit.sources.doubles import refuse_logged, same_files
 from deploykit.sources.factory import open_factory
+from deploykit.sources.own import opened_by
 from deploykit.sources.reading import Reading
 from deploykit.storage.locations import RUN_NAME, Found, find
 from deploykit.tensors import TensorSpec
@@ -98,7 +99,7 @@ def _opened(text: str, inputs: Sequence[TensorSpec], prepare: bool, reading: Rea
                 "put a copy in its place (cp --remove-destination)"
             )
     reading.require_inputs(text, [spec.name for spec in inputs])
-    source = cast("Source", opener(found, inputs, reading))
+    source = opened_by(opener, found, inputs, reading)
     source.notes = [*source.notes, *(f"ignored: {run}, a run directory: it holds predictions" for run in found.runs)]
     if opener is not DatasetSource:
         source.notes += [*([] if double is None else [double]), *_order_notes([file.name for file in found.files])]

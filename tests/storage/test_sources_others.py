@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from deploykit.errors import ArtifactError, DataError, UsageError
 from deploykit.preprocessing import ImagePreprocessing, parse_preprocessing, read_preprocessing
 from deploykit.sources import KEPT, open_source
-from deploykit.sources.base import FileIdentity
+from deploykit.sources.base import FileIdentity, json_of
 from deploykit.tensors import TensorSpec
 
 from .helpers import X
@@ -335,7 +335,7 @@ def test_a_folder_whose_name_is_no_text_is_read(tmp_path: Path, extension: str) 
 
 RAW = """
 import numpy as np
-from deploykit.sources.base import FileIdentity
+from deploykit.sources.base import FileIdentity, json_of
 class Raw:
     def __init__(self, found, inputs, reading):
         (file,) = found.files
@@ -374,3 +374,34 @@ def test_a_class_of_the_users_own_stands_before_the_place(
         DataError, match=r"unknown extension.* a class of your own, file\.py:Source:rows\.txt; packages add"
     ):
         opened(tmp_path / "raw.unknown")
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "said"),
+    [
+        ("self.notes, ", "", "made a Raw, which has no notes; a source has notes, __len__, read, fingerprint, close"),
+        ("def close", "def shut", "which has no close"),
+        ("(file,) = found.files", "raise KeyError(7)", "what was found, the inputs and a Reading: raised KeyError: 7"),
+        ("found, inputs, reading)", "found)", r"raised TypeError: .*takes 2 positional arguments but 4 were given"),
+        ("return len(self._rows)", "return -1", r"its length: raised ValueError: __len__\(\) should return >= 0"),
+        ("class Raw:", "class Raw:\n    kept = ['id']", "its kept holds 'id'; it holds a TensorSpec for each column"),
+    ],
+)
+def test_a_source_that_is_none_is_told_in_words(tmp_path: Path, written: str, instead: str, said: str) -> None:
+    text = RAW.replace(written, instead)
+    if written == "self.notes, ":
+        text = text.replace("[], inputs[0].name", "inputs[0].name")
+    (tmp_path / "raw.py").write_text(text)
+    (tmp_path / "rows.raw").write_bytes(VECTORS.tobytes())
+    with pytest.raises(DataError, match=rf"^data .*rows.raw: source Raw.*{said}"):
+        opened(f"{tmp_path}/raw.py:Raw:{tmp_path}/rows.raw")
+
+
+def test_a_source_without_a_place_and_a_fingerprint_that_raises(tmp_path: Path) -> None:
+    (tmp_path / "raw.py").write_text(RAW.replace('return {"kind": "raw", **', "return {**{}['kind'], **"))
+    (tmp_path / "rows.raw").write_bytes(VECTORS.tobytes())
+    with pytest.raises(UsageError, match=r"raw.py:Raw: is a source, which reads a place; .*raw.py:Raw:PLACE"):
+        opened(f"{tmp_path}/raw.py:Raw")
+    source = opened(f"{tmp_path}/raw.py:Raw:{tmp_path}/rows.raw")
+    with pytest.raises(DataError, match=r"source Raw: its fingerprint\(\) raised KeyError: 'kind'; mend it"):
+        json_of(source, "fingerprint")
