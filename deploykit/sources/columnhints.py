@@ -9,6 +9,9 @@ __all__ = ["cast_hint", "map_hint", "map_prefix", "name_hints", "whole_hint"]
 
 _NUMBERED = re.compile(r"([^*?\[\]'=,]*[^*?\[\]'=,\d])\d+")
 
+_MOST_NAMES = 5
+"""Of so many names it is asked which may have been meant: to look for one among thousands takes long."""
+
 
 def map_prefix(width: int, usable: Sequence[str], present: Sequence[str]) -> str | None:
     """With what the names of an input's columns begin, where there is one answer only.
@@ -69,7 +72,7 @@ def name_hints(asked: Sequence[str], present: Sequence[str]) -> Iterator[str]:
     >>> list(name_hints(["lable"], ["id", "label"]))
     ["there is no 'lable'; did you mean 'label'?"]
     """
-    for name in dict.fromkeys(asked):
+    for name in list(dict.fromkeys(asked))[:_MOST_NAMES]:
         if close := get_close_matches(name, present, 1):
             yield f"there is no {name!r}; did you mean {close[0]!r}?"
     if "" in present:

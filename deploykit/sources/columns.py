@@ -247,9 +247,10 @@ def _hints(spec: TensorSpec, chosen: Sequence[Column], columns: Sequence[Column]
     fits = [c for c in usable if castable(c.dtype or "", spec.dtype, text=text) or _is_wider(c, spec)]
     prefix = map_prefix(width, [c.name for c in fits], [c.name for c in columns]) if isinstance(width, int) else None
     if prefix is not None:
-        yield map_hint(spec.name, int(width), prefix)
-        # What is found by the pattern would be refused next.
-        chosen = chosen or [column for column in fits if column.name.startswith(prefix)]
+        called = [column for column in fits if column.name.startswith(prefix)]
+        if {column.name for column in called} != {column.name for column in chosen}:
+            yield map_hint(spec.name, int(width), prefix)
+        chosen = chosen or called  # What the pattern finds must not be refused next.
     wide = [column for column in chosen if _is_wider(column, spec)]
     if wide and not text:
         yield cast_hint(wide[0].name, spec.dtype, lists=bool(wide[0].shape), more=len(wide) > 1)

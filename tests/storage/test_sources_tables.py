@@ -192,6 +192,18 @@ def test_what_a_pattern_would_find_and_be_refused_for_is_told_in_one_message(tmp
         opened(tmp_path / "rows.parquet")
     for part in ("try --map 'x=f*'", "float64 is not rounded to float32", "frame.astype({'f0': 'float32', ...})"):
         assert part in str(told.value)
+    pq.write_table(pa.table({f"f{number}": np.ones(3) for number in range(4)}), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="float64 is not rounded") as told:
+        opened(tmp_path / "rows.parquet")
+    assert "try --map" not in str(told.value), "the columns were found"
+
+
+def test_of_many_columns_that_are_not_there_some_are_guessed(tmp_path: Path) -> None:
+    columns = {f"feature_{number}": np.ones(3, np.float32) for number in range(4)}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    with pytest.raises(DataError) as told:
+        opened(tmp_path / "rows.parquet", columns={"x": [f"featur_{number}" for number in range(100)]})
+    assert str(told.value).count("did you mean") == 5
 
 
 def test_a_pattern_that_has_found_columns_is_not_among_what_is_not_there(tmp_path: Path) -> None:
