@@ -125,8 +125,12 @@ def _only_input(what: str, inputs: Sequence[TensorSpec]) -> TensorSpec:
 
 def _check_keep(what: str, reading: Reading) -> None:
     unknown = sorted(set(reading.keep) - set(_KEPT))
-    if unknown or reading.columns:
-        raise DataError(f"data {what}: images have the columns {', '.join(_KEPT)} to keep, got {unknown}; no --map")
+    if reading.columns:
+        raise DataError(f"data {what}: a file is a row, and has no columns for --map; leave it out")
+    if unknown:
+        raise DataError(
+            f"data {what}: images have the columns {', '.join(_KEPT)} to keep, got {unknown}; name one of them"
+        )
 
 
 def _step(what: str, spec: TensorSpec, reading: Reading) -> ImagePreprocessing:

@@ -405,3 +405,11 @@ def test_a_source_without_a_place_and_a_fingerprint_that_raises(tmp_path: Path) 
     source = opened(f"{tmp_path}/raw.py:Raw:{tmp_path}/rows.raw")
     with pytest.raises(DataError, match=r"source Raw: its fingerprint\(\) raised KeyError: 'kind'; mend it"):
         json_of(source, "fingerprint")
+
+
+def test_what_images_have_to_keep_and_that_they_have_no_columns(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"columns file, folder to keep, got \['label'\]; name one of them"):
+        opened(tmp_path / "a.png", [PIXELS], keep=("label",))
+    with pytest.raises(DataError, match="a file is a row, and has no columns for --map; leave it out"):
+        opened(tmp_path / "a.png", [PIXELS], columns={"x": ("pixels",)})
