@@ -14,9 +14,9 @@ __all__ = ["shift_translations", "types_of_outputs", "with_types"]
 _aten = torch.ops.aten
 
 _SHIFTS = {
-    "aten_bitwise_left_shift": (_aten.bitwise_left_shift.Tensor,),
+    "aten_bitwise_left_shift": (_aten.bitwise_left_shift.Tensor, _aten.__lshift__.Tensor),
     "aten_bitwise_left_shift_tensor_scalar": (_aten.bitwise_left_shift.Tensor_Scalar, _aten.__lshift__.Scalar),
-    "aten_bitwise_right_shift": (_aten.bitwise_right_shift.Tensor,),
+    "aten_bitwise_right_shift": (_aten.bitwise_right_shift.Tensor, _aten.__rshift__.Tensor),
     "aten_bitwise_right_shift_tensor_scalar": (_aten.bitwise_right_shift.Tensor_Scalar, _aten.__rshift__.Scalar),
 }
 """Of each of onnxscript's translations, what it translates."""

@@ -109,6 +109,20 @@ def test_operations_on_uint8_give_what_torch_gives(tmp_path: Path) -> None:
         np.testing.assert_array_equal(got[name], value, err_msg=name)
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_shifts_by_tensors_are_those_of_torch(dtype: Any, tmp_path: Path) -> None:
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "right": lambda x: x >> (x & 7),
+        "left": lambda x: x << (x & 7),
+        "of a number": lambda x: 3 << (x & 7),
+        "by a constant": lambda x: x >> torch.arange(4, dtype=x.dtype),
+    }
+    numbers = np.random.default_rng(0).integers(-(2**20), 2**20, (64, 4)).astype(dtype)
+    got, wanted = both(functions, numbers, tmp_path)
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(got[name], value, strict=True, err_msg=name)
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.int16])
 def test_small_integers_and_booleans_are_chosen_by_masks(dtype: Any, tmp_path: Path) -> None:
     """ONNX Runtime has no operation that chooses among values of these types."""
