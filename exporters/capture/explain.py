@@ -15,7 +15,7 @@ from deploykit.tensors import TensorSpec
 from exporters.capture.fixed import Step
 from exporters.noise.sites import site_name
 
-__all__ = ["NO_FUNCTORCH", "at_fault", "explain", "place"]
+__all__ = ["NO_FUNCTORCH", "at_fault", "explain", "place", "with_functions"]
 
 NO_FUNCTORCH = (
     "torch.vmap and torch.func cannot be exported; write the operations with the batch dimension in the tensors, and "
@@ -32,6 +32,15 @@ _ABOUT_SIZES = re.compile(
     r"(?i)\b(sizes?|shapes?|dim(ension)?s?|lengths?|elements?|kernel|index|range|bounds|broadcast|empty|small(er)?|short)\b"
 )
 """What errors say that a larger example may have spared; the name of an attribute that is missing is none."""
+
+_INSTEAD = {
+    "cond": "compute both ways, and choose with torch.where",
+    "flex_attention": "use F.scaled_dot_product_attention, with attn_mask for what the functions do",
+}
+"""What to do without an operation that takes functions, by its name."""
+
+_UNCAPTURED = {"associative_scan", "flex_attention"}
+"""Those at which a capture fails, each in a file of torch with its name."""
 
 _FUNCTORCH = ("_functorch/vmap.py", "_functorch/eager_transforms.py")
 """Files of torch whose code runs around a function of the user's that it transforms."""
@@ -53,8 +62,9 @@ def explain(
     head = text.splitlines()[0] if text else type(error).__name__
     kind = type(error).__name__
     where = place(_frames(error), module)
-    if any(Path(frame.f_code.co_filename).as_posix().endswith(_FUNCTORCH) for frame, _ in _frames(error)):
-        return f"{where}{NO_FUNCTORCH}"
+    transforming = _transforming(error, fixed)
+    if transforming is not None:
+        return f"{where or place(fixed, module)}{transforming}"
     if "DataDependent" in kind or "data-dependent" in text:
         return (
             f"{where}the module's path depends on the values of its tensors, which an exported graph cannot follow: "
@@ -92,6 +102,22 @@ def explain(
     return f"{text} with {sizes}: where that is too small for it, give an --example of a real size" if sizes else text
 
 
+def _transforming(error: Exception, fixed: Sequence[Step]) -> str | None:
+    """What is said where code of torch's was running that takes functions of the user's."""
+    files = [Path(frame.f_code.co_filename) for frame, _ in (*_frames(error), *fixed)]
+    taking = next((file.stem for file in files if file.stem in _UNCAPTURED), None)
+    if taking is not None:
+        return with_functions(taking)
+    return NO_FUNCTORCH if any(file.as_posix().endswith(_FUNCTORCH) for file in files) else None
+
+
+def with_functions(name: str) -> str:
+    """What is said of an operation that takes functions, as ``cond`` does: what these compute, no rewrite follows."""
+    called = f"torch.{name}" if hasattr(torch, name) else name
+    instead = _INSTEAD.get(name, "write its steps as operations on tensors, in a loop of Python if need be")
+    return f"{called}: an operation that takes functions cannot be followed; {instead}"
+
+
 def _missing_operation(error: Exception, text: str) -> str | None:
     """What is said where torch cannot capture an operation at all."""
     if "UnsupportedOperator" in type(error).__name__ and (
@@ -107,6 +133,11 @@ def _missing_operation(error: Exception, text: str) -> str | None:
         return (
             "computes with what a capture cannot follow, as the gradients of torch.autograd.grad, which would be a "
             "constant in the file; write the derivative as operations, or export a --method that does without it"
+        )
+    if "data pointer" in text and _reads(error, "copy("):
+        return (
+            "copies a module or a tensor with Python's copy, which a capture cannot follow; make the copies in the "
+            "constructor, or call the module itself: its dropouts draw anew in every call"
         )
     if isinstance(error, SyntaxError) and (called := re.search(r"\baten\.(\w+)\.from\b", error.text or "")):
         # torch writes a graph as code, in which the name of this form is a word of Python's.

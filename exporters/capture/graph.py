@@ -11,13 +11,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import HigherOrderOperator
 from torch.fx.experimental import _config as symbolic_config
 
 from deploykit.bounds import Bounds, tighter
 from deploykit.compare import default_tolerance
 from deploykit.errors import DeploykitError, ExportError
 from deploykit.tensors import TensorSpec
-from exporters.capture.explain import NO_FUNCTORCH, at_fault, explain, place
+from exporters.capture.explain import NO_FUNCTORCH, at_fault, explain, place, with_functions
 from exporters.capture.finiteness import FiniteAnswers, UnmendedError
 from exporters.capture.fixed import Step, noting_fixed_sizes
 from exporters.capture.likeness import same_programs
@@ -231,9 +232,11 @@ def _drop_checks(graph: fx.Graph) -> None:
 
 def _refuse_contexts(graph: fx.Graph) -> None:
     """What is left of ``torch.vmap`` in a graph belongs to a call that is over, and no format knows autocast."""
+    functions = next((str(node.target) for node in graph.nodes if isinstance(node.target, HigherOrderOperator)), None)
     for node in graph.nodes:
         if "functorch" in str(getattr(node.target, "__module__", "")):
-            raise ExportError(f"{module_of(node)}: {NO_FUNCTORCH}")
+            # Flexible attention has some of its own.
+            raise ExportError(f"{module_of(node)}: {with_functions(functions) if functions else NO_FUNCTORCH}")
         if str(node.target) == "wrap_with_autocast":
             raise ExportError(
                 f"{module_of(node)}: computes in a block of torch.autocast, which no file can hold; switch it off for "

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import sympy
-import torch
 from torch import Tensor, fx
 from torch._ops import HigherOrderOperator
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from deploykit.errors import ExportError
 from deploykit.manifest import Site
+from exporters.capture.explain import with_functions
 from exporters.capture.graph import Captured, own_name
 from exporters.capture.reach import kept_state, reached_by, writes_seen
 from exporters.noise.kinds import mask_shape, site_count
@@ -26,12 +26,6 @@ from exporters.rewrite.probe import Movement
 __all__ = [
     "Asked", "MonteCarloPlan", "Placed", "plan_monte_carlo", "refuse_functions", "refuse_state", "refuse_unsupported",
 ]  # fmt: skip
-
-_INSTEAD = {
-    "cond": "compute both ways, and choose with torch.where",
-    "flex_attention": "use F.scaled_dot_product_attention, with attn_mask for what the functions do",
-}
-"""What to do without an operation that takes functions, by its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,19 +145,14 @@ def refuse_unsupported(draws: Sequence[Draw]) -> None:
 
 
 def refuse_functions(graph: fx.Graph) -> None:
-    """Refuse operations that take functions, as torch.cond does: what these compute, no rewrite follows.
+    """Refuse operations that take functions, as ``torch.cond`` does.
 
     Raises:
         ExportError: names the module and the operation.
     """
     for node in graph.nodes:
         if isinstance(node.target, HigherOrderOperator):
-            name = str(node.target)
-            called = f"torch.{name}" if hasattr(torch, name) else name
-            instead = _INSTEAD.get(name, "write its steps as operations on tensors, in a loop of Python if need be")
-            raise ExportError(
-                f"{module_of(node)}: {called}: an operation that takes functions cannot be followed; {instead}"
-            )
+            raise ExportError(f"{module_of(node)}: {with_functions(str(node.target))}")
 
 
 def refuse_state(captured: Captured) -> None:

@@ -1,5 +1,6 @@
 """What cannot be exported says which module, what it does, and what to do instead; and what only seemed impossible."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,47 @@ def test_a_condition_of_tensors_is_refused_by_what_to_do(tmp_path: Path) -> None
 
     with pytest.raises(ExportError, match=r"^1: torch\.cond: an operation that takes functions .*with torch\.where"):
         exported(function, tmp_path)
+
+
+def scanned(owner: Body, x: Tensor) -> Any:
+    from torch._higher_order_ops import scan
+
+    return owner.drop(scan(lambda total, each: (total + each, total * 1), torch.zeros_like(x[:, 0]), x.t())[1].t())
+
+
+def scanned_by_parts(owner: Body, x: Tensor) -> Any:
+    from torch._higher_order_ops import associative_scan
+
+    return owner.drop(associative_scan(torch.add, x, 1, combine_mode="generic"))
+
+
+def attending_by_functions(owner: Body, x: Tensor) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    tokens = x.view(-1, 1, 2, 4)
+    return owner.drop(flex_attention(tokens, tokens, tokens))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (scanned, r"^1: scan: an operation that takes functions .*in a loop of Python"),
+        (scanned_by_parts, r"^1 \(.*: associative_scan: an operation that takes functions .*in a loop of Python"),
+        (attending_by_functions, r"^1: flex_attention: an operation that takes functions .*attn_mask"),
+    ],
+)
+def test_operations_that_take_functions_are_refused_by_their_names(tmp_path: Path, function: Any, words: str) -> None:
+    with pytest.raises(ExportError, match=words):
+        exported(function, tmp_path)
+
+
+def test_a_copy_made_in_forward_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    def copied(owner: Body, x: Tensor) -> Any:
+        return copy.deepcopy(owner.last)(owner.drop(x))
+
+    with pytest.raises(ExportError, match=r"^1 \(.*: copies a module .* call the module itself"):
+        exported(copied, tmp_path)
 
 
 def test_a_block_of_autocast_is_refused_by_its_module(tmp_path: Path) -> None:
