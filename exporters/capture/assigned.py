@@ -35,11 +35,12 @@ def _assigned(target: Any, index: Any, value: Any) -> bool:
     view = target[(*before, *[slice(None)] * mask.ndim, *after)]
     from_the_end = any(item is Ellipsis for item in before)
     behind = _dimensions(after) if from_the_end else view.ndim - _dimensions(before) - mask.ndim
-    mask = mask.reshape(*mask.shape, *[1] * behind)
-    if not isinstance(value, Tensor):
+    mask = mask[(..., *[None] * behind)]
+    if isinstance(value, Tensor) and all(isinstance(size, int) and size == 1 for size in value.shape):
+        value = value.reshape(())
+    if not isinstance(value, Tensor) or not value.ndim:
         view.masked_fill_(mask, value)
         return True
-    value = value.reshape(()) if all(isinstance(size, int) and size == 1 for size in value.shape) else value
     if value.ndim > behind:  # A value for each place that the mask chooses.
         return False
     view.copy_(torch.where(mask, value, view))
