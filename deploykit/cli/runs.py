@@ -60,8 +60,8 @@ Examples:
 @click.option(
     "--data", required=True,
     help="A file, directory, glob or URL: npy, npz, safetensors, parquet, arrow, csv, jsonl, images, a saved data set; "
-    "or package.module:factory (or file.py:factory) of a dataset, an iterable, DataLoaders "
-    "or a LightningDataModule.",
+    "or package.module:factory (or file.py:factory) of a dataset, an iterable, DataLoaders or a LightningDataModule; "
+    "or a place behind a source of your own, file.py:Class:PLACE.",
 )  # fmt: skip
 @click.option(
     "--map", "mapping", multiple=True, metavar="INPUT=COLUMNS",
@@ -98,7 +98,7 @@ Examples:
     "--writer",
     default="npy",
     show_default=True,
-    help="arrow, csv, jsonl, npy, npz, parquet, pt, zarr, or package.module:Class, also Lightning's.",
+    help="arrow, csv, jsonl, npy, npz, parquet, pt, zarr, or package.module:Class or file.py:Class, also Lightning's.",
 )
 @click.option(
     "--writer-arg", multiple=True, metavar="NAME=VALUE", callback=_writer_arguments,
