@@ -1,13 +1,14 @@
 """What to try where the columns of a table do not give the inputs of the model."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-__all__ = ["cast_hint", "map_hint", "map_prefix", "name_hints", "whole_hint"]
+__all__ = ["cast_hint", "comma_hints", "map_hint", "map_prefix", "name_hints", "whole_hint"]
 
 _NUMBERED = re.compile(r"([^*?\[\]'=,]*[^*?\[\]'=,\d])\d+")
+_COMMA = re.compile(r"^text \(row \d+: ('[+-]?\d[\d.]*(?:,\d+)+')")
 
 _MOST_NAMES = 5
 """Of so many names it is asked which may have been meant: to look for one among thousands takes long."""
@@ -64,6 +65,16 @@ def whole_hint(name: str, kind: str, want: str, *, more: bool) -> str:
     # With the capital letter pandas refuses what is no whole number; with the small one it would cut it off.
     cast = f"frame.astype({{{name!r}: 'Int64'{', ...' if more else ''}}})"
     return f"{kind} is not made {want} in silence: convert whole numbers, in pandas {cast}"
+
+
+def comma_hints(described: Iterable[str]) -> Iterator[str]:
+    """What to do about numbers with a comma, as much of Europe writes decimals.
+
+    >>> list(comma_hints(["int64", "text (row 0: '-1,5')", "text (row 3: 'a,b')"]))
+    ["a number with a comma, '-1,5', is text: write decimals with a point, and thousands without a comma"]
+    """
+    if found := next(filter(None, map(_COMMA.search, described)), None):
+        yield f"a number with a comma, {found[1]}, is text: write decimals with a point, and thousands without a comma"
 
 
 def name_hints(asked: Sequence[str], present: Sequence[str]) -> Iterator[str]:

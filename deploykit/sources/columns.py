@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from deploykit.errors import DataError
-from deploykit.sources.columnhints import cast_hint, map_hint, map_prefix, name_hints, whole_hint
+from deploykit.sources.columnhints import cast_hint, comma_hints, map_hint, map_prefix, name_hints, whole_hint
 from deploykit.sources.reading import Reading
 from deploykit.tensors import TEXT, TensorSpec
 from deploykit.texts import natural
@@ -87,6 +87,7 @@ def match_columns(
             hints += _hints(spec, [by_name[name] for name in names if name in by_name], columns, text=text)
     absent = [name for name in reading.keep if name not in by_name]
     if problems or absent:
+        hints += comma_hints(column.described for column in columns)
         hints += name_hints([name for name in [*absent, *asked] if name not in by_name], list(by_name))
         raise DataError(_refusal(what, columns, inputs, problems, absent, hints))
     kept = tuple(_kept(what, by_name[name], str(inputs[0].shape[0]), notes) for name in reading.keep)

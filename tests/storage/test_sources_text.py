@@ -664,3 +664,12 @@ def test_the_error_of_a_bad_row_has_its_number(tmp_path: Path, bad: str) -> None
     with pytest.raises(DataError, match=r"rows\.csv, row 6") as caught:
         opened(tmp_path / "rows.csv", [X]).read(2, 9)
     assert caught.value.row == 6
+
+
+def test_a_decimal_comma_is_named_where_the_columns_do_not_give_the_inputs(tmp_path: Path) -> None:
+    path = put(tmp_path / "rows.csv", "a;b;c;d\n1,5;2;3;4\n")
+    with pytest.raises(DataError, match=r"a number with a comma, '1,5', is text: write decimals with a point"):
+        opened(path)
+    with pytest.raises(DataError) as told:
+        opened(put(tmp_path / "texts.csv", "a;b;c;d\nx,5;2;3;4\n"))
+    assert "comma," not in str(told.value)
