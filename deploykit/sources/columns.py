@@ -79,7 +79,7 @@ def match_columns(
     for spec in inputs:
         names = _chosen(spec, columns, len(inputs) == 1, reading, notes)
         asked += names
-        problem = _problem(spec, names, by_name, text=text)
+        problem = _problem(spec, names, by_name, text=text, padded=spec.name in reading.pad)
         if problem is None:
             chosen[spec.name] = names
         else:
@@ -170,7 +170,9 @@ def _all_numbers(spec: TensorSpec, columns: Sequence[Column], notes: list[str]) 
     return ()
 
 
-def _problem(spec: TensorSpec, names: Sequence[str], columns: Mapping[str, Column], *, text: bool) -> str | None:
+def _problem(
+    spec: TensorSpec, names: Sequence[str], columns: Mapping[str, Column], *, text: bool, padded: bool
+) -> str | None:
     if not names:
         numbers = sum(column.is_number and not column.shape for column in columns.values())
         return f"no column {spec.name!r}, and {counted(numbers, 'column')} of single numbers"
@@ -188,7 +190,8 @@ def _problem(spec: TensorSpec, names: Sequence[str], columns: Mapping[str, Colum
             return f"{count}, of which {_listed(wide)} hold lists" if wide else count
         fits = isinstance(spec.row_shape[0], str) or spec.row_shape[0] == len(chosen)
         return None if fits else count
-    return None if _fits(spec, chosen[0].shape) else f"{chosen[0].name} is {chosen[0].described}"
+    shape = (None, *chosen[0].shape[1:]) if padded else chosen[0].shape  # A row that is too long is told as such.
+    return None if _fits(spec, shape) else f"{chosen[0].name} is {chosen[0].described}"
 
 
 def _fits(spec: TensorSpec, shape: tuple[int | None, ...]) -> bool:

@@ -206,6 +206,16 @@ def test_of_many_columns_that_are_not_there_some_are_guessed(tmp_path: Path) -> 
     assert str(told.value).count("did you mean") == 5
 
 
+def test_lists_whose_type_has_one_length_are_padded_to_the_size_of_the_model(tmp_path: Path) -> None:
+    rows = VECTORS[:, :2]
+    write_arrow(tmp_path / "rows.arrow", pa.table({"x": vectors(rows)}))
+    padded = opened(tmp_path / "rows.arrow", pad={"x": -1.0}).read(0, ROWS)["x"]
+    np.testing.assert_array_equal(padded, np.pad(rows, ((0, 0), (0, 2)), constant_values=-1))
+    longer = TensorSpec(name="x", dtype="float32", shape=("batch", 1))
+    with pytest.raises(DataError, match="row 3, column 'x': 2 values, the model takes 1; cut the row"):
+        opened(tmp_path / "rows.arrow", [longer], pad={"x": -1.0}).read(3, 4)
+
+
 def test_a_pattern_that_has_found_columns_is_not_among_what_is_not_there(tmp_path: Path) -> None:
     pq.write_table(pa.table({f"num_{n}": np.ones(3, np.float32) for n in range(4)}), tmp_path / "rows.parquet")
     with pytest.raises(DataError, match="no column 'k'") as told:
