@@ -18,6 +18,8 @@ __all__ = ["calling", "read_back", "reading", "told"]
 
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
+_NO_READ = "; or say that it has none (read = Writer.read in the class), where its files are never to be merged"
+
 
 @contextlib.contextmanager
 def calling(writer: Writer, name: str, doing: str, advice: str) -> Iterator[None]:
@@ -72,7 +74,10 @@ def read_back(writer: Writer, path: Path, ids: NDArray[np.int64], name: str) -> 
     """
     if _is_ours(writer) or not writer.can_read():
         return
-    read = [batch.sample_ids for batch in reading(writer, lambda: writer.read(path), name)]
+    try:
+        read = [batch.sample_ids for batch in reading(writer, lambda: writer.read(path), name)]
+    except RunError as error:
+        raise RunError(f"{error}{_NO_READ}") from error.__cause__
     found = np.concatenate([np.empty(0, np.int64), *read])
     if not np.array_equal(found, ids):
         shared = min(len(found), len(ids))
@@ -80,7 +85,7 @@ def read_back(writer: Writer, path: Path, ids: NDArray[np.int64], name: str) -> 
         raise RunError(
             f"writer {type(writer).__name__}: reading {name} gave {counted(len(found), 'row')}, and {len(ids)} were "
             f"written; from place {place} on its sample ids are {_some(found[place:])} where {_some(ids[place:])} was "
-            "written; mend its method read: it gives all rows that were written, in their order"
+            f"written; mend its method read: it gives all rows that were written, in their order{_NO_READ}"
         )
 
 

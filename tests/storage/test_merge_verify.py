@@ -539,3 +539,29 @@ def test_a_part_that_the_disk_does_not_give_is_a_message_and_another_file_is_not
     error = OSError(errno.ENOENT, os.strerror(errno.ENOENT), "/elsewhere")
     with pytest.raises(FileNotFoundError, match="/elsewhere"):
         verify_run(path)
+
+
+DERIVED = """
+from deploykit.writers import Batch, Writer
+from deploykit.writers.npy import NpyWriter
+class Fewer(NpyWriter):
+    def write(self, path, batches, rows):
+        outputs = self.outputs
+        self.outputs = tuple(spec for spec in outputs if spec.name != "label")
+        try:
+            wanted = ["logits.mean"]
+            fewer = (Batch(sample_ids=b.sample_ids, outputs={n: b.outputs[n] for n in wanted}) for b in batches)
+            super().write(path, fewer, rows)
+        finally:
+            self.outputs = outputs
+class Unread(Fewer):
+    read = Writer.read
+"""
+
+
+def test_a_subclass_of_a_writer_that_cannot_read_its_own_files_says_so(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(DERIVED)
+    with pytest.raises(RunError, match=r"^writer Fewer: reading part-000000.npy .*; or say that it has none"):
+        run_all(tmp_path / "run", make_job(rows=5, writer=f"{tmp_path / 'own.py'}:Fewer"))
+    run_all(tmp_path / "unread", make_job(rows=5, writer=f"{tmp_path / 'own.py'}:Unread"))
+    assert not verify_run(tmp_path / "unread").are_ids_read
