@@ -151,6 +151,12 @@ def _not_there(text: str, wanted: list[int], there: int, runtime: str) -> str:
     names = ", ".join(f"cuda:{index}" for index in range(there))
     cpu = f"cpu ({counted(available_cores(), 'core')})"
     if not there:
-        return f"devices {text!r}: {runtime} sees no CUDA device here, only {cpu}; use --devices cpu"
+        return f"devices {text!r}: {runtime} sees no CUDA device here, only {cpu}{_hidden()}; use --devices cpu"
     missing = ", ".join(f"cuda:{index}" for index in wanted if index >= there)
-    return f"devices {text!r}: {missing} is not there; {runtime} sees {names} and {cpu}; choose among these"
+    return f"devices {text!r}: {missing} is not there; {runtime} sees {names} and {cpu}{_hidden()}; choose among these"
+
+
+def _hidden() -> str:
+    """What may hide devices, which then have other numbers."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if shown is None else f" (CUDA_VISIBLE_DEVICES is {shown!r}; numbers count what that shows)"

@@ -1,8 +1,9 @@
 """The interface of a runner: one exported file, loaded on one device, that turns arrays into arrays."""
 
 import abc
+import importlib
 from collections.abc import Mapping
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -12,11 +13,12 @@ from deploykit.artifact import Artifact
 from deploykit.bounds import beyond
 from deploykit.counts import require_draws
 from deploykit.devices import Device, check_threads
-from deploykit.errors import ArtifactError, DataError, UsageError
+from deploykit.errors import ArtifactError, DataError, MissingExtraError, RunError, UsageError
 from deploykit.tensors import check_inputs
+from deploykit.wording import first_line
 from runners.store import Group
 
-__all__ = ["Arrays", "Runner", "check_controls", "checked_ids"]
+__all__ = ["Arrays", "Runner", "check_controls", "checked_ids", "import_runtime"]
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -221,3 +223,22 @@ def checked_ids(ids: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
 
 def _are_integers(ids: np.ndarray[Any, Any]) -> bool:
     return bool(ids.size) and ids.dtype.kind in "iu"
+
+
+def import_runtime(name: str, *, extra: str, purpose: str, other: str) -> ModuleType:
+    """The package of a runtime.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        RunError: it is, and does not load, as where a library of CUDA is missing. The ``other`` runner would give other
+            bytes, so it is for the user to say. What interrupts an import becomes such an error, too.
+    """
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise MissingExtraError(name, extra, purpose) from error
+        raise RunError(
+            f"{name}: is installed and cannot be loaded ({first_line(error)}); mend its installation, or use "
+            f"--runner {other}"
+        ) from error

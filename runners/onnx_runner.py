@@ -1,11 +1,11 @@
 """Run an artifact's ONNX file with ONNX Runtime. Nothing here imports torch."""
 
 import contextlib
-import importlib
 import os
 import re
 import sys
 import threading
+from importlib import metadata
 from types import ModuleType
 from typing import Any
 
@@ -13,10 +13,10 @@ import numpy as np
 
 from deploykit.devices import Device, available_cores
 from deploykit.driver import device_count
-from deploykit.errors import ArtifactError, DeviceError, MissingExtraError, RunError
+from deploykit.errors import ArtifactError, DeviceError
 from deploykit.telemetry import decline_telemetry
 from deploykit.wording import first_line
-from runners.base import Arrays, Runner
+from runners.base import Arrays, Runner, import_runtime
 
 __all__ = ["SLOWER_FUSIONS", "OnnxRunner"]
 
@@ -56,9 +56,7 @@ class OnnxRunner(Runner):
     @classmethod
     def described(cls) -> str:
         has_cuda = _CUDA in _onnxruntime().get_available_providers()
-        return (
-            cls.runtime if has_cuda else f"{cls.runtime}, a build without CUDA (pip install 'deploykit[gpu]' has it),"
-        )
+        return cls.runtime if has_cuda else f"{cls.runtime}, a build without CUDA ({_build_with_cuda()}),"
 
     @classmethod
     def cuda_count(cls) -> int:
@@ -156,15 +154,25 @@ class OnnxRunner(Runner):
 
 def _onnxruntime() -> ModuleType:
     decline_telemetry()
+    return import_runtime("onnxruntime", extra="cpu", purpose="running an ONNX artifact", other="torch")
+
+
+def _build_with_cuda() -> str:
+    """How to come by one. Both packages have the same files, those of the last one are there; pip sees both."""
+    if _is_installed("onnxruntime") and _is_installed("onnxruntime-gpu"):
+        return (
+            "onnxruntime and onnxruntime-gpu are both installed, one over the other: pip uninstall both, then "
+            "pip install 'deploykit[gpu]'"
+        )
+    return "pip install 'deploykit[gpu]' has it"
+
+
+def _is_installed(package: str) -> bool:
     try:
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
-            raise MissingExtraError("onnxruntime", "cpu", "running an ONNX artifact") from error
-        # Another runner in its place would give other bytes. What interrupts an import becomes such an error, too.
-        raise RunError(
-            f"onnxruntime: is installed and cannot be loaded ({error}); mend its installation, or use --runner torch"
-        ) from error
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _providers(ort: ModuleType, device: Device) -> list[Any]:
@@ -199,7 +207,7 @@ def _not_obtained(ort: ModuleType, device: Device) -> str:
     if _CUDA not in available:
         return (
             f"{subject}; it offers {', '.join(available)}. Install a build for the CUDA of this machine, "
-            "pip install 'deploykit[gpu]' in place of onnxruntime, or use --devices cpu"
+            f"in place of onnxruntime ({_build_with_cuda()}), or use --devices cpu"
         )
     return (
         f"{subject}, which it is built with: a library of CUDA {getattr(ort, 'cuda_version', '')} or the driver is "

@@ -5,6 +5,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from importlib import metadata
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from deploykit.artifact import Artifact
 from deploykit.devices import Device
 from deploykit.errors import ArtifactError, DeviceError, MissingExtraError
 from deploykit.wording import first_line
-from runners.base import Arrays, Runner
+from runners.base import Arrays, Runner, import_runtime
 from runners.exactness import Exactness
 from runners.store import Group, LauncherStore
 from runners.torch_group import compare_files
@@ -53,6 +54,10 @@ class TorchRunner(Runner):
             return metadata.version("torch")
         except metadata.PackageNotFoundError as error:
             raise MissingExtraError("torch", "torch", "running a TorchScript artifact") from error
+
+    @classmethod
+    def described(cls) -> str:
+        return cls.runtime if _torch().version.cuda else f"{cls.runtime}, a build without CUDA,"
 
     @classmethod
     def cuda_count(cls) -> int:
@@ -181,12 +186,8 @@ class TorchRunner(Runner):
         compare_files(group, self.device, bytes.fromhex(record.sha256))
 
 
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtraError("torch", "torch", "running a TorchScript artifact") from error
-    return torch
+def _torch() -> ModuleType:
+    return import_runtime("torch", extra="torch", purpose="running a TorchScript artifact", other="onnx")
 
 
 def _require_device(torch: Any, device: Device) -> None:

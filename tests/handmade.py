@@ -104,12 +104,12 @@ def build(directory: Path, kind: str = "plain", formats: Sequence[str] = ("onnx"
     records: dict[str, FormatRecord] = {}
     if "onnx" in formats:
         onnx.save(_ONNX[kind](), directory / "model.onnx")
-        records["onnx"] = FormatRecord(file="model.onnx", opset=18, minimum_runtime="1.20")
+        records["onnx"] = FormatRecord(file="model.onnx", opset=18, minimum_runtime="onnxruntime 1.15")
     if "torchscript" in formats:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.jit.script(_MODULES[kind]()).save(str(directory / "model.pt"))
-        records["torchscript"] = FormatRecord(file="model.pt", minimum_runtime="2.11")
+        records["torchscript"] = FormatRecord(file="model.pt", minimum_runtime="torch 2.11")
     _write_golden(directory / "golden.npz", kind)
     return _write_manifest(directory, kind, records)
 

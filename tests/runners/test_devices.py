@@ -11,6 +11,7 @@ from runners.engines.local import LocalEngine
 from runners.engines.ray_engine import RayEngine
 from runners.onnx_runner import OnnxRunner
 from runners.system.environment import environment
+from runners.torch_runner import TorchRunner
 
 
 def none() -> int:
@@ -139,6 +140,35 @@ def test_a_build_without_cuda_says_which_has_it(monkeypatch: pytest.MonkeyPatch)
     providers.append("CUDAExecutionProvider")
     with pytest.raises(DeviceError, match=r"onnxruntime sees no CUDA device here"):
         parse_devices("cuda", none, runtime=OnnxRunner.described)
+
+
+def test_two_packages_one_over_the_other_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip would find that the one with CUDA is there."""
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "1.32.0")
+    wanted = r"a build without CUDA \(onnxruntime and onnxruntime-gpu are both installed, .*: pip uninstall both, then "
+    with pytest.raises(DeviceError, match=wanted):
+        parse_devices("cuda", none, runtime=OnnxRunner.described)
+
+
+def test_a_torch_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.version.cuda", None)
+    with pytest.raises(DeviceError, match=r"torch, a build without CUDA, sees no CUDA device here"):
+        parse_devices("cuda", none, runtime=TorchRunner.described)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    with pytest.raises(DeviceError, match=r"'cuda': torch sees no CUDA device here"):
+        parse_devices("cuda", none, runtime=TorchRunner.described)
+
+
+@pytest.mark.parametrize(("text", "there"), [("cuda", 0), ("cuda:1", 1)])
+def test_what_hides_devices_is_named(monkeypatch: pytest.MonkeyPatch, text: str, there: int) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(DeviceError) as told:
+        parse_devices(text, lambda: there)
+    assert "CUDA_VISIBLE_DEVICES" not in str(told.value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with pytest.raises(DeviceError, match=r"\(CUDA_VISIBLE_DEVICES is '3'; numbers count what that shows\); "):
+        parse_devices(text, lambda: there)
 
 
 def test_a_device_that_is_not_there_is_named() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import deploykit
 from deploykit.artifact import MANIFEST_NAME, Artifact
 from deploykit.devices import Device
 from deploykit.errors import (
@@ -306,6 +308,50 @@ def test_choice_of_runner(artifacts: dict[str, Artifact], tmp_path: Path, monkey
         choose_runner(artifacts["plain"], "onnx")
 
 
+@both
+def test_a_runtime_older_than_the_artifact_needs_is_refused(
+    artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runner_class: type[Runner]
+) -> None:
+    """Before any work, whoever asks."""
+    older, least, newer = {
+        "onnx": ("1.14.1", "1.15.0", "2.0.0"), "torchscript": ("2.10.1+cpu", "2.11.0a0+git", "3.0")
+    }[runner_class.format]  # fmt: skip
+    name = {"onnx": "onnx", "torchscript": "torch"}[runner_class.format]
+    path = artifacts["plain"].path
+    np.save(tmp_path / "x.npy", np.ones((2, 4), np.float32))
+    monkeypatch.setattr(runner_class, "check_installed", classmethod(lambda _: older))
+    wanted = rf"{runner_class.runtime} {re.escape(older)}: is older than the {runner_class.format} file of .* needs, "
+    for call in (
+        lambda: deploykit.load(path, runner=name),
+        lambda: deploykit.verify(path, format=runner_class.format),
+        lambda: deploykit.run(path, tmp_path / "x.npy", tmp_path / "out", runner=name),
+    ):
+        with pytest.raises(RunError, match=wanted):
+            call()
+    assert not (tmp_path / "out").exists()
+    for version in (least, newer):
+        monkeypatch.setattr(runner_class, "check_installed", classmethod(lambda _, version=version: version))
+        assert choose_runner(artifacts["plain"], name) is runner_class
+    monkeypatch.setattr(runner_class, "runtime", "another")
+    monkeypatch.setattr(runner_class, "check_installed", classmethod(lambda _: "0.1"))
+    assert choose_runner(artifacts["plain"], name) is runner_class
+
+
+def test_a_torch_that_is_installed_and_does_not_load_is_not_to_be_installed(
+    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a library of CUDA is missing: ctypes raises it as an OSError."""
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        patch.delitem(sys.modules, "torch")
+        with (
+            pytest.raises(RunError, match=r"torch: is installed and cannot be loaded \(libcudart.so.13: .* --runner"),
+            TorchRunner(artifacts["plain"]),
+        ):
+            pass
+
+
 def test_a_call_that_fails_raises_and_prints_nothing(
     artifacts: dict[str, Artifact], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -412,6 +458,17 @@ def test_the_bound_path_takes_batches_of_any_size(
     monkeypatch.setattr(OnnxRunner, "_run_plain", OnnxRunner._run_bound)
     with OnnxRunner(artifacts[kind]) as runner:
         in_changing_sizes(runner, kind)
+
+
+def test_the_bound_path_takes_control_inputs(artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are initializers that a caller may replace, and numbers without a dimension among them."""
+    monkeypatch.setattr(OnnxRunner, "_run_plain", OnnxRunner._run_bound)
+    inputs = handmade.random_inputs("mc", 5)
+    with OnnxRunner(artifacts["mc"]) as runner:
+        for draws in (4, 1):
+            controls: dict[str, Any] = {"sample_ids": np.arange(5) + 2**40, "seed": 3, "first_draw": 2, "draws": draws}
+            close(runner.predict(inputs, **controls), handmade.expected("mc", inputs, **controls))
+        close(runner.predict(inputs), handmade.expected("mc", inputs))
 
 
 def from_several_threads(runner: Runner, kind: str) -> None:
