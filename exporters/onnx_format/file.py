@@ -36,6 +36,7 @@ from exporters.onnx_format.names import (
     restore_weight_names,
 )
 from exporters.onnx_format.order import distances, stable_sort
+from exporters.onnx_format.pools import average_translations
 from exporters.onnx_format.ranks import rank_translations
 from exporters.onnx_format.recurrence import recurrent_translations, refuse_projections
 from exporters.onnx_format.repeat import repeat_interleave
@@ -129,6 +130,7 @@ def _translations() -> dict[Any, Any]:
         aten.sort.stable: stable_sort,
         aten.cdist.default: distances,
         aten.rrelu_with_noise_functional.default: mean_slope,
+        **average_translations(),
         **lookup,
         aten.scatter_reduce.two: with_means(lookup[aten.scatter_reduce.two]),
         **choice_translations(),

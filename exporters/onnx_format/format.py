@@ -13,6 +13,7 @@ from deploykit.manifest import FormatRecord
 from deploykit.telemetry import decline_telemetry
 from exporters.formats import Arrays, Client
 from exporters.onnx_format.file import OPSET, require_packages, write_onnx
+from exporters.onnx_format.minimum import oldest_runtime
 from exporters.subject import Subject
 
 __all__ = ["OnnxFormat"]
@@ -29,7 +30,7 @@ class OnnxFormat:
     def write(self, subject: Subject, inputs: Sequence[str], directory: Path) -> FormatRecord:
         outputs = [output.name for output in subject.outputs]
         write_onnx(subject.captured, directory / "model.onnx", inputs, outputs, subject.controls)
-        return FormatRecord(file="model.onnx", opset=OPSET, minimum_runtime="onnxruntime 1.15")
+        return FormatRecord(file="model.onnx", opset=OPSET, minimum_runtime=oldest_runtime(directory / "model.onnx"))
 
     def open_client(self, file: Path, outputs: Sequence[str]) -> Client:
         decline_telemetry()

@@ -89,7 +89,8 @@ def _nth(value: Any, count: Any, axis: int, keepdim: bool, is_none: Callable[[An
         no_number = op.Cast(op.IsNaN(value), to=_INT64)
         none = is_none(op.ReduceSum(no_number, _numbers(axis), keepdims=1))
         found = op.Where(none, number_like(math.nan, value), found)
-        place = op.Where(none, op.ArgMax(no_number, axis=axis, keepdims=1), place)
+        # Of 32 bits: onnxruntime 1.15 has no place of the largest of 64.
+        place = op.Where(none, op.ArgMax(op.Cast(no_number, to=_INT32), axis=axis, keepdims=1), place)
     return (found, place) if keepdim else (op.Squeeze(found, _numbers(axis)), op.Squeeze(place, _numbers(axis)))
 
 
@@ -173,7 +174,7 @@ def _running(compare: str) -> Callable[..., Any]:
         first = op.Gather(value, op.Constant(value_int=0), axis=axis)
         start = op.Expand(op.Constant(value_int=0), op.Shape(first))
         _, _, values, numbers = call_op(
-            "Scan", first, start, value, _range(value, axis), _num_outputs=4, body=_step(compare, value),
+            "Scan", first, start, value, _range(value, axis), _num_outputs=4, body=_step(compare, value, axis),
             num_scan_inputs=2, scan_input_axes=[axis, 0], scan_output_axes=[axis, axis],
         )  # fmt: skip
         return values, numbers
@@ -181,8 +182,11 @@ def _running(compare: str) -> Callable[..., Any]:
     return running
 
 
-def _step(compare: str, value: Any) -> Any:
-    """One step: (extreme, place), and the next value with its place, to (extreme, place) twice."""
+def _step(compare: str, value: Any, axis: int) -> Any:
+    """One step: (extreme, place), and the next value with its place, to (extreme, place) twice.
+
+    Older versions of onnxruntime do not find out the shapes of its outputs.
+    """
     import onnx_ir as ir
 
     kinds = (value.dtype, ir.DataType.INT64)
@@ -201,5 +205,6 @@ def _step(compare: str, value: Any) -> Any:
         node.outputs[0].name = f"running_{count}"
     for node, kind in zip(ends, kinds * 2, strict=True):
         node.outputs[0].type = ir.TensorType(kind)
+        node.outputs[0].shape = ir.Shape([size for number, size in enumerate(value.shape) if number != axis])
     outputs = [node.outputs[0] for node in ends]
     return ir.Graph([best, place, this, number], outputs, nodes=[*nodes, *ends], name="running_step")

@@ -30,12 +30,22 @@ def shift_translations() -> dict[Any, Callable[..., Any]]:
 
 
 def _keeping(translation: Any) -> Callable[..., Any]:
-    from onnx_ir import DataType
+    from onnx_ir import DataType, TensorType
     from onnxscript import opset18
 
+    wide = DataType.INT32
+
     def shifted(value: Any, other: Any) -> Any:
-        found = translation(value, other)
-        return opset18.Cast(found, to=value.dtype) if value.dtype == DataType.UINT8 else found
+        # Through 32 bits: onnxruntime has come to compare fewer of them late.
+        if value.dtype.bitwidth >= wide.bitwidth:
+            return translation(value, other)
+        found = translation(widened(value), other if isinstance(other, int) else widened(other))
+        return opset18.Cast(found, to=value.dtype)
+
+    def widened(value: Any) -> Any:
+        found: Any = opset18.Cast(value, to=wide)
+        found.type = TensorType(wide)  # The translation asks for it.
+        return found
 
     return shifted
 

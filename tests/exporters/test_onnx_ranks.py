@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from exporters.export import export_module
+from exporters.onnx_format.minimum import oldest_runtime
 
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -65,6 +67,12 @@ def test_ranks_are_those_of_torch(tmp_path: Path) -> None:
     wanted = module(torch.from_numpy(x))
     for name, got in zip(names, session.run(names, {"x": x}), strict=True):
         np.testing.assert_array_equal(got, wanted[name].numpy(), strict=True, err_msg=name)
+    nodes = onnx.load(tmp_path / "a" / "model.onnx").graph.node
+    steps = [attribute.g for node in nodes for attribute in node.attribute if attribute.g.node]
+    outputs = [output.type.tensor_type for step in steps for output in step.output]
+    assert len(outputs) == 3 * 4
+    assert oldest_runtime(tmp_path / "a" / "model.onnx") == "onnxruntime 1.15"
+    assert all(output.HasField("shape") for output in outputs), "onnxruntime 1.20 does not find them out"
 
 
 class Narrow(nn.Module):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from exporters.export import export_module
+from exporters.onnx_format.minimum import oldest_runtime
 
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -104,6 +105,20 @@ def test_operations_on_uint8_give_what_torch_gives(tmp_path: Path) -> None:
         "float": lambda x: (x << 1).float(),
     }
     got, wanted = both(functions, np.arange(256, dtype=np.uint8).reshape(64, 4), tmp_path)
+    for name, value in wanted.items():
+        assert got[name].dtype == value.dtype, name
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+    assert oldest_runtime(tmp_path / "a" / "model.onnx") == "onnxruntime 1.15", "which compares no uint8"
+
+
+def test_shifts_of_short_integers_are_those_of_torch(tmp_path: Path) -> None:
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "halved": lambda x: x >> 1,
+        "gone": lambda x: x >> 9,
+        "doubled": lambda x: x << 1,
+        "each": lambda x: torch.bitwise_right_shift(x, x & 3),
+    }
+    got, wanted = both(functions, np.arange(-(2**15), 2**15, 101, dtype=np.int16)[:648].reshape(-1, 4), tmp_path)
     for name, value in wanted.items():
         assert got[name].dtype == value.dtype, name
         np.testing.assert_array_equal(got[name], value, err_msg=name)

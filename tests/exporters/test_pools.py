@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from exporters.export import export_module
@@ -42,6 +43,7 @@ def test_largest_of_a_dynamic_number_of_steps(draws: int | None, tmp_path: Path)
     result = export_module(module, tmp_path / "a", inputs=["x:float32[batch,4,steps]"], mc_draws=draws)
     assert result.manifest.tested["steps"] == (9, 12, 17)
     assert result.manifest.bounds.get("steps", {}).get("max") is None
+    assert result.manifest.formats["onnx"].minimum_runtime == "onnxruntime 1.29", "one of the averages has padding"
 
 
 class Pyramid(nn.Module):
@@ -67,3 +69,21 @@ def test_parts_of_a_dynamic_size(tmp_path: Path) -> None:
     result = export_module(Pyramid(), tmp_path / "a", inputs=["x:float32[batch,3,height,width]"], mc_draws=3)
     assert result.manifest.tested["height"] == (9, 12, 17)
     assert result.manifest.bounds == {}
+
+
+class Beyond(nn.Module):
+    """Averages whose last window reaches beyond the input; torch does not count what is there."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {
+            "plane": F.avg_pool2d(x, 3, 2, ceil_mode=True).mean((2, 3)),
+            "wide": F.avg_pool2d(x, (2, 5), (2, 3), (0, 2), ceil_mode=True, count_include_pad=False).mean((2, 3)),
+            "space": F.avg_pool3d(x.unsqueeze(1), 2, ceil_mode=True).mean((2, 3, 4)),
+            "padded": F.avg_pool2d(x, 3, 2, 1).mean((2, 3)),
+        }
+
+
+def test_averages_without_padding_run_on_old_versions_too(tmp_path: Path) -> None:
+    """Which divide by what is beyond the input where padding counts: not here, where there is none."""
+    result = export_module(Beyond(), tmp_path / "a", inputs=["x:float32[batch,3,height,width]"], formats=["onnx"])
+    assert result.manifest.formats["onnx"].minimum_runtime == "onnxruntime 1.15"
