@@ -16,7 +16,7 @@ from runners.pipeline.timing import RESOLUTION, Histogram, Meter
 from runners.ranks.assignment import Assignment
 from runners.report_page import page
 
-__all__ = ["REPORT_SCHEMA_VERSION", "Figures", "halving_notes", "is_reported", "spent", "write_report"]
+__all__ = ["REPORT_SCHEMA_VERSION", "Figures", "is_reported", "notes_of_ranks", "spent", "write_report"]
 
 
 REPORT_SCHEMA_VERSION = 1
@@ -109,14 +109,15 @@ def _report(
     }
 
 
-def halving_notes(assignments: Sequence[Assignment], meters: Mapping[int, Meter]) -> list[str]:
-    """A text for each rank whose batches did not fit into memory."""
-    return [
+def notes_of_ranks(assignments: Sequence[Assignment], meters: Mapping[int, Meter]) -> list[str]:
+    """A text for each rank whose batches did not fit into memory, and one where the padding of rows shows."""
+    halved = [
         f"rank {each.rank} on {each.device}: batches of {' and '.join(map(str, sizes))} rows did not fit into memory; "
         f"at most {sizes[-1] // 2} rows went through at once"
         for each in assignments
         if each.rank in meters and (sizes := meters[each.rank].halvings)
     ]
+    return [*halved, *(meter.padding for meter in meters.values() if meter.padding)]
 
 
 def spent(meters: Sequence[Meter]) -> dict[str, float]:

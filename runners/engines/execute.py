@@ -23,7 +23,7 @@ from runners.engines.work import Outcome, Work
 from runners.progress import make_progress
 from runners.ranks.assignment import Assignment
 from runners.ranks.dataindex import save_index
-from runners.report import Figures, halving_notes, is_reported, write_report
+from runners.report import Figures, is_reported, notes_of_ranks, write_report
 from runners.spooling import discard_spool, require_same_spool, require_whole_spool
 from runners.system.lock import locked
 from runners.system.stop import StopRequest, on_signals
@@ -92,7 +92,7 @@ def execute(
     _note_idle_cores(setting, assignments, notes)
     with change_told(setting.source, setting.job.data_source, directory.path) as changes:
         outcome = _run(setting, directory, assignments, shards, lock, stop, progress, place)
-        notes.extend((*outcome.deaths, *halving_notes(assignments, outcome.meters)))
+        notes.extend((*outcome.deaths, *notes_of_ranks(assignments, outcome.meters)))
         if stop.signal is None:  # Whoever is stopped has no time.
             setting.exchange.trade()
         missing = directory.missing(check_digests=False)

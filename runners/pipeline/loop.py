@@ -12,9 +12,8 @@ thread for each but the first, so that one batch is copied to or from its device
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +23,11 @@ from deploykit.passes import DRAWS_USED
 from deploykit.plan import Shard
 from deploykit.sources.finite import count_nan_rows
 from deploykit.wording import cause, counted, row_range
-from deploykit.writers.base import Batch, Writer, size_of
-from runners.base import Arrays, Runner
+from deploykit.writers.base import Batch, size_of
+from runners.base import Arrays
 from runners.pipeline.ahead import Ahead, joined
 from runners.pipeline.channel import Channel, Closed
+from runners.pipeline.company import padding_that_shows
 from runners.pipeline.drawing import most_draws, predict_in_passes
 from runners.pipeline.fitting import Fitting
 from runners.pipeline.groups import grouped
@@ -35,14 +35,11 @@ from runners.pipeline.isolate import Predictable, Sound, read_again, read_rows, 
 from runners.pipeline.lanes import Turns
 from runners.pipeline.piece import PiecePredicted, PieceRead
 from runners.pipeline.sides import Listener, ShardFeed
+from runners.pipeline.task import Task
 from runners.pipeline.timing import Meter, timed
 from runners.pipeline.underway import Underway
 
-if TYPE_CHECKING:
-    from deploykit.runs.rundir import RunDirectory
-    from deploykit.sources import Source
-
-__all__ = ["Pipeline", "Task"]
+__all__ = ["Pipeline"]
 
 DEPTH, DEPTH_BYTES = 16, 32 * 2**20
 """What waits in each channel: enough to hide a slow read or write, whatever the rows are; two batches at least."""
@@ -51,17 +48,6 @@ TOGETHER_S, TOGETHER_BYTES = 0.02, 2**20
 """Batches go through the channels together as long as they take so long to read and predict, and have so many bytes."""
 
 READER_PATIENCE_S = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What a rank does with every shard of the directory's job."""
-
-    runner: Runner
-    source: "Source"
-    directory: "RunDirectory"
-    writer: Writer
-    rank: int = 0
 
 
 class Pipeline:
@@ -80,7 +66,8 @@ class Pipeline:
             self._call, release=task.runner.release_memory, said=listener.warned, together=task.runner.lanes > 1
         )
         self._reading = threading.Lock()
-        self._predictable = Predictable(self._fitting, self._again if getattr(task.source, "pads", None) else None)
+        self._pads = bool(getattr(task.source, "pads", None))
+        self._predictable = Predictable(self._fitting, self._again if self._pads else None)
         self._turns, self._underway = Turns(), Underway(listener.predicted)
         self._timings: dict[str, float] = {}
         self._failed: dict[int, str] = {}
@@ -231,6 +218,8 @@ class Pipeline:
             else:
                 sound, outputs = work.sound, self._fitting(work.sound.inputs, work.sound.ids)
             self._underway.end()
+            if work.start == 0 and self._pads:
+                self._look_at_padding(sound, outputs)
             return work, sound, outputs, (began, monotonic())
         except DeploykitError:
             raise
@@ -254,11 +243,17 @@ class Pipeline:
             self._listener.warned(f"{failed} failed, left out of the predictions; the first is row {row}: {why}")
         return Batch(sample_ids=sound.ids, outputs=outputs and {**outputs, **sound.kept})
 
-    def _call(self, inputs: Arrays, ids: NDArray[np.int64]) -> Arrays:
+    def _look_at_padding(self, sound: Sound, outputs: Arrays) -> None:
+        model, alone = self._task.runner.artifact.manifest, partial(self._call, told=lambda _: None)
+        self._meter.padding = padding_that_shows(model, sound.ids, sound.inputs, outputs, self._again, alone)
+        if self._meter.padding is not None:
+            self._listener.warned(self._meter.padding)
+
+    def _call(self, inputs: Arrays, ids: NDArray[np.int64], told: Callable[[int], None] | None = None) -> Arrays:
         job = self._job
         return predict_in_passes(
             self._task.runner, inputs, job.passes, sample_ids=ids, seed=job.seed, draws=job.draws,
-            told=self._underway.advance,
+            told=told or self._underway.advance,
         )  # fmt: skip
 
     def _write_all(self) -> None:

@@ -64,6 +64,7 @@ class Meter:
         windows: rows predicted in each full second since ``origin_s``.
         nan_rows: rows with a NaN in the inputs, where the policy allows it.
         halvings: sizes of batches that did not fit into memory and were halved.
+        padding: what people should know where the padding of rows shows in their predictions.
         draws_per_call: Monte Carlo draws of one call of the model at most; None for a deterministic one.
         draws_used: Monte Carlo draws of all rows together, where a bound decides how many a row gets.
     """
@@ -87,6 +88,7 @@ class Meter:
     draws_per_call: int | None = None
     draws_used: int = 0
     halvings: list[int] = field(default_factory=list)
+    padding: str | None = None
     peak_memory_bytes: int = 0
 
     def batch(self, rows: int, seconds: float, *, ended: float | None = None) -> float:

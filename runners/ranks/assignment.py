@@ -15,7 +15,7 @@ from deploykit.sources import Reading, Source, open_source
 from deploykit.sources.base import json_of
 from deploykit.storage.stores import is_url
 from deploykit.writers import make_writer
-from runners.pipeline.loop import Task
+from runners.pipeline.task import Task
 from runners.ranks.dataindex import load_index
 from runners.ranks.meeting import meet
 from runners.spooling import open_spool

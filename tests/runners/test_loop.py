@@ -20,7 +20,8 @@ from deploykit.runs.rundir import RunDirectory
 from deploykit.tensors import TensorSpec
 from deploykit.writers import Batch, make_writer
 from runners.pipeline import loop
-from runners.pipeline.loop import Pipeline, Task
+from runners.pipeline.loop import Pipeline
+from runners.pipeline.task import Task
 from runners.pipeline.timing import Meter
 from runners.pipeline.underway import Underway
 

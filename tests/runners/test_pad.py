@@ -434,3 +434,51 @@ def test_strided_rows_of_batches_of_other_sizes_are_refused_before_any_is_predic
     said = r"layout 'strided:2': .*the output 'states' has, too \((steps|other)\); use --layout contiguous"
     with pytest.raises(UsageError, match=said) if is_refused else contextlib.nullcontext():
         choose_writing({**options, "pad": {"ids": 0.0} if pad else {}}, outputs, 1, inputs)
+
+
+class Leaky(nn.Module):
+    """The mean over all steps, those of padding too, or over the row's own."""
+
+    def __init__(self, *, leaks: bool) -> None:
+        super().__init__()
+        self.table, self.drop, self.leaks = nn.Embedding(50, 3), nn.Dropout(0.5), leaks
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:
+        own = torch.ones_like(ids) if self.leaks else (ids > 0).long()
+        hidden = self.drop(self.table(ids)) * own.unsqueeze(-1)
+        return {"mean": hidden.sum(1) / own.sum(1, keepdim=True), "steps": hidden}
+
+
+@pytest.mark.parametrize("draws", [None, 4])
+@pytest.mark.parametrize("leaks", [True, False])
+def test_a_model_whose_predictions_change_with_the_padding_is_told_of(
+    tmp_path: Path, leaks: bool, draws: int | None
+) -> None:
+    torch.manual_seed(0)
+    module = Leaky(leaks=leaks).eval()
+    drawn: dict[str, Any] = {} if draws is None else {"mc_draws": draws}
+    deploykit.export(
+        module,
+        tmp_path / "model",
+        inputs=["ids:int64[batch,steps]"],
+        ranges={"ids": (1, 49)},
+        formats=["onnx"],
+        **drawn,
+    )
+    rows = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10], [11, 12, 13]] * 5
+    pq.write_table(pa.table({"ids": rows}), tmp_path / "rows.parquet")
+    options: dict[str, Any] = {"pad": {"ids": 0}, "batch_size": 4, "writer": "parquet"}
+    result = deploykit.run(tmp_path / "model", tmp_path / "rows.parquet", tmp_path / "run", **options)
+    said = [note for note in result.notes if note.startswith("the padding shows: row 2 of the data has ")]
+    assert len(said) == leaks
+    assert ("the padding shows: row 2" in (tmp_path / "run" / "logs" / "rank-0.jsonl").read_text()) == leaks
+    alone = deploykit.run(
+        tmp_path / "model", tmp_path / "rows.parquet", tmp_path / "one", **options | {"batch_size": 1}
+    )
+    assert not any("padding shows" in note for note in alone.notes), "each row is as long as the longest of its batch"
+    with deploykit.load(tmp_path / "model") as model:
+        name = "mean" if draws is None else "mean.mean"
+        padded = np.array([rows[2] + [0, 0]])
+        of_batch = model.predict({"ids": padded}, sample_ids=[2])[name][0]
+        own = model.predict({"ids": padded[:, :2]}, sample_ids=[2])[name][0]
+    assert (np.abs(of_batch - own).max() > 1e-3) == leaks, "what the note says is so"
