@@ -98,7 +98,8 @@ class MonteCarloPlan:
 
     @property
     def nodes_once(self) -> int:
-        return self.nodes_total - len(self.reached)
+        """An input that draws are written into is reached, and no operation."""
+        return self.nodes_total - sum(node.op == "call_function" for node in self.reached)
 
 
 def plan_monte_carlo(

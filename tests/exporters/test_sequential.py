@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from deploykit import masks
+from deploykit.artifact import Artifact
 from deploykit.cli.artifact import inspect
 from deploykit.errors import ExportError
 from exporters.eager.dropouts import answered_dropouts
@@ -254,6 +255,8 @@ def test_what_one_draw_writes_no_other_draw_reads(tmp_path: Path) -> None:
         got = client({"x": given}, sample_ids=IDS.copy(), seed=9, draws=4)["y.draws"]
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
         np.testing.assert_array_equal(given, X)
+    with Artifact.open(result.path) as opened:
+        assert opened.manifest == result.manifest
 
 
 def over_the_batch(owner: nn.Module, x: Tensor) -> Tensor:
