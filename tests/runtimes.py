@@ -36,8 +36,6 @@ RESULT = ROOT / "benchmarks" / "results" / "runtimes.json"
 
 CHOSEN = torch.tensor([2, 0])
 
-_CHOSEN = torch.tensor([2, 0])
-
 
 class Masks(nn.Module):
     """Dropout of ones shows its mask."""
