@@ -213,7 +213,7 @@ def checked_ids(ids: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
     Raises:
         DataError: something else.
     """
-    if ids.shape != (rows,) or (rows and not _are_integers(ids)):
+    if ids.shape != (rows,) or (rows and not (_are_integers(ids) and int(ids.max()) < 2**63)):
         raise DataError(
             f"sample_ids: {ids.dtype}{list(ids.shape)}, expected one integer per row, int64[{rows}]; "
             "give the global row numbers of this batch"

@@ -20,6 +20,7 @@ from deploykit.runs.layout import CONTIGUOUS
 from deploykit.runs.looking import looking
 from deploykit.runs.merging import merges_to
 from deploykit.runs.rundir import RunDirectory
+from deploykit.sources import own_source
 from deploykit.sources.base import Source, json_of
 from deploykit.sources.ragged import plain_fills
 from deploykit.storage.copies import renamed
@@ -231,7 +232,7 @@ def _checked(
     cut = _cut(source, artifact.manifest, draws, options["shard-rows"], held)
     job = Job(
         artifact=artifact.digest, artifact_path=str(artifact.path), format=runner.format,
-        data=json_of(source, "fingerprint"), data_source=data, columns=options["map"], keep=options["keep"],
+        data=_identity_of(source, data), data_source=data, columns=options["map"], keep=options["keep"],
         pad=options["pad"], seed=seed, draws=draws, passes=passes, plan=cut(batch_size, held),
         outputs=writing.writer.outputs,
         nan=cast("NanPolicy", options["nan"]), on_error=cast("ErrorPolicy", options["on-error"]),
@@ -244,6 +245,11 @@ def _checked(
         cut=lambda held: cut(held.batch_size if asked in (None, "auto") else batch_size, held),
         notes=notes, place=where.place, exchange=where.exchange,
     )  # fmt: skip
+
+
+def _identity_of(source: Source, data: str) -> dict[str, Any]:
+    own = own_source(data)
+    return {**json_of(source, "fingerprint"), **({} if own is None else {"source": own})}
 
 
 def _cut(

@@ -14,6 +14,7 @@ from deploykit.runs.layout import CONTIGUOUS
 from deploykit.runs.looking import looking
 from deploykit.sources import Reading, Source, open_source
 from deploykit.sources.factory import FactorySource
+from deploykit.sources.own import closing
 from deploykit.sources.ragged import LENGTH, told_lengths
 from deploykit.sources.spool import asked_for
 from deploykit.sources.stream import StreamSource
@@ -77,12 +78,12 @@ def open_data(
     if source is None:
         with stoppable(where.place, lambda: "while the data was opened; give the same command again"):
             source = _opened(data, artifact.manifest.inputs, reading, engine.shown(progress))
-    stack.callback(source.close)
+    stack.push(closing(source))
     stay()
     if isinstance(source, StreamSource):
         _require_shared(where, f"the data {source.target} comes but once ({source.why})", "return a map-style dataset")
         source = draw(source, drawing)
-        stack.callback(source.close)
+        stack.push(closing(source))
     elif isinstance(source, FactorySource):
         source.fingerprint()  # The first row is the user's code, too.
         stay()

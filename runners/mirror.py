@@ -206,9 +206,10 @@ class Mirror:
         except (ValueError, TypeError) as error:  # As a page of a proxy, in place of the file.
             raise self._store.refused(f"the {RUN_NAME} that came is none ({error}); look at what is there") from error
         ours = RunDirectory.open(self.copy).job
-        relaxed = there.relaxed(ours)
+        # Of two that begin at the same time each has parts of its own, which are none of the other's.
+        relaxed, asked = (there.relaxed(ours), ours.relaxed(there)) if there.id == ours.id else (there, ours)
         try:
-            refuse_other_job(self.url, relaxed, ours.relaxed(there))
+            refuse_other_job(self.url, relaxed, asked)
         except RunError as error:
             self._refused = error
             raise

@@ -72,6 +72,8 @@ class Feed(Iterator[Batch]):
         """
         if self._taken == len(self.ids):
             return
+        if self.failure is not None:  # Whatever the writer has made of it.
+            raise self.failure
         rows, whole = f"of rows {self._start} to {self._stop - 1}", len(self.ids)
         if self._is_over:
             raise RunError(f"predictions {rows}: only {self._taken} of {whole} rows were taken; nothing was written")

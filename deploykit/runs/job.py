@@ -145,9 +145,11 @@ class Job:
         if self.on_error != "fail":
             return self
         nan: NanPolicy = "allow" if asked.nan == "allow" else self.nan
-        if (nan, asked.on_error) == (self.nan, self.on_error):
-            return self
-        return replace(self, nan=nan, on_error=asked.on_error, command=asked.command)
+        said = {"--nan allow": nan != self.nan, "--on-error skip": asked.on_error != self.on_error}
+        added = [text for text, is_new in said.items() if is_new]
+        # What else is asked for may be another job's.
+        command = " ".join([self.command, *added]) if self.command else ""
+        return replace(self, nan=nan, on_error=asked.on_error, command=command) if added else self
 
     def differences(self, other: "Job") -> list[str]:
         """What makes ``other`` another job, as ``field: mine, asked for theirs``; empty for the same job."""

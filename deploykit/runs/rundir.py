@@ -84,7 +84,8 @@ class RunDirectory:
         """Take part in the job together with other processes, on this machine or on others that share the directory.
 
         Whoever comes first creates it. Nothing is removed, because others may be at work. ``cut`` says which shards
-        are asked for beside those of the first: what was left open here is as it is there.
+        are asked for beside those of the first: what was left open here is as it is there. Where another one has come
+        to leave out rows that fail, all do.
 
         Raises:
             RunError: the directory holds something else, or another job, and the message names what differs; or its
@@ -95,18 +96,20 @@ class RunDirectory:
             refuse_foreign(path)
         with writing(path):
             cls(path, job.with_id())._set_up()
-        return cls._taken_up(path, job, cut)
+        held = cls.open(path).job
+        asked = job if cut is None else replace(job, plan=cut(held.plan))
+        return cls._taken_up(path, replace(asked, on_error="skip") if held.on_error == "skip" else asked)
 
     @classmethod
-    def _taken_up(cls, path: Path, job: Job, cut: Callable[[Plan], Plan] | None = None) -> "RunDirectory":
+    def _taken_up(cls, path: Path, asked: Job) -> "RunDirectory":
         directory = cls.open(path)
         _refuse_changed_data(path)
-        asked = job if cut is None else replace(job, plan=cut(directory.job.plan))
         relaxed = directory.job.relaxed(asked)
         refuse_other_job(path, relaxed, asked, is_barren=directory._is_barren())
-        if relaxed != directory.job:
-            with writing(path):
-                write_json(path / RUN_NAME, relaxed.to_json())
+        if relaxed == directory.job or not directory.missing(check_digests=False):
+            return directory
+        with writing(path):
+            write_json(path / RUN_NAME, relaxed.to_json())
         return cls(path, relaxed)
 
     @staticmethod

@@ -5,7 +5,7 @@ there once work from those. ``commits/strided-0001.json`` is written after the f
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,10 @@ def finish_strided(directory: RunDirectory, writer: Writer) -> None:
     Raises:
         RunError: a part is missing, or the disk is full or not writable.
     """
+    failed = directory.state(check_digests=False).failed()
     for rank in _ranks(directory):
         if _damage(directory, rank) is not None:
-            _write(directory, writer, rank)
+            _write(directory, writer, rank, failed)
 
 
 def strided_problems(directory: RunDirectory, *, check_digests: bool = True) -> list[str]:
@@ -54,7 +55,8 @@ def strided_problems(directory: RunDirectory, *, check_digests: bool = True) -> 
 def strided_wrong_ids(directory: RunDirectory, writer: Writer) -> list[str]:
     """One text for each rank whose file holds other sample ids than its own; files with other problems are left out."""
     whole = (rank for rank in _ranks(directory) if writer.can_read() and _damage(directory, rank) is None)
-    found = (_wrong_ids(directory, writer, rank) for rank in whole)
+    failed = directory.state(check_digests=False).failed()
+    found = (_wrong_ids(directory, writer, rank, failed) for rank in whole)
     return [text for text in found if text is not None]
 
 
@@ -77,8 +79,8 @@ def _damage(directory: RunDirectory, rank: int, *, check_digest: bool = True) ->
     return next((text for text in damage if text is not None), None)
 
 
-def _wrong_ids(directory: RunDirectory, writer: Writer, rank: int) -> str | None:
-    own, failed = _own(directory, rank)
+def _wrong_ids(directory: RunDirectory, writer: Writer, rank: int, all_failed: Collection[int]) -> str | None:
+    own, failed = _own(directory, rank, all_failed)
     expected, read, ids = _ids(own, failed), 0, np.empty(0, np.int64)
     name = writer.epoch_path(directory.path, rank).name
     for batch in reading(writer, lambda: writer.read_epoch(directory.path, rank), name):
@@ -91,9 +93,9 @@ def _wrong_ids(directory: RunDirectory, writer: Writer, rank: int) -> str | None
     return None if read == rows else f"rank {rank}: {read} rows in its file, {rows} are its own"
 
 
-def _write(directory: RunDirectory, writer: Writer, rank: int) -> None:
+def _write(directory: RunDirectory, writer: Writer, rank: int, all_failed: Collection[int]) -> None:
     plan, layout = directory.job.plan, parse_layout(directory.job.layout, 1)
-    own, failed = _own(directory, rank)
+    own, failed = _own(directory, rank, all_failed)
     rows = len(own) - len(failed)
     batches = (batch for _, _, batch in rank_batches(directory, writer, layout, rank, [plan.rows]))
     files = write_rank_files(directory, writer, rank, batches, rows)
@@ -103,11 +105,10 @@ def _write(directory: RunDirectory, writer: Writer, rank: int) -> None:
         write_json(_commit_path(directory, rank), commit)
 
 
-def _own(directory: RunDirectory, rank: int) -> tuple[range, NDArray[np.int64]]:
+def _own(directory: RunDirectory, rank: int, failed: Collection[int]) -> tuple[range, NDArray[np.int64]]:
     """The rows of a rank, and those of them that failed, which are in no file."""
     plan, layout = directory.job.plan, parse_layout(directory.job.layout, 1)
     own = layout.rows(rank, plan.rows, plan.batch_size)
-    failed = directory.state(check_digests=False).failed()
     return own, np.array([row for row in failed if row in own], np.int64)
 
 

@@ -203,7 +203,9 @@ def refuse_null(column: Any, name: str, place: Place, per_row: int) -> None:
     """
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]) // per_row
-        raise place.error(name, row, "no value (null); fill it in the data, or leave the row out")
+        raise place.error(
+            name, row, "no value (null); fill it in the data, or give the same command again with --on-error skip"
+        )
 
 
 def _not_taken(value: Any, dtype: str) -> str:
@@ -218,7 +220,11 @@ def _numbers(
 
     if flat.null_count and not (allow_nan and np.dtype(dtype).kind == "f"):
         kept = ", give the column as floats or text, or leave it out of --keep" if problem is not_held else ""
-        advice = ", or give the same command again with --nan allow" if np.dtype(dtype).kind == "f" else kept
+        advice = (
+            ", or give the same command again with --nan allow or --on-error skip"
+            if np.dtype(dtype).kind == "f"
+            else kept
+        )
         row = int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0]) // per_row
         raise place.error(name, row, f"no value (null); fill it in the data{advice}")
     missing: Array | None = None

@@ -26,8 +26,8 @@ def check_finite(inputs: Mapping[str, Array], first_row: int, *, named: Callable
             where = f" at {place[1:]}" if place[1:] else ""
             raise DataError(
                 f"input {name!r}, {named(first_row + place[0])}{where}: NaN; "
-                "clean the data, or give the same command again with --nan allow, which lets NaN through, or with "
-                "--on-error skip, which leaves such rows out"
+                "clean the data and name a new run directory, or give the same command again with --nan allow, which "
+                "lets NaN through, or with --on-error skip, which leaves such rows out"
             )
 
 

@@ -1,6 +1,7 @@
 """A source that a package or the user brings: what it raises and what it lacks is told before the first row."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from deploykit.errors import DataError
@@ -10,7 +11,7 @@ from deploykit.sources.reading import Reading
 from deploykit.storage.locations import Found
 from deploykit.tensors import TensorSpec
 
-__all__ = ["opened_by"]
+__all__ = ["closing", "opened_by"]
 
 _PARTS = ("notes", "__len__", "read", "fingerprint", "close")
 
@@ -30,7 +31,24 @@ def opened_by(kind: Any, found: Found, inputs: Sequence[TensorSpec], reading: Re
             f"{what}: made a {type(source).__name__}, which has no {', '.join(lacking)}; a source has "
             f"{', '.join(_PARTS)}, as deploykit.sources.Source says"
         )
+    for name in ("notes", "kept"):
+        if not isinstance(getattr(source, name, ()), list | tuple):
+            raise DataError(f"{what}: its {name} is {getattr(source, name)!r}; give a list, which may be empty")
     if strange := [kept for kept in getattr(source, "kept", ()) if not isinstance(kept, TensorSpec)]:
         raise DataError(f"{what}: its kept holds {strange[0]!r}; it holds a TensorSpec for each column that is kept")
     called(f"{what}: its length", len, source)
     return cast("Source", source)
+
+
+def closing(source: Source) -> Callable[..., None]:
+    """What an ``ExitStack`` does at its end, by ``push``: close the source.
+
+    Another's may raise something then: a ``DataError``, but where an error is on its way already, that one is told.
+    """
+
+    def leave(_kind: object, error: BaseException | None, _trace: object) -> None:
+        what = f"source {type(source).__name__}: close(), after the work was done; what is committed counts"
+        with contextlib.nullcontext() if error is None else contextlib.suppress(DataError):
+            called(what, source.close)
+
+    return leave

@@ -19,7 +19,7 @@ from deploykit.storage.locations import RUN_NAME, Found, find
 from deploykit.tensors import TensorSpec
 from deploykit.texts import natural
 
-__all__ = ["SOURCES", "open_source"]
+__all__ = ["SOURCES", "open_source", "own_source"]
 
 _PARQUET = "deploykit.sources.parquet:ParquetSource"
 _ARROW = "deploykit.sources.arrowfile:ArrowSource"
@@ -130,6 +130,15 @@ def _order_notes(names: Sequence[str]) -> list[str]:
 
 _OWN = re.compile(r"([^:]+\.py:[^\W\d]\w*|[^\W\d][\w.]*:[^\W\d]\w*):(?!//)(.+)")
 """A source of the user's own before the place: ``file.py:Class:rows.raw`` or ``package.module:Class:rows.raw``."""
+
+
+def own_source(text: str) -> str | None:
+    """The class of the user's own that reads ``file.py:Class:rows.raw``; None where none is named.
+
+    Two classes may know the same file by the same fingerprint and give other rows.
+    """
+    name, _ = _named(text)
+    return name if name is not None and ":" in name else None
 
 
 def _named(text: str) -> tuple[str | None, str]:

@@ -32,22 +32,27 @@ def written_aside(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(made, path)
     finally:
-        discard(folder)
-        os.close(lock)
+        try:
+            discard(folder)
+        finally:
+            os.close(lock)
     sync_directory(path.parent)
 
 
 def _locked_folder(path: Path) -> tuple[Path, int]:
     """A new folder, and the descriptor that holds its lock, which the kernel takes back whatever ends the process."""
-    while True:
+    while True:  # Another process may take it for one that was left, before the lock is there.
         folder = path.with_name(temporary_name(path.name))
         folder.mkdir()
-        lock = os.open(folder, os.O_RDONLY)
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
         with contextlib.suppress(OSError):  # Without locks, as on NFS, nobody else gets one and removes it, either.
             fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.exists():
             return folder, lock
-        os.close(lock)  # Another process took it for one that was left, before the lock was there.
+        os.close(lock)
 
 
 def _discard_unheld(folder: Path) -> None:

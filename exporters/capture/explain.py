@@ -39,8 +39,12 @@ _INSTEAD = {
 }
 """What to do without an operation that takes functions, by its name."""
 
-_UNCAPTURED = {"associative_scan", "flex_attention"}
-"""Those at which a capture fails, each in a file of torch with its name."""
+_UNCAPTURED = (
+    "torch/_higher_order_ops/associative_scan.py",
+    "torch/_higher_order_ops/flex_attention.py",
+    "torch/nn/attention/flex_attention.py",
+)
+"""Files of torch with the names of those at which a capture fails."""
 
 _FUNCTORCH = ("_functorch/vmap.py", "_functorch/eager_transforms.py")
 """Files of torch whose code runs around a function of the user's that it transforms."""
@@ -105,7 +109,7 @@ def explain(
 def _transforming(error: Exception, fixed: Sequence[Step]) -> str | None:
     """What is said where code of torch's was running that takes functions of the user's."""
     files = [Path(frame.f_code.co_filename) for frame, _ in (*_frames(error), *fixed)]
-    taking = next((file.stem for file in files if file.stem in _UNCAPTURED), None)
+    taking = next((file.stem for file in files if file.as_posix().endswith(_UNCAPTURED)), None)
     if taking is not None:
         return with_functions(taking)
     return NO_FUNCTORCH if any(file.as_posix().endswith(_FUNCTORCH) for file in files) else None

@@ -67,25 +67,28 @@ def _logarithms(made: set[Any]) -> Iterator[None]:
     """``math.log`` makes a number of a size too; that of a tensor does not. ``made`` gets their symbols."""
     log: Any = math.log
 
-    def natural(value: Any) -> Any:
-        if not isinstance(value, _NUMBER):
-            return log(value)
-        if not value > 0:  # torch proves it, or bounds the sizes, or refuses them.
-            raise ValueError("math domain error")
-        number: Any = torch.scalar_tensor(cast(Any, value), dtype=torch.float64).log().item()
-        made.add(number.node.expr)
-        return number
+    def made_by(name: str) -> Callable[[Any], Any]:
+        original: Any = getattr(math, name)
+
+        def made_of(value: Any) -> Any:
+            if not isinstance(value, _NUMBER):
+                return original(value)
+            if not value > 0:  # torch proves it, or bounds the sizes, or refuses them.
+                raise ValueError("math domain error")
+            number: Any = getattr(torch.scalar_tensor(cast(Any, value), dtype=torch.float64), name)().item()
+            made.add(number.node.expr)
+            return number
+
+        return made_of
+
+    natural = made_by("log")
 
     def logarithm(value: Any, *base: Any) -> Any:
         if not any(isinstance(each, _NUMBER) for each in (value, *base)):
             return log(value, *base)
         return natural(value) / natural(*base) if base else natural(value)
 
-    def to_base(name: str, base: int) -> Callable[[Any], Any]:
-        original: Any = getattr(math, name)
-        return lambda value: logarithm(value, base) if isinstance(value, _NUMBER) else original(value)
-
-    named = {"log": logarithm, "log2": to_base("log2", 2), "log10": to_base("log10", 10)}
+    named = {"log": logarithm, "log2": made_by("log2"), "log10": made_by("log10")}
     with ExitStack() as stack:
         for owner in (math, *_NUMBER):  # Those of numpy ask a size for a method.
             for name, function in named.items():

@@ -40,7 +40,7 @@ from exporters.onnx_format.pools import average_translations
 from exporters.onnx_format.ranks import rank_translations
 from exporters.onnx_format.recurrence import recurrent_translations, refuse_projections
 from exporters.onnx_format.repeat import repeat_interleave
-from exporters.onnx_format.types import shift_translations, types_of_outputs, with_types
+from exporters.onnx_format.types import shift_translations, types_of_outputs, with_promoted_shifts, with_types
 
 __all__ = ["OPSET", "require_packages", "write_onnx"]
 
@@ -69,6 +69,7 @@ def write_onnx(
 
     refuse_projections(captured)
     with_limits_of_one_type(captured.program.graph)
+    with_promoted_shifts(captured.program.graph)
     dtypes = types_of_outputs(captured.program.graph)
     names = [*inputs, *(("sample_ids", "draw_ids", "seed") if controls else ())]
     try:

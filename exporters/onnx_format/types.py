@@ -9,17 +9,23 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-__all__ = ["shift_translations", "types_of_outputs", "with_types"]
+__all__ = ["shift_translations", "types_of_outputs", "with_promoted_shifts", "with_types"]
 
 _aten = torch.ops.aten
 
 _SHIFTS = {
-    "aten_bitwise_left_shift": (_aten.bitwise_left_shift.Tensor, _aten.__lshift__.Tensor),
+    "aten_bitwise_left_shift": (_aten.bitwise_left_shift.Tensor,),
     "aten_bitwise_left_shift_tensor_scalar": (_aten.bitwise_left_shift.Tensor_Scalar, _aten.__lshift__.Scalar),
-    "aten_bitwise_right_shift": (_aten.bitwise_right_shift.Tensor, _aten.__rshift__.Tensor),
+    "aten_bitwise_right_shift": (_aten.bitwise_right_shift.Tensor,),
     "aten_bitwise_right_shift_tensor_scalar": (_aten.bitwise_right_shift.Tensor_Scalar, _aten.__rshift__.Scalar),
 }
 """Of each of onnxscript's translations, what it translates."""
+
+_OPERATORS = {
+    _aten.__lshift__.Tensor: _aten.bitwise_left_shift.Tensor,
+    _aten.__rshift__.Tensor: _aten.bitwise_right_shift.Tensor,
+}
+"""``x << y`` and the function that does the same with integers."""
 
 
 def shift_translations() -> dict[Any, Callable[..., Any]]:
@@ -48,6 +54,13 @@ def _keeping(translation: Any) -> Callable[..., Any]:
         return found
 
     return shifted
+
+
+def with_promoted_shifts(graph: fx.Graph) -> None:
+    """Write ``x << y`` as the function: only its arguments does torch's exporter bring to one type, as torch does."""
+    for node in graph.nodes:
+        if node.target in _OPERATORS and not node.meta["val"].is_floating_point():
+            node.target = _OPERATORS[node.target]
 
 
 def types_of_outputs(graph: fx.Graph) -> list[torch.dtype]:

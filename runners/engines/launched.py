@@ -109,6 +109,8 @@ class LaunchedEngine(Engine):
             directory = setting.exchange.joined(partial(RunDirectory.join, out, setting.job, cut=setting.cut))
             if (size := directory.job.plan.batch_size) != setting.job.plan.batch_size:
                 notes.append(f"batch size {size} all the same, as another rank found it first")
+            if directory.job.on_error != setting.job.on_error:
+                notes.append("rows that fail are left out, as another rank was asked to (--on-error skip)")
             require_same_spool(setting.source, directory)
             forget_call(out, self.launch.rank, self.launch.world_size)
             assignment = self._assignment(setting, directory)

@@ -17,6 +17,7 @@ from deploykit.artifact import Artifact
 from deploykit.errors import DeploykitError
 from deploykit.runs.layout import parse_layout
 from deploykit.runs.rundir import RunDirectory
+from deploykit.sources.own import closing
 from deploykit.writers import make_writer
 from runners.lightning.calls import Calls
 from runners.lightning_writer import find_lightning_writer
@@ -55,7 +56,7 @@ class RankCalls:
         with contextlib.ExitStack() as stack:
             artifact = stack.enter_context(Artifact.open(self.artifact))
             manifest, source = artifact.manifest, opened_source(directory, artifact, self.data)
-            stack.callback(source.close)
+            stack.push(closing(source))
             store = dist.FileStore(self.store, layout.ranks)  # type: ignore[attr-defined]
             dist.init_process_group(
                 "gloo", store=store, rank=self.rank, world_size=layout.ranks, timeout=TIMEOUT

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ _MOST_TEXT = 500
 _OF_ITS_OWN = ("NaN in ", "value ", "dimension ")
 """How the reasons begin that lie in what a row holds, which was looked at and not tried."""
 
-_SKIP = ", or give the same command again with --on-error skip, which leaves such rows out"
+_SKIP = " and name a new run directory, or give the same command again with --on-error skip, which leaves such rows out"
 
 _NOT_THE_ROWS = (UsageError, ArtifactError, DeviceError, MissingExtraError, ReadersGoneError)
 
@@ -141,15 +141,16 @@ def _place(start: int, error: Exception) -> int | None:
 
 def _given(source: "Source", start: int, stop: int) -> Arrays:
     """What the source gives. A plug-in's may give other rows, which would pass for these, or fill its memory again."""
-    arrays = source.read(start, stop)
+    arrays: Any = source.read(start, stop)
+    if not isinstance(arrays, dict):
+        raise DataError(f"read() of the source gave a {type(arrays).__name__}; give a dict by input name")
     for name, array in arrays.items():
         if len(array) != stop - start:
             raise DataError(
                 f"{row_range(start, stop)}: the source gave {counted(len(array), 'row')} of {name!r}; its "
                 "read(start, stop) must give exactly these rows"
             )
-    is_ours = type(source).__module__.startswith("deploykit.")
-    return arrays if is_ours else _chosen(arrays, slice(None), copy=True)
+    return arrays if type(source).__module__.startswith("deploykit.") else _chosen(arrays, slice(None), copy=True)
 
 
 def read_again(source: "Source", ids: NDArray[np.int64]) -> Arrays:

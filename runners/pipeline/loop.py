@@ -153,6 +153,7 @@ class Pipeline:
                 size = size_of(work.sound.inputs) + size_of(work.sound.kept)
                 self._row_bytes = size // (stop - start)
                 self._inputs.put(work, size)
+            self._reads = None
         self._inputs.finish()
 
     def _most_rows(self) -> int:
@@ -218,9 +219,10 @@ class Pipeline:
             else:
                 sound, outputs = work.sound, self._fitting(work.sound.inputs, work.sound.ids)
             self._underway.end()
+            span = began, monotonic()
             if work.start == 0 and self._pads:
                 self._look_at_padding(sound, outputs)
-            return work, sound, outputs, (began, monotonic())
+            return work, sound, outputs, span
         except DeploykitError:
             raise
         except Exception as error:

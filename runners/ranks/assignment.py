@@ -13,6 +13,7 @@ from deploykit.runs.job import Job
 from deploykit.runs.rundir import RunDirectory
 from deploykit.sources import Reading, Source, open_source
 from deploykit.sources.base import json_of
+from deploykit.sources.own import closing
 from deploykit.storage.stores import is_url
 from deploykit.writers import make_writer
 from runners.pipeline.task import Task
@@ -79,7 +80,7 @@ class Assignment:
             )
         if source is None:
             source = opened_source(directory, artifact, self.data)
-            stack.callback(source.close)
+            stack.push(closing(source))
         writer = make_writer(directory.job.writer, directory.job.outputs, write_interval=directory.job.write_interval)
         runner_class = choose_runner(artifact, self.runner)
         runner = stack.enter_context(runner_class(artifact, self.device, threads=self.threads))

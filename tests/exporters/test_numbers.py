@@ -121,6 +121,22 @@ def test_numbers_and_tensors_of_other_types(names: list[str], draws: int | None,
                 np.testing.assert_allclose(got, wanted, rtol=rtol, err_msg=name)
 
 
+def test_logarithms_at_powers_of_the_base_are_torchs(tmp_path: Path) -> None:
+    """One made of two others is a little less there, and rounds down to another whole number."""
+
+    class Digits(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            zeros = x.double() * 0
+            return torch.floor(zeros + math.log10(x.shape[1])) + torch.floor(zeros + math.log2(x.shape[1]))
+
+    module = Digits().eval()
+    result = export_module(module, tmp_path / "a", inputs=["x:float32[batch,steps]"])
+    client = clients(result.path, names_of(result))["torchscript"]  # ONNX has float32 for it.
+    for steps in (8, 1000, 8192, 10_000, 32_768):
+        x = np.zeros((1, steps), np.float32)
+        np.testing.assert_array_equal(client({"x": x})["output"], module(torch.from_numpy(x)).numpy())
+
+
 class Sized(nn.Module):
     def __init__(self, compute: Callable[[Tensor, int], Tensor]) -> None:
         super().__init__()

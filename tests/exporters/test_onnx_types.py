@@ -138,6 +138,23 @@ def test_shifts_by_tensors_are_those_of_torch(dtype: Any, tmp_path: Path) -> Non
         np.testing.assert_array_equal(got[name], value, strict=True, err_msg=name)
 
 
+@pytest.mark.parametrize("by", [torch.uint8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32])
+def test_shifts_by_another_type_are_of_the_type_that_torch_brings_both_to(
+    dtype: Any, by: torch.dtype, tmp_path: Path
+) -> None:
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "left": lambda x: x << torch.arange(4).to(by),
+        "right": lambda x: x >> torch.arange(4).to(by),
+        "of both": lambda x: ((x << (x & 3).to(by)) >> 1) * 3,
+        "by one number": lambda x: x << torch.tensor(2, dtype=by),
+    }
+    numbers = np.arange(-128, 128).astype(dtype).reshape(-1, 4)
+    got, wanted = both(functions, numbers, tmp_path)
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(got[name], value, strict=True, err_msg=name)
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.int16])
 def test_small_integers_and_booleans_are_chosen_by_masks(dtype: Any, tmp_path: Path) -> None:
     """ONNX Runtime has no operation that chooses among values of these types."""

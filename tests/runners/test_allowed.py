@@ -91,8 +91,8 @@ def test_exactly_the_rows_with_such_values_are_left_out(model: Path, tmp_path: P
 def test_the_first_such_row_stops_a_job_that_skips_none(model: Path, tmp_path: Path, runner: str) -> None:
     np.save(tmp_path / "bad.npy", poisoned())
     message = (
-        r"row 5: value 100 in input 'ids' at \[3\], allowed are 0 to 99, because words has 100 rows; correct it, or "
-        "give the same command again with --on-error skip, which leaves such rows out"
+        r"row 5: value 100 in input 'ids' at \[3\], allowed are 0 to 99, because words has 100 rows; correct it and "
+        "name a new run directory, or give the same command again with --on-error skip, which leaves such rows out"
     )
     options: dict[str, Any] = {"runner": runner, "devices": "cpu", "batch_size": 8}
     with pytest.raises(DataError, match=message):

@@ -32,6 +32,7 @@ from deploykit.sources.npy import NpySource
 from runners.job import _cut, run
 from runners.pipeline import loop
 from tests import handmade
+from tests.storage.test_sources_others import RAW
 
 ROWS = 203
 
@@ -373,3 +374,19 @@ def test_the_report_adds_up(artifact_paths: dict[str, Path], data: Path, tmp_pat
     assert "<script" not in page
     assert "http" not in page
     assert f'<td class="n">{ROWS}</td>' in page
+
+
+def test_rows_of_two_classes_are_never_in_one_run(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
+    """Both know the file by the same fingerprint."""
+    other = RAW.replace("class Raw", "class Doubled").replace("stop].copy()", "stop] * 2")
+    (tmp_path / "raw.py").write_text(RAW + other + "        raise OSError('no longer there')\n")
+    (tmp_path / "rows.raw").write_bytes(np.zeros((40, 4), np.float32).tobytes())
+    place = f"{tmp_path / 'raw.py'}:{{}}:{tmp_path / 'rows.raw'}"
+    run(artifact_paths["plain"], place.format("Raw"), tmp_path / "run")
+    with pytest.raises(
+        RunError, match=r"holds another job: data\.source: '.*raw\.py:Raw', asked for '.*raw\.py:Doubled'"
+    ):
+        run(artifact_paths["plain"], place.format("Doubled"), tmp_path / "run")
+    with pytest.raises(DataError, match=r"source Doubled: close\(\), after the work .*OSError: no longer there"):
+        run(artifact_paths["plain"], place.format("Doubled"), tmp_path / "other")
+    assert verify_run(tmp_path / "other").ok

@@ -294,6 +294,27 @@ def test_a_row_that_cannot_be_read_costs_no_shard_that_is_whole(tmp_path: Path, 
     assert max(called) < 8 + lanes - 1
 
 
+def test_an_error_of_what_gives_the_shards_costs_none_that_was_read(tmp_path: Path) -> None:
+    case = Case(tmp_path / "r", Plan(rows=8, shard_rows=4, batch_size=1))
+    begun, following = threading.Event(), case.feed.next
+
+    def next_or_break() -> Shard | None:
+        if len(case.feed.shards) == 1:
+            assert begun.wait(5)
+            raise OSError("the socket is gone")
+        return following()
+
+    def wait_at(start: int) -> None:
+        begun.set()
+        while start == 1 and not case.feed.closed:
+            time.sleep(0.001)
+
+    case.feed.next, case.runner.hook = next_or_break, wait_at  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="the socket is gone"):
+        case.pipeline.run()
+    assert case.values()["sample_id"].tolist() == [0, 1, 2, 3]
+
+
 def test_where_the_shard_in_work_is_the_broken_one_no_more_of_it_is_predicted(tmp_path: Path) -> None:
     case = Case(tmp_path / "r", Plan(rows=16, shard_rows=16, batch_size=1))
     begun, called = threading.Event(), []

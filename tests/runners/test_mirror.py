@@ -137,7 +137,7 @@ def test_an_error_of_the_run_comes_first(
     np.save(tmp_path / "rows.npy", x)
     if fails:
         monkeypatch.setattr(mirror.Mirror, "send", refuse)
-    with pytest.raises(DeploykitError, match=r"^input 'x', row 30 at \[1\]: NaN; clean the data") as failed:
+    with pytest.raises(DeploykitError, match=r"^input 'x', row 30 at \[1\]: NaN; clean the data and name") as failed:
         deploykit.run(artifact, tmp_path / "rows.npy", bucket, **SIZE)
     assert ("\nthe store is gone. All of the run is in /" in str(failed.value)) == fails
     assert deploykit.status(bucket).state == ("not started" if fails else "failed")
@@ -215,6 +215,21 @@ def test_of_two_jobs_that_begin_at_the_same_time_one_counts(
     assert re.search(rf"holds another job: .* {kept}", str(problem))
     assert results(bucket) == whole
     assert first.finish() is None
+
+
+def test_of_two_that_begin_at_the_same_time_neither_takes_over_the_policy_of_the_other(
+    artifact: Path, rows: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts of each name its own job."""
+    monkeypatch.setattr(mirror, "PAUSE_S", 0)
+    first = sent(bucket, finished(artifact, rows, tmp_path / "a" / "first"))
+    second = sent(bucket, finished(artifact, rows, tmp_path / "b" / "second", on_error="skip"))
+    first.send()
+    with pytest.raises(RunError, match=r"holds another job: on_error: 'fail', asked for 'skip'"):
+        second.send()
+    assert second.finish() is not None
+    assert first.finish() is None
+    assert deploykit.verify(bucket).committed_rows == ROWS
 
 
 def test_a_run_that_a_nan_has_stopped_goes_on_with_it(artifact: Path, rows: Path, bucket: str, tmp_path: Path) -> None:

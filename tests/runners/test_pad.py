@@ -350,7 +350,9 @@ def test_a_row_that_is_too_long_is_named_and_leaves_the_others_of_its_batch(tmp_
     inputs = ["ids:int64[batch,steps]", "mask:float32[batch,steps]"]
     deploykit.export(module, tmp_path / "model", inputs=inputs, ranges={"ids": (0, 100)}, formats=["onnx"])
     data, pad = data_of(rows, tmp_path / "rows.parquet"), {"ids": 0, "mask": 0}
-    with pytest.raises(DataError, match=r"^row 13: dimension steps is 41, .*at most 40; shorten it, .*--on-error skip"):
+    with pytest.raises(
+        DataError, match=r"^row 13: dimension steps is 41, .*at most 40; shorten it and .*--on-error skip"
+    ):
         deploykit.run(tmp_path / "model", data, tmp_path / "failed", pad=pad, batch_size=8, devices="cpu")
     for number, size in enumerate((8, "auto")):
         run = tmp_path / f"skipped{number}"

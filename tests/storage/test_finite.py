@@ -29,7 +29,8 @@ def test_the_message_names_the_place() -> None:
     x = np.zeros((4, 2, 3), np.float32)
     x[2, 1, 0] = np.nan
     with pytest.raises(
-        DataError, match=r"input 'x', row 1002 at \[1, 0\]: NaN; clean the data, or .* --nan allow, .*--on-error skip"
+        DataError,
+        match=r"input 'x', row 1002 at \[1, 0\]: NaN; clean the data and name .* --nan allow, .*--on-error skip",
     ):
         check_finite({"x": x}, 1000)
 

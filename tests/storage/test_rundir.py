@@ -103,15 +103,22 @@ def test_policies_that_let_more_rows_pass_are_those_of_the_job_from_then_on(
     tmp_path: Path, take: Any, more: dict[str, Any]
 ) -> None:
     """The parts that are there are the same under them, since no row of theirs has failed."""
-    begun = run_all(tmp_path, make_job(command="old"))
+    begun = run_all(tmp_path, make_job(command="deploykit run model -o out"))
     parts = files_of(begun.parts)
-    directory = take(tmp_path, make_job(**more, command="new"))
-    assert directory.job == RunDirectory.open(tmp_path).job == replace(begun.job, **more, command="new")
-    assert not directory.missing()
+    assert take(tmp_path, make_job(**more)).job == begun.job, "nothing is left to do"
+    (begun.commits / "part-000003.json").unlink()
+    directory = take(tmp_path, make_job(**more, command="deploykit run model -o out --forgotten"))
+    flags = [f"--{name.replace('_', '-')} {policy}" for name, policy in more.items()]
+    wanted = replace(begun.job, **more, command=" ".join(["deploykit run model -o out", *flags]))
+    assert directory.job == RunDirectory.open(tmp_path).job == wanted
+    assert [shard.index for shard in directory.missing()] == [3]
     assert files_of(directory.parts) == parts
     name, policy = next(iter(more.items()))
-    with pytest.raises(RunError, match=f"holds another job: .*{name}: '{policy}', asked for"):
-        take(tmp_path, make_job())
+    if name == "on_error" and take == RunDirectory.join:
+        assert take(tmp_path, make_job()).job == wanted, "one that comes later does as the others do"
+    else:
+        with pytest.raises(RunError, match=f"holds another job: .*{name}: '{policy}', asked for"):
+            take(tmp_path, make_job())
 
 
 def test_where_rows_may_have_failed_nan_are_what_they_were(tmp_path: Path) -> None:

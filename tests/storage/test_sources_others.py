@@ -384,6 +384,7 @@ def test_a_class_of_the_users_own_stands_before_the_place(
         ("(file,) = found.files", "raise KeyError(7)", "what was found, the inputs and a Reading: raised KeyError: 7"),
         ("found, inputs, reading)", "found)", r"raised TypeError: .*takes 2 positional arguments but 4 were given"),
         ("return len(self._rows)", "return -1", r"its length: raised ValueError: __len__\(\) should return >= 0"),
+        ("class Raw:", "class Raw:\n    kept = None", "its kept is None; give a list"),
         ("class Raw:", "class Raw:\n    kept = ['id']", "its kept holds 'id'; it holds a TensorSpec for each column"),
     ],
 )
