@@ -68,7 +68,7 @@ class RunDirectory:
         """
         path = local_path(path)
         if (path / RUN_NAME).exists():
-            directory = cls._taken_up(path, job)
+            directory = cls.open(path)._taken_up(job)
         else:
             refuse_foreign(path)
             directory = cls(path, job.with_id())
@@ -96,21 +96,20 @@ class RunDirectory:
             refuse_foreign(path)
         with writing(path):
             cls(path, job.with_id())._set_up()
-        held = cls.open(path).job
-        asked = job if cut is None else replace(job, plan=cut(held.plan))
-        return cls._taken_up(path, replace(asked, on_error="skip") if held.on_error == "skip" else asked)
-
-    @classmethod
-    def _taken_up(cls, path: Path, asked: Job) -> "RunDirectory":
         directory = cls.open(path)
-        _refuse_changed_data(path)
-        relaxed = directory.job.relaxed(asked)
-        refuse_other_job(path, relaxed, asked, is_barren=directory._is_barren())
-        if relaxed == directory.job or not directory.missing(check_digests=False):
-            return directory
-        with writing(path):
-            write_json(path / RUN_NAME, relaxed.to_json())
-        return cls(path, relaxed)
+        held = directory.job
+        asked = job if cut is None else replace(job, plan=cut(held.plan))
+        return directory._taken_up(replace(asked, on_error="skip") if held.on_error == "skip" else asked)
+
+    def _taken_up(self, asked: Job) -> "RunDirectory":
+        _refuse_changed_data(self.path)
+        relaxed = self.job.relaxed(asked)
+        refuse_other_job(self.path, relaxed, asked, is_barren=self._is_barren())
+        if relaxed == self.job or not self.missing(check_digests=False):
+            return self
+        with writing(self.path):
+            write_json(self.path / RUN_NAME, relaxed.to_json())
+        return RunDirectory(self.path, relaxed)
 
     @staticmethod
     def plan_of(path: str | Path) -> Plan | None:

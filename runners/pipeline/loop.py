@@ -112,9 +112,7 @@ class Pipeline:
 
     def abandon(self) -> None:
         """Stop after the batch in work; shards that are not committed are as if never begun. Any thread may call."""
-        self._feed.close()
-        self._turns.close()
-        self._inputs.abandon()
+        self._no_more_predicted()
         self._outputs.abandon()
 
     def _thread(self, name: str, work: Callable[[], None], failed: Callable[[], None]) -> threading.Thread:
@@ -127,7 +125,7 @@ class Pipeline:
         self._inputs.finish()
 
     def _no_more_predicted(self) -> None:
-        """After an error: what went through the model before is written."""
+        """Nothing more is asked for; what went through the model before can still be written."""
         self._feed.close()
         self._turns.close()
         self._inputs.abandon()

@@ -269,25 +269,31 @@ def test_a_fault_in_any_thread_stops_all_and_is_raised(tmp_path: Path, where: st
     assert again.values()["y"].tolist() == [2.0 * i for i in range(20)]
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_a_row_that_cannot_be_read_costs_no_shard_that_is_whole(tmp_path: Path, lanes: int) -> None:
-    """The one in work is finished, those that wait are not begun, and rows of the broken one go no further."""
-    case = Case(tmp_path / "r", Plan(rows=24, shard_rows=4, batch_size=1), lanes=lanes)
-    begun, called = threading.Event(), []
+def breaking(case: Case, *, reading: int, while_predicting: int) -> list[int]:
+    """Have a row not to be read while the model is at another one; gives the rows that the model gets, as they come."""
+    begun, called = threading.Event(), list[int]()
 
     def break_at(start: int) -> None:
-        if start == 14:
+        if start == reading:
             assert begun.wait(5)
             raise OSError("broken")
 
     def wait_at(start: int) -> None:
         called.append(start)
-        if start == 5:
+        if start == while_predicting:
             begun.set()
             while not case.feed.closed:
                 time.sleep(0.001)
 
     case.source.hook, case.runner.hook = break_at, wait_at
+    return called
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_row_that_cannot_be_read_costs_no_shard_that_is_whole(tmp_path: Path, lanes: int) -> None:
+    """The one in work is finished, those that wait are not begun, and rows of the broken one go no further."""
+    case = Case(tmp_path / "r", Plan(rows=24, shard_rows=4, batch_size=1), lanes=lanes)
+    called = breaking(case, reading=14, while_predicting=5)
     with pytest.raises(RunError, match="row 14: reading the data failed with OSError: broken"):
         case.pipeline.run()
     assert case.values()["sample_id"].tolist() == list(range(8))
@@ -317,21 +323,7 @@ def test_an_error_of_what_gives_the_shards_costs_none_that_was_read(tmp_path: Pa
 
 def test_where_the_shard_in_work_is_the_broken_one_no_more_of_it_is_predicted(tmp_path: Path) -> None:
     case = Case(tmp_path / "r", Plan(rows=16, shard_rows=16, batch_size=1))
-    begun, called = threading.Event(), []
-
-    def break_at(start: int) -> None:
-        if start == 9:
-            assert begun.wait(5)
-            raise OSError("broken")
-
-    def wait_at(start: int) -> None:
-        called.append(start)
-        if start == 2:
-            begun.set()
-            while not case.feed.closed:
-                time.sleep(0.001)
-
-    case.source.hook, case.runner.hook = break_at, wait_at
+    called = breaking(case, reading=9, while_predicting=2)
     with pytest.raises(RunError, match="row 9"):
         case.pipeline.run()
     assert called == [0, 1, 2]
