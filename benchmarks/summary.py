@@ -10,120 +10,35 @@ from benchmarks.pages import fill, load
 
 README = ROOT / "README.md"
 
-
-def summary() -> str:
-    startup, throughput, memory, digits = (load(name) for name in ("startup", "throughput", "memory", "digits"))
-    speed, large, older = load("mc_speed"), load("large"), load("large_epyc")
-    others = [dict(_by_case(load(f"mc_speed_{name}"))) for name in PROCESSORS]
-    onnx = next(case for case in memory["cases"] if case["runner"] == "onnx")
-    click = f"import click: {_s(startup['help_floor_click_s'])}"
-    rows = [
-        ("`deploykit --help`", _s(startup["help_s"]), click),
-        (
-            "first prediction of a fresh process, ONNX",
-            _s(startup["first_prediction_onnx_s"]),
-            f"bare onnxruntime {_s(startup['first_prediction_bare_onnxruntime_s'])}, "
-            f"TorchScript {_s(startup['first_prediction_torch_s'])}",
-        ),
-        *(_throughput(case, throughput["rows"]) for case in throughput["cases"]),
-        (
-            f"peak memory of a run, {onnx_rows(memory)}",
-            f"{onnx['peak_bytes_small'] / 1e6:.0f} and {onnx['peak_bytes_large'] / 1e6:.0f} MB",
-            f"ratio {onnx['large_over_small']:.2f}",
-        ),
-        *(_large(*cases, large["rows"]) for cases in zip(large["cases"], older["cases"], strict=True)),
-        *(_rivals(case) for case in load("rivals")["cases"]),
-        *_ranks(load("ranks"), load("ranks_epyc")),
-        *(_monte_carlo(case, [each[name] for each in others], speed["draws"]) for name, case in _by_case(speed)),
-    ]
-    lines = ["| what | measured | beside it |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
-    return "\n".join(lines) + "\n\n" + _quality(digits["summary"], len(digits["cases"]))
-
-
-def onnx_rows(memory: dict[str, Any]) -> str:
-    return f"{memory['rows_small']:,} and {memory['rows_large']:,} rows"
-
-
-def _throughput(case: dict[str, Any], rows: int) -> tuple[str, str, str]:
-    whole, reported = (case[f"rows_per_s_{name}_over_bare"]["median"] for name in ("run", "reported"))
-    return (
-        "rows per second of `deploykit run`, from the start of its process to its exit, over those of the bare "
-        f"`session.run` loop ({rows:,} rows, {case['model']}, batches of {case['batch_size']})",
-        f"{whole:.2f}",
-        f"{reported:.2f} without the start of Python and its imports; the loop takes "
-        f"{case['bare_loop_ms_per_batch']:.1f} ms per batch, {_s(case['bare_loop_s'])} in all",
-    )
-
-
-def _large(case: dict[str, Any], older: dict[str, Any], rows: int) -> tuple[str, str, str]:
-    peak, small = case["peak_bytes"] / 1e6, case["peak_bytes_with_a_tenth_of_the_rows"] / 1e6
-    return (
-        "rows per second of `deploykit run` on two ranks over those of two bare `session.run` loops with the rows in "
-        f"memory, {rows:,} rows, a small MLP, written as {case['writer']}",
-        f"{case['rows_per_s_over_bare']['median']:.2f}",
-        f"{case['rows_per_s_over_least']['median']:.2f} of two processes that read, predict, write and hash the same "
-        f"rows and do nothing else; {case['rows_per_s']:,.0f} rows/s; {PROCESSORS['epyc']} "
-        f"{older['rows_per_s_over_bare']['median']:.2f} and {older['rows_per_s_over_least']['median']:.2f}, "
-        f"{older['rows_per_s']:,.0f} rows/s; peak memory of a rank {peak:.0f} MB, with a tenth of the rows "
-        f"{small:.0f} MB",
-    )
-
-
-def _rivals(case: dict[str, Any]) -> tuple[str, str, str]:
-    rate = case["rows_per_s"]
-    return (
-        f"rows per second, start-up included, {case['rows']:,} rows through a small MLP on two cores: as npy over "
-        "Lightning's `Trainer.predict` with a writer, and as Parquet over Ray Data `map_batches` with ONNX Runtime",
-        f"{case['npy_over_lightning']['median']:.1f} and {case['parquet_over_ray_data']['median']:.1f}",
-        f"{rate['deploykit_npy']:,.0f} and {rate['lightning']:,.0f}; {rate['deploykit_parquet']:,.0f} and "
-        f"{rate['ray_data']:,.0f} rows/s",
-    )
-
-
-def _ranks(found: dict[str, Any], older: dict[str, Any]) -> list[tuple[str, str, str]]:
-    late, late_then = found["slowed_over_ideal"], older["slowed_over_ideal"]
-    return [
-        (
-            f"two ranks over one, one thread each, {found['rows']:,} rows through an MLP on two cores",
-            f"{found['two_over_one']['median']:.2f}",
-            f"{found['two_over_one_at_best']['median']:.2f} if two ranks needed no more processor time than one, which "
-            f"reads and writes on the other core; two bare loops over one {found['bare_two_over_one']['median']:.2f}; "
-            f"{PROCESSORS['epyc']} {older['two_over_one']['median']:.2f}",
-        ),
-        (
-            f"time with one of two ranks at {found['slowed_speed']:.0%} of its speed, over that of the ideal split",
-            f"{late['median']:.2f}",
-            f"{late['min']:.2f} to {late['max']:.2f}; {PROCESSORS['epyc']} {late_then['median']:.2f}",
-        ),
-    ]
-
-
-PROCESSORS = {"epyc": "on a slower AMD EPYC", "intel": "on an Intel Xeon"}
-"""The others on which some was measured, by the end of the results' names."""
+PROCESSORS = {"": "AMD EPYC, family 26", "_epyc": "AMD EPYC, family 25", "_intel": "Intel Xeon"}
+"""What was measured where, by the end of the results' names."""
 
 MODELS = {
-    "output_dropout": "the example of Lightning's documentation, dropout on a small convnet's output",
-    "convnet_head": "a small convnet with dropout in its head",
-    "mlp": "MLP 64-256-256-10 with dropout 0.5",
-    "encoder": "a 4-layer transformer encoder, 64 tokens, dropout everywhere",
+    "output_dropout": "the example of Lightning's documentation: dropout on the output of a small convnet",
+    "convnet_head": "the same convnet with dropout in its head",
+    "mlp": "MLP 64-256-256-10, dropout 0.5 after each hidden layer",
+    "encoder": "transformer encoder of 4 layers, 64 tokens, dropout everywhere",
 }
 
 
-def _by_case(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return [(case["case"], case) for case in found["cases"]]
+def summary() -> str:
+    """All tables, each under a sentence that says what its numbers are."""
+    parts = (_monte_carlo(), _rivals(), _large(), _alone(), _ranks(), _start_and_memory(), _digits())
+    return "\n\n".join(parts)
 
 
-def _monte_carlo(case: dict[str, Any], others: list[dict[str, Any]], draws: int) -> tuple[str, str, str]:
-    """``others`` are the same case on the other ``PROCESSORS``."""
-    elsewhere = [
-        f"{name} {_over_lightning(other)}{_over_floor(other, ' and {:.2f}')}"
-        for name, other in zip(PROCESSORS.values(), others, strict=True)
+def _monte_carlo() -> str:
+    found = {name: load(f"mc_speed{end}") for end, name in PROCESSORS.items()}
+    draws = {each["draws"] for each in found.values()}
+    cases = {name: {case["case"]: case for case in each["cases"]} for name, each in found.items()}
+    rows = [
+        (text, *(f"{_over_lightning(each[model])}{_over_floor(each[model])}" for each in cases.values()))
+        for model, text in MODELS.items()
     ]
     return (
-        f"rows per second with {draws} draws over Lightning's `Trainer.predict` with that loop, both on two cores: "
-        f"{MODELS[case['case']]}",
-        _over_lightning(case),
-        "; ".join([*filter(None, [_over_floor(case, "{:.2f} times the time of the graph without masks")]), *elsewhere]),
+        f"**Monte Carlo dropout, {draws.pop()} draws.** Rows per second over those of Lightning's "
+        "`Trainer.predict` with a loop of draws, each with what suits it best on two cores; in brackets the time of "
+        f"the exported graph over that of the same graph without masks.\n\n{_table('model', *cases, rows=rows)}"
     )
 
 
@@ -131,23 +46,150 @@ def _over_lightning(case: dict[str, Any]) -> str:
     return f"{case['against_lightning']['kit_over_lightning']['median']:.1f}"
 
 
-def _over_floor(case: dict[str, Any], text: str) -> str:
+def _over_floor(case: dict[str, Any]) -> str:
     found = case.get("against_floor")
-    return text.format(found["masked_over_floor"]["median"]) if found else ""
+    return f" ({found['masked_over_floor']['median']:.2f})" if found else ""
 
 
-def _quality(found: dict[str, Any], seeds: int) -> str:
+def _rivals() -> str:
+    found = load("rivals")
+    rows = [
+        (
+            f"{case['rows']:,}",
+            *(f"{case['rows_per_s'][side]:,.0f}" for side in ("deploykit_npy", "lightning")),
+            _ratio(case["npy_over_lightning"], 1),
+            *(f"{case['rows_per_s'][side]:,.0f}" for side in ("deploykit_parquet", "ray_data")),
+            _ratio(case["parquet_over_ray_data"], 1),
+        )
+        for case in found["cases"]
+    ]
+    heads = ("rows", "deploykit, npy", "Lightning", "ratio", "deploykit, Parquet", "Ray Data", "ratio")
+    return (
+        "**The whole command, from start to exit**, a small MLP on two cores: rows per second of `deploykit run`, "
+        "of Lightning's `Trainer.predict` with a writer, and of Ray Data's `map_batches` with ONNX Runtime, which "
+        f"writes Parquet ({_where(found)}).\n\n{_table(*heads, rows=rows)}"
+    )
+
+
+def _large() -> str:
+    found = {PROCESSORS[end]: load(f"large{end}") for end in ("", "_epyc")}
+    first = next(iter(found.values()))
+    rows = [
+        (
+            case["writer"],
+            *(
+                f"{_ratio(each['rows_per_s_over_bare'], 2)} ({_ratio(each['rows_per_s_over_least'], 2)}), "
+                f"{each['rows_per_s']:,.0f} rows/s"
+                for each in (result["cases"][number] for result in found.values())
+            ),
+        )
+        for number, case in enumerate(first["cases"])
+    ]
+    return (
+        f"**Beside the bare loop**, {first['rows']:,} rows, {first['model']}, batches of {first['batch_size']:,}, two "
+        "ranks with one thread each: rows per second of the whole command over those of two loops of `session.run` "
+        "whose rows are in memory already; in brackets over two processes that read, predict, write and hash the same "
+        f"rows and do nothing else.\n\n{_table('written as', *found, rows=rows)}"
+    )
+
+
+def _alone() -> str:
+    found = load("throughput")
+    rows = [
+        (
+            f"{case['model']}, batches of {case['batch_size']}",
+            _ratio(case["rows_per_s_run_over_bare"], 2),
+            _ratio(case["rows_per_s_reported_over_bare"], 2),
+            _s(case["bare_loop_s"]),
+        )
+        for case in found["cases"]
+    ]
+    heads = ("model", "whole command", "without the start of Python and its imports", "the loop takes")
+    return (
+        f"The same with one rank and {found['rows']:,} rows, where the start counts ({_where(found)}).\n\n"
+        f"{_table(*heads, rows=rows)}"
+    )
+
+
+def _ranks() -> str:
+    found = {PROCESSORS[end]: load(f"ranks{end}") for end in ("", "_epyc")}
+    first = next(iter(found.values()))
+    rows = [
+        (text, *(_ratio(each[name], 2) for each in found.values()))
+        for name, text in (
+            ("two_over_one", "two ranks over one, rows per second"),
+            ("bare_two_over_one", "two bare loops over one"),
+            (
+                "slowed_over_ideal",
+                f"one of two ranks at {first['slowed_speed']:.0%} of its speed: time over that of the ideal split",
+            ),
+        )
+    ]
+    return (
+        f"**Two ranks**, one thread each, {first['rows']:,} rows through an MLP on two cores. One rank reads and "
+        f"writes on the other core, which two ranks need themselves.\n\n{_table('what', *found, rows=rows)}"
+    )
+
+
+def _start_and_memory() -> str:
+    startup, memory = load("startup"), load("memory")
+    rows = [
+        ("`deploykit --help`", _s(startup["help_s"]), f"import click {_s(startup['help_floor_click_s'])}"),
+        (
+            "first prediction of a fresh process, ONNX",
+            _s(startup["first_prediction_onnx_s"]),
+            f"bare onnxruntime {_s(startup['first_prediction_bare_onnxruntime_s'])}, "
+            f"TorchScript {_s(startup['first_prediction_torch_s'])}",
+        ),
+        *(
+            (
+                f"peak memory of a run, {case['runner']}, {memory['rows_small']:,} and {memory['rows_large']:,} rows",
+                f"{case['peak_bytes_small'] / 1e6:.0f} and {case['peak_bytes_large'] / 1e6:.0f} MB",
+                f"ratio {case['large_over_small']:.2f}",
+            )
+            for case in memory["cases"]
+        ),
+        *(
+            (
+                f"peak memory of a rank, {large['rows']:,} rows and a tenth of them, {case['writer']}",
+                f"{case['peak_bytes'] / 1e6:.0f} and {case['peak_bytes_with_a_tenth_of_the_rows'] / 1e6:.0f} MB",
+                f"ratio {case['peak_bytes'] / case['peak_bytes_with_a_tenth_of_the_rows']:.2f}",
+            )
+            for large in [load("large")]
+            for case in large["cases"]
+        ),
+    ]
+    return f"**Start and memory.**\n\n{_table('what', 'measured', 'beside it', rows=rows)}"
+
+
+def _digits() -> str:
+    digits = load("digits")
+    found, seeds = digits["summary"], len(digits["cases"])
     quartiles = ", ".join(f"{100 * rate:.1f}" for rate in found["error_rate_by_quartile"])
     draws, plain = found["accuracy"]["mean"], found["accuracy_deterministic"]["mean"]
     sentences = [
-        f"On scikit-learn's digits ({seeds} trainings, {found['rows']:,} predictions of rows not trained on) the "
-        f"error rate by quartile of entropy is {quartiles} %.",
+        f"**Quality**, on scikit-learn's digits ({seeds} trainings, {found['rows']:,} predictions of rows not trained "
+        f"on): the error rate by quartile of entropy is {quartiles} %.",
         f"Entropy tells noise from digits with an AUROC of {found['auroc_noise']['mean']:.3f}.",
         f"Accuracy is {100 * draws:.1f} %, without draws {100 * plain:.1f} %: draws give uncertainty, not accuracy.",
         f"Both formats gave the same class in {found['formats_same_class']:,} of {found['rows']:,} cases.",
         "The recipe was chosen on the same rows, so this is a demonstration and no unbiased test score.",
     ]
     return "\n".join(sentences)
+
+
+def _table(*heads: str, rows: list[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ("---",) * len(heads), *rows))
+
+
+def _where(found: dict[str, Any]) -> str:
+    """The processor of a result, by the name that it has in ``PROCESSORS`` where it is one of them."""
+    cpu: str = found["environment"]["cpu"]
+    return next((name for name in PROCESSORS.values() if cpu.startswith(name.replace(", ", " ("))), cpu)
+
+
+def _ratio(found: dict[str, float], digits: int) -> str:
+    return f"{found['median']:.{digits}f}"
 
 
 def _s(times: dict[str, float]) -> str:
