@@ -2,6 +2,7 @@
 
 import abc
 import importlib
+import os
 from collections.abc import Mapping
 from types import ModuleType, TracebackType
 from typing import Any, ClassVar, Self
@@ -15,7 +16,7 @@ from deploykit.counts import require_draws
 from deploykit.devices import Device, check_threads
 from deploykit.errors import ArtifactError, DataError, MissingExtraError, RunError, UsageError
 from deploykit.tensors import check_inputs
-from deploykit.wording import first_line
+from deploykit.wording import counted, first_line
 from runners.store import Group
 
 __all__ = ["Arrays", "Runner", "check_controls", "checked_ids", "import_runtime"]
@@ -48,7 +49,7 @@ class Runner(abc.ABC):
             check_threads(threads)
         self.artifact, self.device = artifact, device or Device()
         self.threads = threads or self.default_threads(1)
-        self._active = False
+        self._active, self._process = False, 0
 
     @classmethod
     @abc.abstractmethod
@@ -79,6 +80,11 @@ class Runner(abc.ABC):
         """How many batches a run gives at the same time, each from a thread of its own; one by default."""
         return 1
 
+    @property
+    def survives_fork(self) -> bool:
+        """Whether a process forked off after the loading can predict, too; on a CPU it can by default."""
+        return self.device.kind == "cpu"
+
     @abc.abstractmethod
     def _start(self) -> None:
         """Load the file on the device."""
@@ -104,7 +110,7 @@ class Runner(abc.ABC):
         except BaseException:  # Freed and raised again, whatever it is.
             self._stop()
             raise
-        self._active = True
+        self._active, self._process = True, os.getpid()
         return self
 
     def __exit__(
@@ -137,11 +143,13 @@ class Runner(abc.ABC):
 
         Raises:
             DataError: the inputs do not fit the model, or ``sample_ids`` are no integers, one for each row.
-            UsageError: outside the ``with`` block, or a control that the artifact does not take.
+            UsageError: outside the ``with`` block, in a fork that the runtime does not survive, or a control that the
+                artifact does not take.
             ArtifactError: the file returned something else than the manifest says.
         """
         if not self._active:
             raise UsageError("the runner is not active: use it as a context manager, with runner: ...")
+        self._require_own_process()
         ids = None if sample_ids is None else np.asarray(sample_ids)
         first_row = 0 if ids is None or not _are_integers(ids) else int(ids.flat[0])
         sizes = check_inputs(self.artifact.manifest.inputs, inputs, first_row=first_row)
@@ -158,6 +166,16 @@ class Runner(abc.ABC):
                     "its first dimension must be the batch; export the model again"
                 )
         return outputs
+
+    def _require_own_process(self) -> None:
+        if os.getpid() != self._process and not self.survives_fork:
+            cure = " or with threads=1," if self.device.kind == "cpu" else ""
+            raise UsageError(
+                f"artifact {self.artifact.path}: was loaded in process {self._process}, on {self.device} with "
+                f"{self.runtime} and {counted(self.threads, 'thread')}; this is process {os.getpid()}, a fork of it, "
+                f"in which a call would fail or never end; load it in each process after the fork,{cure} or start "
+                "processes by spawn"
+            )
 
     def _require_allowed(self, sizes: Mapping[str, int]) -> None:
         batch = self.artifact.manifest.batch_dimension

@@ -17,6 +17,7 @@ from deploykit.errors import ArtifactError, DeviceError
 from deploykit.telemetry import decline_telemetry
 from deploykit.wording import first_line
 from runners.base import Arrays, Runner, import_runtime
+from runners.system.forks import keep_in_forks
 
 __all__ = ["SLOWER_FUSIONS", "OnnxRunner"]
 
@@ -93,6 +94,7 @@ class OnnxRunner(Runner):
             raise _cannot_load(self.artifact.path, self.device, error) from error
         session.disable_fallback()
         _verify_provider(ort, session, self.device)
+        keep_in_forks(session)
         self._session = session
         # A call that fails raises what it would print, and rows that fail may be skipped by the thousand.
         self._quiet = ort.RunOptions()

@@ -69,6 +69,11 @@ class TorchRunner(Runner):
         return min(1, ranks)
 
     @property
+    def survives_fork(self) -> bool:
+        """With one thread: a fork has none of the others, and waits for them for ever."""
+        return super().survives_fork and self.threads == 1
+
+    @property
     def lanes(self) -> int:
         """Two on CUDA, each in a stream of its own."""
         return 2 if self.device.kind == "cuda" else 1
