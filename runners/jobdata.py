@@ -65,14 +65,13 @@ def open_data(
     reading = _reading(artifact, options, told_lengths(padded, artifact.manifest.inputs, predicted))
     _refuse_clash(reading, [spec.name for spec in predicted])
     drawing = Drawing(
-        out=out,
-        place=where.place,
+        stack=stack, out=out, place=where.place,
         asked=asked_for(data, artifact.manifest.inputs, reading),
         alone=engine.prepares_alone,
         drawn=partial(make_progress, progress, None, 0),
         awaited=partial(make_progress, engine.shown(progress), None, 0),
         stay=stay,
-    )
+    )  # fmt: skip
     with looking(out):
         source: Source | None = find_spool(drawing, artifact.manifest.inputs)
     if source is None:

@@ -277,7 +277,7 @@ def _entries(root: str, folder: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]
     # Of very many parts all are looked at every few seconds, while the run needs the time.
     with contextlib.suppress(FileNotFoundError), os.scandir(f"{root}/{folder}") as entries:
         for entry in entries:
-            if entry.name.startswith(TEMPORARY_PREFIX) or (not folder and entry.name in (SPOOL_NAME, LOCK_NAME)):
+            if entry.name.startswith((TEMPORARY_PREFIX, LOCK_NAME)) or (not folder and entry.name == SPOOL_NAME):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 yield from _entries(root, f"{folder}{entry.name}/")

@@ -17,7 +17,7 @@ from deploykit.sources.spool import Spool, SpoolSource, clear, spooled_facts
 from deploykit.sources.stream import StreamSource
 from deploykit.tensors import TensorSpec
 from runners.progress import Progress
-from runners.system.lock import BusyError, locked
+from runners.system.lock import BusyError, are_rows_held, holding_rows, locked
 from runners.system.stop import stoppable
 
 __all__ = [
@@ -38,6 +38,7 @@ class Drawing:
     """How data that comes but once gets into a run directory.
 
     Attributes:
+        stack: closed at the end of the call, which needs the rows until then.
         out: the run directory.
         place: the same as the user named it.
         asked: what makes its rows those that were asked for, see ``asked_for``.
@@ -47,6 +48,7 @@ class Drawing:
         stay: refuses code that has left the working directory.
     """
 
+    stack: contextlib.ExitStack
     out: Path
     place: str | Path
     asked: Mapping[str, Any]
@@ -64,6 +66,16 @@ class Drawing:
         facts = spooled_facts(self.folder)
         return facts if facts is not None and {name: facts.get(name) for name in self.asked} == self.asked else None
 
+    def taken(self) -> Facts | None:
+        """The same; no other process removes these rows any more, until the call is over."""
+        if self.facts() is None:
+            return None
+        with contextlib.ExitStack() as holding:
+            holding.enter_context(holding_rows(self.out))
+            if (facts := self.facts()) is not None:  # It was still so when they were held.
+                self.stack.push(holding.pop_all())
+        return facts
+
 
 def find_spool(drawing: Drawing, inputs: Sequence[TensorSpec]) -> SpoolSource | None:
     """The rows that another call for the same data has drawn into the run directory, if it came to its end.
@@ -75,7 +87,7 @@ def find_spool(drawing: Drawing, inputs: Sequence[TensorSpec]) -> SpoolSource | 
         RunError: the directory holds the rows of other data, or another run writes into it.
         IncompleteRunError: a signal came while this rank waited.
     """
-    facts = drawing.facts()
+    facts = drawing.taken()
     if facts is None and (drawing.out / RUN_NAME).exists():
         _refuse_other_rows(drawing)
     elif facts is None and drawing.folder.exists():
@@ -184,18 +196,26 @@ def _turn(drawing: Drawing) -> Iterator[Facts | None]:
     """
     _refuse_other_job(drawing)
     with contextlib.ExitStack() as stack:
-        facts = None
-        if drawing.alone:
-            stack.enter_context(locked(drawing.out))
-        else:
-            facts = _wait(stack, drawing)
-        if facts is None:
-            if drawing.folder.is_dir():
-                # A network file system may remember that a file was not there, until its folder is looked at.
-                list(drawing.folder.iterdir())
-            facts = drawing.facts()
+        facts = stack.enter_context(_to_draw(drawing)) if drawing.alone else _wait(stack, drawing)
         if facts is None:
             _refuse_other_job(drawing)
+        yield facts
+
+
+@contextlib.contextmanager
+def _to_draw(drawing: Drawing) -> Iterator[Facts | None]:
+    """Hold the run directory; what is known of the rows, where another process has drawn them by now.
+
+    Raises:
+        BusyError: another holds it, or needs other rows in it, for a job that it has not begun yet.
+    """
+    with locked(drawing.out):
+        if drawing.folder.is_dir():
+            # A network file system may remember that a file was not there, until its folder is looked at.
+            list(drawing.folder.iterdir())
+        facts = drawing.taken()
+        if facts is None and drawing.folder.is_dir() and are_rows_held(drawing.out):
+            raise BusyError(drawing.out)
         yield facts
 
 
@@ -206,10 +226,9 @@ def _wait(stack: contextlib.ExitStack, drawing: Drawing) -> Facts | None:
         with stoppable(drawing.place, lambda: "while another rank draws the rows; start this rank again"):
             while True:
                 try:
-                    stack.enter_context(locked(drawing.out))
-                    return None
+                    return stack.enter_context(_to_draw(drawing))
                 except BusyError:
-                    if (facts := drawing.facts()) is not None:
+                    if (facts := drawing.taken()) is not None:
                         return facts
                     _refuse_other_job(drawing)
                     progress = progress or drawing.awaited()
@@ -249,7 +268,7 @@ def _fill(spool: Spool, stream: StreamSource, drawing: Drawing) -> Facts:
         ) from error
     finally:
         progress.close()
-    facts = drawing.facts()
+    facts = drawing.taken()
     if facts is None:
         raise RunError(f"run directory {drawing.out}: the rows are missing from {drawing.folder}; {_AGAIN}")
     return facts

@@ -37,4 +37,4 @@ def is_early(entry: Path) -> bool:
     if entry.name == SPOOL_NAME:
         return is_spool(entry)
     # NFS keeps a removed file under such a name as long as somebody has it open.
-    return entry.name == LOCK_NAME or entry.name.startswith((TEMPORARY_PREFIX, ".nfs"))
+    return entry.name.startswith((LOCK_NAME, TEMPORARY_PREFIX, ".nfs"))

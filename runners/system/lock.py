@@ -1,4 +1,4 @@
-"""One run at a time in one directory."""
+"""One run at a time in one directory, and in it who finishes the run and who needs the rows that were drawn."""
 
 import contextlib
 import fcntl
@@ -13,14 +13,22 @@ from deploykit.runs.feed import writing
 from deploykit.runs.rundir import RUN_NAME
 from runners.system.descriptors import forget, keep
 
-__all__ = ["BusyError", "alone", "finishing", "locked"]
+__all__ = ["BusyError", "alone", "are_rows_held", "finishing", "holding_rows", "locked"]
 
 PATIENCE_S = 1.0
 """The ranks of a run that was killed need a moment to notice; they hold the lock until they are gone."""
 
+# Files of their own, which nobody replaces or removes.
+_FINISH, _ROWS = f"{LOCK_NAME}-finish", f"{LOCK_NAME}-rows"
+
 
 class BusyError(RunError):
     """Another run holds the directory."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"run directory {path}: another run is writing into it; wait until it ends, or name another directory"
+        )
 
 
 @contextlib.contextmanager
@@ -72,9 +80,45 @@ def alone(lock: int) -> Iterator[bool]:
 @contextlib.contextmanager
 def finishing(path: Path) -> Iterator[None]:
     """Hold the right to write the files of the whole job in a run directory; waits while another process has it."""
-    with (path / RUN_NAME).open("r+b") as file:
+    with _opened(path / _FINISH) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def holding_rows(path: Path) -> Iterator[None]:
+    """Say that this process needs the rows that were drawn into a run directory; any number of processes may."""
+    with _opened(path / _ROWS) as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def are_rows_held(path: Path) -> bool:
+    """Whether a process needs the rows in a run directory; who asks has that locked, so that none comes meanwhile."""
+    with _opened(path / _ROWS) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A descriptor of the file of a lock, which what a user's code forks does not have."""
+    descriptor = _open(path)
+    keep(descriptor)
+    try:
+        yield descriptor
+    finally:
+        forget(descriptor)
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    with writing(path):
+        # As the umask says, like all other files: another of the group may take up the run.
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
 def _take(path: Path, kind: int) -> int:
@@ -83,9 +127,7 @@ def _take(path: Path, kind: int) -> int:
     while True:
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-        with writing(path / LOCK_NAME):
-            # As the umask says, like all other files: another of the group may take up the run.
-            descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = _open(path / LOCK_NAME)
         try:
             if _has(path, descriptor, kind):
                 return descriptor
@@ -94,9 +136,7 @@ def _take(path: Path, kind: int) -> int:
             raise
         os.close(descriptor)
         if time.monotonic() > deadline:
-            raise BusyError(
-                f"run directory {path}: another run is writing into it; wait until it ends, or name another directory"
-            )
+            raise BusyError(path)
         time.sleep(0.05)
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,8 +23,9 @@ from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import check_run, verify_run
 from runners.job import run
 from runners.pipeline.batchsize import Probe
-from runners.system.lock import locked
+from runners.system.lock import finishing, locked
 from tests import handmade
+from tests.storage.helpers import make_job
 
 SLOW = f"{Path(__file__).parent / 'slowdata.py'}:make"
 ROWS = 64
@@ -381,6 +383,27 @@ def test_an_onnx_rank_needs_no_torch(artifact_paths: dict[str, Path], tmp_path: 
         [sys.executable, "-c", code, artifact_paths["mc"], SLOW, tmp_path / "r", engine], env=environment, check=True
     )
     assert verify_run(tmp_path / "r").ok
+
+
+def test_one_process_at_a_time_finishes_a_job_whose_run_json_another_rank_replaces(tmp_path: Path) -> None:
+    out, begins, ended = tmp_path / "r", threading.Event(), threading.Event()
+    RunDirectory.join(out, make_job())
+
+    def second() -> None:
+        begins.set()
+        with finishing(out):
+            ended.set()
+
+    other = threading.Thread(target=second)
+    with finishing(out):
+        before = (out / "run.json").stat().st_ino
+        RunDirectory.join(out, make_job(on_error="skip"))
+        assert (out / "run.json").stat().st_ino != before
+        other.start()
+        assert begins.wait(10)
+        assert not ended.wait(0.3)
+    assert ended.wait(10)
+    other.join()
 
 
 def test_measurements_of_another_version_are_left_out(

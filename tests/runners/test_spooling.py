@@ -24,7 +24,7 @@ from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import verify_run
 from deploykit.runs.watching import run_status
 from deploykit.sources import spool, spoolfiles
-from runners import jobdata
+from runners import job, jobdata
 from runners.job import run
 from runners.onnx_runner import OnnxRunner
 from tests import handmade
@@ -364,6 +364,26 @@ def test_rows_that_no_job_has_taken_up_make_room_for_others(
     assert times(drawn) == 1
     assert verify_run(out).ok
     assert sorted(rows_of(out, "logits")) == list(range(60))
+
+
+def test_rows_whose_job_is_about_to_begin_make_no_room_for_others(
+    artifact_paths: dict[str, Path], tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another command comes when they are drawn, and before there is a ``run.json``."""
+    out, settle = tmp_path / "r", job.settle_batch_size
+    monkeypatch.setattr("runners.system.lock.PATIENCE_S", 0.1)
+
+    def another(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(job, "settle_batch_size", settle)
+        assert not (out / "run.json").exists()
+        with pytest.raises(RunError, match="another run is writing into it"):
+            run(artifact_paths["plain"], f"{FILE}:lines", out, **OPTIONS)
+        return settle(*arguments, **options)
+
+    monkeypatch.setattr(job, "settle_batch_size", another)
+    run(artifact_paths["plain"], STREAM, out, **OPTIONS)
+    assert times(drawn) == 1
+    assert verify_run(out).ok
 
 
 @pytest.mark.parametrize("launched", [False, True])
