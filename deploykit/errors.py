@@ -136,11 +136,21 @@ class CodeExitedError(DeploykitError):
     """
 
     def __init__(self, exited: SystemExit) -> None:
+        why = f"SystemExit: {exited}{_line_of(exited)}"
         super().__init__(
-            f"the user's own code ended the program (SystemExit: {exited}); expected code that returns or raises an "
+            f"the user's own code ended the program ({why}); expected code that returns or raises an "
             "error; mend it and give the same command again (deploykit --traceback shows where)"
         )
         self.__cause__ = exited
+
+
+def _line_of(error: BaseException) -> str:
+    """Where the code was that raised it, as ``, raised at file.py:12``; nothing where nobody raised it."""
+    trace, found = error.__traceback__, ""
+    while trace is not None:
+        found = f", raised at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return found
 
 
 class DemoError(DeploykitError):

@@ -2,7 +2,7 @@
 
 import re
 
-__all__ = ["cause", "counted", "described", "first_line", "row_range", "said"]
+__all__ = ["cause", "counted", "described", "first_line", "row_range", "said", "without_advice"]
 
 _TORCHSCRIPT = "The following operation failed in the TorchScript interpreter."
 
@@ -69,3 +69,13 @@ def first_line(error: BaseException) -> str:
     ('bad', 'KeyError')
     """
     return next(iter(said(error).strip().splitlines()), type(error).__name__)
+
+
+def without_advice(text: str, advice: str) -> str:
+    """The text without its last clause, where that gives the advice: who reads it has followed that.
+
+    >>> without_advice("row 3: no value; mend it, or use --skip", "--skip"), without_advice("no value; sorry", "--skip")
+    ('row 3: no value', 'no value; sorry')
+    """
+    end = text.rfind("; ", 0, max(text.find(advice), 0))
+    return text if end < 0 else text[:end]

@@ -249,7 +249,9 @@ def _verify_installed(artifact: Artifact, golden: Golden, device: str) -> list[V
             missing.append(error)
             found.append(Verified(format=name, device=device, errors={}, skipped=str(error)))
     if len(missing) == len(found):
-        raise missing[0]
+        first = missing[0]
+        first.args = ("; or, ".join(map(str, missing)),)  # Any of them is enough.
+        raise first
     return found
 
 

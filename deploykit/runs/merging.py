@@ -9,6 +9,7 @@ from deploykit.runs.commit import rank_of_file
 from deploykit.runs.datachange import ANEW, data_change
 from deploykit.runs.failed import FAILED_NAME
 from deploykit.runs.feed import writing
+from deploykit.runs.job import Job
 from deploykit.runs.looking import looking
 from deploykit.runs.rundir import RUN_NAME, RunDirectory
 from deploykit.runs.runrows import RunRows
@@ -97,7 +98,7 @@ def _merge(path: Path, destination: Path, allow_partial: bool, progress: Told | 
         raise RunError(f"merge: run directory {directory.path}: {change}; {ANEW}")
     job = directory.job
     writer = directory.writer()
-    merged = writer_for_file(destination.name, job.outputs, own=job.writer)
+    merged = _writer_of(destination, job, merges_to(writer))
     _refuse_unreadable(directory, writer)
     # Each file is read for its digest and for its rows; where there are parts, those of the ranks for the digest alone.
     both = job.keeps_parts and job.has_epoch_files and not job.is_strided
@@ -110,6 +111,18 @@ def _merge(path: Path, destination: Path, allow_partial: bool, progress: Told | 
     with writing(destination, resumes=False), written_aside(destination.resolve()) as temporary:
         merged.write(temporary, batches, rows)
     return list(_left_out(directory, state, shards))
+
+
+def _writer_of(destination: Path, job: Job, otherwise: str | None) -> Writer:
+    """What writes the destination; ``otherwise`` is the extension of a file that holds what the job has written."""
+    try:
+        return writer_for_file(destination.name, job.outputs, own=job.writer)
+    except UsageError as error:
+        problem, is_advised, _ = str(error).partition(" use --writer ")
+        if not is_advised or otherwise is None:
+            raise
+        # The option is one of run; here the name of the file says which writer.
+        raise UsageError(f"merge: {problem[:-1]}; name a file that ends in .{otherwise}") from error
 
 
 def _left_out(directory: RunDirectory, state: State, shards: Sequence[Shard]) -> Iterator[str]:

@@ -49,7 +49,8 @@ def refuse_other_job(directory: Path | str, held: Job, asked: Job, *, is_barren:
     if not held.differences(_of_the_time_of(held, asked)):
         raise RunError(f"run directory {directory}: {_only_times_differ(held, asked)}; or name a new directory")
     command = held.command if is_url(directory) else held.command_in(Path(directory))
-    text = f"run directory {directory}: holds another job: {_in_words(held, asked, differences, command)}"
+    words = _in_words(held, asked, differences, command).replace("data.first_name:", "the name of the first file:")
+    text = f"run directory {directory}: holds another job: {words}"
     raise RunError(text + (". No part of that job is there: remove the directory to begin anew" if is_barren else ""))
 
 

@@ -167,10 +167,16 @@ def _is_untouched(path: Path) -> bool:
 
 
 def to_go_on(directory: RunDirectory) -> str:
-    """What a person does about rows that are missing: wait as long as a run is at work on them, else resume it."""
-    if data_change(directory.path) or not _is_at_work(*read_signs(directory.path), time()):
-        return directory.to_resume()
-    return "as the run is at work, wait until it ends (deploykit status says how far it is)"
+    """What a person does about rows that are missing: wait as long as a run is at work on them, else resume it.
+
+    Behind it what the last call has failed with, if it has.
+    """
+    call, signs = read_signs(directory.path)
+    condition = _condition(call, signs, finished=False, now=time())
+    if condition == "running" and not data_change(directory.path):
+        return "as the run is at work, wait until it ends (deploykit status says how far it is)"
+    why = _error(call, signs) if condition == "failed" else None
+    return directory.to_resume() + (f". The last call ended with: {why}" if why else "")
 
 
 def _is_at_work(call: CallSign | None, signs: Sequence[RankSign], now: float) -> bool:

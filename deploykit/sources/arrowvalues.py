@@ -203,9 +203,16 @@ def refuse_null(column: Any, name: str, place: Place, per_row: int) -> None:
     """
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]) // per_row
-        raise place.error(
-            name, row, "no value (null); fill it in the data, or give the same command again with --on-error skip"
-        )
+        raise place.error(name, row, _null())
+
+
+def _null(*, is_kept: bool = False, may_be_nan: bool = False) -> str:
+    kept = ", or give the column as floats or text, or leave it out of --keep," if is_kept else ""
+    lets = "with --nan allow, which lets it through, or " if may_be_nan else ""
+    return (
+        f"no value (null); fill it in the data{kept} and name a new run directory, or give the same command again "
+        f"{lets}with --on-error skip, which leaves such rows out"
+    )
 
 
 def _not_taken(value: Any, dtype: str) -> str:
@@ -219,14 +226,8 @@ def _numbers(
     import pyarrow as pa
 
     if flat.null_count and not (allow_nan and np.dtype(dtype).kind == "f"):
-        kept = ", give the column as floats or text, or leave it out of --keep" if problem is not_held else ""
-        advice = (
-            ", or give the same command again with --nan allow or --on-error skip"
-            if np.dtype(dtype).kind == "f"
-            else kept
-        )
         row = int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0]) // per_row
-        raise place.error(name, row, f"no value (null); fill it in the data{advice}")
+        raise place.error(name, row, _null(is_kept=problem is not_held, may_be_nan=np.dtype(dtype).kind == "f"))
     missing: Array | None = None
     if flat.null_count and not pa.types.is_floating(flat.type):
         missing = flat.is_null().to_numpy(zero_copy_only=False)

@@ -94,6 +94,11 @@ def json_of(source: Source, method: str) -> Any:
         raise
     except Exception as error:  # A source may be the user's own code.
         raise DataError(f"{what} raised {type(error).__name__}: {error}; mend it") from error
+    if method == "fingerprint" and not found:
+        raise DataError(
+            f"{what} gave {found!r}, which is the same for all data; it must give a dict with at least one value that "
+            "changes with them, such as a digest"
+        )
     try:
         return json.loads(json.dumps(found, default=_plain))
     except (TypeError, ValueError) as error:

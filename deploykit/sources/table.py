@@ -1,5 +1,6 @@
 """The table of file formats, by extension; entry points of the group ``deploykit.sources`` extend it."""
 
+import glob
 import re
 import shlex
 from collections.abc import Sequence
@@ -144,7 +145,8 @@ def own_source(text: str) -> str | None:
 def _named(text: str) -> tuple[str | None, str]:
     """The name of a source before the place, or the class of one, if there is one, and the place."""
     name, colon, place = text.partition(":")
-    if not colon or place.startswith("//") or Path(text).exists():
+    # Names of files may have colons, those too that a pattern stands for.
+    if not colon or place.startswith("//") or Path(text).exists() or any(glob.iglob(text, recursive=True)):  # noqa: PTH207
         return None, text
     if name not in SOURCES.names():
         own = _OWN.fullmatch(text)

@@ -84,6 +84,8 @@ def _report(setting: Setting, directory: RunDirectory, launch: Launch, notes: Se
     )
     assignments = [each.assignment for each in found]
     meters = {each.assignment.rank: each.meter for each in found}
+    # Another rank may have added --on-error skip since this one came.
+    directory = RunDirectory.open(directory.path)
     write_report(directory, assignments, meters, figures, setting.environment())
 
 

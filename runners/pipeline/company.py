@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from deploykit.compare import Difference, worst_difference
 from deploykit.manifest import Manifest
 from deploykit.passes import DRAWS_USED
+from deploykit.wording import first_line
 from runners.base import Arrays
 
 __all__ = ["padding_that_shows"]
@@ -24,7 +25,7 @@ def padding_that_shows(
     read: Callable[[NDArray[np.int64]], Arrays],
     predict: Callable[[Arrays, NDArray[np.int64]], Arrays],
 ) -> str | None:
-    """What people should know where a shorter row of the batch is another one alone; None where none differs.
+    """What people should know where a shorter row of the batch is another one alone, or fails; None where none differs.
 
     A model that leaves its padding out, by a mask or by lengths, gives both alike but for the last bits.
 
@@ -45,8 +46,11 @@ def padding_that_shows(
         return None
     try:
         found = predict(alone, ids[one])
-    except Exception:  # noqa: BLE001 - alone it may be shorter than the model allows
-        return None
+    except Exception as error:  # noqa: BLE001 - alone it may be shorter than the model allows
+        return (
+            f"whether the padding shows is not known: row {ids[place]} of the data, which went through in its batch, "
+            f"failed alone with {type(error).__name__}: {first_line(error)}"
+        )
     worst = _worst(model, {name: array[one] for name, array in outputs.items()}, found)
     if worst is None or worst.error <= model.tolerance:
         return None

@@ -24,7 +24,7 @@ from deploykit.plan import Shard, remaining
 from deploykit.sources.finite import check_finite, nan_rows
 from deploykit.sources.ragged import padded_together
 from deploykit.sources.reading import split
-from deploykit.wording import counted, first_line, row_range
+from deploykit.wording import counted, first_line, row_range, without_advice
 from runners.base import Arrays
 from runners.pipeline.fitting import is_out_of_memory
 
@@ -292,7 +292,7 @@ def _why(what: str, error: Exception) -> str:
     if isinstance(error, _TooLongError):
         return str(error)
     kind = type(error).__name__
-    line = first_line(error)
+    line = without_advice(first_line(error), "--on-error skip")
     return f"{what}: {kind if line == kind else f'{kind}: {line}'}"[:_MOST_TEXT]
 
 

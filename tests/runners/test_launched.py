@@ -406,6 +406,23 @@ def test_one_process_at_a_time_finishes_a_job_whose_run_json_another_rank_replac
     other.join()
 
 
+def test_the_report_has_what_another_rank_has_added_meanwhile(
+    artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "r"
+    np.save(tmp_path / "x.npy", handmade.random_inputs("plain", 4)["x"])
+
+    def another(*_: object) -> str:
+        job = json.loads((out / "run.json").read_text())
+        (out / "run.json").write_text(json.dumps({**job, "on_error": "skip"}))
+        return ""
+
+    monkeypatch.setattr("runners.engines.finish.look_for_change", another)
+    as_rank(monkeypatch, indexed_job(0, 1))
+    run(artifact_paths["plain"], tmp_path / "x.npy", out, engine="array")
+    assert json.loads((out / "report.json").read_text())["on_error"] == "skip"
+
+
 def test_measurements_of_another_version_are_left_out(
     artifact_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Rows that fail: found alone, recorded with their reason, left out; all other rows as in a run without them."""
 
+import contextlib
 import json
 import shutil
 import warnings
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,10 +25,12 @@ from deploykit.runs.failed import write_failed
 from deploykit.runs.merging import merge_run
 from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import check_run, verify_run
+from deploykit.sources import open_source
+from deploykit.tensors import TensorSpec
 from deploykit.wording import first_line
 from deploykit.writers import make_writer
 from runners.job import run
-from runners.pipeline.isolate import isolated
+from runners.pipeline.isolate import isolated, read_rows
 from tests import handmade
 from tests.runners.faultydata import ROWS, X
 from tests.runners.test_loop import Case
@@ -411,3 +416,17 @@ def test_strided_files_go_without_failed_rows(
     (tmp_path / "r" / f"predictions_0.{writer}").unlink()
     run(artifact_paths["plain"], FAULTY, tmp_path / "r", devices="cpu", **options)
     assert verify_run(tmp_path / "r").ok
+
+
+def test_failed_rows_are_listed_without_the_advice_that_was_followed(tmp_path: Path) -> None:
+    """A null in a column of integers, of which the error names what to do."""
+    spec = TensorSpec(name="k", dtype="int64", shape=("batch",))
+    pq.write_table(pa.table({"k": pa.array([1, None, 3], pa.int64())}), tmp_path / "rows.parquet")
+    with contextlib.closing(open_source(str(tmp_path / "rows.parquet"), [spec])) as source:
+        advice = "name a new run directory, or give the same command again with --on-error skip, which leaves such"
+        with pytest.raises(DataError, match=rf"row 1, column 'k': no value \(null\); fill it in the data and {advice}"):
+            source.read(0, 3)
+        read = read_rows(source, 0, 3, refuse_nan=True)
+    assert read.ids.tolist() == [0, 2]
+    assert list(read.failed) == [1]
+    assert read.failed[1].endswith("row 1, column 'k': no value (null)")

@@ -21,6 +21,7 @@ from deploykit.sources import Reading, open_source, parse_pad
 from deploykit.sources.ragged import told_lengths
 from deploykit.tensors import TensorSpec
 from runners import jobdata
+from runners.pipeline.company import padding_that_shows
 from runners.writing import choose_writing
 
 IDS = TensorSpec(name="ids", dtype="int64", shape=("batch", "steps"))
@@ -436,6 +437,22 @@ def test_strided_rows_of_batches_of_other_sizes_are_refused_before_any_is_predic
     said = r"layout 'strided:2': .*the output 'states' has, too \((steps|other)\); use --layout contiguous"
     with pytest.raises(UsageError, match=said) if is_refused else contextlib.nullcontext():
         choose_writing({**options, "pad": {"ids": 0.0} if pad else {}}, outputs, 1, inputs)
+
+
+def test_a_row_that_fails_alone_is_told_with_its_error() -> None:
+    """Whether that is for its length or not: what the padding does is not known then."""
+    rows = {"ids": np.array([[1, 2, 3], [4, 0, 0]])}
+
+    def fail(inputs: Any, ids: Any) -> Any:
+        assert inputs["ids"].tolist() == [[4]]
+        raise ValueError("too short, or not")
+
+    def read(ids: Any) -> Any:
+        return {"ids": rows["ids"] if ids.tolist() == [7] else rows["ids"][1:, :1]}
+
+    said = padding_that_shows(None, np.array([7, 8]), rows, {}, read, fail)  # type: ignore[arg-type]
+    assert said is not None
+    assert "row 8 of the data, which went through in its batch, failed alone with ValueError: too short, or not" in said
 
 
 class Leaky(nn.Module):

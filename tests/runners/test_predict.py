@@ -20,7 +20,7 @@ from torch import nn
 
 import deploykit
 from deploykit.artifact import MANIFEST_NAME
-from deploykit.errors import ArtifactError, DataError, RunError, UsageError
+from deploykit.errors import ArtifactError, DataError, MissingExtraError, RunError, UsageError
 from deploykit.manifest import FileRecord, Manifest
 from deploykit.storage.files import sha256_of
 from runners.base import Arrays
@@ -280,3 +280,15 @@ def test_masked_values_are_refused_and_a_mask_of_nothing_is_none(artifact_paths:
         for inputs in (x, {"x": x}):
             with pytest.raises(DataError, match=r"input 'x': 1 of 12 values are masked.*array\.filled\(value\)"):
                 model.predict(inputs)
+
+
+def test_a_host_without_a_runtime_is_told_of_each(artifact_paths: dict[str, Path], monkeypatch: Any) -> None:
+    for kind, name in ((OnnxRunner, "onnxruntime"), (TorchRunner, "torch")):
+
+        def missing(name: str = name) -> str:
+            raise MissingExtraError(name, "cpu", "running it")
+
+        monkeypatch.setattr(kind, "check_installed", missing)
+    with pytest.raises(MissingExtraError, match=r"'(torch|onnxruntime)': .*; or, .*'(torch|onnxruntime)': ") as caught:
+        verify_artifact(artifact_paths["mc"])
+    assert all(f"'{name}'" in str(caught.value) for name in ("onnxruntime", "torch"))

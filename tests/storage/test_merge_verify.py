@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.errors import IncompleteRunError, RunError, UsageError
+from deploykit.errors import DataError, IncompleteRunError, RunError, UsageError
 from deploykit.runs.epoch import finish_epoch, is_finished
 from deploykit.runs.merging import merge_run, merges_to
 from deploykit.runs.rundir import RunDirectory
 from deploykit.runs.verify_run import check_run, verify_run
 from deploykit.runs.watching import run_status
+from deploykit.signs import signing
 from deploykit.storage.files import sha256_of
 from deploykit.tensors import TEXT, TensorSpec
 from deploykit.writers import WRITERS, Batch, make_writer
@@ -565,3 +566,23 @@ def test_a_subclass_of_a_writer_that_cannot_read_its_own_files_says_so(tmp_path:
         run_all(tmp_path / "run", make_job(rows=5, writer=f"{tmp_path / 'own.py'}:Fewer"))
     run_all(tmp_path / "unread", make_job(rows=5, writer=f"{tmp_path / 'own.py'}:Unread"))
     assert not verify_run(tmp_path / "unread").are_ids_read
+
+
+def test_what_the_last_call_has_failed_with_is_said_with_the_rows_that_are_missing(tmp_path: Path) -> None:
+    directory = RunDirectory.prepare(tmp_path / "run", make_job(command="deploykit run model"))
+    with pytest.raises(DataError), signing(directory.path):
+        raise DataError("row 3: NaN")
+    said = r"to resume it: deploykit run model\. The last call ended with: row 3: NaN"
+    for look in (verify_run, lambda run: merge_run(run, tmp_path / "all.npz")):
+        with pytest.raises(IncompleteRunError, match=said):
+            look(directory.path)
+    with signing(directory.path):
+        pass
+    assert "ended with" not in check_run(directory.path).to_resume
+
+
+def test_a_file_that_cannot_hold_the_rows_is_refused_with_the_name_of_one_that_can(tmp_path: Path) -> None:
+    run_all(tmp_path / "run", make_job(outputs=(RAGGED,), writer="jsonl"))
+    with pytest.raises(UsageError, match=r"the same columns in every row; name a file that ends in \.jsonl$") as caught:
+        merge_run(tmp_path / "run", tmp_path / "all.csv")
+    assert "--writer" not in str(caught.value)

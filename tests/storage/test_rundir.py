@@ -733,3 +733,12 @@ def test_of_many_files_those_that_were_touched_are_named(tmp_path: Path) -> None
     touched = replace(job, data={**data, "sha256_files": "other"})
     with pytest.raises(RunError, match=r"in all \(changed since: \S*/b\.csv\)\. If these are copies of the same"):
         RunDirectory.prepare(tmp_path / "run", touched)
+
+
+def test_another_first_name_of_images_is_told_in_words(tmp_path: Path) -> None:
+    names = [{"kind": "images", "first_name": name} for name in ("1.png", "a/1.png")]
+    RunDirectory.prepare(tmp_path, make_job(data=names[0]))
+    with pytest.raises(
+        RunError, match=r"holds another job: the name of the first file: '1\.png', asked for 'a/1\.png'"
+    ):
+        RunDirectory.prepare(tmp_path, make_job(data=names[1]))

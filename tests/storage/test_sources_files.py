@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from deploykit.errors import DataError
-from deploykit.sources import base
+from deploykit.sources import base, own_source
+from deploykit.sources.base import json_of
 from deploykit.storage.files import sha256_of
 from deploykit.storage.locations import local_file
 from deploykit.tensors import DTYPES, TensorSpec
@@ -294,3 +295,20 @@ def test_a_file_that_cannot_be_read_is_left_to_who_reads_its_rows(
     monkeypatch.setattr(base, "sha256_of", damaged)
     assert base.FileIdentity(files).values() == before | {"sha256": base.FileIdentity(files).values()["sha256"]}
     assert base.FileIdentity(files).values() != before
+
+
+def test_a_pattern_of_names_with_colons_is_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(2):
+        np.save(f"a:b:{number}.npy", np.full((1, 4), number, np.float32))
+    assert own_source("a:b:*.npy") is None
+    assert own_source("a:c:*.npy") == "a:c"
+
+
+def test_a_fingerprint_that_says_nothing_is_refused() -> None:
+    class Rows:
+        def fingerprint(self) -> dict[str, Any]:
+            return {}
+
+    with pytest.raises(DataError, match=r"Rows: its fingerprint\(\) gave \{\}, which is the same for all data"):
+        json_of(Rows(), "fingerprint")  # type: ignore[arg-type]
