@@ -249,6 +249,15 @@ def test_an_interrupted_packing_leaves_nothing(directory: Path, monkeypatch: pyt
     assert list(directory.parent.iterdir()) == [directory]
 
 
+def test_what_a_killed_packing_left_goes_with_the_next(directory: Path) -> None:
+    left = directory.with_name(".tmp-1-0123abcd-small.zip")
+    left.mkdir()
+    (left / "small.zip").write_bytes(b"half")
+    with Artifact.open(directory) as artifact:
+        pack(artifact, directory.with_name("small.zip"))
+    assert sorted(directory.parent.iterdir()) == sorted([directory, directory.with_name("small.zip")])
+
+
 def full(*_: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

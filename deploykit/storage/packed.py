@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from deploykit.errors import ArtifactError, UsageError
-from deploykit.storage.files import appears_whole
+from deploykit.storage.aside import written_aside
 
 __all__ = ["is_plain_name", "pack_files", "reading", "unpack"]
 
@@ -57,7 +57,7 @@ def pack_files(directory: Path, names: Iterable[str], destination: Path, *, over
     if destination.exists() and not overwrite:
         raise UsageError(f"{destination} exists; choose another name, or replace it with overwrite=True")
     try:
-        with appears_whole(destination) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        with written_aside(destination) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for name in sorted(names):
                 _add(archive, directory / name, name, f"pack {directory}: {name}")
     except OSError as error:
