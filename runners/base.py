@@ -218,7 +218,7 @@ def check_controls(seed: int | None, first_draw: int, draws: int | None) -> None
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not -_INT64 <= value < _INT64:
-            raise UsageError(f"{name} {value!r}: must be a 64-bit integer")
+            raise UsageError(f"{name} {value!r}: must be a 64-bit integer with a sign, from -2**63 to 2**63 - 1")
     if draws is not None:
         require_draws("draws", draws)
     if first_draw + (draws or 1) > _INT64:

@@ -163,7 +163,8 @@ def run(
         click.echo(f"{result.draws_per_row:.1f} draws per row; the saving is in {result.path}/report.html")
     if result.missing_shards:
         return  # The rank of a launcher that is the last to end says what is next.
-    place = shlex.quote(str(result.path))
+    path = str(result.path)
+    place = shlex.quote(f"./{path}" if path.startswith("-") else path)  # Else it would pass for an option.
     merging = f"; deploykit merge {place} -o predictions.{result.merges_to}" if result.merges_to else ""
     click.echo(f"next: deploykit verify {place}{merging}")
 

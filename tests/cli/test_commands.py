@@ -356,3 +356,13 @@ def test_ctrl_c_while_the_command_line_is_loaded_is_told_without_a_traceback(tmp
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
     assert (done.returncode, done.stderr) == (130, "Stopped.\n")
+
+
+def test_the_next_command_works_where_the_directory_begins_like_an_option(
+    call: Call, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("run", "model", "--data", "rows.npy", "-o", "-x", "--devices", "cpu:1") == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    for command in said.removeprefix("next: ").split("; "):
+        assert call(*shlex.split(command)[1:]) == 0
+    assert (place / "predictions.npz").exists()

@@ -73,6 +73,8 @@ def test_bad_requests_in_memory(artifact_paths: dict[str, Path], tmp_path: Path)
         for control in ({"seed": 2**63}, {"draws": 2.5}, {"draws": True}, {"first_draw": 2**63 - 3}, {"seed": "1"}):
             with pytest.raises(UsageError, match=rf"{next(iter(control))} .*64-bit integer"):
                 model.predict(x, **control)
+        with pytest.raises(UsageError, match=r"seed 18446744073709551615: .* from -2\*\*63 to 2\*\*63 - 1"):
+            model.predict(x, seed=2**64 - 1)
         with pytest.raises(UsageError, match=r"draws 1000001: at most 1,000,000 draws are possible.*; give fewer"):
             model.predict(x, draws=1_000_001)
     with pytest.raises(UsageError, match="names 2 devices"), load(artifact_paths["mc"], device="cpu:2"):
