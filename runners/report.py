@@ -57,26 +57,9 @@ def write_report(
     Raises:
         RunError: the disk is full or not writable.
     """
-    report = _report(directory.job, assignments, meters, figures, environment)
-    html = directory.path / "report.html"
-    with writing(html), appears_whole(html) as temporary:
-        # The name of a file may be no text.
-        temporary.write_text(page(report), encoding="utf-8", errors="backslashreplace")
-    with writing(directory.path / REPORT_NAME):
-        write_json(directory.path / REPORT_NAME, report)
-    return report
-
-
-def _report(
-    job: Job,
-    assignments: Sequence[Assignment],
-    meters: Mapping[int, Meter],
-    figures: Figures,
-    environment: Mapping[str, Any],
-) -> dict[str, Any]:
-    measured = list(meters.values())
+    job, measured = directory.job, list(meters.values())
     rows = sum(meter.rows for meter in measured)
-    return {
+    report: dict[str, Any] = {
         "schema": REPORT_SCHEMA_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "artifact_sha256": job.artifact,
@@ -107,6 +90,13 @@ def _report(
         "environment": dict(environment),
         "notes": list(figures.notes),
     }
+    html = directory.path / "report.html"
+    with writing(html), appears_whole(html) as temporary:
+        # The name of a file may be no text.
+        temporary.write_text(page(report), encoding="utf-8", errors="backslashreplace")
+    with writing(directory.path / REPORT_NAME):
+        write_json(directory.path / REPORT_NAME, report)
+    return report
 
 
 def notes_of_ranks(assignments: Sequence[Assignment], meters: Mapping[int, Meter]) -> list[str]:
