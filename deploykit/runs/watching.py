@@ -144,9 +144,15 @@ def _status(path: Path) -> RunStatus:
         left_s=left / rate if rate else None,
         ranks=tuple(ranks),
         damage=state.damage,
-        to_resume="" if condition == "finished" else directory.to_resume(),
+        to_resume="" if condition == "finished" else f"{_if_none_comes(call, signs)}{directory.to_resume()}",
         error=error,
     )
+
+
+def _if_none_comes(call: CallSign | None, signs: Sequence[RankSign]) -> str:
+    """Ranks that a launcher starts may come one after the other, as those of a job array do; each is a call alone."""
+    between = call is None and bool(signs) and all(sign.state == "ended" for sign in signs)
+    return "if no other rank is to come, " if between else ""
 
 
 def _before_the_job(path: Path) -> RunStatus:

@@ -29,6 +29,7 @@ from runners.ranks import recorder
 from runners.ranks.assignment import Assignment
 from runners.ranks.recorder import Recorder
 from tests.runners.test_ranks import OPTIONS, SLOW, rank_pids, start, wait_for
+from tests.storage.helpers import make_job
 
 
 def snapshot(path: Path) -> dict[str, tuple[int, int]]:
@@ -463,3 +464,13 @@ def test_rows_that_are_missing_while_a_run_is_at_work_are_waited_for(
     (out / "commits" / "part-000003.json").unlink()
     with pytest.raises(IncompleteRunError, match="or, to resume it: deploykit run"):
         merge_run(out, tmp_path / "all.npz")
+
+
+def test_between_two_ranks_of_an_array_others_may_come(tmp_path: Path) -> None:
+    out = RunDirectory.prepare(tmp_path / "r", make_job(command="deploykit run model")).path
+    sign = RankSign(rank=0, device="cpu", host="there", pid=1, state="ended", rows=4, rows_per_s=1.0, began=1.0, at=2.0)
+    leave_sign(out, sign)
+    said = "nobody works on it; if no other rank is to come, to resume it: deploykit run model"
+    assert said in describe(run_status(out))
+    leave_sign(out, replace(sign, state="working"))
+    assert "nobody works on it; to resume it: deploykit run model" in describe(run_status(out)), "it died"
