@@ -129,6 +129,7 @@ def plan_passes(
         _check_bound(draws_until, least, draws)
         _check_deciding(manifest)
         passes = Passes(draws_per_call=chosen, draws_until=float(draws_until), min_draws=least)
+    _check_number(manifest, draws)
     if len(passes.pieces(draws)) > 1:
         Pieces(manifest.outputs)  # It refuses what it cannot combine.
     return passes
@@ -174,6 +175,16 @@ def _check_bound(bound: float, least: int, draws: int) -> None:
         raise UsageError(
             f"min draws {least}: must be 2 or more, for a standard deviation, and at most the {draws} draws of the "
             "job; give another number, or more --draws"
+        )
+
+
+def _check_number(manifest: Manifest, draws: int) -> None:
+    section = manifest.monte_carlo
+    if section and draws != section.draws and all(output.statistic == "value" for output in manifest.outputs):
+        raise UsageError(
+            f"draws {draws}: artifact {manifest.name} gives no statistics over draws, and draws in its module's own "
+            "code alone, as a loop over passes does, so that their number changes nothing; leave --draws out, or "
+            "change the module and export it again: another number in its loop, or no loop and --mc-draws"
         )
 
 

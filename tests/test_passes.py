@@ -148,3 +148,11 @@ def test_no_draws_are_refused(manifest: Manifest, draws: int) -> None:
     with pytest.raises(UsageError, match=f"draws {draws}: at least one draw is needed"):
         plan_passes(manifest, draws)
     assert plan_passes(manifest, 1) == Passes()
+
+
+def test_another_number_of_draws_is_refused_where_only_the_modules_own_code_draws(manifest: Manifest) -> None:
+    own = _with(_outputs(manifest, "value"), draws=1)
+    assert plan_passes(own, None) == plan_passes(own, 1) == Passes()
+    with pytest.raises(UsageError, match=r"^draws 20: artifact .* no statistics over draws.*leave --draws out"):
+        plan_passes(own, 20)
+    assert plan_passes(_with(_outputs(manifest, "value", "mean"), draws=1), 20) == Passes()
