@@ -109,13 +109,17 @@ def sizes_that_hold(clients: Mapping[str, Client], subject: Subject, inputs: Mod
     where the module fails at size 0, for want of a step.
 
     torch takes dynamic sizes for 2 or more when it captures, so that a branch on one that is 1 is lost without a word.
-    The batch is not looked at: it has trials of one row.
+    The batch is not looked at: it has trials of one row. Where a size computed from another is 1 in the example, the
+    files have to hold, too, where it is larger.
     """
-    bounds = subject.captured.bounds
+    bounds = {name: dict(ends) for name, ends in subject.captured.bounds.items()}
+    for name, most in subject.captured.ones.items():
+        if not all(_hold({name: size}, clients, subject, inputs, tolerance) for size in (most + 1, 2 * most + 1)):
+            bounds.setdefault(name, {})["max"] = most
     small = [name for name, size in inputs.default_sizes().items() if size > 1 and _at_least(1, bounds, name) == 1]
     wrong: Collection[str] = ()
-    if small and not _holds_at_one(small, clients, subject, inputs, tolerance):
-        wrong = [name for name in small if not _holds_at_one([name], clients, subject, inputs, tolerance)] or small
+    if small and not _hold(dict.fromkeys(small, 1), clients, subject, inputs, tolerance):
+        wrong = [name for name in small if not _hold({name: 1}, clients, subject, inputs, tolerance)] or small
     found = {**bounds, **{name: {**bounds.get(name, {}), "min": 2} for name in wrong}}
     steps = [name for name in inputs.default_sizes() if "min" not in found.get(name, {})] if _needs_one(subject) else []
     return found | {name: {**found.get(name, {}), "min": 1} for name in steps if _fails_at_none(name, subject, inputs)}
@@ -138,10 +142,11 @@ def _fails_at_none(name: str, subject: Subject, inputs: ModelInputs) -> bool:
     return False
 
 
-def _holds_at_one(
-    names: Collection[str], clients: Mapping[str, Client], subject: Subject, inputs: ModelInputs, tolerance: float
+def _hold(
+    others: Mapping[str, int], clients: Mapping[str, Client], subject: Subject, inputs: ModelInputs, tolerance: float
 ) -> bool:
-    sizes = {inputs.batch_name: 2, **inputs.default_sizes(), **dict.fromkeys(names, 1)}
+    """Whether the module runs at these sizes of some dimensions, and every file is what it is."""
+    sizes = {inputs.batch_name: 2, **inputs.default_sizes(), **others}
     trial = _trial(sizes, len(BATCHES), subject, inputs.batch_name)
     try:
         arrays = inputs.random(sizes, trial.seed)

@@ -4,9 +4,9 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -51,9 +51,10 @@ class Captured:
     """An exported program and its graph with parameters as attributes.
 
     ``symbols`` maps the name of each dynamic dimension to its symbol in the nodes' shapes; ``bounds`` holds ``min`` and
-    ``max`` of those that the module's code bounds, or a table of positions. ``asked`` is what ``masks_asked`` says of
-    the module's own calls: the graph is without those that no output needs. ``notes`` is what people should know of
-    the capture.
+    ``max`` of those that the module's code bounds, or a table of positions. ``ones`` holds a size of those of
+    which another one is 1 up to it, in the example too, and for which torch was not asked to look at that. ``asked`` is
+    what ``masks_asked`` says of the module's own calls: the graph is without those that no output needs. ``notes`` is
+    what people should know of the capture.
     """
 
     program: torch.export.ExportedProgram
@@ -61,6 +62,7 @@ class Captured:
     symbols: dict[str, Any]
     bounds: Bounds
     asked: tuple[tuple[fx.Node, str, float | None], ...]
+    ones: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
     @property
@@ -86,6 +88,10 @@ class Captured:
         return max(default_tolerance(dtype.removeprefix("torch.")) for dtype in dtypes)
 
 
+_Exported = tuple[torch.export.ExportedProgram, Bounds, Mapping[str, int]]
+"""A program with its ``bounds`` and ``ones``, as of a ``Captured``."""
+
+
 def capture(
     module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], bounds: Bounds | None = None
 ) -> Captured:
@@ -96,7 +102,7 @@ def capture(
     Raises:
         ExportError: the module cannot be captured; the message says what stopped it.
     """
-    program, bounds, notes = _traced(module, example, specs, bounds or {})
+    (program, bounds, ones), notes = _traced(module, example, specs, bounds or {})
     with quiet():
         graph_module: fx.GraphModule = program.module()
     asked = tuple(masks_asked(graph_module.graph))
@@ -107,12 +113,14 @@ def capture(
     _refuse_contexts(graph_module.graph)
     symbols = _symbols(graph_module.graph, specs)
     bounds = tighter(bounds, most_by_positions(graph_module.graph, symbols))
-    return Captured(program=program, module=graph_module, symbols=symbols, bounds=bounds, asked=asked, notes=notes)
+    return Captured(
+        program=program, module=graph_module, symbols=symbols, bounds=bounds, asked=asked, ones=ones, notes=notes
+    )
 
 
 def _traced(
     module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], bounds: Bounds
-) -> tuple[torch.export.ExportedProgram, Bounds, list[str]]:
+) -> tuple[_Exported, list[str]]:
     """Export with all that the code does to mend numbers that are not finite, and without the checks that refuse them.
 
     The notes tell of the checks.
@@ -123,10 +131,10 @@ def _traced(
         answers = FiniteAnswers(finite=False, refusals=refusals)
         try:
             with noting_fixed_sizes(fixed):
-                program, found = _within_bounds(module, example, specs, bounds, answers)
+                found = _within_bounds(module, example, specs, bounds, answers)
             if len(answers.questions) > len(refusals):
-                _check_mends(module, example, specs, found, answers, refusals)
-            return program, found, list(dict.fromkeys(refusals.values()))
+                _check_mends(module, example, specs, found[1], answers, refusals)
+            return found, list(dict.fromkeys(refusals.values()))
         except UnmendedError as error:
             raise ExportError(f"{place(error.steps, module)}{error}{_MEND}") from error
         except DeploykitError:
@@ -150,9 +158,9 @@ def _check_mends(
         UnmendedError: without the mends it is not what the module does with finite numbers.
     """
     whole = FiniteAnswers(finite=True)
-    wanted, _ = _within_bounds(module, example, specs, bounds, whole)
+    wanted, *_ = _within_bounds(module, example, specs, bounds, whole)
     left = FiniteAnswers(finite=False, refusals=refusals, leave=True)
-    found, _ = _within_bounds(module, example, specs, bounds, left)
+    found, *_ = _within_bounds(module, example, specs, bounds, left)
     numbers = {len(answers.questions) for answers in (asked, whole, left)}
     if len(numbers) > 1 or not same_programs(wanted, found):
         raise UnmendedError(next(steps for number, steps in enumerate(asked.questions) if number not in refusals))
@@ -160,25 +168,33 @@ def _check_mends(
 
 def _within_bounds(
     module: nn.Module, example: Sequence[Tensor], specs: Sequence[TensorSpec], known: Bounds, answers: FiniteAnswers
-) -> tuple[torch.export.ExportedProgram, Bounds]:
+) -> _Exported:
     """Export, and again where the code holds for a range of sizes only, as a table of positions does.
 
-    torch also refuses sizes for which a dimension computed from them would be 1. It is then asked not to look at that
-    case, as it never does for the sizes of the inputs themselves.
+    torch also refuses sizes for which a dimension computed from them would be 1, or would no longer be it. It is then
+    asked not to look at that case, as it never does for the sizes of the inputs, if it suggests nothing or a largest
+    size: one that does without the smallest is taken at its word.
     """
     # Loaded late: with it torch loads its compiler, and whatever that finds installed.
     from torch._dynamo.exc import UserError
 
-    bounds, look_at_ones = known, True
+    bounds = known
     while True:
         try:
-            return _export(module, example, specs, bounds, look_at_ones, answers), bounds
+            return _export(module, example, specs, bounds, True, answers), bounds, {}
         except UserError as error:
             found = suggested(str(error), bounds)
-            if found == bounds and not look_at_ones:
-                raise
-            look_at_ones = look_at_ones and found != bounds
-            bounds = found
+        most = {name: ends["max"] for name, ends in found.items() if ends.get("max") != bounds.get(name, {}).get("max")}
+        if found == bounds or most:
+            try:
+                return _export(module, example, specs, bounds, False, answers), bounds, most
+            except Exception as error:
+                # Code for a size of 1 may fail in any way where that is not looked at; then there is the largest.
+                if not most:
+                    found = suggested(str(error), bounds) if isinstance(error, UserError) else bounds
+                if found == bounds:
+                    raise
+        bounds = found
 
 
 def _export(

@@ -30,7 +30,8 @@ def free_sizes() -> Iterator[None]:
     logarithms: set[Any] = set()
     with ExitStack() as stack:
         for each in (
-            _by_len(), _roots(), _logarithms(logarithms), _whole_numbers(logarithms), _within_torch(), _Sizes()
+            _by_len(), _roots(), _logarithms(logarithms), _whole_numbers(logarithms), _any_overlap(), _within_torch(),
+            _Sizes(),
         ):  # fmt: skip
             stack.enter_context(each)
         yield
@@ -115,6 +116,19 @@ def _unless_inexact(name: str, logarithms: Collection[Any]) -> Callable[..., Any
         return own(float(value), *digits) if inexact else original(value, *digits)
 
     return whole
+
+
+_TOO_HARD = 2
+"""What torch says where it cannot tell whether memory overlaps."""
+
+
+@contextmanager
+def _any_overlap() -> Iterator[None]:
+    """Whether the places of what is written to share memory, torch asks of the sizes, as whether one is 1; an eager
+    call, which comes before every capture, has told.
+    """
+    with mock.patch.object(torch, "_debug_has_internal_overlap", return_value=_TOO_HARD):
+        yield
 
 
 def _attention(original: Any, query: Any, *given: Any, scale: Any = None, **named: Any) -> Any:

@@ -309,3 +309,62 @@ def test_inputs_that_share_a_dimension_can_be_joined_along_it(tmp_path: Path, dr
     inputs = ["x:float32[batch,4]", "y:float32[batch,4]"]
     result = export_module(Siamese(), tmp_path / "a", inputs=inputs, mc_draws=draws, formats=["torchscript"])
     assert result.manifest.bounds == {}
+
+
+class Stamps(nn.Module):
+    """Images of any size in squares of sixteen pixels, as a U-Net that pads; the checks' own are no larger than one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        x = F.pad(x, (0, -width % 16, 0, -height % 16))
+        squares = F.dropout2d(F.avg_pool2d(self.first(x), 16), 0.3, self.training)
+        return F.interpolate(squares, scale_factor=16.0)[..., :height, :width]
+
+
+def test_a_size_that_is_one_in_the_checks_leaves_others_free(tmp_path: Path) -> None:
+    module = Stamps().eval()
+    inputs = ["x:float32[batch,1,height,width]"]
+    result = export_module(module, tmp_path / "a", inputs=inputs)
+    assert (result.manifest.bounds, result.notes) == ({}, ())
+    x = torch.randn(2, 1, 50, 17)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(tmp_path / "a" / "model.onnx", providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], module(x).numpy(), atol=1e-5)
+    drawn = export_module(module, tmp_path / "b", inputs=inputs, mc_draws=3, formats=["torchscript"])
+    assert drawn.manifest.bounds == {}
+
+
+class Single(nn.Module):
+    """It fails where there are several of every sixteenth step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.3, self.training)[:, ::16].reshape(x.shape[0], 4)
+
+
+def test_a_size_that_must_be_one_bounds_the_others(tmp_path: Path) -> None:
+    result = export_module(Single(), tmp_path / "a", inputs=["x:float32[batch,steps,4]"], formats=["torchscript"])
+    assert result.manifest.bounds == {"steps": {"max": 16}}
+
+
+class Delays(nn.Module):
+    """Each step gets what is dropped of the one before it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = torch.zeros_like(x)
+        found[:, 1:] = F.dropout(x, 0.3, self.training)[:, :-1]
+        return found
+
+
+def test_what_is_written_to_a_part_of_the_steps_bounds_no_number_of_them(tmp_path: Path) -> None:
+    result = export_module(Delays(), tmp_path / "a", inputs=["x:float32[batch,steps,4]"], mc_draws=3)
+    assert (result.manifest.bounds, result.notes) == ({}, ())
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(tmp_path / "a" / "model.onnx", providers=["CPUExecutionProvider"])
+    (drawn,) = session.run(["output.mean"], {"x": np.ones((5, 2, 4), np.float32)})
+    assert (drawn[:, 0] == 0).all()
+    assert (drawn[:, 1] > 0).any()
