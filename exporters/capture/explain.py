@@ -29,9 +29,11 @@ _LENGTHS = "give pack_padded_sequence the padded rows and their lengths, each as
 
 _OF_SIZES = (RuntimeError, ValueError, IndexError, AssertionError)
 _ABOUT_SIZES = re.compile(
-    r"(?i)\b(sizes?|shapes?|dim(ension)?s?|lengths?|elements?|kernel|index|range|bounds|broadcast|empty|small(er)?|short)\b"
+    r"(?i)\b(sizes?|shapes?|dim(ension)?s?|lengths?|elements?|multiples?|divisible|kernel|index|range|bounds|broadcast|empty|small(er)?|short)\b"
 )
 """What errors say that a larger example may have spared; the name of an attribute that is missing is none."""
+
+_APART = "its code takes tensors apart along it, one by one, as `for each in x`, x.unbind() and x.tolist() do"
 
 _INSTEAD = {
     "cond": "compute both ways, and choose with torch.where",
@@ -77,10 +79,11 @@ def explain(
     if "specialized" in text or "ConstraintViolation" in kind or "Constraints violated" in text:
         dynamic = dict.fromkeys(size for spec in specs for size in spec.shape if isinstance(size, str))
         where = where or place(fixed, module)
+        apart = any(frame.f_code.co_name == "unbind" for frame, _ in fixed)
+        rows = text.startswith(f"Constraints violated ({specs[0].shape[0]})!")
         return (
             f"{where}the module fixes a dimension that was declared dynamic ({', '.join(dynamic)}): "
-            f"{_condition(text)}; "
-            "write it without that size, or declare the dimension as a number and bring the inputs to it"
+            f"{_APART if apart else _condition(text)}; {_without_the_size(text, rows)}"
         )
     if "not attached to a" in text and "Trainer" in text:
         return (
@@ -132,6 +135,11 @@ def _missing_operation(error: Exception, text: str) -> str | None:
         return (
             "draws with a generator of its own, whose state is no part of a file; leave generator= out, and the file's "
             "seed decides"
+        )
+    if ".numpy() is not supported" in text:
+        return (
+            "computes with numpy, of which a file would have nothing; use the functions of torch, which are mostly of "
+            "the same names"
         )
     if "fake tensor in the exported program constant" in text:
         return (
@@ -198,6 +206,21 @@ def _sizes(specs: Sequence[TensorSpec], example: Sequence[Tensor]) -> str:
     return ", ".join(f"{name}={size}" for name, size in found.items())
 
 
+def _without_the_size(text: str, rows: bool) -> str:
+    """What to do about a size that the code fixes; ``rows``, if it is only their number."""
+    if rows:
+        return "write it without that size, for all rows at once, as layers take them, and choose with torch.where"
+    if re.search(r"% \d+\)* [!=]= 0", text):
+        return (
+            "do it for every size, as F.pad(x, (0, -n % 16)) does, which adds nothing where nothing is missing, or "
+            "declare the dimension as a number and bring the inputs to it"
+        )
+    return (
+        "write it without that size (math.floor(n / 2) for int(n / 2)), or declare the dimension as a number and bring "
+        "the inputs to it"
+    )
+
+
 def _condition(text: str) -> str:
     """What torch found of a dimension: the sizes for which the code holds, or that it holds for one."""
     guard = re.search(r"the generated guard (.*?)\.?(?:Specializations unexpectedly|$)", text, re.MULTILINE)
@@ -206,8 +229,8 @@ def _condition(text: str) -> str:
     constant = re.search(r"specialized it to be a constant \((\d+)\)", text)
     if constant is not None:
         return (
-            f"its code makes the constant {constant[1]} of it, as range(n), int(n / 2) and float(n) do with a size n "
-            "(use n // 2 and n * 1.0), log(n) imported by name (use math.log(n)), and sqrt(n) imported by name (use "
+            f"its code makes the constant {constant[1]} of it, as range(n), int(n) and float(n) do with a size n "
+            "(use n and n * 1.0), log(n) imported by name (use math.log(n)), and sqrt(n) imported by name (use "
             "math.sqrt(n))"
         )
     return next((line.strip(" -") for line in text.splitlines() if "specialized" in line), text.splitlines()[0])

@@ -40,8 +40,13 @@ _ADVICE = (
     "With draws each row must stand alone: let a row be a whole graph or sequence, not a node of one, leave the output "
     "out with --task NAME=none, or export without --mc-draws"
 )
+_STATISTICS = (
+    "A batch norm without running statistics takes those of the batch: train it with them (track_running_stats=True), "
+    "take a norm of each row by itself, as nn.GroupNorm and nn.LayerNorm are, or export without --mc-draws"
+)
 _SORTED = {"sort", "argsort"}
 _UNSORTED = ". Rows that are sorted only to be packed need not be: pack_padded_sequence takes enforce_sorted=False"
+_UNORDERED = ". Rows that are sorted and put back again need not be: leave both out"
 
 
 def check_rows_apart(
@@ -70,10 +75,13 @@ def check_rows_apart(
         ]
     limit = plan.captured.tolerance
     others = {name: value[1:] for name, value in swapped.items() if value.ndim}
+    kept = [node for name, node in zip(names, plan.captured.outputs, strict=True) if name in reference.tasks]
+    if not _sorts(plan):  # What is sorted has a way out of its own.
+        _refuse_places_by_values(plan, _needed(plan, kept))
     changed = _changed(others, before, slice(1, None), limit)
     if changed:
         raise _mixing(changed, "another row of the batch does", _beginning(plan, example), plan)
-    kept = [node for name, node in zip(names, plan.captured.outputs, strict=True) if name in reference.tasks]
+    _refuse_places_by_values(plan, _needed(plan, kept))
     _refuse_values_of_all_rows(plan, kept)
     for rows, apart in zip(_PARTS, parts, strict=True):
         changed = _changed({name: value for name, value in apart.items() if value.ndim}, before, rows, limit)
@@ -110,16 +118,7 @@ def _refuse_values_of_all_rows(plan: MonteCarloPlan, outputs: Sequence[fx.Node])
 
     A few random rows need not show it: whether any value is above a limit is mostly the same with other rows.
     """
-    graph = plan.captured.graph
-    needed = needed_for(graph, outputs, lambda node: () if operation_of(node) in VALUELESS else node.all_input_nodes)
-    nodes = [node for node in graph.nodes if node in needed]
-    found = where_values_say(plan, nodes)
-    if found is not None:
-        raise _refusal(
-            found[0],
-            f"{found[1]}, and what belongs to which row cannot be followed. Compute for all rows and choose by a mask, "
-            "as in torch.where(mask, special(x), x), or export without --mc-draws",
-        )
+    nodes = _needed(plan, outputs)
     counted = counting_rows(plan, nodes, outputs)
     if counted is not None:
         raise _refusal(
@@ -134,6 +133,24 @@ def _refuse_values_of_all_rows(plan: MonteCarloPlan, outputs: Sequence[fx.Node])
                 node,
                 f"rows of a batch would influence each other: it {does}, on which outputs depend. {_advice(plan)}",
             )
+
+
+def _needed(plan: MonteCarloPlan, outputs: Sequence[fx.Node]) -> list[fx.Node]:
+    """The nodes of whose values the outputs are made."""
+    graph = plan.captured.graph
+    needed = needed_for(graph, outputs, lambda node: () if operation_of(node) in VALUELESS else node.all_input_nodes)
+    return [node for node in graph.nodes if node in needed]
+
+
+def _refuse_places_by_values(plan: MonteCarloPlan, nodes: Sequence[fx.Node]) -> None:
+    """Refuse rows that are found by values, as experts find theirs: they influence each other in no other way."""
+    found = where_values_say(plan, nodes)
+    if found is not None:
+        raise _refusal(
+            found[0],
+            f"{found[1]}, and what belongs to which row cannot be followed. Compute for all rows and choose by a mask, "
+            "as in torch.where(mask, special(x), x), or export without --mc-draws",
+        )
 
 
 def _done_with_all_rows(plan: MonteCarloPlan, node: fx.Node) -> str | None:
@@ -187,7 +204,7 @@ def _changed(got: Arrays, before: Arrays, rows: slice, limit: float) -> str | No
 def _mixing(output: str, when: str, beginning: fx.Node | None, plan: MonteCarloPlan) -> ExportError:
     text = (
         f"rows of a batch would influence each other: in output {output} a row changes when {when}, with its own "
-        f"inputs and masks the same. {_advice(plan)}"
+        f"inputs and masks the same. {_advice(plan, beginning)}"
     )
     return ExportError(f"(root): {text}") if beginning is None else _refusal(beginning, text)
 
@@ -198,10 +215,18 @@ def _refusal(node: fx.Node, text: str) -> ExportError:
     return ExportError(f"{part} ({node.target}): {text}", part=part, by_values=by_values)
 
 
-def _advice(plan: MonteCarloPlan) -> str:
+def _advice(plan: MonteCarloPlan, beginning: fx.Node | None = None) -> str:
+    if beginning is not None and operation_of(beginning) == "batch_norm":
+        return _STATISTICS
+    if not _sorts(plan):
+        return _ADVICE
+    packed = any(operation_of(node) in RECURRENT for node in plan.captured.graph.nodes)
+    return _ADVICE + (_UNSORTED if packed else _UNORDERED)
+
+
+def _sorts(plan: MonteCarloPlan) -> bool:
     nodes = plan.captured.graph.nodes
-    sorts = any(operation_of(node) in _SORTED and _runs_along_the_batch(plan, node) for node in nodes)
-    return _ADVICE + (_UNSORTED if sorts and any(operation_of(node) in RECURRENT for node in nodes) else "")
+    return any(operation_of(node) in _SORTED and _runs_along_the_batch(plan, node) for node in nodes)
 
 
 def _beginning(plan: MonteCarloPlan, example: Sequence[Tensor]) -> fx.Node | None:

@@ -28,6 +28,12 @@ __all__ = [
 ]  # fmt: skip
 
 
+_CHOOSE = (
+    "What torch.multinomial(p, k) and Categorical(p) choose, (p / torch.empty_like(p).exponential_()).topk(k).indices "
+    "chooses as well. "
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
     """A site with its node and the place of the batch in its mask; None where all rows of a draw share the mask.
@@ -135,13 +141,15 @@ def refuse_unsupported(draws: Sequence[Draw]) -> None:
     """
     unsupported = [f"{draw.module}: {draw.operation}" for draw in draws if draw.kind is None]
     if unsupported:
+        chosen = any(draw.operation == "multinomial" for draw in draws)
         raise ExportError(
             "random operations that cannot be exported faithfully yet: "
             + "; ".join(unsupported)
             + ". Supported are dropout, feature and alpha dropout in any form, the dropout inside attention, LSTM, GRU "
             "and RNN, and rand, rand_like, uniform_, randn, randn_like, normal, normal_, bernoulli, bernoulli_, "
             "exponential_ (so gumbel_softmax) and rrelu without a generator. "
-            "Replace these operations, or export without --mc-draws if they are off in evaluation"
+            + (_CHOOSE if chosen else "")
+            + "Replace these operations, or export without --mc-draws if they are off in evaluation"
         )
 
 

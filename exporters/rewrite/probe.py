@@ -47,7 +47,8 @@ class Movement:
         sizes = [named_size(size, self._captured.symbols) for size in symbolic_shape(node)]
         raise ExportError(
             f"{module_of(node)}: {node.name} has the shape {sizes}, in which the batch "
-            "is folded with another dimension, and meets no tensor that tells in which order; draw it unfolded"
+            "is folded with another dimension, and meets no tensor that tells in which order; draw it "
+            "unfolded, in the shape in which it is used, as torch.rand_like(x) does"
         )
 
     @cached_property

@@ -1,9 +1,11 @@
 """What cannot be exported says which module, what it does, and what to do instead; and what only seemed impossible."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -456,3 +458,98 @@ def test_only_an_error_about_sizes_asks_for_a_larger_example(tmp_path: Path) -> 
     assert "real size" not in str(misspelt.value)
     with pytest.raises(ExportError, match=r"steps=.* give an --example of a real size"):
         export_module(nn.Conv1d(3, 4, kernel_size=64), tmp_path / "a", inputs=inputs)
+
+
+def each_alone(owner: Body, x: Tensor) -> Tensor:
+    return torch.stack([owner.last(owner.drop(each)) for each in x])
+
+
+def by_numpy(owner: Body, x: Tensor) -> Tensor:
+    return owner.drop(torch.from_numpy(np.tanh(x.numpy())))
+
+
+def by_chance(owner: Body, x: Tensor) -> Tensor:
+    return owner.drop(x) * torch.multinomial(owner.first(x).softmax(-1), 1)
+
+
+def by_chance_that_exports(owner: Body, x: Tensor) -> Tensor:
+    p = owner.first(x).softmax(-1)
+    return owner.drop(x) * (p / torch.empty_like(p).exponential_()).topk(1).indices
+
+
+def flat_noise(owner: Body, x: Tensor) -> Tensor:
+    return owner.last(x * torch.rand(x.numel()).view_as(x))
+
+
+def sorted_and_put_back(owner: Body, x: Tensor) -> Tensor:
+    order = x[:, 0].argsort()
+    return owner.last(owner.drop(owner.first(x[order])))[order.argsort()]
+
+
+def of_the_batch() -> Body:
+    body = Body(lambda owner, x: owner.last(owner.drop(owner.norm(x))))
+    body.norm = nn.BatchNorm1d(8, track_running_stats=False)
+    return body
+
+
+def experts(owner: Body, x: Tensor) -> Tensor:
+    """Each adds what it makes of its rows, as those of Mixtral."""
+    out, choice = torch.zeros_like(x), F.one_hot(owner.last(x).argmax(-1), 3)
+    for expert in range(3):
+        (rows,) = torch.where(choice[:, expert] > 0)
+        out.index_add_(0, rows, owner.drop(owner.first(x[rows])))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (each_alone, r"\(batch\): its code takes tensors apart .*x\.tolist\(\) do; .*for all rows at once"),
+        (by_numpy, r"^1 .*: computes with numpy.*use the functions of torch"),
+        (by_chance, r"\b1: multinomial\. .*\(p / torch\.empty_like\(p\)\.exponential_\(\)\)\.topk\(k\)\.indices"),
+        (flat_noise, r"^1: .*draw it unfolded.*torch\.rand_like"),
+        (sorted_and_put_back, r"influence each other.*sorted and put back again need not be: leave both out$"),
+        (of_the_batch(), r"^1\.norm .*influence each other.*track_running_stats=True.*nn\.GroupNorm and nn\.LayerNorm"),
+        (experts, r"^1 \(aten\.index\.Tensor\): picks some of the rows .*torch\.where\(mask"),
+    ],
+)
+def test_a_refusal_says_the_cause_and_a_way_out_that_fits_it(tmp_path: Path, function: Any, words: str) -> None:
+    with pytest.raises(ExportError, match=words):
+        exported(function, tmp_path)
+
+
+def test_rows_chosen_by_chance_export_as_the_refusal_says(tmp_path: Path) -> None:
+    assert exported(by_chance_that_exports, tmp_path, ("torchscript", "onnx")).max_error < 1e-5
+
+
+def unless_it_fits(owner: Body, x: Tensor) -> Tensor:
+    if x.shape[2] % 16 != 0:
+        x = F.pad(x, (0, 16 - x.shape[2] % 16))
+    return owner.drop(F.avg_pool1d(x, 16))
+
+
+def half_of_it(owner: Body, x: Tensor) -> Tensor:
+    return owner.drop(x)[..., : int(x.shape[2] * 0.5)].sum(2)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (unless_it_fits, r"\(steps % 16\) != 0; do it for every size, as F\.pad\(x, \(0, -n % 16\)\) does"),
+        (half_of_it, r"write it without that size \(math\.floor\(n / 2\) for int\(n / 2\)\)"),
+    ],
+)
+def test_a_size_that_is_fixed_is_refused_with_what_to_write(tmp_path: Path, function: Any, words: str) -> None:
+    with pytest.raises(ExportError, match=words):
+        export_module(Body(function).eval(), tmp_path / "a", inputs=["x:float32[batch,3,steps]"], mc_draws=3)
+
+
+def test_sizes_written_as_the_refusals_say_stay_dynamic(tmp_path: Path) -> None:
+    def written(owner: Body, x: Tensor) -> Tensor:
+        half = owner.drop(x)[..., : math.floor(x.shape[2] * 0.5)].sum(2)
+        padded: Tensor = F.avg_pool1d(F.pad(x, (0, -x.shape[2] % 16)), 16).sum(2)
+        return half + padded
+
+    module = Body(written).eval()
+    result = export_module(module, tmp_path / "a", inputs=["x:float32[batch,3,steps]"], mc_draws=3)
+    assert (result.manifest.bounds, result.notes) == ({}, ())
