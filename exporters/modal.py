@@ -12,6 +12,7 @@ from deploykit.tensors import TensorSpec
 from exporters.capture.graph import Captured, capture
 from exporters.capture.reach import kept_state
 from exporters.checks.longest import refuse_longest
+from exporters.checks.otherstep import STEP, step_draws
 from exporters.checks.rows import blaming_the_module
 from exporters.checks.steady import refuse_unsteady
 from exporters.checks.trainmodes import (
@@ -181,6 +182,8 @@ class ModalCapture:
             return (
                 f"{subject} in modules like {', '.join(patterns)}; --mc-modules can choose among {', '.join(drawing)}"
             )
+        if step_draws(self.entry, self.example, matching(())):
+            return f"{subject}, but {STEP} draws; export it with --method {STEP}"
         return f"{subject}, so there is nothing to draw; export without --mc-draws"
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ from deploykit.manifest import MonteCarlo, OutputSpec
 from deploykit.tensors import TensorSpec
 from exporters.capture.graph import Captured
 from exporters.capture.lookups import with_allowed
+from exporters.checks.otherstep import STEP, step_draws
 from exporters.checks.reference import Reference
 from exporters.checks.rows import check_rows_apart, notes_of_company
 from exporters.checks.scores import check_scores
@@ -88,12 +89,18 @@ def prepare(entry: Entry, inputs: ModelInputs, options: DrawOptions) -> Subject:
 def _of_the_trainer(entry: Entry, inputs: ModelInputs, example: Sequence[Tensor]) -> tuple[str, ...]:
     """What a Trainer does with the module beside calling the method, and the file does not."""
     if entry.step is None:
-        return beside_forward(entry.module) if entry.method == "forward" else ()
+        return (*_of_the_step(entry, example), *(beside_forward(entry.module) if entry.method == "forward" else ()))
     arrays = inputs.random({inputs.batch_name: EXAMPLE_BATCH, **inputs.default_sizes()}, seed=2)
     others = [torch.from_numpy(arrays[name]) for name in inputs.names]
     set_modes(entry, evaluation)
     notes = check_numbers(entry.step, lambda rows: entry(*rows), example, others)
     return (*entry.step.left_out(), *notes)
+
+
+def _of_the_step(entry: Entry, example: Sequence[Tensor]) -> tuple[str, ...]:
+    if not step_draws(entry, example, evaluation):
+        return ()
+    return (f"{STEP}: draws in evaluation, and is not what was exported; --method {STEP} exports it",)
 
 
 def _prepared(found: ModalCapture, inputs: ModelInputs, example: Sequence[Tensor], options: DrawOptions) -> Subject:
@@ -112,7 +119,19 @@ def _prepared(found: ModalCapture, inputs: ModelInputs, example: Sequence[Tensor
     notes: tuple[str, ...] = ()
     if options.draws is not None:
         notes = check_scores(subject.reference, inputs, subject.captured.tolerance, subject.captured.bounds)
+        notes = (*notes, *_of_its_loop(plan))
     return replace(subject, notes=(*seen.notes, *notes), inputs=specs)
+
+
+def _of_its_loop(plan: MonteCarloPlan) -> tuple[str, ...]:
+    """What statistics over draws mean where each draw is several passes."""
+    if not plan.passes:
+        return ()
+    passes = max(map(len, plan.passes.values()))
+    return (
+        f"the module's own loop makes {passes} passes in each draw: where it averages them, std is that of such an "
+        "average, and not of a pass; for the spread of passes export the module without its loop",
+    )
 
 
 def _refuse_options_of_draws(options: DrawOptions) -> None:

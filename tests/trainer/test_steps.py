@@ -310,3 +310,28 @@ def test_what_no_export_can_know_is_refused(tmp_path: Path) -> None:
 def test_forward_says_which_hooks_it_leaves_out(tmp_path: Path) -> None:
     (note,) = exported(After(), tmp_path / "a", method="forward").notes
     assert note.startswith("After.on_after_batch_transfer: is no part of forward")
+
+
+class InItsStep(Net):
+    """As in Lightning's documentation: the loop around the model, and its dropout, are in the step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.drop = nn.Sequential(nn.Linear(4, 3)), nn.Dropout(0.5)
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Any:
+        self.drop.train()
+        return torch.stack([self.drop(self(batch)) for _ in range(5)]).mean(0)
+
+
+def test_a_step_that_draws_is_named_where_forward_is_exported(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"in forward .*, but predict_step draws; .*--method predict_step"):
+        exported(InItsStep(), tmp_path / "a", method="forward", mc_draws=3)
+    (note,) = exported(InItsStep(), tmp_path / "b", method="forward").notes
+    assert note.startswith("predict_step: draws in evaluation, and is not what was exported")
+    found = exported(InItsStep(), tmp_path / "c")
+    assert found.manifest.monte_carlo is not None
+    assert [output.name for output in found.manifest.outputs] == ["output"], "its mean alone"
+    assert exported(Net(), tmp_path / "d", method="forward").notes == ()
+    (note,) = exported(InItsStep(), tmp_path / "e", mc_draws=3).notes
+    assert note.startswith("the module's own loop makes 5 passes in each draw: where it averages them, std is")
