@@ -26,12 +26,13 @@ __all__ = ["refuse_unsteady"]
 def refuse_unsteady(module: nn.Module, call: Callable[[], Sequence[Tensor]]) -> None:
     """Compare two calls of ``module`` in a row. Call it where the module's state is kept.
 
-    Buffers that change are named elsewhere; so is what fails here.
+    Buffers that are written to are named elsewhere; so is what fails here.
 
     Raises:
-        ExportError: names the module that differs, or that makes random generators.
+        ExportError: names the module that differs, or that makes random generators, or the buffers that are set anew.
     """
     asked: list[str] = []
+    before = dict(module.named_buffers())
     runs: list[tuple[Sequence[Tensor], list[Tensor]]] = []
     # What fails is told by the capture that follows, with more to say about it.
     with contextlib.suppress(Exception), _asking_for_entropy(module, asked):
@@ -42,7 +43,16 @@ def refuse_unsteady(module: nn.Module, call: Callable[[], Sequence[Tensor]]) -> 
             "numpy.random.default_rng() are without a seed; an exported graph would repeat one value for ever. Draw "
             "with torch, or switch this off"
         )
-    if not runs or _alike(runs[0][0], runs[1][0]) or not _alike(runs[0][1], runs[1][1]):
+    if len(runs) < 2 or _alike(runs[0][0], runs[1][0]):
+        return
+    # One that is written to shows in the graph, and one that another takes the place of does not.
+    others = [name for name, buffer in module.named_buffers() if buffer is not before.get(name)]
+    if others:
+        raise ExportError(
+            f"{', '.join(others)}: set in forward and used for an output, so that a row's result would depend on the "
+            "calls before it. An exported file keeps no state; compute with a copy instead"
+        )
+    if not _alike(runs[0][1], runs[1][1]):
         return
     raise ExportError(
         f"{_first_unsteady(module, call)}: gives another result in a second call with the same inputs and the "

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from deploykit.errors import ExportError
@@ -142,3 +143,28 @@ def test_a_buffer_that_is_spread_and_holds_nan_is_left_alone(tmp_path: Path) -> 
     module = nn.Sequential(nn.Linear(8, 3))
     module.register_buffer("table", torch.full((1, 4), torch.nan).expand(6, 4))
     export_module(module, tmp_path / "a", inputs=["x:float32[batch,8]"], formats=["torchscript"])
+
+
+class Renewed(nn.Module):
+    """A mean of the past under a name that gets another tensor in every call, which no graph shows."""
+
+    def __init__(self, part: bool) -> None:
+        super().__init__()
+        self.last, self.part = nn.Linear(8, 3), part
+        self.level: Tensor
+        self.register_buffer("level", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = F.dropout(self.last(x - self.level * self.part), 0.3, self.training)
+        self.level = self.level * 0.9 + 0.1
+        return found
+
+
+@pytest.mark.parametrize("draws", [None, 3])
+def test_a_buffer_that_gets_another_tensor_is_refused_by_its_name(tmp_path: Path, draws: int | None) -> None:
+    module = nn.Sequential(Renewed(part=True)).eval()
+    with pytest.raises(ExportError, match=r"^0\.level: set in forward and used for an output"):
+        export_module(module, tmp_path / "a", inputs=["x:float32[batch,8]"], mc_draws=draws)
+    assert torch.equal(module[0].level, torch.zeros(8))
+    module = nn.Sequential(Renewed(part=False)).eval()
+    assert export_module(module, tmp_path / "b", inputs=["x:float32[batch,8]"], mc_draws=draws).max_error < 1e-5
