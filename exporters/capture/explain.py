@@ -215,6 +215,11 @@ def _without_the_size(text: str, rows: bool) -> str:
             "do it for every size, as F.pad(x, (0, -n % 16)) does, which adds nothing where nothing is missing, or "
             "declare the dimension as a number and bring the inputs to it"
         )
+    if re.search(r" != .*[a-z]", _condition(text)):
+        return (
+            "a part that may be all of a tensor lies in memory in two ways: take it as x[:, :n].contiguous(), or "
+            "declare the dimension as a number and bring the inputs to it"
+        )
     return (
         "write it without that size (math.floor(n / 2) for int(n / 2)), or declare the dimension as a number and bring "
         "the inputs to it"

@@ -532,9 +532,15 @@ def half_of_it(owner: Body, x: Tensor) -> Tensor:
     return owner.drop(x)[..., : int(x.shape[2] * 0.5)].sum(2)
 
 
+def cut_again(owner: Body, x: Tensor) -> Tensor:
+    padded = owner.drop(F.pad(x.transpose(1, 2), (0, 0, 0, -x.shape[2] % 8)))
+    return padded[:, : x.shape[2]] @ owner.first.weight[:3]
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
+        (cut_again, r" != .*; a part that may be all of a tensor .*: take it as x\[:, :n\]\.contiguous\(\)"),
         (unless_it_fits, r"\(steps % 16\) != 0; do it for every size, as F\.pad\(x, \(0, -n % 16\)\) does"),
         (half_of_it, r"write it without that size \(math\.floor\(n / 2\) for int\(n / 2\)\)"),
     ],
@@ -547,8 +553,9 @@ def test_a_size_that_is_fixed_is_refused_with_what_to_write(tmp_path: Path, func
 def test_sizes_written_as_the_refusals_say_stay_dynamic(tmp_path: Path) -> None:
     def written(owner: Body, x: Tensor) -> Tensor:
         half = owner.drop(x)[..., : math.floor(x.shape[2] * 0.5)].sum(2)
-        padded: Tensor = F.avg_pool1d(F.pad(x, (0, -x.shape[2] % 16)), 16).sum(2)
-        return half + padded
+        padded = F.pad(x, (0, -x.shape[2] % 16))
+        cut: Tensor = (padded.transpose(1, 2)[:, : x.shape[2]].contiguous() @ owner.first.weight[:3]).sum(2)
+        return half + F.avg_pool1d(padded, 16).sum(2) + cut.mean(1, keepdim=True)
 
     module = Body(written).eval()
     result = export_module(module, tmp_path / "a", inputs=["x:float32[batch,3,steps]"], mc_draws=3)
