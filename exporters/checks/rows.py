@@ -76,11 +76,12 @@ def check_rows_apart(
     limit = plan.captured.tolerance
     others = {name: value[1:] for name, value in swapped.items() if value.ndim}
     kept = [node for name, node in zip(names, plan.captured.outputs, strict=True) if name in reference.tasks]
-    if not _sorts(plan):  # What is sorted has a way out of its own.
-        _refuse_places_by_values(plan, _needed(plan, kept))
     changed = _changed(others, before, slice(1, None), limit)
     if changed:
-        raise _mixing(changed, "another row of the batch does", _beginning(plan, example), plan)
+        beginning = _beginning(plan, example)
+        if beginning is None or free_unbacked_symbols(beginning.meta.get("val")):
+            _refuse_places_by_values(plan, _needed(plan, kept))
+        raise _mixing(changed, "another row of the batch does", beginning, plan)
     _refuse_places_by_values(plan, _needed(plan, kept))
     _refuse_values_of_all_rows(plan, kept)
     for rows, apart in zip(_PARTS, parts, strict=True):
@@ -143,7 +144,7 @@ def _needed(plan: MonteCarloPlan, outputs: Sequence[fx.Node]) -> list[fx.Node]:
 
 
 def _refuse_places_by_values(plan: MonteCarloPlan, nodes: Sequence[fx.Node]) -> None:
-    """Refuse rows that are found by values, as experts find theirs: they influence each other in no other way."""
+    """Refuse rows that are found by values, as experts find theirs, which no single operation need show."""
     found = where_values_say(plan, nodes)
     if found is not None:
         raise _refusal(
