@@ -1,4 +1,7 @@
-"""A data set for tests of ranks: slow, and deadly where the environment says so. Used as ``slowdata.py:make``."""
+"""A data set for tests of ranks: slow, and deadly where the environment says so. Used as ``slowdata.py:make``.
+
+In each eight rows one makes the file ``ARRIVED`` and waits for the file ``AWAITED``, where these are named.
+"""
 
 import os
 import signal
@@ -25,6 +28,10 @@ class Slow:
             raise ValueError("this row is broken")
         if row % 8 == 3 and "FORKED" in os.environ:
             _fork(Path(os.environ["FORKED"]))
+        if row % 8 == 3 and "ARRIVED" in os.environ:
+            Path(os.environ["ARRIVED"]).touch()
+        if row % 8 == 3 and "AWAITED" in os.environ:
+            _wait_for(Path(os.environ["AWAITED"]))
         if row == 2 and "STARTED" in os.environ:
             Path(os.environ["STARTED"]).touch()
         return {"x": X[row]}
@@ -40,6 +47,14 @@ def _fork(pids: Path) -> None:
         os._exit(0)
     with pids.open("a") as file:
         file.write(f"{os.getpid()} {child}\n")
+
+
+def _wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not file.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{file.name} never came")
+        time.sleep(0.01)
 
 
 def make() -> Slow:

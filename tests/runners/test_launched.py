@@ -488,15 +488,20 @@ def test_torchrun_itself(artifact_paths: dict[str, Path], tmp_path: Path, runner
 
 @pytest.mark.slow
 def test_a_slow_torch_rank_leaves_its_work_to_the_others(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
-    """No torchrun here: rank 0 itself holds the store, as it does under other launchers."""
+    """No torchrun here: rank 0 itself holds the store, as it does under other launchers.
+
+    Rank 0 goes on once rank 1 has a shard, and rank 1 once rank 0 has ended.
+    """
     out, port = tmp_path / "r", free_port()
-    speeds = ["0", "0.1"]
+    arrived, alone = tmp_path / "arrived", tmp_path / "alone"
+    waits = [{"AWAITED": str(arrived)}, {"ARRIVED": str(arrived), "AWAITED": str(alone)}]
     ranks = [
-        start(artifact_paths["mc"], out, torchrun(rank, 2, port) | {"SLOW_S": slow}, "--runner", "torch")
-        for rank, slow in enumerate(speeds)
+        start(artifact_paths["mc"], out, torchrun(rank, 2, port) | wait, "--runner", "torch")
+        for rank, wait in enumerate(waits)
     ]
     for rank in ranks:
         assert "Exception raised from" not in ended(rank), "rank 0, which holds the store, ends first"
+        alone.touch()
     assert verify_run(out).ok
     counts = [commit.rank for commit in RunDirectory.open(out).state().parts.values()]
     assert counts.count(0) > counts.count(1) > 0
