@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -53,6 +53,13 @@ class Predictor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: what is in a runtime is the process's."""
+        raise UsageError(
+            "a loaded model cannot be copied or sent to another process; call deploykit.load(...) there, with the "
+            "artifact's path"
+        )
 
     def close(self) -> None:
         """Let go of the model, its memory and its files; a second time does nothing.

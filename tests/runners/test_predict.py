@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import select
 import signal
 import subprocess
@@ -144,6 +145,11 @@ def test_one_model_serves_any_number_of_threads(artifact_paths: dict[str, Path],
         want = handmade.expected("mc", inputs, sample_ids=rows)
         for name, array in outputs.items():
             np.testing.assert_allclose(array, want[name], rtol=1e-5, atol=1e-5)
+
+
+def test_a_loaded_model_is_not_sent_to_another_process(artifact: Path) -> None:
+    with load(artifact) as model, pytest.raises(UsageError, match=r"call deploykit.load\(...\) there"):
+        pickle.dumps(model)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
