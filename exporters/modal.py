@@ -11,8 +11,8 @@ from deploykit.errors import ExportError
 from deploykit.tensors import TensorSpec
 from exporters.capture.graph import Captured, capture
 from exporters.capture.reach import kept_state
+from exporters.checkpoint.target import lightning_hook
 from exporters.checks.longest import refuse_longest
-from exporters.checks.otherstep import STEP, step_draws
 from exporters.checks.rows import blaming_the_module
 from exporters.checks.steady import refuse_unsteady
 from exporters.checks.trainmodes import (
@@ -182,9 +182,10 @@ class ModalCapture:
             return (
                 f"{subject} in modules like {', '.join(patterns)}; --mc-modules can choose among {', '.join(drawing)}"
             )
-        if step_draws(self.entry, self.example, matching(())):
-            return f"{subject}, but {STEP} draws; export it with --method {STEP}"
-        return f"{subject}, so there is nothing to draw; export without --mc-draws"
+        # Not called to find out: it may do anything with what it predicts.
+        step = lightning_hook(self.entry.module, "predict_step") if self.entry.step is None else None
+        other = ", or with --method predict_step if it draws there" if step else ""
+        return f"{subject}, so there is nothing to draw; export without --mc-draws{other}"
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each output by its name, from one eager call."""

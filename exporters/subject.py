@@ -14,7 +14,6 @@ from deploykit.manifest import MonteCarlo, OutputSpec
 from deploykit.tensors import TensorSpec
 from exporters.capture.graph import Captured
 from exporters.capture.lookups import with_allowed
-from exporters.checks.otherstep import STEP, step_draws
 from exporters.checks.reference import Reference
 from exporters.checks.rows import check_rows_apart, notes_of_company
 from exporters.checks.scores import check_scores
@@ -89,18 +88,12 @@ def prepare(entry: Entry, inputs: ModelInputs, options: DrawOptions) -> Subject:
 def _of_the_trainer(entry: Entry, inputs: ModelInputs, example: Sequence[Tensor]) -> tuple[str, ...]:
     """What a Trainer does with the module beside calling the method, and the file does not."""
     if entry.step is None:
-        return (*_of_the_step(entry, example), *(beside_forward(entry.module) if entry.method == "forward" else ()))
+        return beside_forward(entry.module) if entry.method == "forward" else ()
     arrays = inputs.random({inputs.batch_name: EXAMPLE_BATCH, **inputs.default_sizes()}, seed=2)
     others = [torch.from_numpy(arrays[name]) for name in inputs.names]
     set_modes(entry, evaluation)
     notes = check_numbers(entry.step, lambda rows: entry(*rows), example, others)
     return (*entry.step.left_out(), *notes)
-
-
-def _of_the_step(entry: Entry, example: Sequence[Tensor]) -> tuple[str, ...]:
-    if not step_draws(entry, example, evaluation):
-        return ()
-    return (f"{STEP}: draws in evaluation, and is not what was exported; --method {STEP} exports it",)
 
 
 def _prepared(found: ModalCapture, inputs: ModelInputs, example: Sequence[Tensor], options: DrawOptions) -> Subject:
