@@ -28,7 +28,7 @@ from exporters.eager.weights import put_back_at_the_end
 from exporters.exportable import advising, check_exportable
 from exporters.formats import FORMATS, Format
 from exporters.inputs import ModelInputs, find_inputs
-from exporters.parity import check_parity, sizes_that_hold, tested_sizes
+from exporters.parity import check_parity, refuse_ways, sizes_that_hold, tested_sizes
 from exporters.ranges import Range
 from exporters.request import check_values
 from exporters.subject import DrawOptions, Subject, prepare
@@ -168,6 +168,7 @@ def _write_formats(
     names = [output.name for output in subject.outputs]
     clients = {name: writers[name].open_client(directory / records[name].file, names) for name in writers}
     parity = check_parity(clients, subject, inputs, tolerance)
+    refuse_ways(clients, subject, inputs, tolerance)
     return records, parity, sizes_that_hold(clients, subject, inputs, tolerance)
 
 

@@ -6,6 +6,7 @@ module with numpy masks (``exporters.checks.reference``).
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from deploykit.bounds import Bounds
 from deploykit.compare import worst_of
-from deploykit.errors import DeploykitError, ParityError, UsageError
+from deploykit.errors import DeploykitError, ExportError, ParityError, UsageError
 from deploykit.manifest import ParityRecord
 from exporters.checks.rows import blaming_the_module
 from exporters.formats import Client
@@ -21,12 +22,15 @@ from exporters.inputs import ModelInputs
 from exporters.noise.sites import RECURRENT, aten_name
 from exporters.subject import Subject
 
-__all__ = ["check_parity", "sizes_that_hold", "tested_sizes"]
+__all__ = ["check_parity", "refuse_ways", "sizes_that_hold", "tested_sizes"]
 
 _OF_STEPS = RECURRENT | {"kthvalue", "median", "mode"}
 
 BATCHES = (1, 2, 7, 64)
 """One, two, an odd size, and one much larger than the example's."""
+
+_PATIENCE = 8
+"""Sizes that are tried for one relation until the module takes some."""
 
 _DRAWS = 3
 """Draws in a trial: the oracle runs the module once for each, and every draw goes through the same graph."""
@@ -125,6 +129,26 @@ def sizes_that_hold(clients: Mapping[str, Client], subject: Subject, inputs: Mod
     return found | {name: {**found.get(name, {}), "min": 1} for name in steps if _fails_at_none(name, subject, inputs)}
 
 
+def refuse_ways(clients: Mapping[str, Client], subject: Subject, inputs: ModelInputs, tolerance: float) -> None:
+    """Try the files where what the capture took for granted of several sizes at once is not so.
+
+    Raises:
+        ExportError: the module does something else there, which no bounds can say.
+    """
+    defaults = {inputs.batch_name: 2, **inputs.default_sizes()}
+    for relation in subject.captured.relations:
+        for sizes in islice(relation.broken(defaults, subject.captured.bounds), _PATIENCE):
+            holds = _tried(sizes, clients, subject, inputs, tolerance)
+            if holds is False:
+                raise ExportError(
+                    f"(root): the module's code goes another way where {relation} does not hold, as at {sizes}, and a "
+                    "file has one way for all sizes: write it without that condition, give dimensions that are always "
+                    "the same one name, or declare one of them as a number"
+                )
+            if holds:
+                break
+
+
 def _needs_one(subject: Subject) -> bool:
     """Whether there is what torch refuses to do over no steps, and onnxruntime does, or ends the process."""
     return any(aten_name(node) in _OF_STEPS for node in subject.captured.all_nodes)
@@ -146,6 +170,13 @@ def _hold(
     others: Mapping[str, int], clients: Mapping[str, Client], subject: Subject, inputs: ModelInputs, tolerance: float
 ) -> bool:
     """Whether the module runs at these sizes of some dimensions, and every file is what it is."""
+    return _tried(others, clients, subject, inputs, tolerance) is True
+
+
+def _tried(
+    others: Mapping[str, int], clients: Mapping[str, Client], subject: Subject, inputs: ModelInputs, tolerance: float
+) -> bool | None:
+    """Whether every file is what the module is at these sizes of some dimensions; None if it does not take them."""
     sizes = {inputs.batch_name: 2, **inputs.default_sizes(), **others}
     trial = _trial(sizes, len(BATCHES), subject, inputs.batch_name)
     try:
@@ -155,7 +186,7 @@ def _hold(
     # Places and lengths may have been drawn for larger sizes; the least of them fits.
     for given in (arrays, inputs.least(arrays, sizes)):
         try:
-            wanted = _wanted(subject, given, trial, 2)
+            wanted = _wanted(subject, given, trial, sizes[inputs.batch_name])
         except DeploykitError:
             continue
         try:
@@ -164,7 +195,7 @@ def _hold(
         except ParityError:
             return False
         return True
-    return False  # Of what the module refuses, a runtime may make anything: a GRU over no steps ends the process.
+    return None  # Of what the module refuses, a runtime may make anything: a GRU over no steps ends the process.
 
 
 def _wanted(subject: Subject, arrays: dict[str, NDArray[Any]], trial: _Trial, batch: int) -> dict[str, NDArray[Any]]:

@@ -196,7 +196,7 @@ def _monte_carlo(
         [*inputs.specs, *control_specs(inputs.batch_name)], plan.captured.bounds,
         wanted=wanted, tolerance=10 * plan.captured.tolerance,
     )  # fmt: skip
-    captured = replace(drawn_graph.captured, ones={**plan.captured.ones, **drawn_graph.captured.ones})
+    captured = drawn_graph.captured.after(plan.captured)
     monte_carlo = MonteCarlo(
         draws=options.draws or 1, mask_mode=options.mode, mask_algorithm=masks.ALGORITHM, seed=options.seed,
         sites=tuple(placed.site for placed in plan.sites), nodes_once=plan.nodes_once, nodes_total=plan.nodes_total,

@@ -33,6 +33,9 @@ _ABOUT_SIZES = re.compile(
 )
 """What errors say that a larger example may have spared; the name of an attribute that is missing is none."""
 
+_ALIKE = re.compile(r"The values of (\w+) = .* and (\w+) = .* must always be equal")
+"""torch's words for two dimensions that have to be one."""
+
 _APART = "its code takes tensors apart along it, one by one, as `for each in x`, x.unbind() and x.tolist() do"
 
 _INSTEAD = {
@@ -208,6 +211,8 @@ def _sizes(specs: Sequence[TensorSpec], example: Sequence[Tensor]) -> str:
 
 def _without_the_size(text: str, rows: bool) -> str:
     """What to do about a size that the code fixes; ``rows``, if it is only their number."""
+    if _ALIKE.search(text):
+        return "give both one name if they always are, or write it so that they need not be"
     if rows:
         return "write it without that size, for all rows at once, as layers take them, and choose with torch.where"
     if re.search(r"% \d+\)* [!=]= 0", text):
@@ -228,6 +233,9 @@ def _without_the_size(text: str, rows: bool) -> str:
 
 def _condition(text: str) -> str:
     """What torch found of a dimension: the sizes for which the code holds, or that it holds for one."""
+    alike = _ALIKE.search(text)
+    if alike is not None:
+        return f"its code works only where {alike[2]} and {alike[1]} are the same"
     guard = re.search(r"the generated guard (.*?)\.?(?:Specializations unexpectedly|$)", text, re.MULTILINE)
     if guard is not None:
         return f"its code works only where {guard[1]}"

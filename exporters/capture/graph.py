@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -28,6 +28,7 @@ from exporters.capture.plainly import plainly
 from exporters.capture.positions import most_by_positions
 from exporters.capture.reach import drop_unseen_writes
 from exporters.capture.recurrence import dynamic_steps
+from exporters.capture.relations import Relation, relations_of, symbols_of
 from exporters.capture.suggested import suggested
 from exporters.noise.sites import masks_asked, module_of, operation_of
 
@@ -52,7 +53,8 @@ class Captured:
 
     ``symbols`` maps the name of each dynamic dimension to its symbol in the nodes' shapes; ``bounds`` holds ``min`` and
     ``max`` of those that the module's code bounds, or a table of positions. ``ones`` holds a size of those of
-    which another one is 1 up to it, in the example too, and for which torch was not asked to look at that. ``asked`` is
+    which another one is 1 up to it, in the example too, and for which torch was not asked to look at that;
+    ``relations`` is what was taken for granted of several of them. ``asked`` is
     what ``masks_asked`` says of the module's own calls: the graph is without those that no output needs. ``notes`` is
     what people should know of the capture.
     """
@@ -63,6 +65,7 @@ class Captured:
     bounds: Bounds
     asked: tuple[tuple[fx.Node, str, float | None], ...]
     ones: Mapping[str, int] = field(default_factory=dict)
+    relations: tuple[Relation, ...] = ()
     notes: Sequence[str] = ()
 
     @property
@@ -86,6 +89,10 @@ class Captured:
         values = (node.meta.get("val") for node in self.all_nodes)
         dtypes = {str(value.dtype) for value in values if isinstance(value, Tensor)}
         return max(default_tolerance(dtype.removeprefix("torch.")) for dtype in dtypes)
+
+    def after(self, first: "Captured") -> "Captured":
+        """The same, with what an earlier capture took for granted, in which the module's own code ran."""
+        return replace(self, ones={**first.ones, **self.ones}, relations=first.relations)
 
 
 _Exported = tuple[torch.export.ExportedProgram, Bounds, Mapping[str, int]]
@@ -111,11 +118,12 @@ def capture(
     drop_unseen_writes(graph_module.graph)
     graph_module.recompile()
     _refuse_contexts(graph_module.graph)
-    symbols = _symbols(graph_module.graph, specs)
+    symbols = symbols_of(graph_module.graph, specs)
     bounds = tighter(bounds, most_by_positions(graph_module.graph, symbols))
     return Captured(
-        program=program, module=graph_module, symbols=symbols, bounds=bounds, asked=asked, ones=ones, notes=notes
-    )
+        program=program, module=graph_module, symbols=symbols, bounds=bounds, asked=asked, ones=ones,
+        relations=relations_of(graph_module.graph, symbols), notes=notes,
+    )  # fmt: skip
 
 
 def _traced(
@@ -258,16 +266,6 @@ def _refuse_contexts(graph: fx.Graph) -> None:
                 f"{module_of(node)}: computes in a block of torch.autocast, which no file can hold; switch it off for "
                 "the export (enabled=False), or cast by hand what is to be in another type"
             )
-
-
-def _symbols(graph: fx.Graph, specs: Sequence[TensorSpec]) -> dict[str, Any]:
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    found: dict[str, Any] = {}
-    for node, spec in zip(placeholders, specs, strict=True):
-        for axis, name in enumerate(spec.shape):
-            if isinstance(name, str):
-                found[name] = node.meta["val"].shape[axis].node.expr
-    return found
 
 
 @contextmanager
