@@ -21,7 +21,7 @@ from deploykit.runs.looking import looking
 from deploykit.runs.merging import merges_to
 from deploykit.runs.rundir import RunDirectory
 from deploykit.sources import own_source
-from deploykit.sources.base import Source, json_of
+from deploykit.sources.base import Source, fingerprint_of
 from deploykit.sources.ragged import plain_fills
 from deploykit.storage.copies import renamed
 from deploykit.storage.paths import require_place
@@ -249,7 +249,7 @@ def _checked(
 
 def _identity_of(source: Source, data: str) -> dict[str, Any]:
     own = own_source(data)
-    return {**json_of(source, "fingerprint"), **({} if own is None else {"source": own})}
+    return {**fingerprint_of(source), **({} if own is None else {"source": own})}
 
 
 def _cut(

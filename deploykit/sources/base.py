@@ -13,7 +13,7 @@ from deploykit.storage.files import sha256_of
 from deploykit.storage.locations import DataFile
 from deploykit.tensors import TensorSpec, check_inputs
 
-__all__ = ["Arrays", "FileIdentity", "Source", "check_header", "json_of"]
+__all__ = ["Arrays", "FileIdentity", "Source", "check_header", "fingerprint_of", "json_of"]
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -81,6 +81,21 @@ def check_header(name: str, inputs: Sequence[TensorSpec], headers: dict[str, tup
         raise DataError(f"data {name}: {error}") from None
 
 
+def fingerprint_of(source: Source) -> dict[str, Any]:
+    """What tells these data from others, as JSON values.
+
+    Raises:
+        DataError: the source raised something, gave nothing, or anything that JSON does not hold.
+    """
+    found: dict[str, Any] = json_of(source, "fingerprint")
+    if not found:
+        raise DataError(
+            f"source {type(source).__qualname__}: its fingerprint() gave {found!r}, which is the same for all data; it "
+            "must give a dict with at least one value that changes with them, such as a digest"
+        )
+    return found
+
+
 def json_of(source: Source, method: str) -> Any:
     """What ``fingerprint`` or ``index`` of the source gives, as JSON gives it back; numpy's numbers are taken.
 
@@ -94,11 +109,6 @@ def json_of(source: Source, method: str) -> Any:
         raise
     except Exception as error:  # A source may be the user's own code.
         raise DataError(f"{what} raised {type(error).__name__}: {error}; mend it") from error
-    if method == "fingerprint" and not found:
-        raise DataError(
-            f"{what} gave {found!r}, which is the same for all data; it must give a dict with at least one value that "
-            "changes with them, such as a digest"
-        )
     try:
         return json.loads(json.dumps(found, default=_plain))
     except (TypeError, ValueError) as error:

@@ -12,7 +12,7 @@ from deploykit.errors import ArtifactError, DataError, DeploykitError
 from deploykit.runs.job import Job
 from deploykit.runs.rundir import RunDirectory
 from deploykit.sources import Reading, Source, open_source
-from deploykit.sources.base import json_of
+from deploykit.sources.base import fingerprint_of
 from deploykit.sources.own import closing
 from deploykit.storage.stores import is_url
 from deploykit.writers import make_writer
@@ -116,7 +116,7 @@ def _refuse_other_data(source: Source, job: Job) -> None:
     """
     same = len(source) == job.plan.rows
     if same and "size_bytes" in job.data:
-        found = json_of(source, "fingerprint")
+        found = fingerprint_of(source)
         names = [*_ANYWHERE, *(_OF_STORES if is_url(job.data_source) else [])]
         same = all(found.get(name) == job.data.get(name) for name in names)
     if not same:

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from deploykit.errors import DataError
 from deploykit.sources import base, own_source
-from deploykit.sources.base import json_of
+from deploykit.sources.base import fingerprint_of
 from deploykit.storage.files import sha256_of
 from deploykit.storage.locations import local_file
 from deploykit.tensors import DTYPES, TensorSpec
@@ -311,4 +311,4 @@ def test_a_fingerprint_that_says_nothing_is_refused() -> None:
             return {}
 
     with pytest.raises(DataError, match=r"Rows: its fingerprint\(\) gave \{\}, which is the same for all data"):
-        json_of(Rows(), "fingerprint")  # type: ignore[arg-type]
+        fingerprint_of(Rows())  # type: ignore[arg-type]
