@@ -29,6 +29,7 @@ from exporters.onnx_format.choice import choice_translations
 from exporters.onnx_format.exact import exact_constants
 from exporters.onnx_format.limits import clamp, hardtanh, with_limits_of_one_type
 from exporters.onnx_format.lookup import lookup_translations
+from exporters.onnx_format.matching import matched_by_kind
 from exporters.onnx_format.names import (
     free_names_of_users,
     name_dimensions,
@@ -73,7 +74,10 @@ def write_onnx(
     dtypes = types_of_outputs(captured.program.graph)
     names = [*inputs, *(("sample_ids", "draw_ids", "seed") if controls else ())]
     try:
-        with quiet(), logging_only(logging.ERROR, *_LOGGERS), dynamic_steps(), exact_constants(), torch.no_grad():
+        with (
+            quiet(), logging_only(logging.ERROR, *_LOGGERS), dynamic_steps(), exact_constants(), matched_by_kind(),
+            torch.no_grad(),
+        ):  # fmt: skip
             program: Any = torch.onnx.export(
                 captured.program,
                 dynamo=True,
