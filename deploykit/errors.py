@@ -4,7 +4,8 @@
 
     DeploykitError                 exit code 1
     ├── UsageError                 impossible or malformed request (exit code 2)
-    │   └── UnknownNameError       a name that no table knows; lists the known ones
+    │   ├── UnknownNameError       a name that no table knows; lists the known ones
+    │   └── UnfitWriterError       a writer that cannot hold the outputs; names those that can
     ├── MissingExtraError          a package of an extra is not installed; names the pip command
     ├── CheckpointError            the checkpoint cannot be read, or does not fit the module
     ├── ExportError                the module cannot be exported faithfully
@@ -21,7 +22,7 @@
 A message has four parts: the subject, what came, what is allowed, and what to do.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "ArtifactError",
@@ -37,6 +38,7 @@ __all__ = [
     "ParityError",
     "ReadersGoneError",
     "RunError",
+    "UnfitWriterError",
     "UnknownNameError",
     "UsageError",
 ]
@@ -60,6 +62,19 @@ class UnknownNameError(UsageError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
         super().__init__(f"unknown {kind} {name!r}: known are {', '.join(self.known)}")
+
+
+class UnfitWriterError(UsageError):
+    """A writer cannot hold the outputs, and others can; ``problem`` is the text without its advice.
+
+    >>> str(UnfitWriterError("writer 'npy': cannot hold s:str", ["arrow", "csv", "pt"]))
+    "writer 'npy': cannot hold s:str; use --writer arrow, csv or pt"
+    """
+
+    def __init__(self, problem: str, able: Sequence[str]) -> None:
+        self.problem, self.able = problem, able
+        *most, last = able
+        super().__init__(f"{problem}; use --writer {', '.join(most)}{' or ' if most else ''}{last}")
 
 
 class MissingExtraError(DeploykitError):

@@ -151,14 +151,14 @@ class Job:
         command = " ".join([self.command, *added]) if self.command else ""
         return replace(self, nan=nan, on_error=asked.on_error, command=command) if added else self
 
-    def differences(self, other: "Job") -> list[str]:
-        """What makes ``other`` another job, as ``field: mine, asked for theirs``; empty for the same job."""
+    def differences(self, other: "Job") -> dict[str, str]:
+        """What makes ``other`` another job, by field, as ``mine, asked for theirs``; empty for the same job."""
         mine, theirs = dict(_flat(self._identity())), dict(_flat(other._identity()))
-        return [
-            f"{name}: {mine.get(name, _ABSENT)!r}, asked for {theirs.get(name, _ABSENT)!r}"
+        return {
+            name: f"{mine.get(name, _ABSENT)!r}, asked for {theirs.get(name, _ABSENT)!r}"
             for name in sorted(mine.keys() | theirs.keys())
             if mine.get(name, _ABSENT) != theirs.get(name, _ABSENT)
-        ]
+        }
 
     def _identity(self) -> dict[str, Any]:
         return {name: value for name, value in self.to_json().items() if name not in _FREE}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from deploykit.errors import IncompleteRunError, RunError, UsageError
+from deploykit.errors import IncompleteRunError, RunError, UnfitWriterError, UsageError
 from deploykit.plan import Shard, describe_ranges
 from deploykit.runs.commit import rank_of_file
 from deploykit.runs.datachange import ANEW, data_change
@@ -117,12 +117,11 @@ def _writer_of(destination: Path, job: Job, otherwise: str | None) -> Writer:
     """What writes the destination; ``otherwise`` is the extension of a file that holds what the job has written."""
     try:
         return writer_for_file(destination.name, job.outputs, own=job.writer)
-    except UsageError as error:
-        problem, is_advised, _ = str(error).partition(" use --writer ")
-        if not is_advised or otherwise is None:
+    except UnfitWriterError as error:
+        if otherwise is None:
             raise
         # The option is one of run; here the name of the file says which writer.
-        raise UsageError(f"merge: {problem[:-1]}; name a file that ends in .{otherwise}") from error
+        raise UsageError(f"merge: {error.problem}; name a file that ends in .{otherwise}") from error
 
 
 def _left_out(directory: RunDirectory, state: State, shards: Sequence[Shard]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Why a run directory cannot be resumed with what is asked for, and what leads on."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,9 @@ _CONTENT = {*_TIMES, "files", "kind", "rows", "sha256", "sha256_first_last", "sh
 _DIGESTS = {"sha256", "sha256_first_last", "sha256_sample"}
 """Of all of the content, or of a sample of it; before 0.1.0 of two rows."""
 
+_SAID = {"data.first_name": "the name of the first file"}
+"""What people call a field that nobody has given."""
+
 _MOST_NAMED = 3
 
 
@@ -41,16 +44,16 @@ def refuse_other_job(directory: Path | str, held: Job, asked: Job, *, is_barren:
             f"way, so it cannot be told whether {asked.data_source} is as it was; finish it with that version, or name "
             "a new directory"
         )
-    if all(text.startswith("data.lengths:") for text in differences):  # It follows from the rest.
+    if differences.keys() == {"data.lengths"}:  # It follows from the rest.
         raise RunError(
             f"run directory {directory}: another version of deploykit began it, which writes other columns with the "
-            f"lengths of padded rows ({'; '.join(differences)}); finish it with that version, or name a new directory"
+            f"lengths of padded rows ({_listed(differences, differences)}); finish it with that version, or name a new "
+            "directory"
         )
     if not held.differences(_of_the_time_of(held, asked)):
         raise RunError(f"run directory {directory}: {_only_times_differ(held, asked)}; or name a new directory")
     command = held.command if is_url(directory) else held.command_in(Path(directory))
-    words = _in_words(held, asked, differences, command).replace("data.first_name:", "the name of the first file:")
-    text = f"run directory {directory}: holds another job: {words}"
+    text = f"run directory {directory}: holds another job: {_in_words(held, asked, differences, command)}"
     raise RunError(text + (". No part of that job is there: remove the directory to begin anew" if is_barren else ""))
 
 
@@ -62,25 +65,30 @@ def _read_by_another_version(held: Job, asked: Job) -> bool:
     return is_local and same_size and all(digests) and digests[0] != digests[1]
 
 
-def _in_words(held: Job, asked: Job, differences: list[str], command: str) -> str:
+def _in_words(held: Job, asked: Job, differences: Mapping[str, str], command: str) -> str:
     """What a person has to know first, what to do, and then the values that the words stand for."""
     said: list[str] = []
     advice: list[str] = []
-    behind: list[str] = []  # the beginnings of differences that the words stand for
+    behind: list[str] = []  # the fields that the words stand for
     if held.artifact != asked.artifact:
         said.append(_another_artifact(held, asked))
         advice.append("give the artifact that the run began with")
-        behind.append("artifact:")
+        behind.append("artifact")
     if any(held.data.get(name) != asked.data.get(name) for name in _CONTENT):
         said.append(_other_data(held, asked))
         advice.append("put the old data back")
-        behind += ["data.", "plan.rows:", "plan.shard_rows:"]
-    rest = [text for text in differences if not text.startswith(tuple(behind))]
+        behind += ["plan.rows", "plan.shard_rows", *(name for name in differences if name.startswith("data."))]
+    rest = [name for name in differences if name not in behind]
     if rest:
+        said.append(_listed(rest, differences))
         advice.append(f"use the old values: {command}" if command else "use the old values")
-    details = [text for text in differences if text not in rest]
-    text = f"{'; '.join([*said, *rest])}. To resume it, {' and '.join(advice)}; or name a new directory"
-    return f"{text} ({'; '.join(details)})" if details else text
+    details = [name for name in differences if name in behind]
+    text = f"{'; '.join(said)}. To resume it, {' and '.join(advice)}; or name a new directory"
+    return f"{text} ({_listed(details, differences)})" if details else text
+
+
+def _listed(names: Iterable[str], differences: Mapping[str, str]) -> str:
+    return "; ".join(f"{_SAID.get(name, name)}: {differences[name]}" for name in names)
 
 
 def _another_artifact(held: Job, asked: Job) -> str:

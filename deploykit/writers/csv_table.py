@@ -8,7 +8,7 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from deploykit.errors import UsageError
+from deploykit.errors import UnfitWriterError
 from deploykit.tensors import TensorSpec
 from deploykit.writers.arrowdata import batches_from, column_of, schema_of
 from deploykit.writers.base import SAMPLE_ID, TEXT, Arrays, Batch, Writer, checked, pieces_of_text
@@ -38,7 +38,7 @@ class CsvWriter(Writer):
         names = [SAMPLE_ID, *(cell.name for cell in self._cells)]
         clash = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
         if clash:
-            raise UsageError(f"writer csv: {clash} would be the names of two columns; use --writer parquet or jsonl")
+            raise UnfitWriterError(f"writer csv: {clash} would be the names of two columns", ["parquet", "jsonl"])
 
     def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:  # noqa: ARG002 (the batches say it)
         """Write block by block; memory holds one batch and what becomes of 2 MiB of it as text."""
@@ -108,15 +108,15 @@ def _blocks(file: IO[bytes]) -> Iterator[bytes]:
 def _refuse_unfit(specs: Sequence[TensorSpec]) -> None:
     for spec in specs:
         if any(isinstance(size, str) for size in spec.row_shape):
-            raise UsageError(
-                f"writer csv: {spec} has rows of any size, and a table has the same columns in every row; use "
-                "--writer jsonl, parquet, arrow or pt"
+            raise UnfitWriterError(
+                f"writer csv: {spec} has rows of any size, and a table has the same columns in every row",
+                ["jsonl", "parquet", "arrow", "pt"],
             )
     columns = sum(math.prod(int(size) for size in spec.row_shape) for spec in specs)
     if columns > MOST_COLUMNS:
-        raise UsageError(
-            f"writer csv: {columns} columns, one for each element of a row; at most {MOST_COLUMNS} are allowed: use "
-            "--writer jsonl, parquet, arrow or zarr"
+        raise UnfitWriterError(
+            f"writer csv: {columns} columns, one for each element of a row; at most {MOST_COLUMNS} are allowed",
+            ["jsonl", "parquet", "arrow", "zarr"],
         )
 
 

@@ -7,7 +7,7 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from deploykit.errors import UsageError
+from deploykit.errors import UnfitWriterError
 from deploykit.storage.storedarray import MOST_HEADER, open_npy
 from deploykit.tensors import TensorSpec, empty_rows
 from deploykit.writers.base import NUMBERS, SAMPLE_ID, Arrays, Batch, Writer, of_one_shape, stored_dtype
@@ -31,8 +31,8 @@ class NpyWriter(Writer):
         super().__init__(outputs)
         for spec in self.outputs:
             if not spec.name.isascii():
-                raise UsageError(
-                    f"writer npy: the output name {spec.name!r} is not ASCII, as the format needs; use --writer pt"
+                raise UnfitWriterError(
+                    f"writer npy: the output name {spec.name!r} is not ASCII, as the format needs", ["pt"]
                 )
 
     def require_fit(self) -> None:
@@ -45,9 +45,10 @@ class NpyWriter(Writer):
         file = io.BytesIO()
         _write_header(file, [(SAMPLE_ID, "<i8"), *fields], 0)
         if (length := len(file.getvalue())) > MOST_HEADER:
-            raise UsageError(
+            raise UnfitWriterError(
                 f"writer npy: a header that names {len(self.outputs)} columns takes {length} bytes, and numpy.load "
-                f"reads no longer one than {MOST_HEADER}; use --writer npz or parquet"
+                f"reads no longer one than {MOST_HEADER}",
+                ["npz", "parquet"],
             )
 
     def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:

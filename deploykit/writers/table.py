@@ -5,7 +5,7 @@ import inspect
 import re
 from collections.abc import Iterator, Sequence
 
-from deploykit.errors import DeploykitError, MissingExtraError, UsageError
+from deploykit.errors import DeploykitError, MissingExtraError, UnfitWriterError, UsageError
 from deploykit.registry import Registry
 from deploykit.storage.paths import is_utf8
 from deploykit.tensors import DTYPES, TensorSpec
@@ -114,8 +114,10 @@ def _refuse_dtypes(name: str, kind: type[Writer], outputs: Sequence[TensorSpec])
     unfit = [str(spec) for spec in outputs if spec.dtype not in kind.dtypes]
     if unfit:
         able = [other for other, known in _known() if known.dtypes.issuperset(spec.dtype for spec in outputs)]
-        advice = f"use --writer {' or '.join(able)}" if able else f"no writer can; export it as {', '.join(DTYPES)}"
-        raise UsageError(f"writer {name!r}: cannot hold {', '.join(unfit)}; {advice}")
+        problem = f"writer {name!r}: cannot hold {', '.join(unfit)}"
+        if able:
+            raise UnfitWriterError(problem, able)
+        raise UsageError(f"{problem}; no writer can; export it as {', '.join(DTYPES)}")
 
 
 def _writer_class(name: str) -> type[Writer]:

@@ -8,11 +8,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from deploykit.errors import UsageError
+from deploykit.errors import UnfitWriterError
 from deploykit.tensors import TensorSpec, empty_rows
 from deploykit.writers.base import SAMPLE_ID, TEXT, Batch, Writer, grouped, joined, of_one_shape, size_of, texts_of
 
 __all__ = ["ZarrWriter"]
+
+_ANY_NAME = ("parquet", "arrow", "npz")
+"""Writers whose files have a column of any name."""
 
 _CHUNK_ROWS, _CHUNK_BYTES = 65_536, 16 * 2**20
 _IDS = TensorSpec(name=SAMPLE_ID, dtype="int64", shape=("batch",))
@@ -33,14 +36,14 @@ class ZarrWriter(Writer):
         for spec in self.outputs:
             # A name is a path in the group, and within an array there is none.
             if within := names & {str(parent) for parent in PurePosixPath(spec.name).parents}:
-                raise UsageError(
-                    f"writer zarr: {spec.name!r} would lie within the array {min(within)!r}; use --writer parquet, "
-                    "arrow or npz"
+                raise UnfitWriterError(
+                    f"writer zarr: {spec.name!r} would lie within the array {min(within)!r}", _ANY_NAME
                 )
             if "\\" in spec.name or {"", ".", ".."} & set(spec.name.split("/")):
-                raise UsageError(
+                raise UnfitWriterError(
                     f"writer zarr: {spec.name!r} is no name of an array, which has no backslash, and whose parts "
-                    "between slashes are neither empty nor . nor ..; use --writer parquet, arrow or npz"
+                    "between slashes are neither empty nor . nor ..",
+                    _ANY_NAME,
                 )
 
     def write(self, path: Path, batches: Iterator[Batch], rows: int) -> None:

@@ -1,7 +1,7 @@
 """Let onnxscript's rewriter, with which torch's exporter tidies its graphs, take a time that grows with the graph.
 
 For a pattern that ends in several nodes it lists all nodes of the graph, and that again for every node that the pattern
-may begin at, of whatever kind: a time that grows with the square of the graph, and is most of it for deep models.
+may begin at, of whatever kind: a time that grows with the square of the graph, and of deep models a large part of it.
 """
 
 from collections.abc import Iterator

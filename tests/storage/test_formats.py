@@ -237,9 +237,7 @@ def test_csv_refuses_before_any_work() -> None:
 
 @pytest.mark.parametrize("name", ["npy", "pt"])
 def test_text_is_refused_where_it_cannot_be(name: str) -> None:
-    with pytest.raises(
-        UsageError, match=rf"writer '{name}': cannot hold id:string\[batch\]; use --writer arrow or csv"
-    ):
+    with pytest.raises(UsageError, match=rf"writer '{name}': cannot hold id:string\[batch\]; use --writer arrow, csv"):
         make_writer(name, [*OUTPUTS, text("id")])
 
 
