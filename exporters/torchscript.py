@@ -35,7 +35,8 @@ _INFIX: Mapping[Any, str] = {
 
 _CALLS: Mapping[Any, str] = {
     torch.sym_max: "max", torch.sym_min: "min", torch.sym_float: "float", torch.sym_int: "int", torch.sym_not: "not ",
-    operator.neg: "-", math.floor: "math.floor", math.ceil: "math.ceil", math.trunc: "int", round: "round",
+    operator.neg: "-", operator.abs: "abs", math.floor: "math.floor", math.ceil: "math.ceil", math.trunc: "int",
+    round: "round",
 }  # fmt: skip
 
 

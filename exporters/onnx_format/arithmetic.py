@@ -1,18 +1,28 @@
 """``number - tensor`` and whole quotients in ONNX: ``1.0 - mask``, ``torch.div(t, 86400, rounding_mode="floor")``.
 
 torch's exporter takes the first apart before it makes the types alike, and then finds no operation for a number of
-floating point and a tensor of integers. Integers it divides in float32, which has 24 bits.
+floating point and a tensor of integers. Integers it divides in float32, which has 24 bits, and sizes as ONNX divides
+integers, to zero: ``-(-n // 7)``, which is how Python's users round up, would be rounded down.
 """
 
 from typing import Any
 
 from exporters.onnx_format.exact import number_like
 
-__all__ = ["reversed_difference", "rounded_quotient"]
+__all__ = ["quotient_of_sizes", "reversed_difference", "rounded_quotient"]
+
+
+def quotient_of_sizes(value: Any, other: Any) -> Any:
+    """For the ``custom_translation_table`` of ``torch.onnx.export``: ``value // other``, of integers, rounded down."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    # Of what is a multiple, no rounding is left; the rest has the sign of the divisor, as Python's.
+    return op.Div(op.Sub(value, op.Mod(value, other)), other)
 
 
 def reversed_difference(value: Any, other: Any, alpha: Any = 1) -> Any:
-    """For the ``custom_translation_table`` of ``torch.onnx.export``: ``other - alpha * value``."""
+    """The same for ``other - alpha * value``."""
     import onnx_ir as ir
     import torch
     from onnxscript import opset18

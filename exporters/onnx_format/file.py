@@ -6,6 +6,7 @@ are computed in a few nodes in front of it from what a client may or may not giv
 
 import importlib.util
 import logging
+import operator
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from exporters.noise.mask_ops import SHIFT_RIGHT
 from exporters.noise.sites import module_of
 from exporters.onnx_format.activations import gelu, log_sigmoid, log_sigmoid_parts, mean_slope
 from exporters.onnx_format.addition import log_add, log_add_base_two, refuse_running_log
-from exporters.onnx_format.arithmetic import reversed_difference, rounded_quotient
+from exporters.onnx_format.arithmetic import quotient_of_sizes, reversed_difference, rounded_quotient
 from exporters.onnx_format.attention import attention
 from exporters.onnx_format.average import with_means
 from exporters.onnx_format.choice import choice_translations
@@ -119,6 +120,7 @@ def _translations() -> dict[Any, Any]:
     aten, lookup = torch.ops.aten, lookup_translations()
     return {
         SHIFT_RIGHT: _shift_right(),
+        operator.floordiv: quotient_of_sizes,
         aten.scaled_dot_product_attention.default: attention,
         aten.clamp.default: clamp,
         aten.div.Scalar_mode: rounded_quotient,
