@@ -4,6 +4,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from torch import nn
 
 from deploykit.artifact import MANIFEST_NAME
 from deploykit.bounds import Bounds
-from deploykit.errors import UsageError
+from deploykit.errors import DeploykitError, UsageError
 from deploykit.manifest import FileRecord, FormatRecord, Manifest, ParityRecord
 from deploykit.preprocessing import parse_preprocessing
 from deploykit.storage.files import sha256_of, write_json
@@ -28,12 +29,13 @@ from exporters.eager.weights import put_back_at_the_end
 from exporters.exportable import advising, check_exportable
 from exporters.formats import FORMATS, Format
 from exporters.inputs import ModelInputs, find_inputs
-from exporters.parity import check_parity, refuse_ways, sizes_that_hold, tested_sizes
+from exporters.parity import check_parity, sizes_that_hold, tested_sizes
 from exporters.ranges import Range
 from exporters.request import check_values
 from exporters.subject import DrawOptions, Subject, prepare
 from exporters.tasks import TaskRequest, parse_tasks
 from exporters.turns import one_at_a_time
+from exporters.ways import AlikeError, refuse_ways
 from exporters.workshop import Workshop, put_back
 
 __all__ = ["ExportResult", "check_request", "export_module"]
@@ -130,26 +132,44 @@ def export_module(
     writers = _check_request(path, formats, overwrite)
     tasks = _check_draws(mc_modules, task, variance, log_variance, mc_draws)
     check_exportable(module)
+    options = DrawOptions(draws=mc_draws, modules=several(mc_modules), mode=mask_mode, seed=seed, tasks=tasks,
+                          keep_draws=keep_draws)  # fmt: skip
     with put_back_at_the_end(module):
         given = find_inputs(module, specs=inputs, example=example, ranges=ranges)
-        preprocessing = parse_preprocessing(preprocess, given.specs)
+        told = {"method": method, "checkpoint": checkpoint, "user": dict(user or {}),
+                "preprocessing": parse_preprocessing(preprocess, given.specs)}  # fmt: skip
         entry = Entry(module, method, given.names, arrangement_for(module, method, given.names, batch), tasks.left_out)
-        subject = prepare(entry, given, DrawOptions(draws=mc_draws, modules=several(mc_modules), mode=mask_mode,
-                                                    seed=seed, tasks=tasks, keep_draws=keep_draws))  # fmt: skip
-        limit = subject.captured.tolerance if tolerance is None else tolerance
-        with Workshop(path) as workshop:
-            records, parity, bounds = _write_formats(workshop.path, writers, subject, given, limit, progress)
-            golden = _write_golden(workshop.path / GOLDEN_NAME, subject, given)
-            manifest = Manifest(
-                name=path.name, created=datetime.now(UTC).isoformat(timespec="seconds"), method=method,
-                inputs=subject.inputs, outputs=subject.outputs, tested=tested_sizes(given, subject),
-                monte_carlo=subject.monte_carlo, formats=records, files=_digests(workshop.path), golden=GOLDEN_NAME,
-                tolerance=limit, parity=tuple(_worst_per_output(parity)), checkpoint=checkpoint, versions=_versions(),
-                preprocessing=preprocessing, bounds=bounds, user=dict(user or {}),
-            )  # fmt: skip
-            write_json(workshop.path / MANIFEST_NAME, manifest.to_json())
-            workshop.publish()
-    return ExportResult(path=path, manifest=manifest, notes=(*notes, *_notes(given, subject, bounds, golden)))
+        make = partial(_make, path, entry, options, writers, tolerance, told, progress)
+        try:
+            manifest, found = make(given)
+        except AlikeError as refusal:
+            # Sizes of our own choice decided it: with others the code may hold for all.
+            try:
+                manifest, found = make(given.apart())
+            except DeploykitError:
+                raise refusal from None
+    return ExportResult(path=path, manifest=manifest, notes=(*notes, *found))
+
+
+def _make(
+    path: Path, entry: Entry, options: DrawOptions, writers: Mapping[str, Format], tolerance: float | None,
+    told: Mapping[str, Any], progress: Callable[[str], None], given: ModelInputs,
+) -> tuple[Manifest, list[str]]:  # fmt: skip
+    """Publish the artifact; ``told`` goes into its manifest as it is. The second is what people should know."""
+    subject = prepare(entry, given, options)
+    limit = subject.captured.tolerance if tolerance is None else tolerance
+    with Workshop(path) as workshop:
+        records, parity, bounds = _write_formats(workshop.path, writers, subject, given, limit, progress)
+        golden = _write_golden(workshop.path / GOLDEN_NAME, subject, given)
+        manifest = Manifest(
+            name=path.name, created=datetime.now(UTC).isoformat(timespec="seconds"), inputs=subject.inputs,
+            outputs=subject.outputs, tested=tested_sizes(given, subject), monte_carlo=subject.monte_carlo,
+            formats=records, files=_digests(workshop.path), golden=GOLDEN_NAME, tolerance=limit,
+            parity=tuple(parity), versions=_versions(), bounds=bounds, **told,
+        )  # fmt: skip
+        write_json(workshop.path / MANIFEST_NAME, manifest.to_json())
+        workshop.publish()
+    return manifest, _notes(given, subject, bounds, golden)
 
 
 def _write_formats(
@@ -167,8 +187,8 @@ def _write_formats(
     progress("comparing with the module")
     names = [output.name for output in subject.outputs]
     clients = {name: writers[name].open_client(directory / records[name].file, names) for name in writers}
-    parity = check_parity(clients, subject, inputs, tolerance)
     refuse_ways(clients, subject, inputs, tolerance)
+    parity = check_parity(clients, subject, inputs, tolerance)
     return records, parity, sizes_that_hold(clients, subject, inputs, tolerance)
 
 
@@ -266,16 +286,6 @@ def _write_golden(path: Path, subject: Subject, inputs: ModelInputs) -> dict[str
 def _digests(directory: Path) -> dict[str, FileRecord]:
     files = sorted(file for file in directory.iterdir() if file.is_file())
     return {file.name: FileRecord(sha256=sha256_of(file), size_bytes=file.stat().st_size) for file in files}
-
-
-def _worst_per_output(records: Sequence[ParityRecord]) -> list[ParityRecord]:
-    """One record for each format and output: that of its worst trial."""
-    worst: dict[tuple[str, str], ParityRecord] = {}
-    for record in records:
-        key = record.format, record.output
-        if key not in worst or record.max_error > worst[key].max_error:
-            worst[key] = record
-    return list(worst.values())
 
 
 def _versions() -> dict[str, str]:

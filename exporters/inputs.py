@@ -3,7 +3,7 @@
 import inspect
 import keyword
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ __all__ = ["CONTROLS", "Controls", "ModelInputs", "control_specs", "find_inputs"
 BATCH = "batch"
 DEFAULT_SIZE = 12
 """The size of a dynamic dimension that no example shows."""
+APART = 8
+"""Keeps sizes multiples of 4, as those of patches and of two poolings have to be."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -31,12 +33,14 @@ class ModelInputs:
     """What a model takes.
 
     ``example`` holds the user's own rows, if any; random inputs take their mean, spread and range from it. ``ranges``
-    holds the range of integer inputs.
+    holds the range of integer inputs. ``step`` is how much larger each dynamic dimension that no example shows is than
+    the one before.
     """
 
     specs: tuple[TensorSpec, ...]
     example: Arrays | None = None
     ranges: Mapping[str, Range] = field(default_factory=dict)
+    step: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -50,7 +54,12 @@ class ModelInputs:
         """The size of each dynamic dimension other than the batch: that of the example, where there is one."""
         names = {size for spec in self.specs for size in spec.shape if isinstance(size, str)} - {self.batch_name}
         shown = {} if self.example is None else check_inputs(self.specs, self.example)
-        return {name: shown.get(name, DEFAULT_SIZE) for name in sorted(names)}
+        hidden = {name: DEFAULT_SIZE + index * self.step for index, name in enumerate(sorted(names - shown.keys()))}
+        return {name: shown.get(name) or hidden[name] for name in sorted(names)}
+
+    def apart(self) -> "ModelInputs":
+        """The same, with another size for each of the dynamic dimensions that no example shows."""
+        return replace(self, step=APART)
 
     def random(self, sizes: Mapping[str, int], seed: int) -> Arrays:
         """Fresh random inputs with these sizes of the dynamic dimensions."""

@@ -4,59 +4,74 @@ The file is loaded as a client loads it and fed fresh random inputs at several b
 module with numpy masks (``exporters.checks.reference``).
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.bounds import Bounds
 from deploykit.compare import worst_of
-from deploykit.errors import DeploykitError, ExportError, ParityError, UsageError
+from deploykit.errors import DeploykitError, ParityError, UsageError
 from deploykit.manifest import ParityRecord
+from exporters.checks.reference import OtherWayError
 from exporters.checks.rows import blaming_the_module
 from exporters.formats import Client
 from exporters.inputs import ModelInputs
 from exporters.noise.sites import RECURRENT, aten_name
 from exporters.subject import Subject
 
-__all__ = ["check_parity", "refuse_ways", "sizes_that_hold", "tested_sizes"]
+__all__ = ["agreement", "check_parity", "sizes_that_hold", "tested_sizes"]
+
+Agreement = Literal["same", "different", "unclear", "fails", "not taken", "no inputs"]
+
+_HOLDS = frozenset({"same", "no inputs"})
+"""Of what the module does not take, a runtime may make anything: a GRU over no steps ends the process."""
 
 _OF_STEPS = RECURRENT | {"kthvalue", "median", "mode"}
 
 BATCHES = (1, 2, 7, 64)
 """One, two, an odd size, and one much larger than the example's."""
 
-_PATIENCE = 8
-"""Sizes that are tried for one relation until the module takes some."""
-
 _DRAWS = 3
 """Draws in a trial: the oracle runs the module once for each, and every draw goes through the same graph."""
 
 
+class _FailedError(ParityError):
+    """The exported file raises an error where the module does not."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Trial:
-    """One comparison: the sizes of all dynamic dimensions, the random seed of the inputs, and the controls."""
+    """One comparison: the sizes of all dynamic dimensions, the random seed of the inputs, and the controls.
+
+    ``may_refuse``, if the module need not take these sizes: of two that differ it may let only one be the larger.
+    """
 
     sizes: Mapping[str, int]
     seed: int
     controls: Mapping[str, Any]
     draws: range
+    may_refuse: bool = False
 
 
 def _trials(inputs: ModelInputs, subject: Subject) -> Iterator[_Trial]:
     other, bounds = inputs.default_sizes(), subject.captured.bounds
     batches = dict.fromkeys(_at_most(batch, bounds, inputs.batch_name) for batch in BATCHES)
     sizes = [{inputs.batch_name: batch, **other} for batch in batches]
+    larger = {name: _at_most(size + 5, bounds, name) for name, size in other.items()}
+    smaller = {name: _at_least(size - 3, bounds, name) for name, size in other.items()}
     if other:
-        sizes.append({inputs.batch_name: 3, **{name: _at_most(size + 5, bounds, name) for name, size in other.items()}})
-        sizes.append(
-            {inputs.batch_name: 2, **{name: _at_least(size - 3, bounds, name) for name, size in other.items()}}
-        )
+        sizes += [{inputs.batch_name: 3, **larger}, {inputs.batch_name: 2, **smaller}]
     for index, each in enumerate(sizes):
         yield _trial(each, index, subject, inputs.batch_name)
+    if len(other) > 1:
+        # By turns, so that no two have one size, nor the sizes of the example.
+        for one, two in ((larger, smaller), (smaller, larger)):
+            mixed = {name: (one, two)[index % 2][name] for index, name in enumerate(other)}
+            trial = _trial({inputs.batch_name: 2, **mixed}, len(sizes), subject, inputs.batch_name)
+            yield replace(trial, may_refuse=True)
     if subject.controls is not None:
         # Once without any control, as a client that knows only the model's own inputs calls it.
         yield _Trial(sizes={inputs.batch_name: 2, **other}, seed=99, controls={}, draws=range(subject.controls.draws))
@@ -94,18 +109,34 @@ def tested_sizes(inputs: ModelInputs, subject: Subject) -> dict[str, tuple[int, 
 def check_parity(
     clients: Mapping[str, Client], subject: Subject, inputs: ModelInputs, tolerance: float
 ) -> list[ParityRecord]:
-    """Compare every format with the oracle in every trial.
+    """Compare every format with the oracle in every trial; gives for each output of each the worst.
 
     Raises:
         ParityError: names the format, the batch size, and the worst element.
     """
     found: list[ParityRecord] = []
     for trial in _trials(inputs, subject):
-        arrays = inputs.random(trial.sizes, trial.seed)
-        wanted = _wanted(subject, arrays, trial, trial.sizes[inputs.batch_name])
+        try:
+            arrays = inputs.random(trial.sizes, trial.seed)
+            wanted = _wanted(subject, arrays, trial, trial.sizes[inputs.batch_name])
+        except OtherWayError:
+            raise
+        except DeploykitError:
+            if trial.may_refuse:
+                continue
+            raise
         for name, client in clients.items():
             found += _compare(name, client, subject, inputs, arrays, wanted, trial, tolerance)
-    return found
+    return _worst_per_output(found)
+
+
+def _worst_per_output(records: Sequence[ParityRecord]) -> list[ParityRecord]:
+    worst: dict[tuple[str, str], ParityRecord] = {}
+    for record in records:
+        key = record.format, record.output
+        if key not in worst or record.max_error > worst[key].max_error:
+            worst[key] = record
+    return list(worst.values())
 
 
 def sizes_that_hold(clients: Mapping[str, Client], subject: Subject, inputs: ModelInputs, tolerance: float) -> Bounds:
@@ -118,35 +149,19 @@ def sizes_that_hold(clients: Mapping[str, Client], subject: Subject, inputs: Mod
     """
     bounds = {name: dict(ends) for name, ends in subject.captured.bounds.items()}
     for name, most in subject.captured.ones.items():
-        if not all(_hold({name: size}, clients, subject, inputs, tolerance) for size in (most + 1, 2 * most + 1)):
+        tried = [_at({name: size}, clients, subject, inputs, tolerance) for size in (most + 1, 2 * most + 1)]
+        if not _HOLDS.issuperset(tried):
             bounds.setdefault(name, {})["max"] = most
     small = [name for name, size in inputs.default_sizes().items() if size > 1 and _at_least(1, bounds, name) == 1]
-    wrong: Collection[str] = ()
-    if small and not _hold(dict.fromkeys(small, 1), clients, subject, inputs, tolerance):
-        wrong = [name for name in small if not _hold({name: 1}, clients, subject, inputs, tolerance)] or small
+    # Sizes that the module takes together, it may refuse one by one.
+    together = len(small) > 1 and _at(dict.fromkeys(small, 1), clients, subject, inputs, tolerance) in _HOLDS
+    allowed = _HOLDS | {"not taken"} if together else _HOLDS
+    wrong = [name for name in small if _at({name: 1}, clients, subject, inputs, tolerance) not in allowed]
+    if len(small) > 1 and not together and not wrong:
+        wrong = small
     found = {**bounds, **{name: {**bounds.get(name, {}), "min": 2} for name in wrong}}
     steps = [name for name in inputs.default_sizes() if "min" not in found.get(name, {})] if _needs_one(subject) else []
     return found | {name: {**found.get(name, {}), "min": 1} for name in steps if _fails_at_none(name, subject, inputs)}
-
-
-def refuse_ways(clients: Mapping[str, Client], subject: Subject, inputs: ModelInputs, tolerance: float) -> None:
-    """Try the files where what the capture took for granted of several sizes at once is not so.
-
-    Raises:
-        ExportError: the module does something else there, which no bounds can say.
-    """
-    defaults = {inputs.batch_name: 2, **inputs.default_sizes()}
-    for relation in subject.captured.relations:
-        for sizes in islice(relation.broken(defaults, subject.captured.bounds), _PATIENCE):
-            holds = _tried(sizes, clients, subject, inputs, tolerance)
-            if holds is False:
-                raise ExportError(
-                    f"(root): the module's code goes another way where {relation} does not hold, as at {sizes}, and a "
-                    "file has one way for all sizes: write it without that condition, give dimensions that are always "
-                    "the same one name, or declare one of them as a number"
-                )
-            if holds:
-                break
 
 
 def _needs_one(subject: Subject) -> bool:
@@ -166,36 +181,47 @@ def _fails_at_none(name: str, subject: Subject, inputs: ModelInputs) -> bool:
     return False
 
 
-def _hold(
-    others: Mapping[str, int], clients: Mapping[str, Client], subject: Subject, inputs: ModelInputs, tolerance: float
-) -> bool:
-    """Whether the module runs at these sizes of some dimensions, and every file is what it is."""
-    return _tried(others, clients, subject, inputs, tolerance) is True
+def agreement(
+    sizes: Mapping[str, int], clients: Mapping[str, Client], subject: Subject, inputs: ModelInputs, tolerance: float
+) -> Agreement:
+    """What every file is beside the module at these sizes of all dynamic dimensions.
 
-
-def _tried(
-    others: Mapping[str, int], clients: Mapping[str, Client], subject: Subject, inputs: ModelInputs, tolerance: float
-) -> bool | None:
-    """Whether every file is what the module is at these sizes of some dimensions; None if it does not take them."""
-    sizes = {inputs.batch_name: 2, **inputs.default_sizes(), **others}
-    trial = _trial(sizes, len(BATCHES), subject, inputs.batch_name)
+    ``no inputs`` where a ``--range`` holds nothing there, so that nobody has such rows; ``not taken`` where the module
+    fails; ``unclear`` where the files differ and the module gives NaN or infinity among its numbers.
+    """
+    trial = _trial(dict(sizes), len(BATCHES), subject, inputs.batch_name)
     try:
         arrays = inputs.random(sizes, trial.seed)
     except UsageError:
-        return True  # A --range holds nothing at this size, so that nobody has such rows.
+        return "no inputs"
     # Places and lengths may have been drawn for larger sizes; the least of them fits.
     for given in (arrays, inputs.least(arrays, sizes)):
         try:
             wanted = _wanted(subject, given, trial, sizes[inputs.batch_name])
+        except OtherWayError:
+            return "different"
         except DeploykitError:
             continue
         try:
             for name, client in clients.items():
                 _compare(name, client, subject, inputs, given, wanted, trial, tolerance)
+        except _FailedError:
+            return "fails"
         except ParityError:
-            return False
-        return True
-    return None  # Of what the module refuses, a runtime may make anything: a GRU over no steps ends the process.
+            return "different" if all(map(_is_finite, wanted.values())) else "unclear"
+        return "same"
+    return "not taken"
+
+
+def _at(
+    others: Mapping[str, int], clients: Mapping[str, Client], subject: Subject, inputs: ModelInputs, tolerance: float
+) -> Agreement:
+    """The same where only some dimensions have other sizes than the defaults."""
+    return agreement({inputs.batch_name: 2, **inputs.default_sizes(), **others}, clients, subject, inputs, tolerance)
+
+
+def _is_finite(values: NDArray[Any]) -> bool:
+    return values.dtype.kind != "f" or bool(np.isfinite(values).all())
 
 
 def _wanted(subject: Subject, arrays: dict[str, NDArray[Any]], trial: _Trial, batch: int) -> dict[str, NDArray[Any]]:
@@ -218,7 +244,12 @@ def _compare(
     try:
         got = client(dict(arrays), dict(trial.controls))
     except Exception as error:
-        raise ParityError(f"format {name}: the exported file fails with {dict(trial.sizes)}: {error}") from error
+        raise _FailedError(f"format {name}: the exported file fails with {dict(trial.sizes)}: {error}") from error
+    if missing := sorted({output.name for output in subject.outputs} - wanted.keys()):
+        raise ParityError(
+            f"format {name}, {dict(trial.sizes)}: the module has no output {missing[0]!r} there; nothing was written. "
+            "Return the same outputs for all sizes"
+        )
     for output in subject.outputs:
         given = str(got[output.name].dtype)
         if given != output.dtype:

@@ -212,7 +212,10 @@ def _sizes(specs: Sequence[TensorSpec], example: Sequence[Tensor]) -> str:
 def _without_the_size(text: str, rows: bool) -> str:
     """What to do about a size that the code fixes; ``rows``, if it is only their number."""
     if _ALIKE.search(text):
-        return "give both one name if they always are, or write it so that they need not be"
+        return (
+            "give both one name if they always are, an --example in which they have different sizes if the code only "
+            "compares them, or write it so that they need not be"
+        )
     if rows:
         return "write it without that size, for all rows at once, as layers take them, and choose with torch.where"
     if re.search(r"% \d+\)* [!=]= 0", text):

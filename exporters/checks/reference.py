@@ -23,9 +23,13 @@ from exporters.eager.modes import borrowed, set_modes
 from exporters.rewrite.drawplan import Asked, Placed
 from exporters.tasks import OutputTask
 
-__all__ = ["Reference", "to_numpy"]
+__all__ = ["OtherWayError", "Reference", "to_numpy"]
 
 Arrays = dict[str, NDArray[Any]]
+
+
+class OtherWayError(ExportError):
+    """The module does something else than when it was captured: it draws otherwise, or gives other rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +78,7 @@ class Reference:
         def kept(kind: str, shape: Sequence[int], p: float | None) -> Tensor | None:
             expected = next(asked, None)
             if expected is None or (expected.kind, expected.p) != (kind, p):
-                raise ExportError(
+                raise OtherWayError(
                     f"{places[-1]}: does not draw in every call what it drew when it was captured: now {kind} with "
                     f"p={p}, as where p follows a schedule or a mask is kept for later calls. An exported file keeps "
                     "no state; draw the same in every call"
@@ -82,7 +86,7 @@ class Reference:
             if expected.placed is None:
                 return None
             if len(shape) != len(expected.placed.sizes):
-                raise ExportError(
+                raise OtherWayError(
                     f"{places[-1]}: draws {kind} in another shape than when it was captured ({list(shape)}), as for "
                     "the data of a packed sequence; draw before pack_padded_sequence"
                 )
@@ -108,7 +112,7 @@ class Reference:
 
 def _require_rows(name: str, value: NDArray[Any], rows: int) -> None:
     if value.shape[:1] != (rows,):
-        raise ExportError(
+        raise OtherWayError(
             f"output {name!r}: has shape {list(value.shape)} for a batch of {rows}; the first dimension must be "
             "the batch, whatever its size. A squeeze() without a dimension takes it away from a batch of one: name it"
         )

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnxscript import opset18
 from torch import Tensor, nn
 
 from deploykit.errors import ParityError
 from exporters import export
 from exporters.noise import noise_ops
+from exporters.onnx_format import file
 from exporters.parity import check_parity
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -130,6 +132,22 @@ def test_a_file_that_is_wrong_for_some_sizes_only_is_refused(gate: Gate, dimensi
 
     with pytest.raises(ParityError, match="format planted"):
         gate.check(client)
+
+
+class Covered(nn.Module):
+    """As many of ``b`` as ``a`` needs: two sizes that decide together."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x.mean(1) * -(-x.shape[1] // y.shape[1]) + y.mean(1)
+
+
+def test_a_file_that_is_wrong_only_where_two_sizes_differ_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = ["x:float32[batch,a,4]", "y:float32[batch,b,4]"]
+    monkeypatch.setattr(file, "quotient_of_sizes", lambda value, other: opset18.Div(value, other))
+    with pytest.raises(ParityError, match=r"format onnx, \{'batch': 2, 'a': 17, 'b': 9\}: output"):
+        export.export_module(Covered(), tmp_path / "a", inputs=inputs)
 
 
 def test_a_file_that_fails_is_refused_with_the_sizes(gate: Gate) -> None:
