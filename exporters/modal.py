@@ -14,7 +14,7 @@ from exporters.capture.reach import kept_state
 from exporters.checkpoint.target import lightning_hook
 from exporters.checks.longest import refuse_longest
 from exporters.checks.rows import blaming_the_module
-from exporters.checks.steady import refuse_unsteady
+from exporters.checks.steady import refuse_renewed, refuse_unsteady
 from exporters.checks.trainmodes import (
     Training,
     close,
@@ -68,7 +68,7 @@ class ModalCapture:
         before = fingerprints(self._generators)
         try:
             with lent(self.entry):
-                self._check_calls(training)
+                renewed = self._check_calls(training)
                 captured = capture(self.entry, self._copies(), self.specs)
         finally:
             # Also where the capture failed, which may be for this reason.
@@ -78,16 +78,21 @@ class ModalCapture:
                     "an exported graph would repeat that one value for ever. Draw with torch, or switch this off"
                 )
         simplify(captured.module)
+        refuse_renewed(captured.graph, renewed)
         draws = find_draws(captured.graph)
         refuse_unsupported(draws)
         refuse_functions(captured.graph)
         return Seen(captured=captured, draws=draws, training=training, notes=tuple(captured.notes))
 
-    def _check_calls(self, training: Training) -> None:
-        """Refuse what shows in eager calls, in which the module also makes what it keeps, as a table of positions."""
+    def _check_calls(self, training: Training) -> list[str]:
+        """Refuse what shows in eager calls, in which the module also makes what it keeps, as a table of positions.
+
+        Gives the buffers that it sets anew.
+        """
         set_modes(self.entry, training)
-        refuse_unsteady(self.entry.module, self._with_the_same_noise)
+        renewed = refuse_unsteady(self.entry.module, self._with_the_same_noise)
         refuse_longest(self.entry.module, self._with_the_same_noise)
+        return renewed
 
     def _with_the_same_noise(self, change: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> tuple[Tensor, ...]:
         """One eager call, with inputs changed so; noise of torch's that no rewrite knows is told by the graph, with a

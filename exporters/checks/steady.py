@@ -7,58 +7,71 @@ capture would hold what one call happened to find.
 import contextlib
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from deploykit.errors import ExportError
+from exporters.capture.graph import own_name
 from exporters.checks.trainmodes import close
 from exporters.checks.watch import places_of
 
-__all__ = ["refuse_unsteady"]
+__all__ = ["refuse_renewed", "refuse_unsteady"]
 
 
-def refuse_unsteady(module: nn.Module, call: Callable[[], Sequence[Tensor]]) -> None:
+def refuse_unsteady(module: nn.Module, call: Callable[[], Sequence[Tensor]]) -> list[str]:
     """Compare two calls of ``module`` in a row. Call it where the module's state is kept.
 
-    Buffers that are written to are named elsewhere; so is what fails here.
+    Gives the buffers that ``forward`` sets anew in every call, for ``refuse_renewed``. Those that are written to are
+    named elsewhere; so is what fails here.
 
     Raises:
-        ExportError: names the module that differs, or that makes random generators, or the buffers that are set anew.
+        ExportError: names the module that differs, or that makes random generators.
     """
     asked: list[str] = []
-    before = dict(module.named_buffers())
     runs: list[tuple[Sequence[Tensor], list[Tensor]]] = []
+    named: list[dict[str, Tensor]] = []
     # What fails is told by the capture that follows, with more to say about it.
     with contextlib.suppress(Exception), _asking_for_entropy(module, asked):
-        runs += [(call(), _buffers(module)) for _ in range(2)]
+        for _ in range(2):
+            runs.append((call(), _buffers(module)))
+            named.append(dict(module.named_buffers()))
     if asked:
         raise ExportError(
             f"{asked[0]}: makes a random generator of its own in every call, as random.Random() and "
             "numpy.random.default_rng() are without a seed; an exported graph would repeat one value for ever. Draw "
             "with torch, or switch this off"
         )
-    if len(runs) < 2 or _alike(runs[0][0], runs[1][0]):
-        return
-    # One that is written to shows in the graph, and one that another takes the place of does not.
-    others = [name for name, buffer in module.named_buffers() if buffer is not before.get(name)]
-    if others:
-        raise ExportError(
-            f"{', '.join(others)}: set in forward and used for an output, so that a row's result would depend on the "
-            "calls before it. An exported file keeps no state; compute with a copy instead"
-        )
-    if not _alike(runs[0][1], runs[1][1]):
-        return
+    if len(runs) < 2:
+        return []
+    # A table that the first call made is there in the second.
+    renewed = [name for name, buffer in named[1].items() if buffer is not named[0].get(name)]
+    if renewed or _alike(runs[0][0], runs[1][0]) or not _alike(runs[0][1], runs[1][1]):
+        return renewed
     raise ExportError(
         f"{_first_unsteady(module, call)}: gives another result in a second call with the same inputs and the "
         "same noise: it keeps something from call to call. An exported file keeps no state; start every call afresh, "
         "or give the state as an input"
     )
+
+
+def refuse_renewed(graph: fx.Graph, renewed: Collection[str]) -> None:
+    """Refuse a graph that reads what ``forward`` sets anew: the graph has no write to show for it.
+
+    Raises:
+        ExportError: names the buffers.
+    """
+    read = {own_name(str(node.target)) for node in graph.find_nodes(op="get_attr") if node.users}
+    if state := [name for name in renewed if name in read]:
+        raise ExportError(
+            f"{', '.join(state)}: set in forward and used for an output, so that a row's result would depend on the "
+            "calls before it. An exported file keeps no state; compute with a copy instead"
+        )
 
 
 def _buffers(module: nn.Module) -> list[Tensor]:

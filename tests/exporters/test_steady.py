@@ -155,7 +155,7 @@ class Renewed(nn.Module):
         self.register_buffer("level", torch.zeros(8))
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = F.dropout(self.last(x - self.level * self.part), 0.3, self.training)
+        found: Tensor = F.dropout(self.last(x - self.level if self.part else x), 0.3, self.training)
         self.level = self.level * 0.9 + 0.1
         return found
 
@@ -168,3 +168,59 @@ def test_a_buffer_that_gets_another_tensor_is_refused_by_its_name(tmp_path: Path
     assert torch.equal(module[0].level, torch.zeros(8))
     module = nn.Sequential(Renewed(part=False)).eval()
     assert export_module(module, tmp_path / "b", inputs=["x:float32[batch,8]"], mc_draws=draws).max_error < 1e-5
+
+
+class Counting(nn.Module):
+    """Two calls give the same: only the eleventh does not."""
+
+    calls: Tensor
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(8, 3)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls, self.seen = self.calls + 1, self.seen + 1
+        return F.dropout(self.last(x), 0.3, self.training) * torch.where(self.calls > 10, 2.0, 1.0)
+
+
+class Largest(nn.Module):
+    peak: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("peak", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.peak = torch.maximum(self.peak, x.detach().abs().amax(0))
+        return x / self.peak
+
+
+class MadeOnce(nn.Module):
+    """A table that the first call makes, as that of rotary embeddings."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table.shape[0] < 100:
+            self.table = torch.arange(100.0)[:, None] * torch.ones(8)
+        return x * self.table[7]
+
+
+@pytest.mark.parametrize(("module", "name"), [(Counting(), "calls"), (Largest(), "peak")])
+def test_a_buffer_that_gets_another_tensor_is_refused_where_two_calls_agree(
+    tmp_path: Path, module: nn.Module, name: str
+) -> None:
+    with pytest.raises(ExportError, match=rf"^{name}: set in forward and used for an output"):
+        export_module(module.eval(), tmp_path / "a", inputs=["x:float32[batch,8]"])
+
+
+def test_a_table_that_the_first_call_makes_is_exported(tmp_path: Path) -> None:
+    assert export_module(MadeOnce().eval(), tmp_path / "a", inputs=["x:float32[batch,8]"]).max_error < 1e-5
