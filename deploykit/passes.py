@@ -126,8 +126,8 @@ def plan_passes(
     passes = Passes(draws_per_call=chosen)
     if draws_until is not None:
         least = min(LEAST_DRAWS, draws) if min_draws is None else min_draws
-        _check_bound(draws_until, least, draws)
         _check_deciding(manifest)
+        _check_bound(draws_until, least, draws)
         passes = Passes(draws_per_call=chosen, draws_until=float(draws_until), min_draws=least)
     _check_number(manifest, draws)
     if len(passes.pieces(draws)) > 1:

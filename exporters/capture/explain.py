@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.tensors import TensorSpec
+from exporters.capture.conditions import condition_of, without_the_size
 from exporters.capture.fixed import Step
 from exporters.noise.sites import site_name
 
@@ -33,9 +34,6 @@ _ABOUT_SIZES = re.compile(
 )
 """What errors say that a larger example may have spared; the name of an attribute that is missing is none."""
 
-_ALIKE = re.compile(r"The values of (\w+) = .* and (\w+) = .* must always be equal")
-"""torch's words for two dimensions that have to be one."""
-
 _APART = "its code takes tensors apart along it, one by one, as `for each in x`, x.unbind() and x.tolist() do"
 
 _INSTEAD = {
@@ -50,6 +48,13 @@ _UNCAPTURED = (
     "torch/nn/attention/flex_attention.py",
 )
 """Files of torch with the names of those at which a capture fails."""
+
+_SOLVER = "torch/fx/experimental/symbolic_shapes.py"
+"""It fails by itself on what it finds of some sizes, ``25/4 < n`` for one."""
+
+_ONE_BY_ONE = (
+    "declare the dynamic dimensions as numbers, one after the other, to see which it is, and bring the inputs to it"
+)
 
 _FUNCTORCH = ("_functorch/vmap.py", "_functorch/eager_transforms.py")
 """Files of torch whose code runs around a function of the user's that it transforms."""
@@ -86,7 +91,7 @@ def explain(
         rows = text.startswith(f"Constraints violated ({specs[0].shape[0]})!")
         return (
             f"{where}the module fixes a dimension that was declared dynamic ({', '.join(dynamic)}): "
-            f"{_APART if apart else _condition(text)}; {_without_the_size(text, rows)}"
+            f"{_APART if apart else condition_of(text)}; {without_the_size(text, rows)}"
         )
     if "not attached to a" in text and "Trainer" in text:
         return (
@@ -129,7 +134,9 @@ def with_functions(name: str) -> str:
 
 
 def _missing_operation(error: Exception, text: str) -> str | None:
-    """What is said where torch cannot capture an operation at all."""
+    """What is said where torch cannot capture an operation at all, or fails on what it finds of sizes."""
+    if isinstance(error, AssertionError) and any(f.f_code.co_filename.endswith(_SOLVER) for f, _ in _frames(error)):
+        return f"torch cannot work out the sizes for which the code holds ({text}); {_ONE_BY_ONE}"
     if "UnsupportedOperator" in type(error).__name__ and (
         unknown := re.search(r"aten\.(\w+)", text.partition("\n")[0])
     ):
@@ -207,49 +214,6 @@ def _sizes(specs: Sequence[TensorSpec], example: Sequence[Tensor]) -> str:
         if isinstance(size, str)
     }
     return ", ".join(f"{name}={size}" for name, size in found.items())
-
-
-def _without_the_size(text: str, rows: bool) -> str:
-    """What to do about a size that the code fixes; ``rows``, if it is only their number."""
-    if _ALIKE.search(text):
-        return (
-            "give both one name if they always are, an --example in which they have different sizes if the code only "
-            "compares them, or write it so that they need not be"
-        )
-    if rows:
-        return "write it without that size, for all rows at once, as layers take them, and choose with torch.where"
-    if re.search(r"% \d+\)* [!=]= 0", text):
-        return (
-            "do it for every size, as F.pad(x, (0, -n % 16)) does, which adds nothing where nothing is missing, or "
-            "declare the dimension as a number and bring the inputs to it"
-        )
-    if re.search(r" != .*[a-z]", _condition(text)):
-        return (
-            "a part that may be all of a tensor lies in memory in two ways: take it as x[:, :n].contiguous(), or "
-            "declare the dimension as a number and bring the inputs to it"
-        )
-    return (
-        "write it without that size (math.floor(n / 2) for int(n / 2)), or declare the dimension as a number and bring "
-        "the inputs to it"
-    )
-
-
-def _condition(text: str) -> str:
-    """What torch found of a dimension: the sizes for which the code holds, or that it holds for one."""
-    alike = _ALIKE.search(text)
-    if alike is not None:
-        return f"its code works only where {alike[2]} and {alike[1]} are the same"
-    guard = re.search(r"the generated guard (.*?)\.?(?:Specializations unexpectedly|$)", text, re.MULTILINE)
-    if guard is not None:
-        return f"its code works only where {guard[1]}"
-    constant = re.search(r"specialized it to be a constant \((\d+)\)", text)
-    if constant is not None:
-        return (
-            f"its code makes the constant {constant[1]} of it, as range(n), int(n) and float(n) do with a size n "
-            "(use n and n * 1.0), log(n) imported by name (use math.log(n)), and sqrt(n) imported by name (use "
-            "math.sqrt(n))"
-        )
-    return next((line.strip(" -") for line in text.splitlines() if "specialized" in line), text.splitlines()[0])
 
 
 def at_fault(error: BaseException, module: nn.Module) -> str | None:
