@@ -16,7 +16,7 @@ from torch import nn
 
 from deploykit.artifact import MANIFEST_NAME
 from deploykit.bounds import Bounds
-from deploykit.errors import DeploykitError, UsageError
+from deploykit.errors import ExportError, ParityError, UsageError
 from deploykit.manifest import FileRecord, FormatRecord, Manifest, ParityRecord
 from deploykit.preprocessing import parse_preprocessing
 from deploykit.storage.files import sha256_of, write_json
@@ -36,7 +36,7 @@ from exporters.subject import DrawOptions, Subject, prepare
 from exporters.tasks import TaskRequest, parse_tasks
 from exporters.turns import one_at_a_time
 from exporters.ways import AlikeError, refuse_ways
-from exporters.workshop import Workshop, put_back
+from exporters.workshop import Workshop, put_back, refuse_taken
 
 __all__ = ["ExportResult", "check_request", "export_module"]
 
@@ -139,21 +139,21 @@ def export_module(
         told = {"method": method, "checkpoint": checkpoint, "user": dict(user or {}),
                 "preprocessing": parse_preprocessing(preprocess, given.specs)}  # fmt: skip
         entry = Entry(module, method, given.names, arrangement_for(module, method, given.names, batch), tasks.left_out)
-        make = partial(_make, path, entry, options, writers, tolerance, told, progress)
+        make = partial(_make, path, overwrite, entry, options, writers, tolerance, told, progress)
         try:
             manifest, found = make(given)
         except AlikeError as refusal:
             # Sizes of our own choice decided it: with others the code may hold for all.
             try:
                 manifest, found = make(given.apart())
-            except DeploykitError:
+            except (ExportError, ParityError):
                 raise refusal from None
     return ExportResult(path=path, manifest=manifest, notes=(*notes, *found))
 
 
 def _make(
-    path: Path, entry: Entry, options: DrawOptions, writers: Mapping[str, Format], tolerance: float | None,
-    told: Mapping[str, Any], progress: Callable[[str], None], given: ModelInputs,
+    path: Path, overwrite: bool, entry: Entry, options: DrawOptions, writers: Mapping[str, Format],
+    tolerance: float | None, told: Mapping[str, Any], progress: Callable[[str], None], given: ModelInputs,
 ) -> tuple[Manifest, list[str]]:  # fmt: skip
     """Publish the artifact; ``told`` goes into its manifest as it is. The second is what people should know."""
     subject = prepare(entry, given, options)
@@ -168,7 +168,7 @@ def _make(
             parity=tuple(parity), versions=_versions(), bounds=bounds, **told,
         )  # fmt: skip
         write_json(workshop.path / MANIFEST_NAME, manifest.to_json())
-        workshop.publish()
+        workshop.publish(overwrite=overwrite)
     return manifest, _notes(given, subject, bounds, golden)
 
 
@@ -239,10 +239,7 @@ def _check_request(path: Path, formats: Sequence[str], overwrite: bool) -> dict[
         raise UsageError(f"no format given; known are {', '.join(FORMATS.names())}")
     require_utf8("artifact", path.absolute())
     put_back(path)  # Else it would be replaced without a word.
-    if path.exists() and not overwrite:
-        raise UsageError(f"{path} exists; choose another name, or replace it with --overwrite (overwrite=True)")
-    if path.exists() and not (path / MANIFEST_NAME).is_file():
-        raise UsageError(f"{path} exists and is no artifact, so it is not replaced; choose another name")
+    refuse_taken(path, overwrite=overwrite)
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the directory {path.parent} does not exist; create it first")
     return {name: FORMATS.load(name)() for name in dict.fromkeys(several(formats))}

@@ -9,16 +9,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deploykit.errors import ExportError
+from deploykit.artifact import MANIFEST_NAME
+from deploykit.errors import ExportError, UsageError
 from deploykit.storage.files import sync_directory
 
-__all__ = ["Workshop", "put_back"]
+__all__ = ["Workshop", "put_back", "refuse_taken"]
 
 
 class Workshop:
     """Make files in ``path``, then ``publish``; where that does not happen, nothing is left, and what was there stays.
 
-    Where the destination is a link, what it points to is replaced and the link stays.
+    Where the destination is a link that leads nowhere yet, what it points to is made.
 
     Raises:
         ExportError: the files cannot be written, on entry or on the way out.
@@ -38,14 +39,23 @@ class Workshop:
             raise self._failed(error) from error
         return self
 
-    def publish(self) -> None:
-        """Let the destination be what was made."""
+    def publish(self, *, overwrite: bool) -> None:
+        """Let the destination be what was made.
+
+        Raises:
+            UsageError: something is there that may not be replaced.
+        """
+        refuse_taken(self._named, overwrite=overwrite)  # Once more: an export takes long.
         for file in self.path.iterdir():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
-        if self.destination.exists():
+        if overwrite and self.destination.exists():
             self.destination.rename(self._old)
-        self.path.rename(self.destination)
+        try:
+            self.path.rename(self.destination)  # A directory takes the place of none but an empty one.
+        except OSError:
+            refuse_taken(self._named, overwrite=overwrite)
+            raise
         sync_directory(self.destination.parent)
 
     def __exit__(
@@ -63,6 +73,26 @@ class Workshop:
             f"{self._named}: writing in {self.path.parent} failed ({error.strerror or error}); nothing is left of it; "
             "make room or the folder writable, or choose another with -o"
         )
+
+
+def refuse_taken(path: Path, *, overwrite: bool) -> None:
+    """Refuse a destination at which something is, unless that is an artifact which may be replaced.
+
+    Raises:
+        UsageError: something else is there, or a link, whose users would get another artifact without a word.
+    """
+    if not path.exists():
+        return
+    if path.is_symlink():
+        target = path.resolve()
+        raise UsageError(
+            f"{path} is a link to {target}, which others may use under that name, so neither is replaced; export to a "
+            f"new name and let the link lead there, or replace what it leads to with -o {target} --overwrite"
+        )
+    if not overwrite:
+        raise UsageError(f"{path} exists; choose another name, or replace it with --overwrite (overwrite=True)")
+    if not (path / MANIFEST_NAME).is_file():
+        raise UsageError(f"{path} exists and is no artifact, so it is not replaced; choose another name")
 
 
 def put_back(destination: Path) -> None:

@@ -1,5 +1,6 @@
 """Files appear whole or not at all."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -120,3 +121,23 @@ def test_what_a_killed_process_left_goes_with_the_next_and_what_another_writes_s
         raise ValueError("on the way")
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_that_came_meanwhile_is_not_replaced_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    def without_links(*_: object) -> None:
+        raise PermissionError("as on FAT")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", without_links)
+    path = tmp_path / "all"
+    for content in (b"first", b"second"):
+        with (
+            contextlib.nullcontext() if content == b"first" else pytest.raises(ValueError, match="taken"),
+            written_aside(path, taken=ValueError("taken")) as made,
+        ):
+            made.write_bytes(content)
+        assert path.read_bytes() == b"first"
+        assert list(tmp_path.iterdir()) == [path]

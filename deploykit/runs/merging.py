@@ -72,7 +72,7 @@ def merge_run(
         elif str(destination).rpartition("/")[0] == run:
             _refuse_own_name(destination, Path(str(destination)).name)
         with looking(here):
-            left_out = _merge(here, made, allow_partial, progress)
+            left_out = _merge(here, made, None if overwrite else _exists(made), allow_partial, progress)
     if told is not None:
         for text in left_out:
             told(renamed(text, path, here))
@@ -90,7 +90,9 @@ def merges_to(writer: Writer) -> str | None:
     return "npz" if is_plain else "jsonl"
 
 
-def _merge(path: Path, destination: Path, allow_partial: bool, progress: Told | None) -> list[str]:
+def _merge(
+    path: Path, destination: Path, taken: UsageError | None, allow_partial: bool, progress: Told | None
+) -> list[str]:
     """Write the file; the texts about rows that are not in it."""
     directory = RunDirectory.open(path)
     _refuse_among_parts(destination, directory)
@@ -108,7 +110,7 @@ def _merge(path: Path, destination: Path, allow_partial: bool, progress: Told | 
     batches = tally.of_batches(RunRows(directory.path, state, writer).of(shards))
     rows = sum(shard.rows - len(state.failed_in(shard)) for shard in shards)
     # A link stays one, so that the file goes to the disk that it was made for.
-    with writing(destination, resumes=False), written_aside(destination.resolve()) as temporary:
+    with writing(destination, resumes=False), written_aside(destination.resolve(), taken=taken) as temporary:
         merged.write(temporary, batches, rows)
     return list(_left_out(directory, state, shards))
 
@@ -139,9 +141,13 @@ def _refuse_place(destination: Path, overwrite: bool) -> None:
     if destination.is_dir() or not destination.parent.is_dir():
         raise UsageError(f"merge: {destination} must be a file in an existing directory; name another one")
     if destination.exists() and not overwrite:
-        raise UsageError(
-            f"merge: {destination} exists; replace it with --overwrite (overwrite=True), or name another file"
-        )
+        raise _exists(destination)
+
+
+def _exists(destination: Path) -> UsageError:
+    return UsageError(
+        f"merge: {destination} exists; replace it with --overwrite (overwrite=True), or name another file"
+    )
 
 
 def _refuse_among_parts(destination: Path, directory: RunDirectory) -> None:

@@ -15,11 +15,12 @@ __all__ = ["written_aside"]
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def written_aside(path: Path, *, taken: Exception | None = None) -> Iterator[Path]:
     """Give a temporary path on the disk of ``path``; on success flush it and rename it into place.
 
     On any error, Ctrl-C included, nothing is left, and ``path`` is as it was. What killed processes left of the same
-    ``path`` is removed first.
+    ``path`` is removed first. A file that has come to ``path`` meanwhile is not replaced where there is a ``taken``,
+    which is raised.
     """
     for left in path.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(path.name)}"):
         if left.is_dir():
@@ -30,13 +31,28 @@ def written_aside(path: Path) -> Iterator[Path]:
         yield made
         with made.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(made, path)
+        if taken is None:
+            os.replace(made, path)
+        else:
+            _place(made, path, taken)
     finally:
         try:
             discard(folder)
         finally:
             os.close(lock)
     sync_directory(path.parent)
+
+
+def _place(made: Path, path: Path, taken: Exception) -> None:
+    """Rename a file, unless another one has the name."""
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        raise taken from None
+    except OSError:  # A file system without second names; between these two lines another process may take it.
+        if path.exists():
+            raise taken from None
+        os.replace(made, path)
 
 
 def _locked_folder(path: Path) -> tuple[Path, int]:

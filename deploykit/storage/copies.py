@@ -91,18 +91,24 @@ def delivered(
     store = Store(str(place), subject, kind)
     there = store.files()
     if there and not overwrite:
-        raise UsageError(f"{store.url} exists; choose another name, or replace it with --overwrite (overwrite=True)")
+        raise _taken(store)
     if there and (marker or "") not in there:
         what = "single file" if marker is None else subject
         raise UsageError(f"{store.url} exists and is no {what}, so it is not replaced; choose another name")
     with _temporary(store) as made, naming(store.url, made):
         yield made
+        if not overwrite and store.files():  # Once more: what is made here takes long.
+            raise _taken(store)
         files = {path.relative_to(made).as_posix(): path for path in made.rglob("*") if path.is_file()}
         last = [name for name in files if name == marker]
         store.remove(last if there else [])
         store.put({name: path for name, path in (files or {"": made}).items() if name != marker})
         store.put({name: files[name] for name in last})
         store.remove(name for name in there.keys() - files.keys() if marker is not None and name and "/" not in name)
+
+
+def _taken(store: Store) -> UsageError:
+    return UsageError(f"{store.url} exists; choose another name, or replace it with --overwrite (overwrite=True)")
 
 
 @contextlib.contextmanager

@@ -54,10 +54,15 @@ def pack_files(directory: Path, names: Iterable[str], destination: Path, *, over
         UsageError: the destination exists and ``overwrite`` is not given.
         ArtifactError: it cannot be written, or a file not be read.
     """
+    exists = UsageError(f"{destination} exists; choose another name, or replace it with overwrite=True")
     if destination.exists() and not overwrite:
-        raise UsageError(f"{destination} exists; choose another name, or replace it with overwrite=True")
+        raise exists
+    taken = None if overwrite else exists
     try:
-        with written_aside(destination) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        with (
+            written_aside(destination, taken=taken) as temporary,
+            zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+        ):
             for name in sorted(names):
                 _add(archive, directory / name, name, f"pack {directory}: {name}")
     except OSError as error:

@@ -78,6 +78,15 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert len(load(path)["label"]) == 20
 
 
+def test_what_appears_during_a_merge_is_not_overwritten(tmp_path: Path) -> None:
+    run_all(tmp_path / "run", make_job())
+    path = tmp_path / "all.npz"
+    with pytest.raises(UsageError, match=r"all\.npz exists; replace it with --overwrite \(overwrite=True\)"):
+        merge_run(tmp_path / "run", path, progress=lambda *_: path.write_text("precious"))
+    assert path.read_text() == "precious"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["all.npz", "run"]
+
+
 @pytest.mark.parametrize("name", ["all.txt", "all", "none/all.npz", "dir.npz"])
 def test_impossible_destinations(tmp_path: Path, name: str) -> None:
     run_all(tmp_path / "run", make_job())

@@ -228,6 +228,17 @@ class TestWhatIsMadeHereAndSentThere:
             (made / "m").write_text("new")
         assert content(f"{url}2") == {"m": b"new", "sub/own": b""}, "another artifact below it is none of its files"
 
+    def test_what_appears_while_it_is_made_is_not_replaced(self, url: str) -> None:
+        def made() -> None:
+            with delivered(url, "artifact", ArtifactError, overwrite=False, marker="m") as made:
+                made.mkdir()
+                (made / "m").write_text("new")
+                fill(url, m=b"mine")
+
+        with pytest.raises(UsageError, match="exists; choose another name, or replace it with --overwrite"):
+            made()
+        assert content(url) == {"m": b"mine"}
+
     def test_a_replaced_artifact_is_whole_or_none_at_every_moment(
         self, url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
