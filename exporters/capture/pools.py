@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-__all__ = ["average_parts", "largest_of_parts", "largest_of_steps"]
+__all__ = ["average_parts", "largest_of_parts", "largest_of_steps", "resized"]
 
 
 def largest_of_steps(
@@ -29,6 +29,19 @@ def average_parts(dimensions: int, original: Any, input: Any, output_size: Any) 
         values, inside = _windows(input, axis, parts)
         input = (torch.where(inside, values, 0.0).sum(-1) / inside.sum(-1)).movedim(-1, axis)  # noqa: A001
     return input if axes else original(input, output_size)
+
+
+def resized(original: Any, input: Any, *given: Any, **named: Any) -> Any:  # noqa: A002
+    """``functional.interpolate``, whose ``area`` is an average of parts."""
+    names = ("size", "scale_factor", "mode")
+    asked = dict(zip(names, given, strict=False)) | named
+    if asked.get("mode") != "area" or asked.get("size") is None:
+        return original(input, *given, **named)
+    dimensions = input.ndim - 2
+    return average_parts(dimensions, _AVERAGES[dimensions], input, asked["size"])
+
+
+_AVERAGES = {1: torch.adaptive_avg_pool1d, 2: functional.adaptive_avg_pool2d, 3: functional.adaptive_avg_pool3d}
 
 
 def largest_of_parts(

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._sympy.functions import FloatPow
 
 from exporters.capture.bags import bags_of_rows
-from exporters.capture.pools import average_parts, largest_of_parts, largest_of_steps
+from exporters.capture.pools import average_parts, largest_of_parts, largest_of_steps, resized
 from exporters.capture.strides import contiguous
 
 __all__ = ["free_sizes"]
@@ -177,6 +177,7 @@ _OTHERWISE: dict[Any, tuple[Any, Callable[..., Any]]] = {
     torch.adaptive_avg_pool1d: (None, functools.partial(average_parts, 1)),
     functional.adaptive_avg_pool2d: (None, functools.partial(average_parts, 2)),
     functional.adaptive_avg_pool3d: (None, functools.partial(average_parts, 3)),
+    functional.interpolate: (None, resized),
     functional.adaptive_max_pool1d: (None, functools.partial(largest_of_parts, 1)),
     functional.adaptive_max_pool2d: (None, functools.partial(largest_of_parts, 2)),
     functional.adaptive_max_pool3d: (None, functools.partial(largest_of_parts, 3)),

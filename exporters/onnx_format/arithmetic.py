@@ -1,4 +1,4 @@
-"""``number - tensor`` and whole quotients in ONNX: ``1.0 - mask``, ``torch.div(t, 86400, rounding_mode="floor")``.
+"""``number - tensor``, whole quotients and what is left of them in ONNX: ``1.0 - mask``, ``ids // 86400``, ``ids % n``.
 
 torch's exporter takes the first apart before it makes the types alike, and then finds no operation for a number of
 floating point and a tensor of integers. Integers it divides in float32, which has 24 bits, and sizes as ONNX divides
@@ -9,7 +9,7 @@ from typing import Any
 
 from exporters.onnx_format.exact import number_like
 
-__all__ = ["quotient_of_sizes", "reversed_difference", "rounded_quotient"]
+__all__ = ["quotient_of_sizes", "rest", "reversed_difference", "rounded_quotient"]
 
 
 def quotient_of_sizes(value: Any, other: Any) -> Any:
@@ -60,6 +60,17 @@ def rounded_quotient(value: Any, other: Any, rounding_mode: str | None = None) -
     rest = op.Sub(value, op.Mul(quotient, other))
     is_above = op.And(op.Not(op.Equal(rest, zero)), op.Xor(op.Less(rest, zero), op.Less(other, zero)))
     return op.Where(is_above, op.Sub(quotient, one), quotient)
+
+
+def rest(value: Any, other: Any) -> Any:
+    """The same for ``value % other``, also of a number that is computed from sizes."""
+    from onnxscript import opset18
+    from onnxscript.function_libs.torch_lib.ops import core
+
+    op: Any = opset18
+    if isinstance(other, (int, float)):
+        return core.aten_remainder_scalar(value, other)
+    return core.aten_remainder(value, op.CastLike(other, value))
 
 
 def _is_fraction(number: Any) -> bool:

@@ -23,10 +23,11 @@ from exporters.noise.mask_ops import SHIFT_RIGHT
 from exporters.noise.sites import module_of
 from exporters.onnx_format.activations import gelu, log_sigmoid, log_sigmoid_parts, mean_slope
 from exporters.onnx_format.addition import log_add, log_add_base_two, refuse_running_log
-from exporters.onnx_format.arithmetic import quotient_of_sizes, reversed_difference, rounded_quotient
+from exporters.onnx_format.arithmetic import quotient_of_sizes, rest, reversed_difference, rounded_quotient
 from exporters.onnx_format.attention import attention
 from exporters.onnx_format.average import with_means
 from exporters.onnx_format.choice import choice_translations
+from exporters.onnx_format.elementary import exact_angles, exp_less_one, log_of_one_and
 from exporters.onnx_format.exact import exact_constants
 from exporters.onnx_format.limits import clamp, hardtanh, with_limits_of_one_type
 from exporters.onnx_format.lookup import lookup_translations
@@ -76,8 +77,8 @@ def write_onnx(
     names = [*inputs, *(("sample_ids", "draw_ids", "seed") if controls else ())]
     try:
         with (
-            quiet(), logging_only(logging.ERROR, *_LOGGERS), dynamic_steps(), exact_constants(), matched_by_kind(),
-            torch.no_grad(),
+            quiet(), logging_only(logging.ERROR, *_LOGGERS), dynamic_steps(), exact_constants(), exact_angles(),
+            matched_by_kind(), torch.no_grad(),
         ):  # fmt: skip
             program: Any = torch.onnx.export(
                 captured.program,
@@ -125,14 +126,17 @@ def _translations() -> dict[Any, Any]:
         aten.clamp.default: clamp,
         aten.div.Scalar_mode: rounded_quotient,
         aten.div.Tensor_mode: rounded_quotient,
+        aten.expm1.default: exp_less_one,
         aten.gelu.default: gelu,
         aten.hardtanh.default: hardtanh,
+        aten.log1p.default: log_of_one_and,
         aten.log_sigmoid.default: log_sigmoid,
         aten.log_sigmoid_forward.default: log_sigmoid_parts,
         aten.logaddexp.default: log_add,
         aten.logaddexp2.default: log_add_base_two,
         aten.logcumsumexp.default: refuse_running_log,
         aten.repeat_interleave.self_int: repeat_interleave,
+        aten.remainder.Scalar: rest,
         aten.rsub.Scalar: reversed_difference,
         aten.sort.stable: stable_sort,
         aten.cdist.default: distances,

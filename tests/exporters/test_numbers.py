@@ -92,6 +92,8 @@ COMPUTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "a scale made of a size": scaled,
     "functions imported by name": by_name,
     "taken along a dimension": taken,
+    "integers left of a size": lambda x, mask: (mask - 3) % x.shape[1] + mask * 5 % (2 * mask.shape[1]),
+    "numbers left of a size": lambda x, _: x % (x.shape[1] * 0.3),
     "autocast that is off": lambda x, mask: in_full(x[:, :, None], mask)[:, :, 0],
 }
 

@@ -51,9 +51,9 @@ class Pyramid(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.drop, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Dropout2d(0.3), nn.Linear(4 * 68, 3)
+        self.first, self.drop, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Dropout2d(0.3), nn.Linear(4 * 74, 3)
         averages = [nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(2), nn.AdaptiveAvgPool2d((7, 3))]
-        self.pools = nn.ModuleList([*averages, nn.AdaptiveMaxPool2d((5, 6))])
+        self.pools = nn.ModuleList([*averages, nn.AdaptiveMaxPool2d((5, 6)), nn.Upsample((2, 3), mode="area")])
         self.lines = nn.ModuleList([nn.AdaptiveAvgPool1d(5), nn.AdaptiveMaxPool1d(7)])
 
     def forward(self, x: Tensor) -> Tensor:
