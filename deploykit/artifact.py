@@ -5,7 +5,6 @@
 
 import contextlib
 import json
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from deploykit.storage.files import sha256_of
 from deploykit.storage.packed import is_plain_name, pack_files, reading, unpack
 from deploykit.storage.paths import is_utf8, require_place, require_utf8
 from deploykit.storage.stores import is_url
+from deploykit.storage.temporary import TemporaryDirectory
 
 __all__ = ["MANIFEST_NAME", "Artifact", "Golden", "pack"]
 
@@ -171,7 +171,7 @@ def _directory(path: Path | str, here: Path, stack: contextlib.ExitStack) -> Pat
             f"artifact {path}: neither a directory nor a packed artifact; create one with deploykit export"
         )
     try:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deploykit-")))
+        directory = stack.enter_context(TemporaryDirectory())
         unpack(here, directory)
     except OSError as error:
         raise ArtifactError(

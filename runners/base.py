@@ -18,6 +18,7 @@ from deploykit.errors import ArtifactError, DataError, MissingExtraError, RunErr
 from deploykit.tensors import check_inputs
 from deploykit.wording import counted, first_line
 from runners.store import Group
+from runners.system.forks import tell_forks
 
 __all__ = ["Arrays", "Runner", "check_controls", "checked_ids", "import_runtime"]
 
@@ -50,6 +51,8 @@ class Runner(abc.ABC):
         self.artifact, self.device = artifact, device or Device()
         self.threads = threads or self.default_threads(1)
         self._active, self._process = False, 0
+        self._calls: set[object] = set()
+        self._torn = False
 
     @classmethod
     @abc.abstractmethod
@@ -111,7 +114,13 @@ class Runner(abc.ABC):
             self._stop()
             raise
         self._active, self._process = True, os.getpid()
+        tell_forks(self)
         return self
+
+    def forked(self) -> None:
+        """A fork has none of the threads that were inside a call, and what they had locked stays so."""
+        self._torn = self._torn or bool(self._calls)
+        self._calls.clear()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -150,6 +159,17 @@ class Runner(abc.ABC):
         if not self._active:
             raise UsageError("the runner is not active: use it as a context manager, with runner: ...")
         self._require_own_process()
+        call = object()
+        self._calls.add(call)
+        try:
+            return self._predict(inputs, sample_ids, seed, first_draw, draws)
+        finally:
+            self._calls.discard(call)
+
+    def _predict(
+        self, inputs: Mapping[str, np.ndarray[Any, Any]], sample_ids: ArrayLike | None, seed: int | None,
+        first_draw: int, draws: int | None,
+    ) -> Arrays:  # fmt: skip
         ids = None if sample_ids is None else np.asarray(sample_ids)
         first_row = 0 if ids is None or not _are_integers(ids) else int(ids.flat[0])
         sizes = check_inputs(self.artifact.manifest.inputs, inputs, first_row=first_row)
@@ -168,7 +188,9 @@ class Runner(abc.ABC):
         return outputs
 
     def _require_own_process(self) -> None:
-        if os.getpid() != self._process and not self.survives_fork:
+        if os.getpid() == self._process:
+            return
+        if not self.survives_fork:
             cure = " or with threads=1," if self.device.kind == "cpu" else ""
             raise UsageError(
                 f"artifact {self.artifact.path}: was loaded in process {self._process}, on {self.device} with "
@@ -176,6 +198,16 @@ class Runner(abc.ABC):
                 f"in which a call would fail or never end; load it in each process after the fork,{cure} or start "
                 "processes by spawn"
             )
+        if self._torn:
+            raise UsageError(
+                f"artifact {self.artifact.path}: another thread of process {self._process} was inside a call when "
+                f"process {os.getpid()} was forked off, in which a call might never end; load it in each process after "
+                "the fork, fork while no call runs, or start processes by spawn"
+            )
+        self._begin_in_fork()
+
+    def _begin_in_fork(self) -> None:  # noqa: B027 - most runtimes need nothing
+        """Called before each call in a fork that the runtime survives; nothing by default."""
 
     def _require_allowed(self, sizes: Mapping[str, int]) -> None:
         batch = self.artifact.manifest.batch_dimension

@@ -73,6 +73,11 @@ class TorchRunner(Runner):
         """With one thread: a fork has none of the others, and waits for them for ever."""
         return super().survives_fork and self.threads == 1
 
+    def _begin_in_fork(self) -> None:
+        # What else the process computes with torch may have given it more threads since, which the fork has not.
+        if _torch().get_num_threads() != 1:
+            _torch().set_num_threads(1)
+
     @property
     def lanes(self) -> int:
         """Two on CUDA, each in a stream of its own."""

@@ -1,14 +1,7 @@
 """Prediction in memory, and the replay of golden inputs."""
 
-import hashlib
 import json
-import os
 import pickle
-import select
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +17,6 @@ from deploykit.artifact import MANIFEST_NAME
 from deploykit.errors import ArtifactError, DataError, MissingExtraError, RunError, UsageError
 from deploykit.manifest import FileRecord, Manifest
 from deploykit.storage.files import sha256_of
-from runners.base import Arrays
 from runners.onnx_runner import OnnxRunner
 from runners.predict import load, verify_artifact
 from runners.torch_runner import TorchRunner
@@ -150,82 +142,6 @@ def test_one_model_serves_any_number_of_threads(artifact_paths: dict[str, Path],
 def test_a_loaded_model_is_not_sent_to_another_process(artifact: Path) -> None:
     with load(artifact) as model, pytest.raises(UsageError, match=r"call deploykit.load\(...\) there"):
         pickle.dumps(model)
-
-
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize(
-    ("runner", "threads", "works"), [("onnx", 1, True), ("onnx", 2, True), ("torch", 1, True), ("torch", 2, False)]
-)
-def test_a_fork_predicts_or_says_that_it_cannot(
-    artifact_paths: dict[str, Path], runner: str, threads: int, works: bool
-) -> None:
-    """A server may load the model and then fork its workers; those of torch have none of its threads."""
-    x = handmade.random_inputs("mc", 5000)["x"]
-    with load(artifact_paths["mc"], runner=runner, threads=threads) as model:
-        want = _digest(model.predict(x))
-
-        def worker() -> bytes:
-            try:
-                return _digest(model.predict(x))
-            except UsageError as error:
-                return str(error).encode()
-
-        found = _in_a_fork(worker)
-    if works:
-        assert found == want
-    else:
-        assert b"a fork of it" in found
-        assert b"load it in each process after the fork, or with threads=1" in found
-
-
-FORKED = """
-import os, sys, time
-import deploykit
-model = deploykit.load(sys.argv[1], runner="onnx", threads=2)
-model.predict(model.artifact.golden().inputs)
-child = os.fork()
-if not child:
-    if sys.argv[2] == "closed":
-        model.close()
-    sys.exit(0)
-end = time.monotonic() + 60
-while not os.waitpid(child, os.WNOHANG)[0]:
-    if time.monotonic() > end:
-        os.kill(child, 9)
-        sys.exit("the fork does not end")
-    time.sleep(0.01)
-"""
-
-
-@pytest.mark.parametrize("how", ["closed", "left"])
-def test_a_fork_ends(artifact_paths: dict[str, Path], how: str) -> None:
-    """The end of a session waits for its threads, which are not there."""
-    words = [sys.executable, "-W", "ignore", "-c", FORKED, str(artifact_paths["mc"]), how]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def _digest(outputs: Arrays) -> bytes:
-    return hashlib.sha256(b"".join(outputs[name].tobytes() for name in sorted(outputs))).digest()
-
-
-def _in_a_fork(work: Callable[[], bytes], patience_s: float = 60.0) -> bytes:
-    """What ``work`` gives in a fork of this process, at most 64 KiB; nothing if it does not end."""
-    ours, theirs = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            os.write(theirs, work())
-        finally:
-            os._exit(0)
-    os.close(theirs)
-    try:
-        ready, _, _ = select.select([ours], [], [], patience_s)
-        return os.read(ours, 2**16) if ready else b""
-    finally:
-        os.close(ours)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
 
 
 @pytest.mark.parametrize("kind", ["plain", "pair", "mc"])
