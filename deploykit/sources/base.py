@@ -87,11 +87,12 @@ def fingerprint_of(source: Source) -> dict[str, Any]:
     Raises:
         DataError: the source raised something, gave nothing, or anything that JSON does not hold.
     """
-    found: dict[str, Any] = json_of(source, "fingerprint")
-    if not found:
+    found = json_of(source, "fingerprint")
+    if not found or not isinstance(found, dict):
+        trouble = "which is no dict" if found else "which is the same for all data"
         raise DataError(
-            f"source {type(source).__qualname__}: its fingerprint() gave {found!r}, which is the same for all data; it "
-            "must give a dict with at least one value that changes with them, such as a digest"
+            f"source {type(source).__qualname__}: its fingerprint() gave {str(found)[:200]}, {trouble}; it must give a "
+            "dict with at least one value that changes with them, such as a digest"
         )
     return found
 

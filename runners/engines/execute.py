@@ -43,7 +43,7 @@ def drive(setting: Setting, out: Path, place: Placer, *, progress: ProgressChoic
     with locked(out) as lock:
         directory = setting.exchange.joined(partial(RunDirectory.prepare, out, setting.job))
         require_same_spool(setting.source, directory)
-        save_index(directory.path, setting.source)
+        save_index(directory.path, setting.source, directory.job.data)
         state = _looked_at(setting, directory, progress)
         missing = state.missing(directory.job.plan, from_parts=directory.job.keeps_parts)
         # An epoch job without rows has no rank and no file; its report says that it was done.

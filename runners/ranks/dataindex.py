@@ -7,7 +7,7 @@ from typing import Any
 
 from deploykit.runs.feed import writing
 from deploykit.sources import Source
-from deploykit.sources.base import fingerprint_of, json_of
+from deploykit.sources.base import json_of
 from deploykit.storage.files import write_json
 
 __all__ = ["NAME", "load_index", "save_index"]
@@ -15,8 +15,8 @@ __all__ = ["NAME", "load_index", "save_index"]
 NAME = "data-index.json"
 
 
-def save_index(directory: Path, source: Source) -> None:
-    """Keep the index of a source that has one, with the fingerprint of the data that it is of.
+def save_index(directory: Path, source: Source, data: Mapping[str, Any]) -> None:
+    """Keep the index of a source that has one; ``data`` is what the job says of the data that it is of.
 
     Raises:
         RunError: the disk is full or not writable.
@@ -25,7 +25,7 @@ def save_index(directory: Path, source: Source) -> None:
     if index is None:
         return
     with writing(directory / NAME):
-        write_json(directory / NAME, {"data": fingerprint_of(source), "index": index})
+        write_json(directory / NAME, {"data": data, "index": index})
 
 
 def load_index(directory: Path, data: Mapping[str, Any]) -> Any:

@@ -376,6 +376,20 @@ def test_the_report_adds_up(artifact_paths: dict[str, Path], data: Path, tmp_pat
     assert f'<td class="n">{ROWS}</td>' in page
 
 
+def test_the_index_of_a_source_of_the_users_own_reaches_every_rank(
+    artifact_paths: dict[str, Path], tmp_path: Path
+) -> None:
+    """What one opening has found, no rank looks for again."""
+    kept = "self.index = lambda: ['found once']\n        self.notes, "
+    told = "with open(SEEN, 'a') as seen:\n            seen.write(f'{reading.index}\\n')\n        with file.open"
+    text = RAW.replace("self.notes, ", kept).replace("with file.open", told)
+    (tmp_path / "raw.py").write_text(text.replace("SEEN", repr(str(tmp_path / "rows.seen"))))
+    (tmp_path / "rows.raw").write_bytes(np.zeros((40, 4), np.float32).tobytes())
+    data = f"{tmp_path / 'raw.py'}:Raw:{tmp_path / 'rows.raw'}"
+    run(artifact_paths["plain"], data, tmp_path / "run", devices="cpu:2")
+    assert sorted((tmp_path / "rows.seen").read_text().splitlines()) == ["None", "['found once']", "['found once']"]
+
+
 def test_rows_of_two_classes_are_never_in_one_run(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
     """Both know the file by the same fingerprint."""
     other = RAW.replace("class Raw", "class Doubled").replace("stop].copy()", "stop] * 2")

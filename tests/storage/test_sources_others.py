@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from deploykit.errors import ArtifactError, DataError, UsageError
 from deploykit.preprocessing import ImagePreprocessing, parse_preprocessing, read_preprocessing
 from deploykit.sources import KEPT, open_source
-from deploykit.sources.base import FileIdentity, json_of
+from deploykit.sources.base import FileIdentity, fingerprint_of, json_of
 from deploykit.tensors import TensorSpec
 
 from .helpers import X
@@ -406,6 +406,22 @@ def test_a_source_without_a_place_and_a_fingerprint_that_raises(tmp_path: Path) 
     source = opened(f"{tmp_path}/raw.py:Raw:{tmp_path}/rows.raw")
     with pytest.raises(DataError, match=r"source Raw: its fingerprint\(\) raised KeyError: 'kind'; mend it"):
         json_of(source, "fingerprint")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("'v7'", "gave v7, which is no dict"), ("7", "gave 7, which is no dict"), ("[7]", "gave .7., which is no dict"),
+        ("None", "gave None, which is the same for all data"), ("{}", "gave {}, which is the same for all data"),
+        ("b'v7'", r"gave b'v7' \(a bytes is none of JSON's\); it must give JSON"),
+    ],
+)  # fmt: skip
+def test_a_fingerprint_that_is_no_dict_is_refused(tmp_path: Path, given: str, said: str) -> None:
+    (tmp_path / "raw.py").write_text(RAW.replace('{"kind": "raw", **self._identity.values()}', given))
+    (tmp_path / "rows.raw").write_bytes(VECTORS.tobytes())
+    source = opened(f"{tmp_path}/raw.py:Raw:{tmp_path}/rows.raw")
+    with pytest.raises(DataError, match=rf"source Raw: its fingerprint\(\) {said}"):
+        fingerprint_of(source)
 
 
 def test_what_images_have_to_keep_and_that_they_have_no_columns(tmp_path: Path) -> None:
