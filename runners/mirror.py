@@ -16,7 +16,7 @@ from pathlib import Path
 
 from deploykit.errors import RunError
 from deploykit.runs.commit import rank_of_file
-from deploykit.runs.early import LOCK_NAME, SPOOL_NAME
+from deploykit.runs.early import LOCKS, SPOOL_NAME
 from deploykit.runs.epoch import is_finished
 from deploykit.runs.job import Job
 from deploykit.runs.otherjob import refuse_other_job
@@ -274,10 +274,10 @@ def is_result(name: str) -> bool:
 
 def _entries(root: str, folder: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
     """The files below ``folder``, which is ``""`` or ends with a slash, that belong to the run, by their names."""
-    # Of very many parts all are looked at every few seconds, while the run needs the time.
+    left_out = LOCKS if folder else {*LOCKS, SPOOL_NAME}  # Very many parts are looked at every few seconds.
     with contextlib.suppress(FileNotFoundError), os.scandir(f"{root}/{folder}") as entries:
         for entry in entries:
-            if entry.name.startswith((TEMPORARY_PREFIX, LOCK_NAME)) or (not folder and entry.name == SPOOL_NAME):
+            if entry.name in left_out or entry.name.startswith(TEMPORARY_PREFIX):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 yield from _entries(root, f"{folder}{entry.name}/")

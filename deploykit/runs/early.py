@@ -7,9 +7,11 @@ from deploykit.sources.spool import is_spool
 from deploykit.storage.files import TEMPORARY_PREFIX
 from deploykit.storage.locations import RUN_NAME
 
-__all__ = ["LOCK_NAME", "SPOOL_NAME", "is_early", "refuse_foreign"]
+__all__ = ["FINISH_LOCK", "LOCKS", "LOCK_NAME", "ROWS_LOCK", "SPOOL_NAME", "is_early", "refuse_foreign"]
 
-LOCK_NAME, SPOOL_NAME = ".lock", "spool"
+LOCK_NAME, FINISH_LOCK, ROWS_LOCK = ".lock", ".lock-finish", ".lock-rows"
+LOCKS = frozenset({LOCK_NAME, FINISH_LOCK, ROWS_LOCK})
+SPOOL_NAME = "spool"
 
 
 def refuse_foreign(path: Path) -> None:
@@ -37,4 +39,4 @@ def is_early(entry: Path) -> bool:
     if entry.name == SPOOL_NAME:
         return is_spool(entry)
     # NFS keeps a removed file under such a name as long as somebody has it open.
-    return entry.name.startswith((LOCK_NAME, TEMPORARY_PREFIX, ".nfs"))
+    return entry.name in LOCKS or entry.name.startswith((TEMPORARY_PREFIX, ".nfs"))

@@ -1,6 +1,7 @@
 """One run at a time in one directory, and in it who finishes the run and who needs the rows that were drawn."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deploykit.errors import RunError
-from deploykit.runs.early import LOCK_NAME
+from deploykit.runs.early import FINISH_LOCK, LOCK_NAME, ROWS_LOCK
 from deploykit.runs.feed import writing
 from deploykit.runs.rundir import RUN_NAME
 from runners.system.descriptors import forget, keep
@@ -18,8 +19,8 @@ __all__ = ["BusyError", "alone", "are_rows_held", "finishing", "holding_rows", "
 PATIENCE_S = 1.0
 """The ranks of a run that was killed need a moment to notice; they hold the lock until they are gone."""
 
-# Files of their own, which nobody replaces or removes.
-_FINISH, _ROWS = f"{LOCK_NAME}-finish", f"{LOCK_NAME}-rows"
+_WITHOUT = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+"""What file systems say that have no locks."""
 
 
 class BusyError(RunError):
@@ -80,24 +81,24 @@ def alone(lock: int) -> Iterator[bool]:
 @contextlib.contextmanager
 def finishing(path: Path) -> Iterator[None]:
     """Hold the right to write the files of the whole job in a run directory; waits while another process has it."""
-    with _opened(path / _FINISH) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with _opened(path / FINISH_LOCK) as file:
+        _lock(path, file, fcntl.LOCK_EX)
         yield
 
 
 @contextlib.contextmanager
 def holding_rows(path: Path) -> Iterator[None]:
     """Say that this process needs the rows that were drawn into a run directory; any number of processes may."""
-    with _opened(path / _ROWS) as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
+    with _opened(path / ROWS_LOCK) as file:
+        _lock(path, file, fcntl.LOCK_SH)
         yield
 
 
 def are_rows_held(path: Path) -> bool:
     """Whether a process needs the rows in a run directory; who asks has that locked, so that none comes meanwhile."""
-    with _opened(path / _ROWS) as file:
+    with _opened(path / ROWS_LOCK) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(path, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False
@@ -143,12 +144,31 @@ def _take(path: Path, kind: int) -> int:
 def _has(path: Path, descriptor: int, kind: int) -> bool:
     """Try to lock the file; not one that who held it has removed since, because the next one would make another."""
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        _lock(path, descriptor, kind | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(descriptor), (path / LOCK_NAME).stat())
     except (BlockingIOError, FileNotFoundError):
         return False
+
+
+def _lock(path: Path, descriptor: int, kind: int) -> None:
+    """Lock a file of the run directory.
+
+    Raises:
+        BlockingIOError: another process has it, and ``kind`` says not to wait.
+        RunError: it cannot be locked.
+    """
+    try:
+        fcntl.flock(descriptor, kind)
+    except BlockingIOError:
+        raise
     except OSError as error:
+        why = error.strerror or str(error)
+        if error.errno in _WITHOUT:
+            raise RunError(
+                f"run directory {path}: its file system has no locks ({why}), which keep two runs apart; name a "
+                "directory on one that has them: NFS 4, or Lustre mounted with the option flock"
+            ) from error
         raise RunError(
-            f"run directory {path}: its file system has no locks ({error.strerror}), which keep two runs apart; "
-            "name a directory on one that has them: NFS 4, or Lustre mounted with the option flock"
+            f"run directory {path}: cannot be locked ({why}), which keeps two runs apart; try again, or name a "
+            "directory on another file system"
         ) from error

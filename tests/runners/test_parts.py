@@ -17,6 +17,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ from runners.ranks.pace import Pace, behind
 from runners.ranks.wire import Lines
 from runners.report import is_reported
 from runners.system import stop
-from runners.system.lock import BusyError, locked
+from runners.system.lock import BusyError, finishing, holding_rows, locked
 
 
 @given(st.integers(2, 6), st.lists(st.tuples(st.integers(0, 50), st.booleans()), max_size=40))
@@ -363,6 +364,22 @@ def test_a_lock_that_cannot_be_removed_does_not_hide_what_went_wrong_and_is_let_
         refuse()
     monkeypatch.undo()
     with locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("lock", [locked, finishing, holding_rows])
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.ENOLCK, "its file system has no locks"), (errno.ENOTSUP, "no locks"), (errno.EIO, "cannot be locked")],
+)
+def test_a_file_system_that_cannot_lock_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: Any, number: int, said: str
+) -> None:
+    def fail(descriptor: int, kind: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(RunError, match=rf"^run directory .*: .*{said} \({os.strerror(number)}\)"), lock(tmp_path):
         pass
 
 

@@ -237,6 +237,12 @@ def test_a_directory_left_right_after_its_creation_is_taken(tmp_path: Path) -> N
     assert ".tmp-1-run.json" not in files_of(tmp_path)
 
 
+def test_a_file_with_a_name_like_a_locks_is_somebodys(tmp_path: Path) -> None:
+    (tmp_path / f"{LOCK_NAME}-of-mine").touch()
+    with pytest.raises(RunError, match=r"is not empty and holds no run\.json; name a new or empty directory"):
+        RunDirectory.prepare(tmp_path, make_job())
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 2}', "\udcff"])
 def test_a_run_json_that_cannot_be_read(tmp_path: Path, text: str) -> None:
     run_all(tmp_path, make_job())
