@@ -270,9 +270,10 @@ def clear(folder: Path) -> None:
 
 
 def _remove(folder: Path, *, but: str = "") -> None:
-    for path in folder.iterdir():
-        if _is_ours(path) and path.name != but:
-            path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # Another process may remove the folder.
+        for path in folder.iterdir():
+            if _is_ours(path) and path.name != but:
+                path.unlink(missing_ok=True)
 
 
 def _is_ours(path: Path) -> bool:

@@ -1,5 +1,7 @@
 """What goes into a spool comes out of it by number."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from deploykit.errors import DataError
 from deploykit.sources.reading import uncut
 from deploykit.sources.spool import Spool, SpoolSource, clear, is_spool, spooled_facts
+from deploykit.storage.files import discard
 from deploykit.tensors import TensorSpec
 
 X = TensorSpec(name="x", dtype="float16", shape=("batch", "seq", 2))
@@ -120,3 +123,15 @@ def test_a_byte_of_any_file_that_is_another_is_seen(tmp_path: Path) -> None:
         assert not source.is_whole(), file
         file.write_bytes(data)
     assert source.is_whole()
+
+
+@pytest.mark.parametrize("remove", [clear, discard])
+def test_several_may_remove_the_same_rows(tmp_path: Path, remove: Callable[[Path], None]) -> None:
+    """As ranks do that a launcher starts, each at its end."""
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(60):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            for name in range(20):
+                (folder / f"input-{name}.bin").touch()
+            list(pool.map(remove, [folder] * 4))
