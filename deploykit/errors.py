@@ -24,6 +24,8 @@ A message has four parts: the subject, what came, what is allowed, and what to d
 
 from collections.abc import Iterable, Sequence
 
+from deploykit.traces import line_of
+
 __all__ = [
     "ArtifactError",
     "CheckpointError",
@@ -151,21 +153,13 @@ class CodeExitedError(DeploykitError):
     """
 
     def __init__(self, exited: SystemExit) -> None:
-        why = f"SystemExit: {exited}{_line_of(exited)}"
+        line = line_of(exited)
+        why = f"SystemExit: {exited}{f', raised at {line}' if line else ''}"
         super().__init__(
             f"the user's own code ended the program ({why}); expected code that returns or raises an "
             "error; mend it and give the same command again (deploykit --traceback shows where)"
         )
         self.__cause__ = exited
-
-
-def _line_of(error: BaseException) -> str:
-    """Where the code was that raised it, as ``, raised at file.py:12``; nothing where nobody raised it."""
-    trace, found = error.__traceback__, ""
-    while trace is not None:
-        found = f", raised at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return found
 
 
 class DemoError(DeploykitError):

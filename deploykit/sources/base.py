@@ -12,6 +12,7 @@ from deploykit.errors import DataError, DeploykitError
 from deploykit.storage.files import sha256_of
 from deploykit.storage.locations import DataFile
 from deploykit.tensors import TensorSpec, check_inputs
+from deploykit.traces import line_of
 
 __all__ = ["Arrays", "FileIdentity", "Source", "check_header", "fingerprint_of", "json_of"]
 
@@ -109,7 +110,9 @@ def json_of(source: Source, method: str) -> Any:
     except (DeploykitError, OSError):
         raise
     except Exception as error:  # A source may be the user's own code.
-        raise DataError(f"{what} raised {type(error).__name__}: {error}; mend it") from error
+        line = line_of(error)
+        where = f" ({line})" if line else ""
+        raise DataError(f"{what} raised {type(error).__name__}: {error}{where}; mend it") from error
     try:
         return json.loads(json.dumps(found, default=_plain))
     except (TypeError, ValueError) as error:

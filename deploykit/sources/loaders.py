@@ -12,6 +12,7 @@ from typing import Any
 
 from deploykit.errors import DataError, DeploykitError
 from deploykit.standin import StandIn
+from deploykit.traces import line_of
 from deploykit.wording import said
 
 __all__ = ["Found", "Made", "called", "find_datasets", "leaves", "left_out", "rows_of"]
@@ -65,7 +66,9 @@ def called(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
         raise
     # The user's code may raise anything, and what exits must not end the run as if it were done; the cause is kept.
     except (Exception, SystemExit) as error:
-        raise DataError(f"{where}: raised {type(error).__name__}: {said(error)}{_advice(error)}") from error
+        line = line_of(error)
+        what = f"{type(error).__name__}: {said(error)}{f' ({line})' if line else ''}"
+        raise DataError(f"{where}: raised {what}{_advice(error)}") from error
 
 
 def _advice(error: BaseException) -> str:

@@ -2,15 +2,14 @@
 
 import contextlib
 import errno
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.errors import DeploykitError, RunError
+from deploykit.traces import line_of
 from deploykit.wording import counted
 from deploykit.writers.base import Batch, Writer, misfit
 
@@ -44,7 +43,7 @@ def calling(writer: Writer, name: str, doing: str, advice: str) -> Iterator[None
                 f"writer {name}: {doing} takes more memory than there is ({error}); allow more (the container's limit, "
                 "ulimit -v), or name a smaller --batch-size or another --writer"
             ) from error
-        raise RunError(f"writer {name}: {doing} raised {told(type(writer), error)}; {advice}") from error
+        raise RunError(f"writer {name}: {doing} raised {told(error)}; {advice}") from error
 
 
 def reading(writer: Writer, read: Callable[[], Iterable[Batch]], name: str) -> Iterator[Batch]:
@@ -110,23 +109,7 @@ def _is_ours(writer: Writer) -> bool:
     return type(writer).__module__.startswith("deploykit.")
 
 
-def told(kind: type[Writer], error: Exception) -> str:
-    """What a writer of that class raised, with the line of its file that was running."""
-    text = " ".join(str(error).split())[:500]
-    where = _line(kind, error)
-    return f"{type(error).__name__}{f': {text}' if text else ''}{f' ({where})' if where else ''}"
-
-
-def _line(kind: type, error: Exception) -> str:
-    """The innermost line of the writer's own file that was running."""
-    try:
-        file = inspect.getfile(kind)
-    except (OSError, TypeError):
-        return ""
-    trace: Any = error.__traceback__
-    found = ""
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == file:
-            found = f"{file}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return found
+def told(error: Exception) -> str:
+    """What a writer raised, with the line of the user's code that was running."""
+    text, line = " ".join(str(error).split())[:500], line_of(error)
+    return f"{type(error).__name__}{f': {text}' if text else ''}{f' ({line})' if line else ''}"

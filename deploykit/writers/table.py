@@ -65,7 +65,7 @@ def _made(name: str, kind: type[Writer], outputs: Sequence[TensorSpec]) -> Write
         raise
     except Exception as error:
         raise UsageError(
-            f"writer {name!r}: making it raised {told(kind, error)}; it is made with one argument, the outputs as a "
+            f"writer {name!r}: making it raised {told(error)}; it is made with one argument, the outputs as a "
             "sequence of TensorSpec: mend its method __init__"
         ) from error
 

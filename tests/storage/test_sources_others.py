@@ -404,7 +404,7 @@ def test_a_source_without_a_place_and_a_fingerprint_that_raises(tmp_path: Path) 
     with pytest.raises(UsageError, match=r"raw.py:Raw: is a source, which reads a place; .*raw.py:Raw:PLACE"):
         opened(f"{tmp_path}/raw.py:Raw")
     source = opened(f"{tmp_path}/raw.py:Raw:{tmp_path}/rows.raw")
-    with pytest.raises(DataError, match=r"source Raw: its fingerprint\(\) raised KeyError: 'kind'; mend it"):
+    with pytest.raises(DataError, match=r"Raw: its fingerprint\(\) raised KeyError: 'kind' \(.*raw\.py:15\); mend"):
         json_of(source, "fingerprint")
 
 
