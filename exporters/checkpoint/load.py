@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from deploykit.errors import CheckpointError, UsageError
+from deploykit.traces import line_of
 from exporters.checkpoint.keys import match_keys
 from exporters.checkpoint.late import check_left_out, set_up, setup_not_called
 from exporters.checkpoint.lightningcli import described
@@ -138,8 +139,10 @@ def _after_hook(module: nn.Module, checkpoint: Checkpoint, subject: str) -> tupl
     try:
         hook(content)
     except (Exception, SystemExit) as error:
+        line = line_of(error)
+        place = f" ({line})" if line else ""
         raise CheckpointError(
-            f"{subject}: {type(module).__name__}.on_load_checkpoint failed: {type(error).__name__}: {error}; "
+            f"{subject}: {type(module).__name__}.on_load_checkpoint failed: {type(error).__name__}: {error}{place}; "
             "expected a hook that works without a Trainer; correct it"
         ) from error
     return content["state_dict"], ("the module's own on_load_checkpoint was called",)

@@ -10,6 +10,7 @@ from torch import nn
 
 from deploykit.errors import CheckpointError, UsageError
 from deploykit.registry import import_target
+from deploykit.traces import line_of
 from exporters.checkpoint.arguments import Arguments, bind_arguments, signature_text, with_dataclasses
 from exporters.checkpoint.attached import attached
 from exporters.checkpoint.lightningcli import made_by_cli
@@ -89,9 +90,10 @@ def _called(
             module = _made(function, bound, maker, notes)
     except (Exception, SystemExit) as error:
         named = (f"{key}={reprlib.repr(value)}" for key, value in bound.named.items())
-        given = [*map(reprlib.repr, bound.positional), *named]
+        given, line = [*map(reprlib.repr, bound.positional), *named], line_of(error)
+        place = f" ({line})" if line else ""
         raise CheckpointError(
-            f"--module {name}: building it failed: {type(error).__name__}: {error}; it was called with "
+            f"--module {name}: building it failed: {type(error).__name__}: {error}{place}; it was called with "
             f"({', '.join(given)}) and takes {signature_text(function)}; correct the arguments with --arg NAME=VALUE, "
             "or name a function that builds the module: FILE.py:FUNCTION"
         ) from error
