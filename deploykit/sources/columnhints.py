@@ -1,14 +1,32 @@
 """What to try where the columns of a table do not give the inputs of the model."""
 
+import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-__all__ = ["cast_hint", "comma_hints", "map_hint", "map_prefix", "name_hints", "whole_hint"]
+__all__ = [
+    "cast_hint",
+    "comma_hints",
+    "is_row_name",
+    "map_hint",
+    "map_prefix",
+    "name_hints",
+    "row_name_hints",
+    "whole_hint",
+]
 
 _NUMBERED = re.compile(r"([^*?\[\]'=,]*[^*?\[\]'=,\d])\d+")
 _COMMA = re.compile(r"^text \(row \d+: ('[+-]?\d[\d.]*(?:,\d+)+')")
+
+_ROW_NAME = re.compile(
+    r"|unnamed: \d+|__index_level_\d+__|index|row|(?:.*[^a-z])?(?:id|uuid|guid)|rowid|(?-i:.*[a-z]I[dD])", re.IGNORECASE
+)
+"""The index that pandas writes, and ids."""
+
+_MOST_NAMED = 30
 
 _MOST_NAMES = 5
 """Of so many names it is asked which may have been meant: to look for one among thousands takes long."""
@@ -42,6 +60,43 @@ def map_hint(name: str, width: int, prefix: str) -> str:
     "2 columns are called p_...: try --map 'x=p_*' (columns={'x': ['p_*']})"
     """
     return f"{width} columns are called {prefix}...: try --map '{name}={prefix}*' (columns={{{name!r}: ['{prefix}*']}})"
+
+
+def is_row_name(name: str) -> bool:
+    """Whether a column is called as one that says which row it is, and nothing of what is in it.
+
+    >>> [name for name in ["", "ID", "user_id", "userId", "__index_level_0__", "age", "paid"] if is_row_name(name)]
+    ['', 'ID', 'user_id', 'userId', '__index_level_0__']
+    """
+    return _ROW_NAME.fullmatch(name) is not None
+
+
+def row_name_hints(name: str, width: int, numbers: Sequence[str]) -> Iterator[str]:
+    """What to write where columns of single numbers would fit, if one of them were an input, or none.
+
+    >>> list(row_name_hints("x", 2, ["id", "age"]))
+    ["'id' may only say which row it is, so it is not taken by itself; if it is an input: --map x=id,age"]
+    >>> list(row_name_hints("x", 2, ["id", "age", "size"]))
+    ["'id' may only say which row it is, so it is not left out by itself; without it: --map x=age,size"]
+    """
+    others = [column for column in numbers if not is_row_name(column)]
+    rows = ", ".join(repr(column) for column in numbers if is_row_name(column))
+    if len(others) == len(numbers):
+        return
+    one = len(numbers) - len(others) == 1
+    may = f"{rows} may only say which row it is, so {'it is' if one else 'they are'} not"
+    if len(numbers) == width:
+        yield f"{may} taken by itself; if it is an input: {_mapped(name, numbers)}"
+    elif len(others) == width:
+        yield f"{may} left out by itself; without it: {_mapped(name, others)}"
+
+
+def _mapped(name: str, columns: Sequence[str]) -> str:
+    if len(columns) > _MOST_NAMED:
+        return f"--map {name}=..., with all {len(columns)} columns"
+    plain = all(column and column == column.strip() and not set(",[") & set(column) for column in columns)
+    listed = ",".join(columns) if plain else json.dumps(columns, ensure_ascii=False)
+    return f"--map {shlex.quote(f'{name}={listed}')}"
 
 
 def cast_hint(name: str, want: str, *, lists: bool, more: bool) -> str:

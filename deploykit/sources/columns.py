@@ -8,7 +8,16 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from deploykit.errors import DataError
-from deploykit.sources.columnhints import cast_hint, comma_hints, map_hint, map_prefix, name_hints, whole_hint
+from deploykit.sources.columnhints import (
+    cast_hint,
+    comma_hints,
+    is_row_name,
+    map_hint,
+    map_prefix,
+    name_hints,
+    row_name_hints,
+    whole_hint,
+)  # fmt: skip
 from deploykit.sources.reading import Reading
 from deploykit.tensors import TEXT, TensorSpec
 from deploykit.texts import natural
@@ -84,7 +93,8 @@ def match_columns(
             chosen[spec.name] = names
         else:
             problems[spec.name] = problem
-            hints += _hints(spec, [by_name[name] for name in names if name in by_name], columns, text=text)
+            found = [by_name[name] for name in names if name in by_name]
+            hints += _hints(spec, found, columns, text=text, alone=len(inputs) == 1)
     absent = [name for name in reading.keep if name not in by_name]
     if problems or absent:
         hints += comma_hints(column.described for column in columns)
@@ -164,7 +174,7 @@ def _all_numbers(spec: TensorSpec, columns: Sequence[Column], notes: list[str]) 
         return (lists[0],)
     numbers = [column.name for column in columns if column.is_number and not column.shape]
     width = 1 if not spec.row_shape else spec.row_shape[0] if len(spec.row_shape) == 1 else None
-    if not lists and len(numbers) == width:
+    if not lists and len(numbers) == width and not any(map(is_row_name, numbers)):
         notes.append(f"the columns {_listed(numbers)} are taken for the input {spec.name!r}, in the order of the data")
         return tuple(numbers)
     return ()
@@ -244,7 +254,9 @@ def _refusal(
     return "\n".join(lines)
 
 
-def _hints(spec: TensorSpec, chosen: Sequence[Column], columns: Sequence[Column], *, text: bool) -> Iterator[str]:
+def _hints(
+    spec: TensorSpec, chosen: Sequence[Column], columns: Sequence[Column], *, text: bool, alone: bool
+) -> Iterator[str]:
     """What to try for an input that gets no columns, or those that do not fit."""
     width = spec.row_shape[0] if len(spec.row_shape) == 1 else 0
     usable = [column for column in columns if column.is_number and column.dtype is not None and not column.shape]
@@ -255,6 +267,8 @@ def _hints(spec: TensorSpec, chosen: Sequence[Column], columns: Sequence[Column]
         if {column.name for column in called} != {column.name for column in chosen}:
             yield map_hint(spec.name, int(width), prefix)
         chosen = chosen or called  # What the pattern finds must not be refused next.
+    elif alone and not chosen and isinstance(width, int):
+        yield from row_name_hints(spec.name, width, [column.name for column in usable])
     wide = [column for column in chosen if _is_wider(column, spec)]
     if wide and not text:
         yield cast_hint(wide[0].name, spec.dtype, lists=bool(wide[0].shape), more=len(wide) > 1)

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -165,6 +166,27 @@ def test_single_columns_in_the_order_of_the_data(tmp_path: Path, name: str) -> N
     kept = TensorSpec(name="x", dtype="float32", shape=("batch", 3))
     narrow: Any = opened(tmp_path / name, [kept], keep=("f1",))
     np.testing.assert_array_equal(narrow.read(0, 9)["x"], VECTORS[:9, [0, 2, 3]])
+
+
+@pytest.mark.parametrize("name", ["id", "user_id", "userId", "index", "__index_level_0__", "", "Unnamed: 0"])
+@pytest.mark.parametrize("features", [3, 4])
+def test_what_says_which_row_it_is_becomes_no_input_by_itself(tmp_path: Path, name: str, features: int) -> None:
+    measured = ["age", "size", "height", "width"][:features]
+    columns = {name: np.arange(ROWS), **{each: VECTORS[:, n] for n, each in enumerate(measured)}}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    write_csv(tmp_path / "rows.csv", pa.table(columns))
+    wanted = measured if features == 4 else list(columns)
+    for file in ("rows.parquet", "rows.csv"):
+        for keep in ((), (name,)) if name and features == 3 else ((),):
+            with pytest.raises(DataError) as told:
+                opened(tmp_path / file, keep=keep)
+            (hint,) = (line for line in str(told.value).splitlines() if "may only say which row" in line)
+            assert hint.startswith(repr(name)), hint
+            option, mapped = shlex.split(hint[hint.index("--map") :])
+            assert option == "--map"
+            source = opened(tmp_path / file, columns=parse_map([mapped]))
+            assert source.notes == []
+            assert source._match.inputs["x"] == tuple(wanted)
 
 
 def test_a_pattern_whose_order_is_another_one_says_so(tmp_path: Path) -> None:
