@@ -12,7 +12,7 @@ from deploykit.runs.feed import writing
 from deploykit.runs.job import Job
 from deploykit.runs.rundir import REPORT_NAME, RunDirectory
 from deploykit.storage.files import appears_whole, write_json
-from runners.pipeline.timing import RESOLUTION, Histogram, Meter
+from runners.pipeline.timing import RESOLUTION, Histogram, Meter, odd_text
 from runners.ranks.assignment import Assignment
 from runners.report_page import page
 
@@ -76,6 +76,7 @@ def write_report(
         "write_interval": job.write_interval,
         "nan": job.nan,
         "nan_rows": sum(meter.nan_rows for meter in measured),
+        "not_finite": {name: {"rows": rows, "first": first} for name, (rows, first) in _odd(measured).items()},
         "on_error": job.on_error,
         "failed_rows": figures.failed_rows,
         "complete": figures.complete,
@@ -107,7 +108,19 @@ def notes_of_ranks(assignments: Sequence[Assignment], meters: Mapping[int, Meter
         for each in assignments
         if each.rank in meters and (sizes := meters[each.rank].halvings)
     ]
-    return [*halved, *(meter.padding for meter in meters.values() if meter.padding)]
+    odd = _odd(list(meters.values()))
+    paddings = (meter.padding for meter in meters.values() if meter.padding)
+    return [*halved, *paddings, *([odd_text(odd)] if odd else [])]
+
+
+def _odd(meters: Sequence[Meter]) -> dict[str, list[int]]:
+    """The ``odd`` of all of them."""
+    found: dict[str, list[int]] = {}
+    for meter in meters:
+        for name, (rows, first) in meter.odd.items():
+            others, before = found.get(name, (0, first))
+            found[name] = [others + rows, min(before, first)]
+    return found
 
 
 def spent(meters: Sequence[Meter]) -> dict[str, float]:

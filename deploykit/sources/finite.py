@@ -1,4 +1,4 @@
-"""NaN in the inputs: found on every batch, so it must cost next to nothing."""
+"""NaN in the inputs, and what is not finite in the outputs: looked for in every batch, at next to no cost."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 from deploykit.errors import DataError
 
-__all__ = ["check_finite", "count_nan_rows", "nan_rows"]
+__all__ = ["check_finite", "count_nan_rows", "nan_rows", "odd_rows"]
 
 Array = np.ndarray[Any, Any]
 
@@ -45,6 +45,19 @@ def count_nan_rows(inputs: Mapping[str, Array]) -> int:
     """How many rows of the batch have a NaN in any input."""
     bad = [np.isnan(array.reshape(len(array), -1)).any(axis=1) for array in inputs.values() if _has_nan(array)]
     return int(np.logical_or.reduce(bad).sum()) if bad else 0
+
+
+def odd_rows(array: Array) -> list[int]:
+    """The places in the batch of the rows with a NaN or an infinity."""
+    if array.dtype.kind != "f" or not array.size or _is_finite(array):
+        return []
+    return np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1)).tolist()
+
+
+def _is_finite(array: Array) -> bool:
+    if array.dtype == np.float16:
+        return bool((np.ascontiguousarray(array).view(np.uint16) & _HALF_MAGNITUDE).max() < _HALF_INFINITY)
+    return bool(np.isfinite(array).all())
 
 
 def _has_nan(array: Array) -> bool:

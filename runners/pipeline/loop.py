@@ -260,7 +260,9 @@ class Pipeline:
         while True:
             first = self._outputs.get()
             began, waited = perf_counter(), self._outputs.get_wait_s
-            batches: Iterable[Batch] = grouped(self._batches(first))
+            outputs = [output.name for output in self._task.runner.artifact.manifest.outputs]
+            looked_at = self._meter.looking(outputs, self._batches(first), self._listener.warned)
+            batches: Iterable[Batch] = grouped(looked_at)
             if self._skips:
                 # How many rows there are is known at the end of the shard, and a writer is told it at the beginning.
                 batches = list(batches)

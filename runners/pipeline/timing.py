@@ -2,14 +2,16 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 from typing import Any
 
+from deploykit.sources.finite import odd_rows
+from deploykit.wording import counted
 from deploykit.writers.base import Batch
 
-__all__ = ["RESOLUTION", "Histogram", "Meter", "timed"]
+__all__ = ["RESOLUTION", "Histogram", "Meter", "odd_text", "timed"]
 
 RESOLUTION = 0.01
 """Width of a latency bin, relative: a percentile is right to within half of it."""
@@ -63,6 +65,7 @@ class Meter:
         first_end_s, last_end_s: when the first and the last batch were predicted, since ``origin_s``.
         windows: rows predicted in each full second since ``origin_s``.
         nan_rows: rows with a NaN in the inputs, where the policy allows it.
+        odd: by output, how many rows of it hold NaN or infinity, and the sample id of the first of them.
         halvings: sizes of batches that did not fit into memory and were halved.
         padding: what people should know where the padding of rows shows in their predictions.
         draws_per_call: Monte Carlo draws of one call of the model at most; None for a deterministic one.
@@ -85,6 +88,7 @@ class Meter:
     latency: Histogram = field(default_factory=Histogram)
     windows: Counter[int] = field(default_factory=Counter)
     nan_rows: int = 0
+    odd: dict[str, list[int]] = field(default_factory=dict)
     draws_per_call: int | None = None
     draws_used: int = 0
     halvings: list[int] = field(default_factory=list)
@@ -110,6 +114,17 @@ class Meter:
         self.windows[int(now)] += rows
         return added
 
+    def looking(self, names: Sequence[str], batches: Iterable[Batch], told: Callable[[str], None]) -> Iterator[Batch]:
+        """The batches, whose rows that are not finite are counted for each of the outputs; the first are ``told``."""
+        for batch in batches:
+            for name in names if len(batch.sample_ids) else ():
+                if places := odd_rows(batch.outputs[name]):
+                    rows, first = self.odd.get(name, (0, int(batch.sample_ids[places[0]])))
+                    self.odd[name] = [rows + len(places), first]
+                    if not rows:
+                        told(odd_text({name: self.odd[name]}))
+            yield batch
+
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
         return data | {"latency": self.latency.bins(), "windows": dict(self.windows)}
@@ -128,3 +143,15 @@ def timed(batches: Iterable[Batch], timings: dict[str, float]) -> Iterator[Batch
         began = perf_counter()
         yield batch
         timings["write_s"] += perf_counter() - began
+
+
+def odd_text(odd: Mapping[str, Sequence[int]]) -> str:
+    """What people should know of a meter's ``odd``.
+
+    >>> odd_text({"logits": [3, 17]})
+    "not finite: 3 rows of output 'logits', the first is row 17; NaN and infinity are kept as the model gave them"
+    """
+    each = [
+        f"{counted(rows, 'row')} of output {name!r}, the first is row {first}" for name, (rows, first) in odd.items()
+    ]
+    return f"not finite: {' and '.join(each)}; NaN and infinity are kept as the model gave them"

@@ -321,6 +321,25 @@ def test_nan_stops_with_the_row_and_allow_counts(artifact_paths: dict[str, Path]
     assert (report["nan"], report["nan_rows"]) == ("allow", 1)
 
 
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+def test_outputs_that_are_not_finite_are_counted_and_told(
+    artifact_paths: dict[str, Path], tmp_path: Path, devices: str
+) -> None:
+    x = np.ones((50, 4), np.float32)
+    x[[33, 40, 49], 2] = np.inf, np.nan, -np.inf
+    np.save(tmp_path / "x.npy", x)
+    result = run(
+        artifact_paths["plain"], tmp_path / "x.npy", tmp_path / "r", nan="allow", batch_size=4, devices=devices
+    )
+    with np.errstate(all="ignore"):
+        expected = handmade.expected("plain", {"x": x})
+    odd = {name: np.flatnonzero(~np.isfinite(values).reshape(50, -1).all(1)) for name, values in expected.items()}
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert report["not_finite"] == {name: {"rows": len(rows), "first": int(rows[0])} for name, rows in odd.items()}
+    (note,) = (note for note in result.notes if note.startswith("not finite: 3 rows of output 'logits', the first is"))
+    assert note in report["notes"]
+
+
 def test_a_nan_is_told_with_its_file_where_there_are_several(artifact_paths: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     for name, last in (("a", 4.0), ("b", float("nan")), ("c", 4.0)):

@@ -41,7 +41,7 @@ class Source:
 
 
 class Runner:
-    artifact = SimpleNamespace(manifest=SimpleNamespace(monte_carlo=None, inputs=(), bounds={}))
+    artifact = SimpleNamespace(manifest=SimpleNamespace(monte_carlo=None, inputs=(), outputs=(), bounds={}))
     lanes = 1
 
     def __init__(self) -> None:

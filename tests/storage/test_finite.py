@@ -6,6 +6,7 @@ from hypothesis.extra import numpy as hnp
 
 from deploykit.errors import DataError
 from deploykit.sources import check_finite, count_nan_rows
+from deploykit.sources.finite import odd_rows
 
 FLOATS = st.sampled_from([np.float16, np.float32, np.float64]).flatmap(
     lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=6))
@@ -46,3 +47,14 @@ def test_rows_with_nan_in_several_inputs_count_once() -> None:
     a, b = np.zeros((3, 2), np.float32), np.zeros(3, np.float64)
     a[1] = b[1] = b[2] = np.nan
     assert count_nan_rows({"a": a, "b": b}) == 2
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_rows_that_are_not_finite_are_found(dtype: type) -> None:
+    array = np.full((6, 2, 3), np.finfo(dtype).max, dtype)
+    array[4:] = np.finfo(dtype).min
+    assert odd_rows(array) == []
+    array[1, 0, 2], array[3, 1, 1], array[5, 1, 0] = np.nan, np.inf, -np.inf
+    assert odd_rows(array) == [1, 3, 5]
+    assert odd_rows(array[:, 0]) == [1]
+    assert odd_rows(array[:0]) == odd_rows(np.arange(3)) == []
