@@ -2,14 +2,18 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deploykit.cli.showing import shown
 from deploykit.cli.text import NamedPath, at_home, number
 from deploykit.counts import MOST_DRAWS
+from deploykit.errors import RunError
 from deploykit.wording import counted
+
+if TYPE_CHECKING:
+    from runners.job import RunResult
 
 __all__ = ["merge", "run"]
 
@@ -143,8 +147,16 @@ def run(
 
     options |= {"columns": parse_map(mapping), "keep": keep, "pad": parse_pad(pad)}
     result = run_job(artifact, at_home(data), output, **options, progress="none" if quiet else "auto")
-    if quiet:
-        return
+    if not quiet:
+        _tell(result)
+    if _is_lost(result):
+        raise RunError(
+            f"run directory {result.path}: every row failed and was left out, so there are no predictions; why is in "
+            "failed.jsonl there: mend the data or the model, and name a new directory"
+        )
+
+
+def _tell(result: "RunResult") -> None:
     for note in result.notes:
         click.echo(f"note: {note}", err=True)
     click.echo(
@@ -161,12 +173,17 @@ def run(
         click.echo(f"{failed} failed, left out of the predictions: {result.path}/failed.jsonl")
     if result.draws_per_row is not None:
         click.echo(f"{result.draws_per_row:.1f} draws per row; the saving is in {result.path}/report.html")
-    if result.missing_shards:
+    if result.missing_shards or _is_lost(result):
         return  # The rank of a launcher that is the last to end says what is next.
     path = str(result.path)
     place = shlex.quote(f"./{path}" if path.startswith("-") else path)  # Else it would pass for an option.
     merging = f"; deploykit merge {place} -o predictions.{result.merges_to}" if result.merges_to else ""
     click.echo(f"next: deploykit verify {place}{merging}")
+
+
+def _is_lost(result: "RunResult") -> bool:
+    """Whether there are rows, and all of them failed."""
+    return 0 < result.rows == result.failed_rows and not result.missing_shards
 
 
 @click.command()

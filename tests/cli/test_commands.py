@@ -186,6 +186,18 @@ def test_status_from_another_terminal(call: Call, capsys: pytest.CaptureFixture[
     assert call("status", "model") == 1
 
 
+@pytest.mark.parametrize("quiet", [(), ("-q",)])
+def test_a_run_of_which_every_row_fails_is_no_success(
+    call: Call, place: Path, capsys: pytest.CaptureFixture[str], quiet: tuple[str, ...]
+) -> None:
+    np.save("rows.npy", np.full_like(np.load("rows.npy"), np.nan))
+    for _ in range(2):
+        assert call("run", "model", "--data", "rows.npy", "-o", "out", "--on-error", "skip", *quiet) == 1
+        printed = capsys.readouterr()
+        assert "run directory out: every row failed and was left out, so there are no predictions" in printed.err
+        assert "next:" not in printed.out
+
+
 def test_rows_that_fail_are_left_out_on_request_and_said(
     call: Call, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
