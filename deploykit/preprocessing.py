@@ -107,6 +107,7 @@ def parse_preprocessing(texts: str | Sequence[str], inputs: Sequence[TensorSpec]
             )
         step = ImagePreprocessing(**{**_defaults(by_name[name]), **dict(_setting(text, word) for word in words)})
         _check_counts(text, step)
+        _check_crop(text, step)
         step.check(by_name[name])
         found[name] = step.to_json()
     return found or None
@@ -170,6 +171,18 @@ def _numbers(text: str) -> tuple[float, ...]:
     if not np.isfinite(values).all():
         raise ValueError(text)
     return values
+
+
+def _check_crop(text: str, step: ImagePreprocessing) -> None:
+    """A crop of more than what ``resize`` leaves, of which a single number is the shorter side, fits into no image."""
+    if step.resize is None or step.crop is None:
+        return
+    crop = step.crop if len(step.resize) == 2 else (min(step.crop),)
+    if any(part > whole for part, whole in zip(crop, step.resize, strict=True)):
+        raise UsageError(
+            f"preprocess {text!r}: the crop of {step.crop[0]}x{step.crop[1]} is larger than the images after resize; "
+            "give a smaller crop, or a larger resize"
+        )
 
 
 def _check_counts(text: str, step: ImagePreprocessing) -> None:

@@ -424,6 +424,12 @@ def test_a_fingerprint_that_is_no_dict_is_refused(tmp_path: Path, given: str, sa
         fingerprint_of(source)
 
 
+@pytest.mark.parametrize("text", ["resize=20 crop=32", "resize=40x20 crop=32", "resize=256 crop=300x257"])
+def test_a_crop_of_more_than_is_left_by_resize_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"the crop of \d+x\d+ is larger than the images after resize; give a smaller"):
+        parse_preprocessing(f"x=image {text}", [PHOTO])
+
+
 def test_what_images_have_to_keep_and_that_they_have_no_columns(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"columns file, folder to keep, got \['label'\]; name one of them"):
