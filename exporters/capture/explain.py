@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.tensors import TensorSpec
+from deploykit.traces import line_of
+from deploykit.wording import first_line
 from exporters.capture.conditions import condition_of, without_the_size
 from exporters.capture.fixed import Step
 from exporters.noise.sites import site_name
@@ -112,9 +114,40 @@ def explain(
             f"{where}the method takes its batch apart into other parts than the inputs {given}: {head}; name each part "
             "with --input, labels as well, or export --method forward"
         )
+    return _uncaptured(error, module, specs, example, where)
+
+
+def _uncaptured(
+    error: Exception, module: nn.Module, specs: Sequence[TensorSpec], example: Sequence[Tensor], where: str
+) -> str:
+    """What is said where nothing else is known; what the module raises itself says in numbers what torch's capture
+    says in symbols.
+    """
+    failure = _own_failure(module, example)
+    text = _named_sizes(str(error).strip(), specs)
+    head = first_line(failure) if failure is not None else text.splitlines()[0] if text else type(error).__name__
+    kind = type(error).__name__ if failure is None else f"{type(failure).__name__} in a batch of {len(example[0])}"
+    line = "" if failure is None else _line(failure, where)
     sizes = _sizes(specs, example) if isinstance(error, _OF_SIZES) and _ABOUT_SIZES.search(text) else ""
-    text = f"{where}the module could not be captured: {kind}: {head.removesuffix('.')}; its inputs were {given}"
-    return f"{text} with {sizes}: where that is too small for it, give an --example of a real size" if sizes else text
+    what = f"{kind}: {head.removesuffix('.')}{line}; its inputs were {', '.join(map(str, specs))}"
+    advice = f" with {sizes}: where that is too small for it, give an --example of a real size" if sizes else ""
+    return f"{where}the module could not be captured: {what}{advice}"
+
+
+def _own_failure(module: nn.Module, example: Sequence[Tensor]) -> Exception | None:
+    """What the module raises without any capture."""
+    try:
+        with torch.no_grad():
+            module(*example)
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        return error
+    return None
+
+
+def _line(failure: Exception, where: str) -> str:
+    """The line of the user's code, if it is not said already: of a layer of torch's that is the line that calls it."""
+    line = Path(line_of(failure)).name
+    return f" ({line})" if line and line not in where else ""
 
 
 def _transforming(error: Exception, fixed: Sequence[Step]) -> str | None:

@@ -5,6 +5,7 @@ Asked of the module itself, in eager PyTorch with the masks of the numpy referen
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from deploykit.compare import worst_of
 from deploykit.errors import DeploykitError, ExportError
+from deploykit.traces import line_of
 from exporters.capture.reach import needed_for
 from exporters.checks.reference import Reference
 from exporters.checks.trainmodes import close
@@ -266,8 +268,10 @@ def blaming_the_module(sizes: Mapping[str, int]) -> Iterator[None]:
     except DeploykitError:
         raise
     except Exception as error:
+        line = Path(line_of(error)).name
+        what = f"{type(error).__name__}: {error}{line and f' ({line})'}"
         raise ExportError(
-            f"the module itself fails on random inputs with {dict(sizes)}: {type(error).__name__}: {error}; "
+            f"the module itself fails on random inputs with {dict(sizes)}: {what}; "
             "give a real --example, a --range for integer inputs, the dtypes that it takes with --input, or fix the "
             "dimension that must not change. Every value is drawn for itself: where some belong together, as two "
             "corners of a box do, take free ones (a corner and a size) in a module around it, and compute the others"

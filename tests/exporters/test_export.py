@@ -282,7 +282,7 @@ def test_a_failing_export_leaves_nothing(tmp_path: Path) -> None:
         (
             {"inputs": ["x:float32[batch,7]"]},
             ExportError,
-            r"could not be captured: .* 7\] X .*; its inputs were x:float32\[batch,7\]$",
+            r"captured: RuntimeError in a batch of 5: .* \(5x7 and \d+x\d+\) \(.*\.py:\d+\); .* x:float32\[batch,7\]$",
         ),
         ({"ranges": {"q": (0, 4)}}, UsageError, "no such input"),
     ],
