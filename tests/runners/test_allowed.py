@@ -116,7 +116,8 @@ def with_inputs(case: Case, *inputs: TensorSpec) -> list[np.ndarray[Any, Any]]:
         return {"y": (arrays["x"] * 2).astype(np.float32)}
 
     case.runner.predict = watched  # type: ignore[method-assign]
-    case.runner.artifact = SimpleNamespace(manifest=SimpleNamespace(monte_carlo=None, inputs=inputs, bounds={}))
+    manifest = SimpleNamespace(monte_carlo=None, inputs=inputs, outputs=(), bounds={})
+    case.runner.artifact = SimpleNamespace(manifest=manifest)
     return seen
 
 
