@@ -99,15 +99,21 @@ def _mapped(name: str, columns: Sequence[str]) -> str:
     return f"--map {shlex.quote(f'{name}={listed}')}"
 
 
-def cast_hint(name: str, want: str, *, lists: bool, more: bool) -> str:
+def cast_hint(name: str, want: str, *, depth: int, more: bool) -> str:
     """How float64 becomes the narrower floats of the model, which is never done in silence.
 
-    >>> cast_hint("x", "float32", lists=False, more=False)
+    ``depth`` is how deep the lists of the column are; pyarrow takes arrays of one dimension alone for the innermost.
+
+    >>> cast_hint("x", "float32", depth=0, more=False)
     "float64 is not rounded to float32 in silence: convert it, in pandas frame.astype({'x': 'float32'})"
     """
     cast = f"frame.astype({{{name!r}: {want!r}{', ...' if more else ''}}})"
-    if lists:
-        cast = f"frame[{name!r}] = [numpy.asarray(row, {want!r}) for row in frame[{name!r}]]"
+    if depth:
+        of = "row" if depth == 1 else "part"
+        each = f"numpy.asarray({of}, {want!r})"
+        for level in range(depth - 1, 0, -1):
+            each = f"[{each} for part in {'row' if level == 1 else 'part'}]"
+        cast = f"frame[{name!r}] = [{each} for row in frame[{name!r}]]"
     return f"float64 is not rounded to {want} in silence: convert it, in pandas {cast}"
 
 

@@ -271,7 +271,7 @@ def _hints(
         yield from row_name_hints(spec.name, width, [column.name for column in usable])
     wide = [column for column in chosen if _is_wider(column, spec)]
     if wide and not text:
-        yield cast_hint(wide[0].name, spec.dtype, lists=bool(wide[0].shape), more=len(wide) > 1)
+        yield cast_hint(wide[0].name, spec.dtype, depth=len(wide[0].shape), more=len(wide) > 1)
     floats = [column for column in chosen if (column.dtype or "").startswith("float") and not column.shape]
     if floats and "int" in spec.dtype:
         yield whole_hint(floats[0].name, floats[0].dtype or "", spec.dtype, more=len(floats) > 1)

@@ -189,6 +189,24 @@ def test_what_says_which_row_it_is_becomes_no_input_by_itself(tmp_path: Path, na
             assert source._match.inputs["x"] == tuple(wanted)
 
 
+@pytest.mark.parametrize("shape", [(4,), ("steps", 4), (2, "steps", 3)])
+def test_lists_of_float64_are_told_how_they_become_float32(tmp_path: Path, shape: tuple[int | str, ...]) -> None:
+    """The advice is followed to the letter."""
+    pandas = pytest.importorskip("pandas")
+    sizes = tuple(5 if size == "steps" else int(size) for size in shape)
+    values = np.random.default_rng(0).standard_normal((6, *sizes))
+    frame = pandas.DataFrame({"x": values.tolist()})
+    frame.to_parquet(tmp_path / "rows.parquet")
+    spec = TensorSpec(name="x", dtype="float32", shape=("batch", *shape))
+    with pytest.raises(DataError) as told:
+        opened(tmp_path / "rows.parquet", [spec])
+    advice = str(told.value).partition("convert it, in pandas ")[2].splitlines()[0]
+    exec(advice, {"frame": frame, "numpy": np})
+    frame.to_parquet(tmp_path / "rows.parquet")
+    found = opened(tmp_path / "rows.parquet", [spec]).read(0, 6)["x"]
+    np.testing.assert_array_equal(found, values.astype(np.float32))
+
+
 def test_a_pattern_whose_order_is_another_one_says_so(tmp_path: Path) -> None:
     table = pa.table({name: np.ones(3, np.float32) for name in ("radius", "area", "height", "width")})
     pq.write_table(table, tmp_path / "rows.parquet")
